@@ -1,0 +1,68 @@
+"""The error tree, and the one format in which a user sees a refusal.
+
+Every error says what went wrong, where (the user's own line if there is one), why, and what
+to do about it::
+
+    cannot couple channels through aten.roll (node roll_3)
+      at   mynet.py:41   x = torch.roll(x, 1, dims=1)
+      why  the roll moves channels by a distance that depends on data
+      do   replace the roll, or add a rule (README, "Add an op rule")
+"""
+
+
+def message(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
+    """Formats a refusal; lines that have nothing to say are left out."""
+    lines = [what]
+    for label, text in (("at", at), ("why", why), ("do", do)):
+        if text:
+            head, *rest = text.strip().splitlines()
+            lines.append(f"  {label:<5}{head}")
+            lines += [f"       {line}" for line in rest]
+    return "\n".join(lines)
+
+
+class FxpruneError(Exception):
+    """Base of all errors that a user can mend; the command line exits with `exit_code`."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, at: str = "", why: str = "", do: str = "") -> None:
+        super().__init__(what, at, why, do)
+        self.what, self.at, self.why, self.do = what, at, why, do
+
+    def __str__(self) -> str:
+        return message(self.what, at=self.at, why=self.why, do=self.do)
+
+
+class SpecError(FxpruneError):
+    """A SPEC that names no model: no such file, no factory, or a factory that raises."""
+
+
+class TraceError(FxpruneError):
+    """A model that torch.fx cannot trace, or whose example inputs do not fit."""
+
+
+class OptionError(FxpruneError):
+    """An unknown policy, pass or option, or a value outside its range."""
+
+
+class BudgetError(OptionError):
+    """A budget that cannot be parsed, is out of range, or that no widths can meet."""
+
+
+class DataError(FxpruneError):
+    """A data set that is missing or does not fit the model."""
+
+
+class RunError(FxpruneError):
+    """A run directory or saved file that is missing, damaged, or belongs to another model."""
+
+
+class GateError(FxpruneError):
+    """A selection or width that the gated network cannot take."""
+
+
+class ParityError(FxpruneError):
+    """The exported file does not compute what the network computes; nothing was written."""
+
+    exit_code = 1

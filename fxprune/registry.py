@@ -1,0 +1,136 @@
+"""Plug-ins: op rules, policies and passes are each one file in a folder, found by looking there.
+
+A plug-in is a class that derives from its folder's base class and names itself in `keys`. Options
+are the fields of a (frozen) dataclass; their text form is `name{field=value,other=value}`.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Hashable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+from fxprune.errors import OptionError
+
+
+class Plugin(Protocol):
+    """What a plug-in class must have: the keys under which it is found."""
+
+    keys: ClassVar[tuple[Hashable, ...]]
+
+
+P = TypeVar("P", bound=Plugin)
+
+
+def collect(package: str, base: type[P]) -> Mapping[Hashable, type[P]]:
+    """Imports every module of `package` and maps each key to the concrete subclass of `base`.
+
+    Args:
+        package: dotted name of the folder, for example `"fxprune.policies"`.
+        base: the folder's base class; abstract subclasses are left out.
+
+    Returns:
+        A read-only mapping, in alphabetical order of the modules.
+
+    Raises:
+        OptionError: two plug-ins share a key.
+    """
+    found: dict[Hashable, type[P]] = {}
+    folder = importlib.import_module(package)
+    for info in sorted(pkgutil.iter_modules(folder.__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"{package}.{info.name}")
+        for value in vars(module).values():
+            if not (inspect.isclass(value) and issubclass(value, base)):
+                continue
+            if inspect.isabstract(value) or value.__module__ != module.__name__ or value is base:
+                continue
+            for key in value.keys:
+                if key in found:
+                    raise OptionError(
+                        f"two plug-ins of {package} are called {key}",
+                        at=f"{found[key].__module__} and {value.__module__}",
+                        do="give one of them another key",
+                    )
+                found[key] = value
+    return MappingProxyType(found)
+
+
+def to_text(plugin: Any) -> str:
+    """Writes a plug-in with the options that differ from their defaults, so that it can be repeated.
+
+    The first of its keys is its name.
+    """
+    changed = [
+        f"{field.name}={getattr(plugin, field.name)}"
+        for field in dataclasses.fields(plugin)
+        if getattr(plugin, field.name) != field.default
+    ]
+    name = str(type(plugin).keys[0])
+    return name + (f"{{{','.join(changed)}}}" if changed else "")
+
+
+def from_text(text: str, known: Mapping[Hashable, type[P]], kind: str) -> P:
+    """Builds a plug-in from `name` or `name{field=value,…}`.
+
+    Args:
+        text: the text form.
+        known: what `collect` returned.
+        kind: the word for it in messages, such as `"policy"`.
+
+    Raises:
+        OptionError: the name or a field is unknown, or a value has the wrong type or range.
+    """
+    match = re.fullmatch(r"\s*([\w-]+)\s*(?:\{(.*)\})?\s*", text)
+    if match is None:
+        raise OptionError(
+            f"cannot read the {kind} {text!r}",
+            why="it is not of the form name or name{option=value,…}",
+            do=f"known: {', '.join(map(str, known))}",
+        )
+    name, body = match.group(1), match.group(2) or ""
+    if name not in known:
+        raise OptionError(f"unknown {kind} {name!r}", do=f"known: {', '.join(map(str, known))}")
+    options = dict(_item(part, text, kind) for part in body.split(",") if part.strip())
+    return build(known[name], options, f"{kind} {name!r}")
+
+
+def build(cls: type[P], options: Mapping[str, str], where: str) -> P:
+    """Builds the dataclass `cls` from texts, converted to the types of its fields."""
+    types = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    values = {}
+    for key, value in options.items():
+        if key not in fields:
+            raise OptionError(
+                f"the {where} has no option {key!r}",
+                do=f"known options: {', '.join(sorted(fields)) or 'none'}",
+            )
+        values[key] = _convert(value, types[key], f"option {key!r} of the {where}")
+    return cls(**values)
+
+
+def _item(part: str, text: str, kind: str) -> tuple[str, str]:
+    key, equals, value = part.partition("=")
+    if not equals:
+        raise OptionError(f"cannot read {part.strip()!r} in the {kind} {text!r}", do="write option=value")
+    return key.strip(), value.strip()
+
+
+def _convert(value: str, kind: Any, what: str) -> Any:
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value in choices:
+            return value
+        raise OptionError(f"{what} cannot be {value!r}", do=f"one of {', '.join(choices)}")
+    if kind is bool:
+        if value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        raise OptionError(f"{what} cannot be {value!r}", do="true or false")
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise OptionError(f"{what} cannot be {value!r}", do=f"give a {kind.__name__}") from error
