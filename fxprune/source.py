@@ -1,0 +1,435 @@
+"""Where a network comes from: the text SPEC becomes a module and example inputs.
+
+A SPEC is one of::
+
+    model.py               a file with build_model() or model, and optionally example_inputs
+    model.py:factory       a file and a name in it: a function, a class or a module
+    pkg.mod:factory        an importable module and a name in it
+    torchvision:resnet18   a network of torchvision, untrained
+    timm:resnet10t         a network of timm, untrained
+
+and may end in options for the factory: `torchvision:resnet18{num_classes=10}`.
+"""
+
+import ast
+import contextlib
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.errors import SpecError
+
+BATCH = 2  # rows of made-up example inputs; one row would not do for a batch norm behind a pooling
+
+FORMS = (
+    "model.py, model.py:factory, pkg.mod:factory, torchvision:NAME or timm:NAME,\n"
+    "with options for the factory in braces: torchvision:resnet18{num_classes=10}"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network, and inputs that fit it.
+
+    Attributes:
+        model: the network, as its factory left it.
+        example_inputs: one tensor per argument of `forward`, dim 0 the batch.
+        name: a short name that is fit for a file name.
+        spec: the SPEC it came from.
+    """
+
+    model: nn.Module
+    example_inputs: tuple[torch.Tensor, ...]
+    name: str
+    spec: str
+
+
+@dataclass(frozen=True)
+class _Factory:
+    """A network that has yet to be built, and what is known of its inputs."""
+
+    name: str
+    build: Callable[[], Any]
+    inputs: Callable[[], tuple[torch.Tensor, ...] | None]
+
+
+def resolve(spec: str, input: str | None = None, *, base: Path | None = None) -> Source:  # noqa: A002
+    """Builds the network that `spec` names.
+
+    Args:
+        spec: see the head of this module.
+        input: shape of the example input without its batch, such as `"3x32x32"`; several inputs
+            with commas. It goes before the inputs that the source itself offers.
+        base: folder that a relative file name starts from; by default the current one.
+
+    Raises:
+        SpecError: `spec` names nothing, its factory raises or returns no module, or no shape of
+            an input is known.
+    """
+    shapes = None if input is None else parse_shapes(input)
+    target, options = _split_options(spec)
+    factory = _find(target, options, base or Path.cwd(), spec)
+    model = _run(factory.build, f"the factory of {spec} raises")
+    if not isinstance(model, nn.Module):
+        raise SpecError(
+            f"the factory of {spec} made {_a(model)}",
+            why="a torch.nn.Module is needed",
+            do="return the module itself",
+        )
+    example_inputs = _made_up(shapes) if shapes else factory.inputs()
+    if example_inputs is None:
+        raise SpecError(
+            f"no shape is known for the input of {spec}",
+            why="the source has no example_inputs",
+            do="give --input, such as --input 3x32x32 (without the batch),\n"
+            f"or put example_inputs = torch.randn({BATCH}, 3, 32, 32) beside the factory",
+        )
+    return Source(model, example_inputs, factory.name, spec)
+
+
+def parse_shapes(text: str) -> tuple[tuple[int, ...], ...]:
+    """Reads shapes without their batch: `"3x32x32"`, or `"3x32x32,10"` for two inputs.
+
+    Raises:
+        SpecError: the text is none, or a size is not positive.
+
+    >>> parse_shapes("3x32x32")
+    ((3, 32, 32),)
+    >>> parse_shapes("3x32x32, 10")
+    ((3, 32, 32), (10,))
+    """
+    shapes = []
+    for part in text.split(","):
+        sizes = re.split(r"[x×]", part.strip())
+        if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
+            raise SpecError(
+                f"cannot read the input shape {text!r}",
+                do="write positive sizes without the batch, such as 3x32x32",
+            )
+        shapes.append(tuple(map(int, sizes)))
+    return tuple(shapes)
+
+
+def user_line(error: BaseException) -> str:
+    """Names the innermost line of the user's own code that `error` went through.
+
+    Code of the standard library, of installed packages and of fxprune is not the user's; if there
+    is nothing else, the innermost line of all is taken. Empty where there is no traceback.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return _line(error.filename, error.lineno, error.text)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_foreign(frame.filename)]
+    for frame in (own or list(frames))[-1:]:
+        return _line(frame.filename, frame.lineno, frame.line)
+    return ""
+
+
+def _line(filename: str, number: int | None, text: str | None) -> str:
+    path = Path(filename)
+    with contextlib.suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return f"{path}:{number}   {(text or '').strip()}".rstrip()
+
+
+def _is_foreign(filename: str) -> bool:
+    return filename.startswith("<") or any(map(filename.startswith, _foreign_folders()))
+
+
+@functools.cache
+def _foreign_folders() -> tuple[str, ...]:
+    here = Path(__file__).parent
+    paths = sysconfig.get_paths()
+    names = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return (*names, str(here), str(here.parent / "passes"))
+
+
+def _split_options(spec: str) -> tuple[str, dict[str, Any]]:
+    match = re.fullmatch(r"\s*([^{}]+?)\s*(?:\{(.*)\})?\s*", spec)
+    if match is None:
+        raise SpecError(f"cannot read the SPEC {spec!r}", do=f"write {FORMS}")
+    target, body = match.groups()
+    try:
+        call = ast.parse(f"f({body or ''})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError
+        return target, {_key(word): _literal(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise SpecError(
+            f"cannot read the options in the SPEC {spec!r}",
+            do="write {name=value,…} with plain values, such as {num_classes=10}",
+        ) from error
+
+
+def _key(word: ast.keyword) -> str:
+    if word.arg is None:
+        raise ValueError
+    return word.arg
+
+
+def _literal(value: ast.expr) -> Any:
+    return value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+
+
+def _find(target: str, options: dict[str, Any], base: Path, spec: str) -> _Factory:
+    if target.endswith(".py"):
+        return _from_file(base / target, None, options, spec)
+    head, colon, name = target.rpartition(":")
+    if not (colon and head and name):
+        raise SpecError(f"cannot read the SPEC {spec!r}", do=_advice(target))
+    if head.endswith(".py"):
+        return _from_file(base / head, name, options, spec)
+    if head == "torchvision":
+        return _from_torchvision(name, options)
+    if head == "timm":
+        return _from_timm(name, options)
+    return _from_import(head, name, options, base, spec)
+
+
+def _advice(target: str) -> str:
+    if re.fullmatch(r"\w+", target):
+        from torchvision import models
+
+        if target in models.list_models():
+            return f"write torchvision:{target}"
+    return f"write {FORMS}"
+
+
+def _from_file(path: Path, name: str | None, options: dict[str, Any], spec: str) -> _Factory:
+    if not path.is_file():
+        near = (
+            sorted(item.name for item in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        )
+        raise SpecError(
+            f"there is no file {path}",
+            do=_nearest(path.name, near) or f"write {FORMS}",
+        )
+    module = _run(lambda: _import_file(path), f"{path.name} cannot be imported")
+    build = _pick(module, name, options, spec, path.name)
+    stem = path.stem if name is None else f"{path.stem}-{name}"
+    return _Factory(stem, build, lambda: _inputs_of(module, spec))
+
+
+def _import_file(path: Path) -> ModuleType:
+    # Not under its own name: a file called torch.py or data.py must not replace another module.
+    name = f"_fxprune_source_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None  # the name ends in .py
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    with _first_on_path(path.resolve().parent):
+        found.loader.exec_module(module)
+    return module
+
+
+def _from_import(
+    dotted: str, name: str, options: dict[str, Any], base: Path, spec: str
+) -> _Factory:
+    def load() -> ModuleType:
+        with _first_on_path(base):
+            return importlib.import_module(dotted)
+
+    if not all(part.isidentifier() for part in dotted.split(".")):
+        raise SpecError(f"cannot read the SPEC {spec!r}", do=f"write {FORMS}")
+    try:
+        module = _run(load, f"the module {dotted} cannot be imported")
+    except SpecError as error:
+        cause = error.__cause__
+        if not isinstance(cause, ModuleNotFoundError) or not f"{dotted}.".startswith(
+            f"{cause.name}."
+        ):
+            raise
+        raise SpecError(
+            f"there is no module {cause.name}",
+            why=f"neither in {base} nor among the installed packages",
+            do="write the dotted name that Python would import, or the file: path/to/model.py",
+        ) from cause
+    build = _pick(module, name, options, spec, dotted)
+    return _Factory(f"{dotted.split('.')[-1]}-{name}", build, lambda: _inputs_of(module, spec))
+
+
+def _pick(
+    module: ModuleType, name: str | None, options: dict[str, Any], spec: str, where: str
+) -> Callable[[], Any]:
+    """Finds what makes the network in `module`, and says what there is if nothing does."""
+    wanted = ("build_model", "model") if name is None else (name,)
+    for candidate in wanted:
+        value = getattr(module, candidate, None)
+        if value is not None:
+            return _builder(value, options, spec, f"{candidate} in {where}")
+    offers = _offers(module)
+    raise SpecError(
+        f"{where} has no {' and no '.join(wanted)}",
+        do=_nearest(name or "", offers)
+        or (f"write {where}:NAME with one of {', '.join(offers)}" if offers else "")
+        or "write def build_model(): return … in it",
+    )
+
+
+def _builder(value: Any, options: dict[str, Any], spec: str, what: str) -> Callable[[], Any]:
+    if isinstance(value, nn.Module):
+        if options:
+            raise SpecError(f"{what} is a module: it takes no options")
+        return lambda: value
+    if callable(value):
+        return functools.partial(_called, value, options, spec)
+    raise SpecError(
+        f"{what} is {_a(value)}",
+        do="name a function, a class or a torch.nn.Module",
+    )
+
+
+def _offers(module: ModuleType) -> list[str]:
+    """The names that `module` itself defines and that could make a network."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (
+            isinstance(value, nn.Module)
+            or (inspect.isfunction(value) and value.__module__ == module.__name__)
+            or (inspect.isclass(value) and value.__module__ == module.__name__)
+        )
+    ]
+
+
+def _called(factory: Callable[..., Any], options: dict[str, Any], spec: str) -> Any:
+    """Calls `factory`; options that do not fit are told apart from errors inside of it."""
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # built in: no signature to ask
+        return factory(**options)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise SpecError(
+            f"the factory of {spec} cannot be called so",
+            why=f"{error}; its signature is {signature}",
+            do="give its options in braces, such as {num_classes=10}",
+        ) from error
+    return factory(**options)
+
+
+def _inputs_of(module: ModuleType, spec: str) -> tuple[torch.Tensor, ...] | None:
+    value = getattr(module, "example_inputs", None)
+    if value is not None and not isinstance(value, torch.Tensor) and callable(value):
+        value = _run(value, f"example_inputs of {spec} raises")
+    if value is None:
+        return None
+    tensors = (value,) if isinstance(value, torch.Tensor) else value
+    if not isinstance(tensors, tuple | list) or not tensors:
+        raise _not_tensors(spec, value)
+    if not all(isinstance(item, torch.Tensor) for item in tensors):
+        raise _not_tensors(spec, value)
+    return tuple(tensors)
+
+
+def _not_tensors(spec: str, value: Any) -> SpecError:
+    return SpecError(
+        f"example_inputs of {spec} is {_a(value)}",
+        do="make it a tensor, a tuple of tensors, or a function that returns one of these",
+    )
+
+
+def _from_torchvision(name: str, options: dict[str, Any]) -> _Factory:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise SpecError(
+            f"torchvision has no network {name!r}",
+            do=_nearest(name, models.list_models()) or "see torchvision.models.list_models()",
+        )
+
+    def build() -> Any:
+        builder = models.get_model_builder(name)
+        # A detection network would otherwise fetch the weights of its backbone.
+        untrained = {"weights": None, "weights_backbone": None}
+        known = inspect.signature(builder).parameters
+        defaults = {key: value for key, value in untrained.items() if key in known}
+        return builder(**{**defaults, **options})
+
+    def inputs() -> tuple[torch.Tensor, ...]:
+        preset = models.get_model_weights(name).DEFAULT.transforms()
+        size = getattr(preset, "crop_size", [224])
+        return _made_up(((3, size[0], size[-1]),))
+
+    return _Factory(name, build, inputs)
+
+
+def _from_timm(name: str, options: dict[str, Any]) -> _Factory:
+    try:
+        import timm
+    except ImportError as error:
+        raise SpecError("timm is not installed", do="pip install timm") from error
+    if not timm.is_model(name.split(".")[0]):
+        raise SpecError(
+            f"timm has no network {name!r}",
+            do=_nearest(name, timm.list_models()) or "see timm.list_models()",
+        )
+
+    def inputs() -> tuple[torch.Tensor, ...]:
+        config = timm.get_pretrained_cfg(name)
+        return _made_up(((3, 224, 224) if config is None else tuple(config.input_size),))
+
+    safe = re.sub(r"[^\w.-]", "_", name)
+    return _Factory(safe, lambda: timm.create_model(name, pretrained=False, **options), inputs)
+
+
+def _run(call: Callable[[], Any], what: str) -> Any:
+    """Runs code of the user; what it prints goes to stderr, what it raises becomes a SpecError."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return call()
+    except SpecError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise SpecError(
+            what, at=user_line(error), why=reason, do="mend it, and try again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _first_on_path(folder: Path) -> Iterator[None]:
+    """Puts `folder` first on sys.path, as for a script; afterwards last.
+
+    So a file finds its neighbours, also later, and these cannot hide the packages that torch or
+    fxprune have yet to import.
+    """
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+
+
+def _made_up(shapes: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, ...]:
+    draw = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(BATCH, *shape, generator=draw) for shape in shapes)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def _a(value: Any) -> str:
+    kind = type(value).__name__
+    return f"an {kind}" if kind[0].lower() in "aeiou" else f"a {kind}"
