@@ -1,0 +1,378 @@
+"""The data sets of the built-in trainer.
+
+A `DataSet` is two splits and what a model must know of them. A split yields batches that are
+ready for the network: float32 images [B, C, H, W], normalised, and int64 labels [B]. What is
+random (order, crop, flip) is drawn from the generator that is passed in, so that an epoch can be
+repeated to the same bits.
+
+`TensorSplit` holds a whole split as uint8 in memory and augments batches at once;
+`FolderSplit` decodes image files as they are needed.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from fxprune.errors import DataError
+
+Batch = tuple[Tensor, Tensor]
+NAMES = ("cifar10", "cifar100", "fashion-mnist", "mnist", "digits", "folder:DIR")
+
+
+class Split(Protocol):
+    """One half of a data set: what training sees, or what evaluation sees."""
+
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    def batches(
+        self,
+        size: int,
+        *,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: bool = False,
+    ) -> Iterator[Batch]:
+        """Yields the split once.
+
+        Args:
+            size: examples per batch. In a shuffled pass the last incomplete batch is left out
+                if there are others, since batch norms learn nothing good from a handful.
+            device: where the batches are wanted.
+            shuffle: source of the order and of the augmentation; None keeps the order.
+            augment: crop and flip at random; needs `shuffle`.
+
+        Yields:
+            Images, float32 [B, C, H, W], normalised; labels, int64 [B].
+        """
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Per-channel (x / 255 - mean) / std; the figures are for pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @staticmethod
+    def of(images: Tensor) -> "Normalise":
+        """Exact mean and standard deviation of uint8 images [N, C, H, W]."""
+        values = torch.arange(256, dtype=torch.float64) / 255
+        means, stds = [], []
+        for channel in images.unbind(1):
+            counts = torch.bincount(channel.flatten(), minlength=256).double()
+            share = counts / counts.sum()
+            mean = (share * values).sum()
+            means.append(float(mean))
+            stds.append(float((share * (values - mean) ** 2).sum().sqrt()) or 1.0)
+        return Normalise(tuple(means), tuple(stds))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Maps uint8 [B, C, H, W] to float32 of the same shape."""
+        mean = images.new_tensor(self.mean, dtype=torch.float32).view(1, -1, 1, 1)
+        std = images.new_tensor(self.std, dtype=torch.float32).view(1, -1, 1, 1)
+        return images.float().sub_(mean * 255).div_(std * 255)
+
+
+def crop_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Pads with zeros, crops back at a random place, and mirrors every other image or so.
+
+    Args:
+        images: [B, C, H, W], any dtype; every image gets its own draw.
+        pad: pixels on each side.
+        flip: whether images are mirrored left to right with probability 1/2.
+        generator: a CPU generator; the draws are the same on every device.
+
+    Returns:
+        A new tensor of the same shape and dtype.
+    """
+    count, channels, height, width = images.shape
+    top, left = torch.randint(2 * pad + 1, (2, count), generator=generator).to(images.device)
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(count, -1)
+    if flip:
+        mirrored = torch.randint(2, (count, 1), generator=generator).to(images.device)
+        columns = torch.where(mirrored.bool(), columns.flip(1), columns)
+    columns = columns + left[:, None]
+    padded = functional.pad(images, (pad, pad, pad, pad)).flatten(2)
+    places = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
+    return padded.gather(2, places.view(count, 1, -1).expand(-1, channels, -1)).view(images.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit:
+    """A split that lies in memory.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+        normalise: what turns pixels into the network's input.
+        pad: pixels that the random crop may move an image, each way.
+        flip: whether augmentation mirrors images (wrong for digits and letters).
+    """
+
+    images: Tensor
+    labels: Tensor
+    normalise: Normalise
+    pad: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise DataError(
+                f"cannot take images of {self.images.dtype} {tuple(self.images.shape)}",
+                do="give a uint8 tensor [N, C, H, W]",
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise DataError(
+                f"cannot take labels of {self.labels.dtype} {tuple(self.labels.shape)}",
+                do=f"give an int64 tensor [{len(self.images)}], one label per image",
+            )
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.labels)
+
+    def batches(
+        self,
+        size: int,
+        *,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: bool = False,
+    ) -> Iterator[Batch]:
+        """Yields the split once; see `Split.batches`."""
+        if shuffle is None:
+            order = torch.arange(len(self))
+        else:
+            order = torch.randperm(len(self), generator=shuffle)
+            order = order[: len(self) // size * size or len(self)]
+        for index in torch.split(order, size):
+            images, labels = self.images[index].to(device), self.labels[index].to(device)
+            if augment and shuffle is not None:
+                images = crop_and_flip(images, self.pad, self.flip, shuffle)
+            yield self.normalise(images), labels
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSplit:
+    """A split of image files, decoded as they are needed.
+
+    Attributes:
+        plain: the files with the transform of evaluation.
+        augmented: the same files with the transform of training.
+        normalise: what turns pixels into the network's input.
+        workers: processes that decode; 0 decodes in this one.
+    """
+
+    plain: datasets.ImageFolder
+    augmented: datasets.ImageFolder
+    normalise: Normalise
+    workers: int = 0
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.plain)
+
+    def batches(
+        self,
+        size: int,
+        *,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: bool = False,
+    ) -> Iterator[Batch]:
+        """Yields the split once; see `Split.batches`.
+
+        The transforms draw from torch's global generator, which is seeded from `shuffle` and
+        put back afterwards.
+        """
+        loader: DataLoader[Any] = DataLoader(
+            self.augmented if augment and shuffle is not None else self.plain,
+            batch_size=size,
+            shuffle=shuffle is not None,
+            drop_last=shuffle is not None and len(self) >= size,
+            generator=shuffle,
+            num_workers=self.workers,
+        )
+        with torch.random.fork_rng(devices=[]):
+            if shuffle is not None:
+                torch.manual_seed(int(torch.randint(2**62, (), generator=shuffle)))
+            for images, labels in loader:
+                yield self.normalise(images.to(device)), labels.to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Images with classes, split into what trains and what only evaluates."""
+
+    name: str
+    train: Split
+    val: Split
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    """Of one image: (C, H, W)."""
+
+
+def load(
+    name: str,
+    *,
+    root: Path = Path("data"),
+    download: bool = False,
+    image_size: tuple[int, int] = (224, 224),
+    workers: int = 0,
+) -> DataSet:
+    """Loads a data set by its name.
+
+    Args:
+        name: one of `NAMES`; `folder:DIR` wants DIR/train and DIR/val with a folder per class.
+        root: where torchvision's data sets are, or are put.
+        download: fetch what is missing.
+        image_size: height and width that `folder:` images are brought to, pixels.
+        workers: processes that decode the images of `folder:`.
+
+    Raises:
+        DataError: no such name, files missing or damaged, or scikit-learn missing for `digits`.
+    """
+    if name.startswith("folder:"):
+        return _folder(Path(name.removeprefix("folder:")).expanduser(), image_size, workers)
+    if name == "digits":
+        return _digits()
+    if name in _TORCHVISION:
+        return _torchvision(name, root, download)
+    raise DataError(f"unknown data set {name!r}", do=f"known: {', '.join(NAMES)}")
+
+
+def from_tensors(
+    name: str,
+    train: Batch,
+    val: Batch,
+    classes: tuple[str, ...],
+    *,
+    pad: int = 0,
+    flip: bool = False,
+) -> DataSet:
+    """Makes a data set of images in memory; normalised by the mean and std of `train`.
+
+    Args:
+        name: what it is called in reports.
+        train: images, uint8 [N, C, H, W], and labels, int64 [N], to train on.
+        val: the same, only to evaluate on.
+        classes: their names; labels count from 0 in this order.
+        pad: pixels that augmentation may move an image, each way.
+        flip: whether augmentation mirrors images.
+
+    Raises:
+        DataError: wrong dtypes or shapes, or a label outside the classes.
+    """
+    normalise = Normalise.of(train[0])
+    splits = [TensorSplit(*part, normalise, pad, flip) for part in (train, val)]
+    for split in splits:
+        if len(split) == 0 or not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(
+            classes
+        ):
+            raise DataError(
+                f"cannot use the data set {name}",
+                why=f"a split is empty or has labels outside 0..{len(classes) - 1}",
+            )
+    _, channels, height, width = train[0].shape
+    return DataSet(name, splits[0], splits[1], classes, (channels, height, width))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """How one of torchvision's data sets is read and augmented."""
+
+    make: Callable[..., Any]
+    pad: int
+    flip: bool
+
+
+_TORCHVISION = {
+    "cifar10": _Known(datasets.CIFAR10, pad=4, flip=True),
+    "cifar100": _Known(datasets.CIFAR100, pad=4, flip=True),
+    "fashion-mnist": _Known(datasets.FashionMNIST, pad=2, flip=True),
+    "mnist": _Known(datasets.MNIST, pad=2, flip=False),
+}
+
+
+def _torchvision(name: str, root: Path, download: bool) -> DataSet:
+    known = _TORCHVISION[name]
+    try:
+        parts = [known.make(root, train=train, download=download) for train in (True, False)]
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise DataError(
+            f"cannot read the data set {name} from {root}",
+            why=str(error),
+            do="give --download to fetch it, or the folder that holds it",
+        ) from error
+    train, val = [(_images(part.data), torch.as_tensor(part.targets)) for part in parts]
+    return from_tensors(name, train, val, tuple(parts[0].classes), pad=known.pad, flip=known.flip)
+
+
+def _images(data: Any) -> Tensor:
+    """Brings [N, H, W] or [N, H, W, C] to uint8 [N, C, H, W]."""
+    images = torch.as_tensor(data)
+    return images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _digits() -> DataSet:
+    """1,797 handwritten digits, 8x8; every fifth is kept for evaluation."""
+    try:
+        bunch = importlib.import_module("sklearn.datasets").load_digits()
+    except ImportError as error:
+        raise DataError(
+            "the data set digits needs scikit-learn",
+            do='install it: pip install "fxprune[demo]"',
+        ) from error
+    images = torch.from_numpy(bunch.images * 15).to(torch.uint8)[:, None]  # 0..16 -> 0..240
+    labels = torch.from_numpy(bunch.target).to(torch.int64)
+    held_out = torch.arange(len(labels)) % 5 == 4
+    return from_tensors(
+        "digits",
+        (images[~held_out], labels[~held_out]),
+        (images[held_out], labels[held_out]),
+        tuple(map(str, range(10))),
+        pad=1,
+    )
+
+
+def _folder(path: Path, size: tuple[int, int], workers: int) -> DataSet:
+    plain = v2.Compose([v2.Resize(_larger(size)), v2.CenterCrop(size), v2.PILToTensor()])
+    augmented = v2.Compose(
+        [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    )
+    normalise = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's
+    parts = {}
+    for part in ("train", "val"):
+        try:
+            folders = [datasets.ImageFolder(path / part, how) for how in (plain, augmented)]
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DataError(
+                f"cannot read images from {path / part}",
+                why=str(error),
+                do=f"put a folder per class, with images in it, under {path}/train and {path}/val",
+            ) from error
+        parts[part] = FolderSplit(folders[0], folders[1], normalise, workers)
+    train, val = parts["train"], parts["val"]
+    if train.plain.classes != val.plain.classes:
+        odd = sorted(set(train.plain.classes) ^ set(val.plain.classes))
+        raise DataError(
+            f"{path}/train and {path}/val do not have the same classes",
+            why=f"only in one of them: {', '.join(odd)}",
+        )
+    return DataSet(f"folder:{path}", train, val, tuple(train.plain.classes), (3, *size))
+
+
+def _larger(size: tuple[int, int]) -> tuple[int, int]:
+    """The size before the central crop: an eighth more each way, as is usual for ImageNet."""
+    return size[0] * 8 // 7, size[1] * 8 // 7

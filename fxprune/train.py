@@ -1,0 +1,493 @@
+"""The built-in trainer: one plain loop for dense and gated networks.
+
+Every epoch is a function of the state at its start, the seed and the epoch's number: order of
+the data, augmentation and the network's own draws (dropout) come from generators that are seeded
+anew. So a run that is continued from its last checkpoint ends in the same bits as one that was
+never interrupted (same machine, same number of threads).
+
+The validation split is only evaluated, after each epoch; nothing is chosen by it.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import update_bn
+
+from fxprune.artifact import read_tensors, write_bytes, write_tensors
+from fxprune.data import Batch, DataSet, Split
+from fxprune.errors import DataError, OptionError, RunError
+
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a network is trained; the same options give the same bits.
+
+    Attributes:
+        epochs: passes over the training split.
+        lr: the largest learning rate.
+        optimizer: "sgd" (with momentum) or "adamw".
+        schedule: "cosine" down to 0, or "step": times `decay` at each of `milestones`.
+        milestones: shares of the run at which "step" cuts the learning rate.
+        decay: what "step" multiplies by.
+        lr_warmup: share of the run in which the learning rate rises linearly from 0.
+        batch_size: examples per step.
+        momentum: of SGD.
+        weight_decay: L2 for SGD, decoupled for AdamW; on all parameters.
+        label_smoothing: share of the target spread over all classes.
+        augment: random crops and flips, as the data set says.
+        amp: reduced precision: "auto" is bfloat16 (else float16 with loss scaling) on a GPU, off
+            on a CPU.
+        channels_last: NHWC memory: "auto" is on, but for a GPU in full precision.
+        settle: last share of the run, in which a gated network trains on the selection that is
+            exported.
+        recalibrate: batches over which batch norms measure their statistics anew at the end;
+            0 keeps the running ones.
+        seed: of everything that is random.
+        device: "auto" is a GPU if there is one.
+    """
+
+    epochs: int = 20
+    lr: float = 0.1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75, 0.95)
+    decay: float = 0.1
+    lr_warmup: float = 0.0
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    augment: bool = True
+    amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
+    channels_last: Literal["auto", "off", "on"] = "auto"
+    settle: float = 0.1
+    recalibrate: int = 100
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[float, float]] = {
+            "epochs": (1, math.inf),
+            "lr": (0, math.inf),
+            "decay": (0, 1),
+            "lr_warmup": (0, 1),
+            "batch_size": (2, math.inf),
+            "momentum": (0, 1),
+            "weight_decay": (0, math.inf),
+            "label_smoothing": (0, 1),
+            "settle": (0, 1),
+            "recalibrate": (0, math.inf),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # False for NaN
+                raise OptionError(
+                    f"{name} cannot be {value}", do=f"give a number from {low:g} to {high:g}"
+                )
+        for field in dataclasses.fields(self):
+            choices = getattr(field.type, "__args__", ())
+            if getattr(field.type, "__origin__", None) is Literal and (
+                getattr(self, field.name) not in choices
+            ):
+                raise OptionError(
+                    f"{field.name} cannot be {getattr(self, field.name)!r}",
+                    do=f"one of {', '.join(choices)}",
+                )
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What one epoch showed; a line of metrics.jsonl.
+
+    Attributes:
+        epoch: its number, from 1.
+        lr: learning rate of its last step.
+        train_loss: mean over the epoch's steps, of the loss that is minimised.
+        train_accuracy: share of training examples (augmented, before the step) that were right.
+        val_loss: mean cross-entropy, without label smoothing, in `model.eval()`.
+        val_accuracy: share of the validation split that is right, in `model.eval()`.
+        step_seconds: median time of forward, backward and optimiser step.
+        seconds: of the whole epoch, with data and evaluation.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    step_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One report of progress: `steps_done` of all `steps` of the run are done.
+
+    `metrics` is there when the tick ends an epoch.
+    """
+
+    steps_done: int
+    steps: int
+    metrics: EpochMetrics | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision the network runs; what the "auto" options came to."""
+
+    device: torch.device
+    amp: torch.dtype | None
+    channels_last: bool
+
+    @staticmethod
+    def of(options: TrainOptions) -> "Placement":
+        """Settles the "auto" options on this machine.
+
+        Raises:
+            OptionError: the device is unknown or not there.
+        """
+        gpu = torch.cuda.is_available()
+        try:
+            device = torch.device(
+                options.device if options.device != "auto" else "cuda" if gpu else "cpu"
+            )
+        except RuntimeError as error:
+            raise OptionError(f"unknown device {options.device!r}", do="auto, cpu, cuda") from error
+        if device.type == "cuda" and not gpu:
+            raise OptionError(f"there is no device {options.device!r}", do="give cpu")
+        amp = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(options.amp)
+        if options.amp == "auto" and device.type == "cuda":
+            amp = torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+        automatic = device.type != "cuda" or amp is not None
+        channels_last = {"off": False, "on": True, "auto": automatic}[options.channels_last]
+        return Placement(device, amp, channels_last)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in the wanted memory format."""
+        if not self.channels_last:
+            return images
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Logits [B, classes], float32."""
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+            logits: Tensor = model(self.prepare(images))
+        return logits.float() if self.amp is not None else logits
+
+
+def learning_rate(options: TrainOptions, share: float) -> float:
+    """The learning rate after `share` (0 to 1) of the run."""
+    if share < options.lr_warmup:
+        return options.lr * share / options.lr_warmup
+    if options.schedule == "step":
+        return options.lr * options.decay ** sum(share >= at for at in options.milestones)
+    rest = (share - options.lr_warmup) / max(1 - options.lr_warmup, 1e-12)
+    return options.lr * (1 + math.cos(math.pi * rest)) / 2
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    """The optimiser over all of the model's parameters."""
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(
+            model.parameters(), lr=options.lr, weight_decay=options.weight_decay
+        )
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=options.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, split: Split, placement: Placement, batch_size: int = 500
+) -> tuple[float, float]:
+    """Mean cross-entropy and share of right answers over a split, in `model.eval()`.
+
+    The model is left in the mode in which it came.
+    """
+    was_training = model.training
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=placement.device)
+    right = torch.zeros((), dtype=torch.int64, device=placement.device)
+    for images, labels in split.batches(batch_size, device=placement.device):
+        logits = placement.forward(model, images)
+        loss += functional.cross_entropy(logits, labels, reduction="sum").double()
+        right += (logits.argmax(1) == labels).sum()
+    model.train(was_training)
+    return float(loss) / len(split), float(right) / len(split)
+
+
+def fit(
+    model: nn.Module,
+    data: DataSet,
+    options: TrainOptions,
+    *,
+    run: Path | None = None,
+    progress: Callable[[Tick], None] | None = None,
+    minutes: float | None = None,
+) -> list[EpochMetrics]:
+    """Trains `model` in place, and leaves it in eval mode.
+
+    Args:
+        model: any module that maps images [B, C, H, W] to logits [B, classes].
+        data: what to train and evaluate on.
+        options: how.
+        run: a folder for the checkpoint and metrics.jsonl. If it already holds a checkpoint, the
+            run goes on from there.
+        progress: called after every step.
+        minutes: no epoch is begun that would, going by the last one, end after so long.
+
+    Returns:
+        The metrics of all epochs of the run, those before a resumption included.
+
+    Raises:
+        DataError: the data do not fit the model.
+        OptionError: the loss became infinite or NaN.
+        RunError: the checkpoint is damaged or belongs to another model or other options.
+    """
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    placement = Placement.of(options)
+    model.to(placement.device)
+    _check_fit(model, data, placement)
+    session = _Session(model, make_optimizer(model, options), data, options, placement)
+    history = session.resume(run) if run is not None else []
+    for epoch in range(len(history), options.epochs):
+        if history and time.monotonic() + history[-1].seconds > deadline:
+            break
+        history.append(session.epoch(epoch, progress))
+        if run is not None:
+            session.save(run, history)
+    model.eval()
+    return history
+
+
+class _Session:
+    """What the epochs of one call of `fit` share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: DataSet,
+        options: TrainOptions,
+        placement: Placement,
+    ) -> None:
+        self.model, self.optimizer, self.data = model, optimizer, data
+        self.options, self.placement = options, placement
+        self.scaler = torch.amp.GradScaler(
+            placement.device.type, enabled=placement.amp is torch.float16
+        )
+        batch = options.batch_size
+        self.steps_per_epoch = max(len(data.train) // batch, 1)
+        self.steps = self.steps_per_epoch * options.epochs
+
+    def epoch(self, epoch: int, progress: Callable[[Tick], None] | None) -> EpochMetrics:
+        """Trains and evaluates once; `epoch` counts from 0."""
+        began = time.perf_counter()
+        device = self.placement.device
+        seed = self.options.seed * 1_000_003 + epoch
+        generator = torch.Generator().manual_seed(seed)
+        clock = _Clock(device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        seen = 0
+        self.model.train()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            done = epoch * self.steps_per_epoch
+            for images, labels in self._train_batches(generator):
+                with clock:
+                    loss, logits = self._step(images, labels, done)
+                loss_sum += loss.detach().double() * len(labels)
+                right += (logits.detach().argmax(1) == labels).sum()
+                seen += len(labels)
+                done += 1
+                if progress is not None:
+                    progress(Tick(done, self.steps))
+            if epoch == self.options.epochs - 1:
+                self._recalibrate(generator)
+        train_loss = float(loss_sum) / seen
+        if not math.isfinite(train_loss):
+            raise OptionError(
+                f"the loss is {train_loss} in epoch {epoch + 1}",
+                why="the training diverged",
+                do="give a smaller learning rate, or a warm-up",
+            )
+        val_loss, val_accuracy = evaluate(self.model, self.data.val, self.placement)
+        metrics = EpochMetrics(
+            epoch=epoch + 1,
+            lr=self.optimizer.param_groups[0]["lr"],
+            train_loss=train_loss,
+            train_accuracy=float(right) / seen,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            step_seconds=clock.median(),
+            seconds=time.perf_counter() - began,
+        )
+        if progress is not None:
+            progress(Tick(done, self.steps, metrics))
+        return metrics
+
+    def _step(self, images: Tensor, labels: Tensor, done: int) -> tuple[Tensor, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.options, done / self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.placement.forward(self.model, images)
+        loss = functional.cross_entropy(
+            logits, labels, label_smoothing=self.options.label_smoothing
+        )
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss, logits
+
+    def _train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        return self.data.train.batches(
+            self.options.batch_size,
+            device=self.placement.device,
+            shuffle=generator,
+            augment=self.options.augment,
+        )
+
+    def _recalibrate(self, generator: torch.Generator) -> None:
+        """Batch norms measure the statistics of the network as it now is."""
+        batches = islice(self._train_batches(generator), self.options.recalibrate)
+        if self.options.recalibrate:
+            with torch.autocast(
+                self.placement.device.type, self.placement.amp, enabled=bool(self.placement.amp)
+            ):
+                update_bn((self.placement.prepare(images) for images, _ in batches), self.model)
+
+    def save(self, run: Path, history: list[EpochMetrics]) -> None:
+        """Writes the checkpoint, then metrics.jsonl from the same history."""
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        state = self.optimizer.state_dict()
+        plain: dict[str, dict[str, Any]] = {}
+        for index, slots in state["state"].items():
+            for key, value in slots.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value
+                else:
+                    plain.setdefault(str(index), {})[key] = value
+        meta = {
+            "options": dataclasses.asdict(self.options),
+            "history": [dataclasses.asdict(metrics) for metrics in history],
+            "optimizer": {"state": plain, "param_groups": state["param_groups"]},
+            "scaler": self.scaler.state_dict(),
+        }
+        run.mkdir(parents=True, exist_ok=True)
+        write_tensors(run / CHECKPOINT, tensors, meta)
+        lines = [json.dumps(item) + "\n" for item in meta["history"]]
+        write_bytes(run / METRICS, "".join(lines).encode())
+
+    def resume(self, run: Path) -> list[EpochMetrics]:
+        """Takes up the state of `run`, if it has one, and returns its history."""
+        path = run / CHECKPOINT
+        if not path.exists():
+            return []
+        tensors, meta = read_tensors(path)
+        self._check_options(path, meta["options"])
+        try:
+            self.model.load_state_dict(_under("model.", tensors))
+            state: dict[int, dict[str, Any]] = {
+                int(index): dict(slots) for index, slots in meta["optimizer"]["state"].items()
+            }
+            for name, value in _under("optimizer.", tensors).items():
+                index, _, key = name.partition(".")
+                state.setdefault(int(index), {})[key] = value
+            groups = meta["optimizer"]["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise RunError(
+                f"cannot go on from {path}",
+                why=f"it belongs to another model: {str(error).splitlines()[0]}",
+                do="give another folder, or delete this one's checkpoint",
+            ) from error
+        self.scaler.load_state_dict(meta["scaler"])
+        return [EpochMetrics(**metrics) for metrics in meta["history"]]
+
+    def _check_options(self, path: Path, old: dict[str, Any]) -> None:
+        """A longer run may go on from a shorter one; anything else has to be the same."""
+        new = json.loads(json.dumps(dataclasses.asdict(self.options)))
+        differ = [key for key in new if key != "epochs" and new[key] != old.get(key)]
+        if differ:
+            raise RunError(
+                f"cannot go on from {path}",
+                why="it was trained with other options: "
+                + ", ".join(f"{key} {old.get(key)} (now {new[key]})" for key in differ),
+                do="give the same options, or begin another run",
+            )
+
+
+class _Clock:
+    """Times steps without making a GPU wait for its host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.seconds: list[float] = []
+        self.events: list[tuple[torch.Event, torch.Event]] = []
+
+    def __enter__(self) -> None:
+        if self.on_gpu:
+            pair = torch.Event("cuda", enable_timing=True), torch.Event("cuda", enable_timing=True)
+            pair[0].record()
+            self.events.append(pair)
+        self.began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds.append(time.perf_counter() - self.began)
+        if self.on_gpu:
+            self.events[-1][1].record()
+
+    def median(self) -> float:
+        """Of the steps so far, seconds."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+            return statistics.median(a.elapsed_time(b) / 1000 for a, b in self.events)
+        return statistics.median(self.seconds)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+@torch.no_grad()
+def _check_fit(model: nn.Module, data: DataSet, placement: Placement) -> None:
+    """Refuses, before any training, data that the model cannot take."""
+    was_training = model.training
+    model.eval()
+    images, _ = next(data.val.batches(2, device=placement.device))
+    try:
+        logits = placement.forward(model, images)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"the model does not take the images of {data.name}, C x H x W = "
+            + " x ".join(map(str, data.shape)),
+            why=str(error).splitlines()[0],
+            do="build the model for this shape (--input), or take other data",
+        ) from error
+    finally:
+        model.train(was_training)
+    if logits.dim() != 2 or logits.shape[1] < len(data.classes):
+        raise DataError(
+            f"the model's output {tuple(logits.shape)} does not fit {data.name}",
+            why=f"two images should give [2, {len(data.classes)}], a number for each class",
+            do="build the model for this number of classes",
+        )
