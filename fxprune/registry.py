@@ -60,7 +60,7 @@ def collect(package: str, base: type[P]) -> Mapping[Hashable, type[P]]:
 
 
 def to_text(plugin: Any) -> str:
-    """Writes a plug-in with the options that differ from their defaults, so that it can be repeated.
+    """Writes a plug-in with the options that differ from their defaults, to be repeated by it.
 
     The first of its keys is its name.
     """
@@ -116,7 +116,9 @@ def build(cls: type[P], options: Mapping[str, str], where: str) -> P:
 def _item(part: str, text: str, kind: str) -> tuple[str, str]:
     key, equals, value = part.partition("=")
     if not equals:
-        raise OptionError(f"cannot read {part.strip()!r} in the {kind} {text!r}", do="write option=value")
+        raise OptionError(
+            f"cannot read {part.strip()!r} in the {kind} {text!r}", do="write option=value"
+        )
     return key.strip(), value.strip()
 
 
@@ -133,4 +135,5 @@ def _convert(value: str, kind: Any, what: str) -> Any:
     try:
         return kind(value)
     except ValueError as error:
-        raise OptionError(f"{what} cannot be {value!r}", do=f"give a {kind.__name__}") from error
+        number = {int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
+        raise OptionError(f"{what} cannot be {value!r}", do=f"give {number}") from error

@@ -1,0 +1,278 @@
+"""Budgets: how much may execute, and the widths that spend it.
+
+Two ways to spend one. *Uniform*: every group keeps the same share of its channels. *Global*: one
+threshold over the scores of all channels, so that a group keeps what it deserves, but never less
+than its floor.
+
+Both walk one list. Every group's width climbs from its least allowed width to its size in
+*rounding steps* of `round_to` channels (the last may be shorter). The steps of all groups are
+put in order: by the share that the group reaches (uniform) or by the mean score of the step's
+channels (global). The longest beginning of that list that the budget can pay is taken; then
+the rest of the list is walked once, and each group may climb one more step if that still fits.
+So the cost never exceeds the budget, and it would if every group climbed one step more.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fxprune.cost import CostModel, Widths
+from fxprune.errors import BudgetError
+from fxprune.groups import Layout
+
+Kind = Literal["keep", "macs", "params"]
+KINDS: tuple[str, ...] = typing.get_args(Kind)
+EXAMPLE = "write keep=…, macs=… or params=… with a share of the dense network, such as keep=0.5"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the dense network may execute.
+
+    Attributes:
+        kind: what is counted: channels (`keep`), multiply-accumulates of one example (`macs`) or
+            elements of the parameters (`params`).
+        value: the share of the dense network's count, above 0 and at most 1.
+        round_to: widths are multiples of this, or the whole group; a group that is smaller than
+            this stays whole.
+        floor: the share of each group that global allocation must leave it.
+
+    Raises:
+        BudgetError: a field is out of its range.
+    """
+
+    kind: Kind
+    value: float
+    round_to: int = 1
+    floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        if self.kind not in KINDS:
+            raise _unknown(self.kind)
+        if not 0 < self.value <= 1:  # refuses nan too
+            raise BudgetError(
+                f"the budget {self.kind}={self.value} is out of range",
+                why="it is a share of the dense network: above 0 and at most 1",
+                do=EXAMPLE,
+            )
+        if self.round_to < 1:
+            raise BudgetError(f"round_to cannot be {self.round_to}", do="give 1 or more channels")
+        if not 0 <= self.floor <= 1:
+            raise BudgetError(
+                f"the floor of a budget cannot be {self.floor}",
+                do="give the share of each group that always stays, from 0 to 1",
+            )
+
+    def __str__(self) -> str:
+        floor = f",floor={self.floor}" if self.floor != Budget.floor else ""
+        return f"{self.kind}={self.value}{floor}"
+
+    @staticmethod
+    def parse(budget: "str | Budget", round_to: int = 1) -> "Budget":
+        """Reads `kind=share`, optionally followed by `,floor=share`; the inverse of `str`.
+
+        Args:
+            budget: the text, or a `Budget`, which is taken as it is.
+            round_to: the rounding step; for a `Budget` 1 means its own.
+
+        Raises:
+            BudgetError: the text cannot be read or says something out of range.
+
+        >>> Budget.parse("macs=0.25", round_to=8)
+        Budget(kind='macs', value=0.25, round_to=8, floor=0.05)
+        """
+        if isinstance(budget, Budget):
+            if round_to in (1, budget.round_to):
+                return budget
+            return dataclasses.replace(budget, round_to=round_to)
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*([^,\s]+)\s*(?:,\s*floor\s*=\s*(\S+)\s*)?", budget)
+        if match is None:
+            raise BudgetError(f"cannot read the budget {budget!r}", do=EXAMPLE)
+        kind, value, floor = match.groups()
+        if kind not in KINDS:
+            raise _unknown(kind)
+        return Budget(
+            typing.cast(Kind, kind),
+            _number(value, budget),
+            round_to,
+            Budget.floor if floor is None else _number(floor, budget),
+        )
+
+    def share(self, widths: Widths, cost: CostModel) -> float:
+        """The share of the dense network that the widths cost, counted as the budget counts."""
+        dense = max(self._count(cost.sizes, cost), 1)
+        return self._count(widths, cost) / dense
+
+    def fits(self, widths: Widths, cost: CostModel) -> bool:
+        """Whether the widths cost no more than the budget."""
+        return self._count(widths, cost) <= self.value * self._count(cost.sizes, cost) + 1e-6
+
+    def _count(self, widths: Widths, cost: CostModel) -> int:
+        if self.kind == "keep":
+            return sum(widths)
+        return cost.macs(widths) if self.kind == "macs" else cost.params(widths)
+
+
+def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
+    """The widths at which every group keeps the same share of its channels.
+
+    `keep=r` gives each group of n channels r * n, rounded down to an allowed width, and at least
+    the smallest one: no group is more than one rounding step away from r * n. `macs` and
+    `params` take the largest common share that fits, each group rounded down; groups may then
+    climb one step where that still fits. The cost does not exceed the budget, and it would if
+    every group were one step wider.
+
+    Args:
+        budget: the budget. Its floor does not matter here.
+        layout: the channel groups.
+        cost: the costs of the same groups.
+
+    Returns:
+        One width per group.
+
+    Raises:
+        BudgetError: even the smallest widths cost more than the budget.
+    """
+    if budget.kind == "keep":
+        targets = [budget.value * size + 1e-6 for size in layout.sizes]
+        return tuple(
+            max(width for i, width in enumerate(allowed) if i == 0 or width <= target)
+            for allowed, target in zip(_allowed(budget.round_to, layout), targets)
+        )
+
+    def urgency(group: int, _low: int, high: int) -> float:
+        return -high / layout.sizes[group]
+
+    return _spend(budget, cost, _allowed(budget.round_to, layout), urgency)
+
+
+def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tensor) -> Widths:
+    """The widths that one threshold over the scores of all channels gives.
+
+    Every group keeps at least its floor: the smallest allowed width that is no less than
+    `budget.floor` of its size. The cost does not exceed the budget, and it would if every group
+    were one step wider.
+
+    Args:
+        budget: the budget; `keep` counts the channels of all groups together.
+        layout: the channel groups.
+        cost: the costs of the same groups.
+        scores: float [N], one per channel, comparable between groups; any scale. A NaN counts
+            as the lowest.
+
+    Returns:
+        One width per group.
+
+    Raises:
+        BudgetError: the floors alone cost more than the budget.
+    """
+    known = torch.where(scores.isnan(), -math.inf, scores.detach().double())
+    values: list[float] = known.clamp(-1e30, 1e30).tolist()
+    best_first = [
+        sorted(values[offset : offset + size], reverse=True)
+        for offset, size in zip(layout.offsets, layout.sizes)
+    ]
+
+    def urgency(group: int, low: int, high: int) -> float:
+        return sum(best_first[group][low:high]) / (high - low)
+
+    return _spend(budget, cost, _allowed(budget.round_to, layout, budget.floor), urgency)
+
+
+def _allowed(round_to: int, layout: Layout, floor: float = 0.0) -> list[list[int]]:
+    """The widths that each group may have, in rising order; the last is its size."""
+    widths = [[*range(round_to, size, round_to), size] for size in layout.sizes]
+    return [
+        [width for width in allowed if width >= floor * size - 1e-6]
+        for allowed, size in zip(widths, layout.sizes)
+    ]
+
+
+def _spend(
+    budget: Budget,
+    cost: CostModel,
+    allowed: list[list[int]],
+    urgency: Callable[[int, int, int], float],
+) -> Widths:
+    """Climbs the steps in falling order of `urgency(group, from, to)`, as the module tells."""
+    least = tuple(widths[0] for widths in allowed)
+    if not budget.fits(least, cost):
+        raise _impossible(budget, least, cost)
+    groups, targets = _in_order(allowed, urgency)
+
+    def climbed(steps: int) -> list[int]:
+        widths = np.array(least, dtype=np.int64)
+        np.maximum.at(widths, groups[:steps], targets[:steps])
+        return typing.cast(list[int], widths.tolist())
+
+    paid, unpaid = 0, len(groups) + 1
+    while unpaid - paid > 1:
+        middle = (paid + unpaid) // 2
+        if budget.fits(tuple(climbed(middle)), cost):
+            paid = middle
+        else:
+            unpaid = middle
+
+    widths = climbed(paid)
+    tried = set()
+    for group, target in zip(groups[paid:].tolist(), targets[paid:].tolist()):
+        if group in tried:
+            continue
+        tried.add(group)
+        wider = [*widths[:group], target, *widths[group + 1 :]]
+        if budget.fits(tuple(wider), cost):
+            widths = wider
+    return tuple(widths)
+
+
+def _in_order(
+    allowed: list[list[int]], urgency: Callable[[int, int, int], float]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """All steps, most urgent first: the group of each and the width that it climbs to."""
+    steps: list[tuple[float, int, int]] = []
+    for group, widths in enumerate(allowed):
+        before = math.inf  # the last bit of a mean must not put a later step first
+        for low, high in itertools.pairwise(widths):
+            before = min(before, urgency(group, low, high))
+            steps.append((-before, group, high))
+    steps.sort()
+    groups = np.array([group for _, group, _ in steps], dtype=np.int64)
+    return groups, np.array([high for _, _, high in steps], dtype=np.int64)
+
+
+def _number(text: str, budget: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise BudgetError(
+            f"cannot read the budget {budget!r}", why=f"{text!r} is not a number", do=EXAMPLE
+        ) from error
+
+
+def _unknown(kind: str) -> BudgetError:
+    if kind == "latency":
+        return BudgetError(
+            "latency budgets are not built yet", do="budget macs=… and measure the exported file"
+        )
+    return BudgetError(f"unknown budget {kind!r}", do=EXAMPLE)
+
+
+def _impossible(budget: Budget, least: Widths, cost: CostModel) -> BudgetError:
+    share = math.ceil(budget.share(least, cost) * 1e4) / 1e4
+    return BudgetError(
+        f"the budget {budget} cannot be met",
+        why=f"the least possible is {budget.kind}={share:.4g}: pinned channels stay, and each of "
+        f"the {len(least)} groups keeps its smallest width",
+        do="raise the budget, or lower its floor or round_to",
+    )

@@ -1,0 +1,53 @@
+"""Saliencies made comparable: each divided by a norm of its group, over the executed channels.
+
+Both norms ignore what is not finite and give 0, not 0/0, to a group in which all is zero. Neither
+minds the unit of a group's saliencies, so loss scaling does not matter.
+"""
+
+import torch
+from torch import Tensor
+
+from fxprune.groups import Layout
+from fxprune.policies.rows import group_of, place
+
+
+def per_group_max(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Divides by the largest of the group: v / max(v), in [0, 1] (arXiv 2007.01486).
+
+    Args:
+        saliency: float [K] >= 0.
+        selection: int64 [K], the channels that it belongs to, each once.
+        layout: the channel groups.
+
+    Returns:
+        The scaled saliency, float32 [K], 0 where it was not finite; and bool [K], where it was
+        finite.
+    """
+    value = saliency.float()
+    valid = torch.isfinite(value)
+    value = torch.where(valid, value, 0.0)
+    if not value.numel():
+        return value, valid
+    largest = _by_group(value, selection, layout).amax(dim=1)
+    return _divide(value, largest[group_of(layout, selection.device)[selection]]), valid
+
+
+def per_group_l2(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Divides by the group's L2 norm: v / sqrt(sum of v^2); takes and gives as `per_group_max`."""
+    value, valid = per_group_max(saliency, selection, layout)  # the squares cannot overflow
+    if not value.numel():
+        return value, valid
+    norm = _by_group(value, selection, layout).square().sum(dim=1).sqrt()
+    return _divide(value, norm[group_of(layout, selection.device)[selection]]), valid
+
+
+def _by_group(value: Tensor, selection: Tensor, layout: Layout) -> Tensor:
+    """Lays values [K] out as [G, largest group], zeros elsewhere."""
+    rows, columns = len(layout.sizes), max(layout.sizes)
+    matrix = value.new_zeros(rows * columns)
+    matrix.index_copy_(0, place(layout, selection.device)[selection], value)
+    return matrix.view(rows, columns)
+
+
+def _divide(value: Tensor, norm: Tensor) -> Tensor:
+    return torch.where(norm > 0, value / norm, 0.0)

@@ -1,0 +1,95 @@
+"""Utility: dynamic channel propagation (Shen, Li, Zhao, Zhang and Zhou, arXiv 2007.01486).
+
+Executed channels: U <- lambda * U + v, v the saliency made comparable between groups. The others
+stand still while those decay, which is how a channel comes back. The highest utilities of the
+whole network execute: one threshold over all groups, which allocates the widths. lambda starts at
+0.6, grows by 0.1 at each cut of the learning rate and ends at 1.
+
+Two things differ from the published code by default. v is divided by its group's L2 norm, because
+`scale=max`, the code's, starved the early layers when measured; and widths are allocated anew every
+`reallocate` steps instead of every step, since new widths mean new tensors; in between each group's
+best k execute. Groups keep the budget's floor, without which a layer can vanish. The code's own
+form is `utility{scale=max,saliency=sample,reallocate=1,warmup=W}`, W the steps of 10 epochs.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fxprune.groups import Layout
+from fxprune.policies.base import (
+    Policy,
+    State,
+    Taylor,
+    check_choice,
+    check_range,
+    mark_seen,
+    unseen_last,
+)
+from fxprune.policies.scale import per_group_l2, per_group_max
+
+Scale = Literal["l2", "max"]
+
+
+@dataclass(frozen=True)
+class Utility(Policy):
+    """Decayed sums of saliency, with widths allocated over the whole network.
+
+    Attributes:
+        decay: lambda before the first cut of the learning rate.
+        decay_step: what each cut adds to lambda, up to 1.
+        scale: what a group's saliencies are divided by: their L2 norm or their largest.
+        saliency: form of the Taylor saliency.
+        warmup: steps at the start in which all channels execute.
+        reallocate: steps between global allocations of the widths; 0 for uniform widths.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("utility",)
+
+    decay: float = 0.6
+    decay_step: float = 0.1
+    scale: Scale = "l2"
+    saliency: Taylor = "batch"
+    warmup: int = 100
+    reallocate: int = 100
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        check_range(self, "decay", 0, 1)
+        check_range(self, "decay_step", 0, 1)
+        check_choice(self, "scale", Scale)
+        check_choice(self, "saliency", Taylor)
+        check_range(self, "warmup", 0, 1e9)
+        check_range(self, "reallocate", 0, 1e9)
+
+    @property
+    def observes(self) -> Taylor:
+        """The chosen form of the Taylor saliency."""
+        return self.saliency
+
+    def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
+        """Adds `utility`, float32 [N], and `milestones`, int64 []."""
+        state = super().start(layout, prior, seed)
+        state["utility"] = torch.zeros_like(state["prior"])
+        state["milestones"] = torch.zeros((), dtype=torch.int64, device=prior.device)
+        return state
+
+    def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
+        """Decays the utility of the executed channels and adds their saliency."""
+        scaled = per_group_l2 if self.scale == "l2" else per_group_max
+        value, valid = scaled(saliency, selection, layout)
+        decay = (self.decay + self.decay_step * state["milestones"]).clamp_max(1.0)
+        old = state["utility"][selection]
+        state["utility"].index_copy_(0, selection, torch.where(valid, decay * old + value, old))
+        mark_seen(state, selection, valid)
+
+    def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
+        """The utility; there is no bonus for the little known."""
+        del layout, explore
+        return unseen_last(state["utility"], state)
+
+    def milestone(self, state: State) -> None:
+        """Raises lambda by `decay_step`."""
+        state["milestones"].add_(1)
