@@ -12,14 +12,15 @@ import argparse
 import json
 import sys
 import time
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
 import models
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.io import decode_jpeg
 
 from fxprune import data, train
 
@@ -34,11 +35,11 @@ def load_npz(path: Path) -> data.DataSet:
     arrays = np.load(path)
     parts = []
     for name in ("train", "test"):
-        content = torch.from_numpy(arrays[f"{name}_jpeg"])
-        offsets = arrays[f"{name}_offsets"].tolist()
-        images = [decode_jpeg(content[a:b]) for a, b in pairwise(offsets)]
+        content = arrays[f"{name}_jpeg"].tobytes()
+        spans = pairwise(arrays[f"{name}_offsets"].tolist())
+        images = np.stack([np.asarray(Image.open(BytesIO(content[a:b]))) for a, b in spans])
         labels = torch.from_numpy(arrays[f"{name}_labels"]).to(torch.int64)
-        parts.append((torch.stack(images), labels))
+        parts.append((torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels))
     return data.from_tensors("cifar10", parts[0], parts[1], CLASSES, pad=4, flip=True)
 
 

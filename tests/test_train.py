@@ -1,0 +1,268 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune.artifact import read_tensors
+from fxprune.data import DataSet, TensorSplit, load
+from fxprune.errors import DataError, OptionError, RunError
+from fxprune.train import (
+    CHECKPOINT,
+    METRICS,
+    Placement,
+    TrainOptions,
+    evaluate,
+    fit,
+    learning_rate,
+)
+
+FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def small_net(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            *(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.Flatten(), nn.Dropout(0.2), nn.Linear(256, 10)),
+        )
+
+
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_it_learns_the_digits(digits):
+    net = small_net()
+    history = fit(net, digits, dataclasses.replace(FAST, epochs=12))
+    assert [metrics.epoch for metrics in history] == list(range(1, 13))
+    assert history[-1].val_accuracy > 0.95
+    assert history[-1].train_loss < history[0].train_loss / 2
+    assert not net.training
+
+
+def test_the_metrics_are_those_of_the_network_that_is_left(digits):
+    net = small_net()
+    last = fit(net, digits, FAST)[-1]
+    with torch.no_grad():
+        images, labels = next(digits.val.batches(1000))
+        logits = net(images)
+    assert last.val_accuracy == (logits.argmax(1) == labels).sum().item() / 359
+    assert last.val_loss == pytest.approx(
+        nn.functional.cross_entropy(logits, labels).item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"optimizer": "adamw", "lr": 0.002, "label_smoothing": 0.1},
+        {"momentum": 0.0, "schedule": "step", "milestones": (0.3,)},
+        {"channels_last": "off", "augment": False},
+        {"amp": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_a_resumed_run_ends_in_the_same_bits(digits, tmp_path, change):
+    options = dataclasses.replace(FAST, **change)
+    straight = small_net()
+    whole = fit(straight, digits, options, run=tmp_path / "straight")
+
+    first = fit(small_net(), digits, options, run=tmp_path / "resumed", minutes=0)
+    assert len(first) == 1, "no time is left for a second epoch"
+    resumed = small_net(seed=99)
+    rest = fit(resumed, digits, options, run=tmp_path / "resumed")
+
+    assert same_bits(straight.state_dict(), resumed.state_dict())
+    assert [m.val_loss for m in rest] == [m.val_loss for m in whole]
+    assert [m.train_loss for m in rest] == [m.train_loss for m in whole]
+    one, two = (read_tensors(tmp_path / name / CHECKPOINT)[0] for name in ("straight", "resumed"))
+    assert any(key.startswith("optimizer.") for key in one) == (change.get("momentum") != 0.0)
+    assert same_bits(one, two)
+
+
+def test_another_seed_gives_other_bits(digits):
+    nets = [small_net(), small_net()]
+    for net, seed in zip(nets, (1, 2)):
+        fit(net, digits, dataclasses.replace(FAST, epochs=1, seed=seed))
+    assert not same_bits(nets[0].state_dict(), nets[1].state_dict())
+
+
+def test_a_finished_run_is_returned_as_it_is(digits, tmp_path):
+    net = small_net()
+    whole = fit(net, digits, FAST, run=tmp_path)
+    again = small_net(seed=5)
+    assert fit(again, digits, FAST, run=tmp_path) == whole
+    assert same_bits(net.state_dict(), again.state_dict())
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(digits, tmp_path):
+    short = fit(small_net(), digits, FAST, run=tmp_path)
+    longer = fit(small_net(), digits, dataclasses.replace(FAST, epochs=3), run=tmp_path)
+    assert longer[:2] == short
+    assert longer[2].epoch == 3
+
+
+def test_the_validation_labels_have_no_influence(digits):
+    """Same training split, scrambled validation split: the same network, bit for bit."""
+    val = digits.val
+    scrambled = TensorSplit(val.images.flip(0), (val.labels + 1) % 10, val.normalise)
+    nets = [small_net(), small_net()]
+    results = [
+        fit(net, dataclasses.replace(digits, val=split), FAST)
+        for net, split in zip(nets, (val, scrambled))
+    ]
+    assert same_bits(nets[0].state_dict(), nets[1].state_dict())
+    assert results[0][-1].val_accuracy != results[1][-1].val_accuracy
+
+
+def test_training_leaves_the_global_generator_alone(digits):
+    before = torch.random.get_rng_state()
+    fit(small_net(), digits, dataclasses.replace(FAST, epochs=1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_metrics_file(digits, tmp_path):
+    history = fit(small_net(), digits, FAST, run=tmp_path)
+    lines = (tmp_path / METRICS).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [dataclasses.asdict(m) for m in history]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, METRICS]
+
+
+def test_progress_counts_every_step(digits):
+    ticks = []
+    history = fit(small_net(), digits, FAST, progress=ticks.append)
+    plain = [tick for tick in ticks if tick.metrics is None]
+    assert [tick.steps_done for tick in plain] == list(range(1, 2 * (1438 // 64) + 1))
+    assert {tick.steps for tick in ticks} == {44}
+    assert [tick.metrics for tick in ticks if tick.metrics is not None] == history
+
+
+def test_recalibration_measures_the_training_split(digits):
+    """With every image in one batch, the statistics are those of the whole split."""
+    options = dataclasses.replace(
+        FAST, epochs=1, batch_size=1438, recalibrate=1, augment=False, channels_last="off"
+    )
+    net = small_net()
+    fit(net, digits, options)
+    images, _ = next(digits.train.batches(1438))
+    with torch.no_grad():
+        features = net[0](images)
+    torch.testing.assert_close(net[1].running_mean, features.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net[1].running_var, features.var((0, 2, 3)), rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_changes_nothing(digits):
+    net = small_net()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    net.train()
+    evaluate(net, digits.val, Placement.of(FAST))
+    assert net.training
+    assert same_bits(before, net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "share", "expected"),
+    [
+        (TrainOptions(lr=0.4), 0.0, 0.4),
+        (TrainOptions(lr=0.4), 0.5, 0.2),
+        (TrainOptions(lr=0.4), 1.0, 0.0),
+        (TrainOptions(lr=0.4, lr_warmup=0.1), 0.05, 0.2),
+        (TrainOptions(lr=0.4, lr_warmup=0.1), 0.1, 0.4),
+        (TrainOptions(lr=0.4, lr_warmup=0.1), 1.0, 0.0),
+        (TrainOptions(lr=0.4, schedule="step"), 0.49, 0.4),
+        (TrainOptions(lr=0.4, schedule="step"), 0.5, 0.04),
+        (TrainOptions(lr=0.4, schedule="step"), 0.75, 0.004),
+    ],
+)
+def test_learning_rate(options, share, expected):
+    assert learning_rate(options, share) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"epochs": 0}, "epochs cannot be 0"),
+        ({"lr": -1.0}, "lr cannot be -1.0"),
+        ({"lr": math.nan}, "lr cannot be nan"),
+        ({"settle": 1.5}, "settle cannot be 1.5\n  do   give a number from 0 to 1"),
+        ({"optimizer": "adam"}, "optimizer cannot be 'adam'\n  do   one of sgd, adamw"),
+        ({"amp": "fp8"}, "amp cannot be 'fp8'"),
+        ({"batch_size": 1}, "batch_size cannot be 1"),
+    ],
+)
+def test_wrong_options(change, text):
+    with pytest.raises(OptionError, match=text):
+        TrainOptions(**change)
+
+
+def test_unknown_device(digits):
+    with pytest.raises(OptionError, match="unknown device 'quantum'"):
+        fit(small_net(), digits, dataclasses.replace(FAST, device="quantum"))
+
+
+def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(digits, tmp_path):
+    with pytest.raises(OptionError, match=r"the loss is (nan|inf) in epoch 1\n  why  .*diverged"):
+        fit(small_net(), digits, dataclasses.replace(FAST, lr=1e30), run=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_input_shape(digits):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+    with pytest.raises(DataError, match=r"images of digits, C x H x W = 1 x 8 x 8\n  why  .*chan"):
+        fit(net, digits, FAST)
+
+
+def test_too_few_outputs(digits):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 9))
+    with pytest.raises(DataError, match=r"output \(2, 9\) does not fit digits\n"):
+        fit(net, digits, FAST)
+
+
+def test_other_options_are_refused(digits, tmp_path):
+    fit(small_net(), digits, FAST, run=tmp_path)
+    changed = dataclasses.replace(FAST, lr=0.2, batch_size=32)
+    with pytest.raises(RunError, match=r"lr 0\.05 \(now 0\.2\), batch_size 64 \(now 32\)"):
+        fit(small_net(), digits, changed, run=tmp_path)
+
+
+def test_another_model_is_refused(digits, tmp_path):
+    fit(small_net(), digits, FAST, run=tmp_path)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(RunError, match="it belongs to another model"):
+        fit(other, digits, FAST, run=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(digits, tmp_path):
+    fit(small_net(), digits, FAST, run=tmp_path)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"cannot read .*\n  why  it is damaged"):
+        fit(small_net(), digits, FAST, run=tmp_path)
+
+
+def test_a_data_set_smaller_than_a_batch(digits):
+    train = digits.train
+    few = TensorSplit(train.images[:20], train.labels[:20], train.normalise)
+    data = DataSet("few", few, few, digits.classes, digits.shape)
+    history = fit(small_net(), data, FAST)
+    assert len(history) == 2
+    assert math.isfinite(history[-1].train_loss)
