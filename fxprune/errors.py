@@ -39,7 +39,16 @@ class SpecError(FxpruneError):
 
 
 class TraceError(FxpruneError):
-    """A model that torch.fx cannot trace, or whose example inputs do not fit."""
+    """A model that torch.fx cannot trace, or whose example inputs do not fit.
+
+    `node` is the name of the node that was running, if one was.
+    """
+
+    def __init__(
+        self, what: str, *, at: str = "", why: str = "", do: str = "", node: str = ""
+    ) -> None:
+        super().__init__(what, at=at, why=why, do=do)
+        self.node = node
 
 
 class OptionError(FxpruneError):
@@ -60,6 +69,12 @@ class RunError(FxpruneError):
 
 class GateError(FxpruneError):
     """A selection or width that the gated network cannot take."""
+
+
+class ExportError(FxpruneError):
+    """A network that cannot be written as ONNX or that ONNX Runtime cannot run."""
+
+    exit_code = 1
 
 
 class ParityError(FxpruneError):

@@ -5,14 +5,27 @@ whole network is one flat tensor:
 
 * a *selection* is an int64 tensor [K] of channel numbers, group after group, in slot order;
 * *widths* are the numbers of chosen channels, one per group.
+
+The channels of a group are interchangeable: they occur in the same parameters and pass through
+the same tensors, as often. So the shapes and literals of a compact network depend on its widths
+alone. They are worked out for the *template*, which keeps the first channels of each group, and
+any other selection puts its channels into the template's slots.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
+import networkx as nx
 import torch
 from torch import Tensor
+
+from fxprune.rules.base import Role
+
+Widths = tuple[int, ...]
+FIXED = -1
+"""Stands where a position belongs to no channel: it is pinned, and stays."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +66,189 @@ class Term:
     name: str
     scale: int
     factors: tuple[Factor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One dimension of a tensor: which channel each of its positions belongs to.
+
+    Attributes:
+        channel: int64 [size], a channel's number or FIXED.
+        layout: the numbering of the channels.
+    """
+
+    channel: Tensor
+    layout: Layout
+
+    @cached_property
+    def factor(self) -> Factor:
+        """The dimension's length as a function of the widths."""
+        owned = self.channel[self.channel != FIXED]
+        groups = self.layout.group_of()[owned]
+        counts = torch.bincount(groups, minlength=len(self.layout.sizes)).tolist()
+        per_channel = tuple(
+            (group, count // self.layout.sizes[group]) for group, count in enumerate(counts) if count
+        )
+        return Factor(len(self.channel) - len(owned), per_channel)
+
+    def length(self, widths: Widths) -> int:
+        """The dimension's length at these widths."""
+        factor = self.factor
+        return factor.fixed + sum(count * widths[group] for group, count in factor.per_channel)
+
+    def template(self, widths: Widths) -> Tensor:
+        """The positions that the template keeps, in order: int64 [length]."""
+        stays = torch.zeros(self.layout.total + 1, dtype=torch.bool)  # the last stands for FIXED
+        stays[FIXED] = True
+        for offset, width in zip(self.layout.offsets, widths, strict=True):
+            stays[offset : offset + width] = True
+        return stays[self.channel].nonzero().flatten()
+
+    @cached_property
+    def occurrence(self) -> Tensor:
+        """How often a position's channel has occurred before it: int64 [size]."""
+        order = torch.argsort(self.channel, stable=True)
+        ranked = self.channel[order]
+        first = torch.searchsorted(ranked, ranked)
+        result = torch.empty_like(self.channel)
+        result[order] = torch.arange(len(order)) - first
+        return result
+
+
+@dataclass(frozen=True)
+class Member:
+    """A slice that a group's channels own: `positions` of dimension `dim` of a parameter.
+
+    `positions` is int64 [channels, positions per channel].
+    """
+
+    parameter: str
+    dim: int
+    role: Role
+    positions: Tensor = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        often = self.positions.shape[1]
+        times = f" x{often}" if often > 1 else ""
+        return f"{self.parameter}[{self.dim}] {self.role.name.lower()}{times}"
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels with the same members; a policy picks k of its `size`.
+
+    `macs` are the dense multiply-accumulates, for one example, of the layers that make them.
+    """
+
+    index: int
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    macs: int
+
+    @property
+    def producers(self) -> tuple[Member, ...]:
+        """The members whose parameters make the channels."""
+        return tuple(member for member in self.members if member.role is Role.OUT)
+
+    @property
+    def consumers(self) -> tuple[Member, ...]:
+        """The members whose parameters consume the channels."""
+        return tuple(member for member in self.members if member.role is Role.IN)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Channels that may not be removed.
+
+    Attributes:
+        reason: why, in words.
+        node: the name of the node where it was found.
+        where: the user's line, as `file:line   code`.
+        channels: how many.
+        parameters: whose slices they own.
+        macs: dense multiply-accumulates, for one example, of the layers that make them.
+    """
+
+    reason: str
+    node: str
+    where: str
+    channels: int
+    parameters: tuple[str, ...]
+    macs: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Where a channel's saliency is read: the parameters that make it, the last norm's if any.
+
+    Attributes:
+        parameters: (name, dim) of each; p * dL/dp, summed over the other dims and over the
+            parameters, is the sum over the batch of activation times gradient there.
+        node: the name of the node whose output is the gate point; empty where there is none.
+    """
+
+    parameters: tuple[tuple[str, int], ...]
+    node: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """The channel dependency graph of one network.
+
+    Attributes:
+        groups: the channel groups, in the order of their first producer.
+        pinned: what may not be removed, and why.
+        layout: the flat numbering of the groups' channels.
+        axes: for each parameter and buffer, its dimensions that belong to groups.
+        shapes: the dense shape of each parameter and buffer.
+        gates: where saliencies are read.
+        conv_inputs: for each grouped convolution's weight, its input channels.
+        macs_terms: multiply-accumulates of one example, a term a node.
+        params_terms: elements, a term a parameter.
+        mixing: nodes that mix statistics across channels (`node   where`), so that a removed
+            channel changes the others.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    pinned: tuple[Pinned, ...]
+    layout: Layout
+    axes: Mapping[str, Mapping[int, Axis]]
+    shapes: Mapping[str, tuple[int, ...]]
+    gates: tuple[Gate, ...]
+    conv_inputs: Mapping[str, Axis | int]
+    macs_terms: tuple[Term, ...]
+    params_terms: tuple[Term, ...]
+    mixing: tuple[str, ...]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "ChannelGraph":
+        return self  # nothing in it changes
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """Groups and parameters as nodes, members as edges: producer -> group -> consumer.
+
+        Group nodes are called `group 0`, `group 1`, …; parameters have their names. An edge has
+        the attributes `dim` and `role`.
+        """
+        graph = nx.MultiDiGraph()
+        for group in self.groups:
+            node = f"group {group.index}"
+            graph.add_node(node, kind="group", size=group.size, name=group.name, macs=group.macs)
+            for member in group.members:
+                graph.add_node(member.parameter, kind="parameter")
+                ends = (node, member.parameter)
+                if member.role is Role.OUT:
+                    ends = (member.parameter, node)
+                graph.add_edge(*ends, dim=member.dim, role=member.role.name.lower())
+        return graph
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.groups)} channel groups, {self.layout.total} channels"]
+        for group in self.groups:
+            lines.append(f"group {group.index}  {group.name}  {group.size} channels")
+            lines += [f"    {member}" for member in group.members]
+        for pinned in self.pinned:
+            lines.append(f"pinned  {pinned.channels} channels  {pinned.reason}  ({pinned.node})")
+            if pinned.where:
+                lines.append(f"    at {pinned.where}")
+        return "\n".join(lines)

@@ -1,0 +1,268 @@
+"""Label propagation: one run of the network on meta tensors, with labels beside the data.
+
+Every index of every dimension of every parameter and buffer gets a label. The run is an fx
+interpretation, so that each ATen call is known to belong to a node; the op rules say what each
+call does to labels. The equalities they find are solved once, at the end, as the connected
+components of a graph whose vertices are labels.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.errors import TraceError
+from fxprune.registry import collect
+from fxprune.rules.base import PINNED, Call, Context, Family, Rule
+from fxprune.traced import TracedModule, where
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a node's tensor looked like: its shape and the families it carried."""
+
+    shape: tuple[int, ...]
+    families: tuple[Family, ...]
+
+
+Values = Any
+"""A Value, a tuple of Values for a node that returns several tensors, or None."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """The result of a run.
+
+    Attributes:
+        context: what the rules said.
+        axes: for each parameter and buffer, the labels of each of its dimensions longer than 1.
+        values: for each graph (in the order of `TracedModule.graphs`), each node's values.
+        batch: the length of the first dimension of the first input.
+    """
+
+    context: Context
+    axes: Mapping[str, Mapping[int, Tensor]]
+    values: tuple[Mapping[str, Values], ...]
+    batch: int
+
+    def components(self) -> tuple[int, np.ndarray[Any, np.dtype[np.int64]]]:
+        """Solves the equalities: the number of components, and that of each label, int64."""
+        size = self.context.next_label
+        edges = self.context.edges
+        if not edges:
+            return size, np.arange(size)
+        a = torch.cat([edge[0] for edge in edges]).numpy()
+        b = torch.cat([edge[1] for edge in edges]).numpy()
+        links = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(size, size))
+        count, component = connected_components(links, directed=False)
+        return int(count), component.astype(np.int64)
+
+
+def propagate(
+    module: TracedModule,
+    inputs: tuple[Tensor, ...],
+    known: Mapping[str, Mapping[int, Tensor]] | None = None,
+    first_label: int = PINNED + 1,
+) -> Labelled:
+    """Runs all of a module's graphs on meta tensors and follows the labels.
+
+    Args:
+        module: the traced network; its parameters are not touched.
+        inputs: example inputs, of any dtype and device.
+        known: labels to use for parameters in place of fresh ones, to run a compact network with
+            the labels of the dense one.
+        first_label: where fresh labels begin.
+
+    Raises:
+        TraceError: the network does not run on inputs of this shape.
+    """
+    _rules()  # a broken rule is no fault of the model
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
+    context = Context(next_label=first_label)
+    if known is None:
+        axes = {name: _fresh_axes(context, tensor) for name, tensor in meta.items()}
+    else:
+        axes = {
+            name: {dim: labels for dim, labels in known.get(name, {}).items() if len(labels) > 1}
+            for name in meta
+        }
+    for name, tensor in meta.items():
+        context.parametric(tensor)
+        context.carry(tensor, [Family(dim, labels) for dim, labels in axes[name].items()])
+    context.sightings.clear()  # parameters are known by their axes
+    values = []
+    modes = [(child, child.training) for child in module.modules()]
+    for child, _ in modes:
+        child.training = False
+    try:
+        for graph in module.graphs:
+            values.append(_run(module, graph, meta, inputs, context))
+    finally:
+        for child, training in modes:
+            child.training = training
+    batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
+    return Labelled(context, axes, tuple(values), batch)
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a graph and keeps, for each node, what its tensors carried."""
+
+    def __init__(self, module: TracedModule, graph: fx.Graph, context: Context) -> None:
+        super().__init__(module, graph=graph, garbage_collect_values=False)
+        self.context = context
+        self.values: dict[str, Values] = {}
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.context.node = n
+        result = super().run_node(n)
+        self.values[n.name] = self._describe(result)
+        return result
+
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        for tensor in _tensors(args):
+            for family in self.context.of(tensor):
+                self.context.pin(family.labels, "it reaches the model's output")
+        return super().output(target, args, kwargs)
+
+    def _describe(self, result: Any) -> Values:
+        if isinstance(result, Tensor):
+            return Value(tuple(result.shape), self.context.of(result))
+        if isinstance(result, (list, tuple)):
+            return tuple(self._describe(part) for part in result)
+        if isinstance(result, dict):
+            return {key: self._describe(part) for key, part in result.items()}
+        return None
+
+
+class _Runner(nn.Module):
+    """Gives the interpreter a forward, so that `functional_call` can lend it meta parameters."""
+
+    def __init__(self, module: TracedModule, interpreter: _Interpreter) -> None:
+        super().__init__()
+        self.module = module
+        self.interpreter = interpreter
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.interpreter.run(*inputs, enable_io_processing=False)
+
+
+def _run(
+    module: TracedModule,
+    graph: fx.Graph,
+    meta: Mapping[str, Tensor],
+    inputs: tuple[Tensor, ...],
+    context: Context,
+) -> dict[str, Values]:
+    interpreter = _Interpreter(module, graph, context)
+    lent = {f"module.{name}": tensor for name, tensor in meta.items()}
+    examples = tuple(_to_meta(tensor) for tensor in inputs)
+    try:
+        with torch.no_grad(), _LabelMode(context):
+            torch.func.functional_call(_Runner(module, interpreter), lent, examples)
+    except Exception as error:
+        node = context.node
+        first = str(error).strip().splitlines() or [""]
+        raise TraceError(
+            f"the model does not run on inputs of shape {[tuple(x.shape) for x in inputs]}",
+            at=where(node) if node is not None else "",
+            why=f"{type(error).__name__}: {first[0]}",
+            do="give example inputs of the shape the model takes, with the batch first",
+            node=node.name if node is not None else "",
+        ) from error
+    return interpreter.values
+
+
+class _LabelMode(TorchDispatchMode):
+    """Sees every ATen call and hands it to the rule of its op."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        inputs = list(_tensors((args, kwargs)))
+        if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
+            args, kwargs = _lift((args, kwargs))
+            inputs = list(_tensors((args, kwargs)))
+        out = func(*args, **kwargs)
+        context = self.context
+        if any(context.of(tensor) for tensor in inputs):
+            call = Call(func, _bind(func, args, kwargs), out, args, kwargs)
+            rule = _rule(func)
+            if rule is not None:
+                rule(context, call)
+            elif call.results():
+                context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
+        if inputs and all(context.is_parametric(tensor) for tensor in inputs):
+            for tensor in _tensors((out,)):
+                context.parametric(tensor)
+        return out
+
+
+@cache
+def _rule(func: Any) -> Rule | None:
+    known = _rules()
+    for key in (func, func.overloadpacket, *func.tags):
+        if key in known:
+            return known[key]()
+    return None
+
+
+@cache
+def _rules() -> Mapping[Any, type[Rule]]:
+    return collect("fxprune.rules", Rule)  # type: ignore[type-abstract]
+
+
+def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The call's arguments by the names of the op's schema; absent ones have their defaults."""
+    bound = {}
+    for place, argument in enumerate(func._schema.arguments):
+        if place < len(args):
+            bound[argument.name] = args[place]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value if argument.has_default_value() else None
+    return bound
+
+
+def _fresh_axes(context: Context, tensor: Tensor) -> dict[int, Tensor]:
+    return {dim: context.fresh(size) for dim, size in enumerate(tensor.shape) if size > 1}
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta", requires_grad=False)
+
+
+def _lift(value: Any) -> Any:
+    """Puts constants made inside forward on the meta device, beside the tensors they meet."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta else _to_meta(value)
+    if isinstance(value, dict):
+        return {key: _lift(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_lift(part) for part in value)
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)

@@ -1,0 +1,346 @@
+"""Sizes that are written into a network, and how they follow its widths.
+
+Two kinds of them: attributes of modules (`in_channels`, `groups`, `num_features` …) and literals
+in the graph (`view(n, 512, 7, 7)`, `split([32, 64])`, `x[:, :16]`, `pad` …). Both are worked out
+from what the dense run saw, which is kept on every node as a `Record`, so that a network can be
+resized again and again.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fxprune.groups import Axis, ChannelGraph, Widths
+from fxprune.traced import TracedModule
+
+KEY = "fxprune"
+"""Where a node's `Record` is kept in `node.meta`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A tensor's dense sizes, and the axes along which it follows the widths."""
+
+    sizes: tuple[int, ...]
+    axes: Mapping[int, Axis]
+
+    def at(self, widths: Widths) -> tuple[int, ...]:
+        """The sizes at these widths."""
+        return tuple(
+            self.axes[dim].length(widths) if dim in self.axes else size
+            for dim, size in enumerate(self.sizes)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What is known of one node.
+
+    Attributes:
+        result: the Shape of its tensor, a tuple or dict of such for several, or None.
+        target: its target in the dense graph.
+        args: its dense arguments; what other nodes give is None.
+        kwargs: likewise.
+    """
+
+    result: Any
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None:
+    """Sets all sizes that are written into `module` to what the widths ask for, in place.
+
+    The parameters are the caller's business.
+    """
+    for path, child in module.named_modules():
+        for kind, mend in _MODULES:
+            if isinstance(child, kind):
+                mend(child, _Sizes(path, channels, widths))
+                break
+    for graph in module.graphs:
+        for node in graph.nodes:
+            record = node.meta.get(KEY)
+            if record is not None and _follows(node):
+                rewrite = _NODES.get((node.op, record.target))
+                if rewrite is not None:
+                    rewrite(node, record, widths)
+    module.recompile()
+
+
+def compact_shape(
+    name: str, channels: ChannelGraph, widths: Widths
+) -> tuple[int, ...]:
+    """The shape of a parameter or buffer at these widths."""
+    axes = channels.axes.get(name, {})
+    return Shape(channels.shapes[name], axes).at(widths)
+
+
+def _follows(node: fx.Node) -> bool:
+    """Whether the node's tensors, or those it reads, have axes that follow the widths."""
+    records = [node.meta[KEY], *(n.meta[KEY] for n in node.all_input_nodes if KEY in n.meta)]
+    return any(shape.axes for record in records for shape in _shapes(record.result))
+
+
+def _shapes(result: Any) -> list[Shape]:
+    if isinstance(result, Shape):
+        return [result]
+    if isinstance(result, dict):
+        result = tuple(result.values())
+    if isinstance(result, tuple):
+        return [shape for part in result for shape in _shapes(part)]
+    return []
+
+
+# --- attributes of modules -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The sizes of one module's parameters at given widths."""
+
+    path: str
+    channels: ChannelGraph
+    widths: Widths
+
+    def of(self, parameter: str) -> tuple[int, ...] | None:
+        name = f"{self.path}.{parameter}" if self.path else parameter
+        if name not in self.channels.axes:
+            return None
+        return compact_shape(name, self.channels, self.widths)
+
+    def inputs(self, dense: int) -> int:
+        """The input channels of the convolution at `path`."""
+        known = self.channels.conv_inputs.get(f"{self.path}.weight" if self.path else "weight")
+        return known.length(self.widths) if isinstance(known, Axis) else known or dense
+
+
+def _mend_conv(conv: Any, sizes: _Sizes) -> None:
+    shape = sizes.of("weight")
+    if shape is None:
+        return
+    if conv.transposed:
+        if conv.groups > 1:
+            conv.groups = shape[0] // (conv.in_channels // conv.groups)
+        conv.in_channels, conv.out_channels = shape[0], shape[1] * conv.groups
+        return
+    conv.out_channels = shape[0]
+    conv.in_channels = shape[1] if conv.groups == 1 else sizes.inputs(conv.in_channels)
+    if conv.groups > 1:
+        conv.groups = conv.in_channels // shape[1]
+
+
+def _mend_linear(linear: Any, sizes: _Sizes) -> None:
+    shape = sizes.of("weight")
+    if shape is not None:
+        linear.out_features, linear.in_features = shape
+
+
+def _mend_channels(attribute: str) -> Callable[[Any, _Sizes], None]:
+    def mend(module: Any, sizes: _Sizes) -> None:
+        for parameter in ("weight", "bias", "running_mean"):
+            shape = sizes.of(parameter)
+            if shape is not None:
+                setattr(module, attribute, shape[0])
+                return
+
+    return mend
+
+
+def _mend_layer_norm(norm: Any, sizes: _Sizes) -> None:
+    shape = sizes.of("weight") or sizes.of("bias")
+    if shape is not None:
+        norm.normalized_shape = shape
+
+
+_MODULES: tuple[tuple[Any, Callable[[Any, _Sizes], None]], ...] = (
+    (nn.modules.conv._ConvNd, _mend_conv),
+    (nn.Linear, _mend_linear),
+    (nn.modules.batchnorm._NormBase, _mend_channels("num_features")),
+    (nn.GroupNorm, _mend_channels("num_channels")),
+    (nn.PReLU, _mend_channels("num_parameters")),
+    (nn.LayerNorm, _mend_layer_norm),
+)
+
+
+# --- literals in the graph -------------------------------------------------------------------
+
+Rewrite = Callable[[fx.Node, Record, Widths], None]
+
+
+def _literals(node: fx.Node, place: int, dense: Any, sizes: tuple[int, ...]) -> None:
+    """Puts sizes for the literal ones among the arguments from `place` on; -1 and nodes stay."""
+    nested = place < len(dense) and isinstance(dense[place], (tuple, list))
+    old = dense[place] if nested else dense[place:]
+    now: Any = node.args[place] if nested else node.args[place:]
+    new = [
+        size if isinstance(literal, int) and literal != -1 else current
+        for literal, current, size in zip(old, now, sizes, strict=True)
+    ]
+    head = node.args[:place]
+    node.args = (*head, tuple(new), *node.args[place + 1 :]) if nested else (*head, *new)
+
+
+def _view(node: fx.Node, record: Record, widths: Widths) -> None:
+    if len(record.args) > 1 and not isinstance(record.args[1], torch.dtype):
+        _literals(node, 1, record.args, record.result.at(widths))
+
+
+def _unflatten(node: fx.Node, record: Record, widths: Widths) -> None:
+    if len(record.args) == 3:
+        sizes, shape = record.args[2], record.result.at(widths)
+        dim = record.args[1] % (len(shape) - len(sizes) + 1)
+        _literals(node, 2, record.args, shape[dim : dim + len(sizes)])
+
+
+def _split(node: fx.Node, record: Record, widths: Widths) -> None:
+    """Split and chunk alike become a split into the parts' sizes."""
+    source = _input(node)
+    dim = _argument(record, 2, "dim", 0)
+    if source is None or not isinstance(dim, int) or dim % len(source.sizes) not in source.axes:
+        return
+    dim %= len(source.sizes)
+    sizes = [part.at(widths)[dim] for part in record.result]
+    node.target = "split" if node.op == "call_method" else torch.split
+    node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+def _getitem(node: fx.Node, record: Record, widths: Widths) -> None:
+    source = _input(node)
+    if source is None:
+        return
+    index = record.args[1] if isinstance(record.args[1], tuple) else (record.args[1],)
+    current = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    used = sum(part is not None and part is not Ellipsis for part in index)
+    dim, new = 0, []
+    for part, now in zip(index, current, strict=True):
+        axis = source.axes.get(dim)
+        if part is Ellipsis:
+            dim += len(source.sizes) - used
+            new.append(now)
+            continue
+        if axis is not None and isinstance(part, slice):
+            start = _place(axis, part.start, now.start, widths)
+            new.append(slice(start, _place(axis, part.stop, now.stop, widths), part.step))
+        elif axis is not None and isinstance(part, int) and not isinstance(part, bool):
+            new.append(_place(axis, part % source.sizes[dim], now, widths))
+        else:
+            new.append(now)
+        dim += part is not None or now is not None
+    node.args = (node.args[0], tuple(new) if isinstance(node.args[1], tuple) else new[0])
+
+
+def _narrow(node: fx.Node, record: Record, widths: Widths) -> None:
+    source = _input(node)
+    if source is None or len(record.args) != 4:
+        return
+    dim, start, length = record.args[1:]
+    axis = source.axes.get(dim % len(source.sizes))
+    if axis is not None and isinstance(start, int) and isinstance(length, int):
+        first, last = (_place(axis, end, end, widths) for end in (start, start + length))
+        node.args = (node.args[0], dim, first, last - first)
+
+
+def _pad(node: fx.Node, record: Record, widths: Widths) -> None:
+    source, amounts = _input(node), _argument(record, 1, "pad", ())
+    if source is None or any(not isinstance(amount, int) for amount in amounts):
+        return
+    new = list(amounts)
+    for dim, axis in record.result.axes.items():
+        place = 2 * (len(source.sizes) - 1 - dim)
+        if place < len(amounts) and any(amounts[place : place + 2]):
+            kept = axis.template(widths)
+            left, right = amounts[place], amounts[place] + source.sizes[dim]
+            new[place] = int((kept < left).sum())
+            new[place + 1] = int((kept >= right).sum())
+    node.args = (node.args[0], tuple(new), *node.args[2:])
+    node.kwargs = {name: value for name, value in node.kwargs.items() if name != "pad"}
+
+
+def _conv(node: fx.Node, record: Record, widths: Widths) -> None:
+    groups = _argument(record, 6, "groups", 1)
+    source, weight = (_shape(arg) for arg in node.args[:2])
+    if groups != 1 and source is not None and weight is not None:
+        _set(node, 6, "groups", source.at(widths)[1] // weight.at(widths)[1])
+
+
+def _conv_transpose(node: fx.Node, record: Record, widths: Widths) -> None:
+    groups, source = _argument(record, 6, "groups", 1), _input(node)
+    if groups != 1 and source is not None:
+        _set(node, 6, "groups", source.at(widths)[1] // (source.sizes[1] // groups))
+
+
+def _layer_norm(node: fx.Node, record: Record, widths: Widths) -> None:
+    dense = _argument(record, 1, "normalized_shape", ())
+    _set(node, 1, "normalized_shape", record.result.at(widths)[-len(dense) :])
+
+
+def _place(axis: Axis, position: Any, now: Any, widths: Widths) -> Any:
+    """How many positions the template keeps before a literal one; `now` where it is no literal."""
+    if not isinstance(position, int):
+        return now
+    size = len(axis.channel)
+    position = position + size if position < 0 else position
+    return int((axis.template(widths) < position).sum())
+
+
+def _shape(node: Any) -> Shape | None:
+    result = node.meta[KEY].result if isinstance(node, fx.Node) and KEY in node.meta else None
+    return result if isinstance(result, Shape) else None
+
+
+def _input(node: fx.Node) -> Shape | None:
+    return _shape(node.args[0]) if node.args else None
+
+
+def _argument(record: Record, place: int, name: str, default: Any) -> Any:
+    if place < len(record.args):
+        return record.args[place]
+    return record.kwargs.get(name, default)
+
+
+def _set(node: fx.Node, place: int, name: str, value: Any) -> None:
+    if place < len(node.args):
+        node.args = (*node.args[:place], value, *node.args[place + 1 :])
+    else:
+        node.kwargs = {**node.kwargs, name: value}
+
+
+_NODES: dict[tuple[str, Any], Rewrite] = {
+    **{
+        ("call_method", name): rewrite
+        for name, rewrite in (
+            ("view", _view),
+            ("reshape", _view),
+            ("expand", _view),
+            ("unflatten", _unflatten),
+            ("split", _split),
+            ("chunk", _split),
+            ("narrow", _narrow),
+        )
+    },
+    **{
+        ("call_function", function): rewrite
+        for function, rewrite in (
+            (torch.reshape, _view),
+            (torch.split, _split),
+            (torch.chunk, _split),
+            (torch.narrow, _narrow),
+            (operator.getitem, _getitem),
+            (F.pad, _pad),
+            (F.conv1d, _conv),
+            (F.conv2d, _conv),
+            (F.conv3d, _conv),
+            (F.conv_transpose1d, _conv_transpose),
+            (F.conv_transpose2d, _conv_transpose),
+            (F.conv_transpose3d, _conv_transpose),
+            (F.layer_norm, _layer_norm),
+        )
+    },
+}

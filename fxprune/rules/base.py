@@ -1,0 +1,246 @@
+"""The language in which an op rule is written.
+
+A tensor's labels are *families*: along one of its dimensions, every index carries a label (an
+int64 id), and indices whose labels fall together live and die together. A tensor may carry
+several families (a weight carries one along its rows and one along its columns). A dimension
+without a family has a fixed size. Label 0 means pinned.
+
+A rule sees one ATen call, with meta tensors, and says three things: which labels become equal
+(`Context.meet`), which are pinned and why (`Context.pin`), and what the result carries
+(`Context.carry`).
+"""
+
+import abc
+import enum
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+PINNED = 0
+
+
+class Role(enum.IntEnum):
+    """What a parameter's dimension is to the channels that run along it."""
+
+    ALONG = 0
+    """One element a channel, neither made nor consumed here (batch norm, depthwise kernels)."""
+    OUT = 1
+    """The parameter's slices make the channels."""
+    IN = 2
+    """The parameter's slices consume the channels; a removed channel's slice is zero here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """The labels along one dimension of a tensor.
+
+    Attributes:
+        dim: the dimension, counted from 0.
+        labels: int64 [size of the dimension].
+    """
+
+    dim: int
+    labels: Tensor
+
+    def at(self, dim: int) -> "Family":
+        """The same labels along another dimension."""
+        return self if dim == self.dim else Family(dim, self.labels)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One ATen call: its op, its arguments by name, and its results, all on meta tensors."""
+
+    op: OpOverload[Any, Any]
+    args: dict[str, Any]
+    out: Any
+    positional: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args[name]
+
+    def tensors(self) -> list[Tensor]:
+        """The tensor arguments, lists of tensors included, in order."""
+        return list(_tensors(self.args.values()))
+
+    def results(self) -> list[Tensor]:
+        """The tensor results."""
+        return list(_tensors([self.out]))
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Labels that may not be removed, and why.
+
+    `structural` marks what is no channel at all (a kernel's rows and columns) and is not shown.
+    """
+
+    labels: Tensor
+    reason: str
+    node: Any
+    structural: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """The macs of a call: `scale` times the lengths of the dimensions that carry `factors`.
+
+    `made` are the labels of the channels that the call makes, to which its macs are ascribed.
+    """
+
+    node: Any
+    scale: int
+    factors: tuple[Tensor | int, ...]
+    made: Tensor | None
+
+
+@dataclass
+class Context:
+    """What the rules have said so far about one run of a network.
+
+    Attributes:
+        node: the fx node that is running.
+        edges: pairs of int64 label tensors of equal length that became equal, element by element,
+            and the node that did it.
+        pins: what was pinned, in order.
+        sightings: every family a call put on a result: the node it belongs to and its labels.
+        products: the multiply-accumulates.
+        roles: label tensors with the role their parameter dimension plays.
+        gates: for a tensor (by id) its node and the label tensors of the parameters that made it;
+            where a norm follows, those of the norm.
+        conv_inputs: for each convolution, the labels (or the size) of its input channels, by the
+            first label of its weight.
+        mixing: nodes that mix statistics across channels, so that removing a channel changes the
+            others (layer norm over channels).
+    """
+
+    next_label: int = 1
+    node: Any = None
+    edges: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
+    sightings: list[tuple[Any, Tensor]] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    roles: list[tuple[Tensor, Role]] = field(default_factory=list)
+    gates: dict[int, tuple[Any, tuple[Tensor, ...]]] = field(default_factory=dict)
+    conv_inputs: list[tuple[Tensor, Tensor | int]] = field(default_factory=list)
+    mixing: list[Any] = field(default_factory=list)
+    _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
+    _parametric: set[int] = field(default_factory=set)
+    _alive: list[Tensor] = field(default_factory=list)
+
+    def fresh(self, size: int) -> Tensor:
+        """New labels: int64 [size]."""
+        labels = torch.arange(self.next_label, self.next_label + size)
+        self.next_label += size
+        return labels
+
+    def of(self, tensor: Tensor | None) -> tuple[Family, ...]:
+        """The families a tensor carries."""
+        return () if tensor is None else self._families.get(id(tensor), ())
+
+    def along(self, tensor: Tensor | None, dim: int) -> Tensor | None:
+        """The labels along one dimension, or None where its size is fixed.
+
+        A dimension that carries several families (a flattened weight) has all of them made equal.
+        """
+        found = [family.labels for family in self.of(tensor) if family.dim == dim]
+        for other in found[1:]:
+            self.meet(found[0], other)
+        return found[0] if found else None
+
+    def carry(self, tensor: Tensor, families: Iterable[Family]) -> None:
+        """Says what a result carries."""
+        kept = tuple(families)
+        for family in kept:
+            assert tensor.shape[family.dim] == len(family.labels), (self.node, tensor.shape, family)
+            self.sightings.append((self.node, family.labels))
+        self._families[id(tensor)] = kept
+        self._alive.append(tensor)
+
+    def meet(self, a: Tensor | None, b: Tensor | None, reason: str = "") -> None:
+        """Makes two label tensors equal; where one of them is None (fixed), pins the other."""
+        if a is b:
+            return
+        if a is not None and b is not None:
+            self.edges.append((a, b, self.node))
+            return
+        lone = a if a is not None else b
+        assert lone is not None
+        self.pin(lone, reason or "it meets a dimension of fixed size")
+
+    def pin(self, labels: Tensor, reason: str, *, structural: bool = False) -> None:
+        """Pins labels, with the reason a user will read."""
+        self.pins.append(Pin(labels, reason, self.node, structural))
+
+    def pin_all(self, tensors: Iterable[Tensor], reason: str) -> None:
+        """Pins whatever the tensors carry."""
+        for tensor in tensors:
+            for family in self.of(tensor):
+                self.pin(family.labels, reason)
+
+    def couple_rows(self, labels: Tensor, rows: int) -> Tensor:
+        """Views labels as [rows, n] and makes every row equal to the first, which is returned."""
+        table = labels.view(rows, -1)
+        self.meet(table[1:].reshape(-1), table[:1].expand(rows - 1, -1).reshape(-1))
+        return table[0]
+
+    def couple_within_rows(self, labels: Tensor, rows: int) -> Tensor:
+        """Views labels as [rows, n] and makes each row one channel; returns its first column."""
+        table = labels.view(rows, -1)
+        self.meet(table[:, 1:].reshape(-1), table[:, :1].expand(-1, table.shape[1] - 1).reshape(-1))
+        return table[:, 0]
+
+    def role(self, tensor: Tensor, labels: Tensor | None, role: Role) -> None:
+        """Notes what a parameter's dimension is to its channels; activations have no role."""
+        if labels is not None and self.is_parametric(tensor):
+            self.roles.append((labels, role))
+
+    def is_parametric(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter or computed from parameters alone."""
+        return id(tensor) in self._parametric
+
+    def parametric(self, tensor: Tensor) -> None:
+        """Notes that a tensor is a parameter or computed from parameters alone."""
+        self._parametric.add(id(tensor))
+        self._alive.append(tensor)
+
+    def gate(self, out: Tensor, labels: Sequence[Tensor | None]) -> None:
+        """Notes which parameters make the channels of `out`, for their saliency."""
+        vectors = tuple(vector for vector in labels if vector is not None)
+        self.gates[id(out)] = self.node, vectors
+        self._alive.append(out)
+
+    def multiplies(self, scale: int, *factors: Tensor | int, made: Tensor | None) -> None:
+        """Notes multiply-accumulates of the whole batch: scale times the lengths of `factors`."""
+        self.products.append(Product(self.node, scale, factors, made))
+
+    def mixes(self) -> None:
+        """Notes that the running node mixes statistics across the channels it sees."""
+        self.mixing.append(self.node)
+
+
+class Rule(abc.ABC):
+    """What one family of ATen ops does to labels.
+
+    `keys` are op overloads, op packets (`torch.ops.aten.cat` stands for all of its overloads), or
+    a `torch.Tag`, which stands for every op that carries it and has no key of its own.
+    """
+
+    keys: ClassVar[tuple[Hashable, ...]]
+
+    @abc.abstractmethod
+    def __call__(self, context: Context, call: Call) -> None:
+        """Says what `call` does. Runs only where an argument carries labels or is a parameter."""

@@ -1,0 +1,118 @@
+"""Convolutions, plain, grouped, depthwise and transposed.
+
+    y[n, o] = sum over i in o's conv group of w[o, i] * x[n, i]        (transposed: w[i, o])
+
+With G = 1 the weight's columns meet the input's channels and its rows make the output's. With
+G > 1 a conv group is removed whole where the groups are many (depthwise: one channel each), so
+that rows, columns and inputs of one conv group are one channel; where they are few and wide,
+each loses the same positions, so that G stays.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fxprune.rules.base import Call, Context, Family, Role, Rule
+
+
+class Convolution(Rule):
+    """aten.convolution, in any number of spatial dimensions."""
+
+    keys = (torch.ops.aten.convolution,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"]
+        out, transposed = call.out, call["transposed"]
+        for family in context.of(x):
+            if family.dim > 1:
+                context.pin(family.labels, "the convolution slides along this dimension")
+        for family in context.of(weight):
+            if family.dim > 1:
+                context.pin(family.labels, "a position of the kernel", structural=True)
+        rows, columns = context.along(weight, 0), context.along(weight, 1)
+        inputs = context.along(x, 1)
+        if groups == 1:
+            made, consumed = (columns, rows) if transposed else (rows, columns)
+            context.meet(inputs, consumed, "it meets input channels of fixed number")
+            context.role(weight, consumed, Role.IN)
+            context.role(weight, made, Role.OUT)
+        else:
+            made = self._grouped(context, call, inputs, rows, columns)
+        if bias is not None:
+            context.meet(made, context.along(bias, 0), "the bias has fixed size")
+        if rows is not None:
+            context.conv_inputs.append((rows, x.shape[1] if inputs is None else inputs))
+        batch = [family for family in context.of(x) if family.dim == 0]
+        context.carry(out, batch if made is None else [*batch, Family(1, made)])
+        context.gate(out, (made, context.along(bias, 0)))
+        self._count(context, call, rows, columns, made)
+
+    def _grouped(
+        self,
+        context: Context,
+        call: Call,
+        inputs: Tensor | None,
+        rows: Tensor | None,
+        columns: Tensor | None,
+    ) -> Tensor | None:
+        """Couples a grouped convolution; returns the labels of its output channels."""
+        groups = call["groups"]
+        if call["transposed"]:
+            # w[i, o of the group]: rows are the inputs, and the outputs have no labels of their own
+            outputs = call.out.shape[1] // groups
+            if inputs is not None and rows is not None and _goes_whole(inputs, groups):
+                context.meet(inputs, rows)
+                lead = context.couple_within_rows(inputs, groups)
+                if columns is not None:
+                    context.pin(columns, "a position within a conv group", structural=True)
+                return lead.repeat_interleave(outputs)
+            for labels in (inputs, rows, columns):
+                if labels is not None:
+                    context.pin(labels, "a transposed convolution of few conv groups")
+            return None
+        if rows is None or inputs is None:
+            for labels in (inputs, rows, columns):
+                if labels is not None:
+                    context.pin(labels, "a grouped convolution over channels of fixed number")
+            return None
+        if _goes_whole(inputs, groups):
+            lead = context.couple_within_rows(rows, groups)
+            context.meet(context.couple_within_rows(inputs, groups), lead)
+            if columns is not None:
+                context.pin(columns, "a position within a conv group", structural=True)
+            return rows
+        context.meet(context.couple_rows(inputs, groups), columns)
+        context.couple_rows(rows, groups)
+        context.role(call["weight"], columns, Role.IN)
+        context.role(call["weight"], rows, Role.OUT)
+        return rows
+
+    def _count(
+        self,
+        context: Context,
+        call: Call,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        made: Tensor | None,
+    ) -> None:
+        weight, x = call["weight"], call["input"]
+        grid = x if call["transposed"] else call.out
+        batch = [family.labels for family in context.of(x) if family.dim == 0]
+        context.multiplies(
+            math.prod(grid.shape[2:]) * math.prod(weight.shape[2:]),
+            *(batch or [x.shape[0]]),
+            weight.shape[0] if rows is None else rows,
+            weight.shape[1] if columns is None else columns,
+            made=made,
+        )
+
+
+def _goes_whole(inputs: Tensor, groups: int) -> bool:
+    """Whether conv groups are removed whole; what is coupled already stays coupled that way."""
+    table = inputs.view(groups, -1)
+    if bool((table == table[:, :1]).all()):
+        return True
+    if bool((table == table[:1]).all()):
+        return False
+    return groups >= table.shape[1]

@@ -1,0 +1,90 @@
+"""Matrix products: the contracted dimensions meet, the others are carried to the result.
+
+A factor whose labels are a parameter's own is a weight: its contracted dimension consumes
+channels and its other dimension makes them.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fxprune.rules.base import Call, Context, Family, Role, Rule
+
+aten = torch.ops.aten
+
+
+class MatMul(Rule):
+    """mm [M, K] x [K, N], bmm [B, M, K] x [B, K, N], and both with an addend."""
+
+    keys = (aten.mm, aten.bmm, aten.addmm, aten.baddbmm)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        left, right = _factors(call)
+        inner, last = left.dim() - 1, left.dim() - 1
+        contracted = context.along(left, inner), context.along(right, inner - 1)
+        if contracted[0] is not None or contracted[1] is not None:
+            context.meet(*contracted, "it meets a dimension of fixed size in a matrix product")
+        rows, columns = context.along(left, last - 1), context.along(right, last)
+        families = []
+        if left.dim() == 3:
+            batch = context.along(left, 0), context.along(right, 0)
+            if batch[0] is not None or batch[1] is not None:
+                context.meet(*batch, "it meets a batch of fixed size in a matrix product")
+            if batch[0] is not None and batch[1] is not None:
+                families.append(Family(0, batch[0]))
+        if rows is not None:
+            families.append(Family(last - 1, rows))
+        if columns is not None:
+            families.append(Family(last, columns))
+        addend = call.args.get("self")
+        if addend is not None and addend is not left:
+            families = self._add(context, call.out, addend, families)
+        context.carry(call.out, families)
+        context.role(left, contracted[0], Role.IN)
+        context.role(right, contracted[1], Role.IN)
+        context.role(left, rows, Role.OUT)
+        context.role(right, columns, Role.OUT)
+        if context.is_parametric(right):  # x W^T + b
+            shift = context.along(addend, 0) if addend is not None and addend.dim() == 1 else None
+            context.gate(call.out, (columns, shift))
+        self._count(context, left, right, contracted, rows, columns)
+
+    def _add(
+        self, context: Context, out: Tensor, addend: Tensor, families: list[Family]
+    ) -> list[Family]:
+        """The addend is broadcast to the result, so its trailing dimensions meet."""
+        shift = out.dim() - addend.dim()
+        carried = {family.dim: family.labels for family in families}
+        for dim in range(addend.dim()):
+            if addend.shape[dim] == 1:
+                continue
+            labels = context.along(addend, dim)
+            made = carried.get(dim + shift)
+            if labels is not None or made is not None:
+                context.meet(made, labels, "it is added to a dimension of fixed size")
+        return families
+
+    def _count(
+        self,
+        context: Context,
+        left: Tensor,
+        right: Tensor,
+        contracted: tuple[Tensor | None, Tensor | None],
+        rows: Tensor | None,
+        columns: Tensor | None,
+    ) -> None:
+        sizes = (left.shape[-2], left.shape[-1], right.shape[-1])
+        known = (rows, contracted[0] if contracted[0] is not None else contracted[1], columns)
+        scale = math.prod(left.shape[:-2])
+        factors = [
+            size if labels is None else labels for size, labels in zip(sizes, known, strict=True)
+        ]
+        context.multiplies(scale, *factors, made=columns)
+
+
+def _factors(call: Call) -> tuple[Tensor, Tensor]:
+    names = ("mat1", "mat2") if "mat1" in call.args else ("batch1", "batch2")
+    if names[0] in call.args:
+        return call[names[0]], call[names[1]]
+    return call["self"], call["mat2"]

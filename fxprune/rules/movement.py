@@ -1,0 +1,219 @@
+"""Data movement: the op itself, run on the labels, says where each index goes.
+
+Each family is laid out over the tensor's whole shape (with stride 0 where it does not vary), the
+op moves it like data, and the result is read back. Where a view has split a labelled dimension
+in two, the rows of the split are coupled, so that what is kept stays a rectangle.
+"""
+
+import torch
+from torch import Tensor
+
+from fxprune.rules.base import PINNED, Call, Context, Family, Rule
+
+aten = torch.ops.aten
+
+
+class Movement(Rule):
+    """One tensor in, its elements moved, one or several tensors out."""
+
+    keys = (
+        aten.view,
+        aten._unsafe_view,
+        aten.reshape,
+        aten._reshape_alias,
+        aten.permute,
+        aten.transpose,
+        aten.t,
+        aten.numpy_T,
+        aten.movedim,
+        aten.unsqueeze,
+        aten.squeeze,
+        aten.expand,
+        aten.select,
+        aten.slice,
+        aten.narrow,
+        aten.split,
+        aten.split_with_sizes,
+        aten.chunk,
+        aten.unbind,
+        aten.unfold,
+        aten.diagonal,
+        aten.alias,
+        aten.detach,
+        aten.lift_fresh,
+        aten._unsafe_index,
+        aten.repeat,
+        aten.flip,
+        aten.roll,
+        aten.pixel_shuffle,
+        aten.pixel_unshuffle,
+        aten.channel_shuffle,
+        aten.native_channel_shuffle,
+        aten.reflection_pad1d,
+        aten.reflection_pad2d,
+        aten.reflection_pad3d,
+        aten.replication_pad1d,
+        aten.replication_pad2d,
+        aten.replication_pad3d,
+    )
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x = call.tensors()[0]
+        results = call.results()
+        carried: list[list[Family]] = [[] for _ in results]
+        for family in context.of(x):
+            moved = _move(call, spread(family.labels, family.dim, tuple(x.shape)), x)
+            for slot, labels in enumerate(moved):
+                found = read_back(context, labels)
+                if found is not None:
+                    carried[slot].append(found)
+        for result, families in zip(results, carried, strict=True):
+            context.carry(result, families)
+
+
+class Concatenate(Rule):
+    """cat: along its dimension the labels follow each other; along others they meet."""
+
+    keys = (aten.cat,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        out, tensors = call.out, [t for t in call["tensors"] if t.dim() == call.out.dim()]
+        dim = call.args.get("dim", 0) % out.dim()
+        families = []
+        for other in range(out.dim()):
+            parts = [context.along(tensor, other) for tensor in tensors]
+            if all(part is None for part in parts):
+                continue
+            if other == dim:
+                families.append(Family(dim, self._joined(tensors, parts, dim)))
+                continue
+            first = next(part for part in parts if part is not None)
+            for part in parts:
+                context.meet(first, part, "it is concatenated with a tensor of fixed size")
+            families.append(Family(other, first))
+        context.carry(out, families)
+
+    def _joined(self, tensors: list[Tensor], parts: list[Tensor | None], dim: int) -> Tensor:
+        return torch.cat(
+            [
+                torch.full((tensor.shape[dim],), PINNED) if part is None else part
+                for tensor, part in zip(tensors, parts, strict=True)
+            ]
+        )
+
+
+class ConstantPad(Rule):
+    """Padding with a constant: the new indices may go with the channels that they meet."""
+
+    keys = (aten.constant_pad_nd,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, pad = call["self"], call["pad"]
+        families = []
+        for family in context.of(x):
+            place = 2 * (x.dim() - 1 - family.dim)
+            left, right = pad[place : place + 2] if place < len(pad) else (0, 0)
+            if left < 0 or right < 0:
+                context.pin(family.labels, "padding by a negative amount cuts channels off")
+                continue
+            labels = family.labels
+            if left or right:
+                labels = torch.cat([context.fresh(left), labels, context.fresh(right)])
+            families.append(Family(family.dim, labels))
+        context.carry(call.out, families)
+
+
+class Identity(Rule):
+    """The same elements at the same places."""
+
+    keys = (
+        aten.clone,
+        aten._to_copy,
+        aten.contiguous,
+        aten.as_strided_,
+        aten.dropout,
+        aten.native_dropout,
+        aten.zeros_like,
+        aten.ones_like,
+        aten.empty_like,
+        aten.full_like,
+        aten.rand_like,
+        aten.randn_like,
+        aten.fill_,
+        aten.zero_,
+        aten.bernoulli,
+        aten.bernoulli_,
+    )
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x = call.tensors()[0]
+        for result in call.results():
+            if result.shape != x.shape:
+                context.pin_all([x], "it is restrided to another shape")
+                context.carry(result, ())
+            else:
+                context.carry(result, context.of(x))
+
+
+def spread(labels: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
+    """Lays labels [size of dim] out over `shape`, with stride 0 along the other dimensions."""
+    lone = [1] * len(shape)
+    lone[dim] = -1
+    return labels.view(lone).expand(shape)
+
+
+def read_back(context: Context, moved: Tensor) -> Family | None:
+    """The family of a tensor of labels; couples it to one dimension where it varies along more."""
+    varying = [dim for dim in range(moved.dim()) if _varies(moved, dim)]
+    if not varying:
+        lone = moved.flatten()[:1]
+        if lone.numel() and int(lone) != PINNED:
+            context.pin(lone, "a single channel is taken out by its position")
+        return None
+    if len(varying) > 1:
+        return _coupled(context, moved, varying)
+    line = moved
+    for dim in range(moved.dim()):
+        if dim != varying[0]:
+            line = line.narrow(dim, 0, 1)
+    return Family(varying[0], line.reshape(-1))
+
+
+def _coupled(context: Context, moved: Tensor, varying: list[int]) -> Family:
+    """Keeps the dimension along which most labels differ; indices that share it are one channel."""
+    lines = {dim: _first_line(moved, dim) for dim in varying}
+    kept = max(varying, key=lambda dim: (len(torch.unique(lines[dim])), dim))
+    for dim in range(moved.dim()):
+        if dim not in varying:
+            moved = moved.narrow(dim, 0, 1)
+    rows = moved.movedim(kept, -1).reshape(-1, moved.shape[kept])
+    context.meet(rows[1:].reshape(-1), rows[:1].expand(len(rows) - 1, -1).reshape(-1))
+    return Family(kept, lines[kept])
+
+
+def _first_line(moved: Tensor, dim: int) -> Tensor:
+    for other in range(moved.dim()):
+        if other != dim:
+            moved = moved.narrow(other, 0, 1)
+    return moved.reshape(-1)
+
+
+def _varies(moved: Tensor, dim: int) -> bool:
+    if moved.shape[dim] <= 1 or moved.stride(dim) == 0:
+        return False
+    return not bool((moved == moved.narrow(dim, 0, 1)).all())
+
+
+def _move(call: Call, labels: Tensor, x: Tensor) -> list[Tensor]:
+    """Runs the call's op on labels in place of `x`; a view that needs a copy becomes a reshape."""
+    if call.op.overloadpacket in (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias):
+        return [labels.reshape(call.out.shape)]
+    # pads are defined for floating point only; labels stay exact below 2**53
+    data = labels.double() if call.op.overloadpacket in _PADS else labels
+    positional = [data if value is x else value for value in call.positional]
+    keywords = {name: data if value is x else value for name, value in call.keywords.items()}
+    moved = call.op(*positional, **keywords)
+    return [part.long() for part in (moved if isinstance(moved, (list, tuple)) else [moved])]
+
+
+_PADS = frozenset(packet for packet in Movement.keys if "_pad" in str(packet))

@@ -1,0 +1,83 @@
+"""Normalisations: statistics over some dimensions, then a scale and a shift along the channels.
+
+Batch norm takes its statistics per channel, so a channel's removal leaves the others as they
+are. Group norm does so per group of channels; layer norm over channels mixes them all.
+"""
+
+import torch
+
+from fxprune.rules.base import Call, Context, Rule
+
+aten = torch.ops.aten
+
+
+class BatchNorm(Rule):
+    """Scale, shift and running statistics run along dimension 1 of the input."""
+
+    keys = (
+        aten.native_batch_norm,
+        aten.cudnn_batch_norm,
+        aten.miopen_batch_norm,
+        aten._native_batch_norm_legit,
+        aten._native_batch_norm_legit_no_training,
+        aten._batch_norm_with_update,
+        aten._batch_norm_no_update,
+    )
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, out = call["input"], call.results()[0]
+        channels = context.along(x, 1)
+        affine = [context.along(call[name], 0) for name in ("weight", "bias")]
+        statistics = [
+            context.along(call.args.get(name), 0) for name in ("running_mean", "running_var")
+        ]
+        for labels in affine + statistics:
+            if labels is not None:
+                context.meet(channels, labels, "it normalises channels of fixed number")
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            tensor = call.args.get(name)
+            if tensor is not None and channels is not None and context.along(tensor, 0) is None:
+                context.pin(channels, f"the batch norm's {name} has fixed size")
+        context.carry(out, context.of(x))
+        if id(x) in context.gates and any(labels is not None for labels in affine):
+            del context.gates[id(x)]
+            context.gate(out, affine)
+
+
+class LayerNorm(Rule):
+    """Statistics over the last dimensions; scale and shift have their shape."""
+
+    keys = (aten.native_layer_norm,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, out = call["input"], call.results()[0]
+        first = x.dim() - len(call["normalized_shape"])
+        for dim in range(first, x.dim()):
+            channels = context.along(x, dim)
+            for name in ("weight", "bias"):
+                labels = context.along(call[name], dim - first)
+                if call[name] is not None and (labels is not None or channels is not None):
+                    context.meet(channels, labels, "it normalises a dimension of fixed size")
+            if channels is not None:
+                context.mixes()
+        context.carry(out, context.of(x))
+
+
+class GroupNorm(Rule):
+    """Statistics per group of channels; groups go whole, or all lose the same positions."""
+
+    keys = (aten.native_group_norm,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, out, groups = call["input"], call.results()[0], call["group"]
+        channels = context.along(x, 1)
+        for name in ("weight", "bias"):
+            labels = context.along(call[name], 0)
+            if labels is not None:
+                context.meet(channels, labels, "it normalises channels of fixed number")
+        if channels is not None:
+            # The number of groups is the module's own, so it stays; the channels of each are
+            # thinned alike, which changes its statistics.
+            context.couple_rows(channels, groups)
+            context.mixes()
+        context.carry(out, context.of(x))

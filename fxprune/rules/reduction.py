@@ -1,0 +1,63 @@
+"""Reductions: what runs along a kept dimension is carried; a reduced one mixes its channels."""
+
+import torch
+
+from fxprune.rules.base import Call, Context, Family, Rule
+
+aten = torch.ops.aten
+
+
+class Reduction(Rule):
+    """Statistics over some dimensions, with or without keeping them as size 1."""
+
+    keys = (
+        aten.mean,
+        aten.sum,
+        aten.amax,
+        aten.amin,
+        aten.var,
+        aten.std,
+        aten.var_mean,
+        aten.std_mean,
+        aten.max.dim,
+        aten.min.dim,
+        aten.linalg_vector_norm,
+        aten.logsumexp,
+    )
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x = call.tensors()[0]
+        given = call.args.get("dim")
+        dims = range(x.dim()) if given is None or given == [] else _as_list(given)
+        reduced = {dim % x.dim() for dim in dims} if x.dim() else set()
+        keepdim = call.args.get("keepdim", False)
+        carried = []
+        for family in context.of(x):
+            if family.dim in reduced:
+                context.mixes()
+                continue
+            gone = 0 if keepdim else sum(dim < family.dim for dim in reduced)
+            carried.append(Family(family.dim - gone, family.labels))
+        for result in call.results():
+            context.carry(result, carried)
+
+
+class Softmax(Rule):
+    """Normalises over one dimension, whose size is part of the result."""
+
+    keys = (aten._softmax, aten._log_softmax, aten._safe_softmax)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x = call.tensors()[0]
+        dim = call["dim"] % x.dim()
+        carried = []
+        for family in context.of(x):
+            if family.dim == dim:
+                context.pin(family.labels, "a softmax normalises over these channels")
+            else:
+                carried.append(family)
+        context.carry(call.out, carried)
+
+
+def _as_list(dims: int | list[int]) -> list[int]:
+    return [dims] if isinstance(dims, int) else list(dims)

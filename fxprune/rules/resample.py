@@ -1,0 +1,50 @@
+"""Pooling and resizing: each channel by itself, over the trailing spatial dimensions."""
+
+import torch
+
+from fxprune.rules.base import Call, Context, Rule
+
+aten = torch.ops.aten
+
+
+class Resample(Rule):
+    """Windows and grids over the last one, two or three dimensions, as the op's name says."""
+
+    keys = (
+        aten.avg_pool1d,
+        aten.avg_pool2d,
+        aten.avg_pool3d,
+        aten.max_pool1d,
+        aten.max_pool2d_with_indices,
+        aten.max_pool3d_with_indices,
+        aten._adaptive_avg_pool2d,
+        aten._adaptive_avg_pool3d,
+        aten.adaptive_avg_pool1d,
+        aten.adaptive_max_pool2d,
+        aten.adaptive_max_pool3d,
+        aten.upsample_nearest1d,
+        aten.upsample_nearest2d,
+        aten.upsample_nearest3d,
+        aten._upsample_nearest_exact1d,
+        aten._upsample_nearest_exact2d,
+        aten._upsample_nearest_exact3d,
+        aten.upsample_linear1d,
+        aten.upsample_bilinear2d,
+        aten._upsample_bilinear2d_aa,
+        aten.upsample_trilinear3d,
+        aten.upsample_bicubic2d,
+        aten._upsample_bicubic2d_aa,
+    )
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x = call.tensors()[0]
+        name = str(call.op.overloadpacket)
+        spatial = next(n for n in (1, 2, 3) if f"{n}d" in name)
+        carried = []
+        for family in context.of(x):
+            if family.dim >= x.dim() - spatial:
+                context.pin(family.labels, "it is resampled along this dimension")
+            else:
+                carried.append(family)
+        for result in call.results():
+            context.carry(result, carried)

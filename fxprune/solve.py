@@ -1,0 +1,301 @@
+"""From labels to channels: solves the equalities and reads the channel dependency graph off them.
+
+Components of equal labels become channels. Channels are interchangeable, and form a group, where
+they stood in the same tensors as often: every place where labels stood has a random 64-bit mark,
+and a channel's signature is the sum of the marks of its places.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+
+from fxprune.groups import (
+    FIXED,
+    Axis,
+    ChannelGraph,
+    ChannelGroup,
+    Factor,
+    Gate,
+    Layout,
+    Member,
+    Pinned,
+    Term,
+)
+from fxprune.labels import Labelled, Value
+from fxprune.resize import KEY, Record, Shape
+from fxprune.rules.base import PINNED, Pin, Product, Role
+from fxprune.traced import TracedModule, where
+
+Ints = npt.NDArray[np.int64]
+Axes = Mapping[str, Mapping[int, Axis]]
+
+
+class Solution:
+    """What one solution of the equalities says; `extra` are pins that trials have added."""
+
+    def __init__(self, labelled: Labelled, module: TracedModule, extra: list[Pin]) -> None:
+        self.labelled, self.module = labelled, module
+        self.context = labelled.context
+        self.pins = [*self.context.pins, *extra]
+        self.number, self.component = labelled.components()
+        self.names, self.starts, self.sizes = _ranges(labelled)
+        self.channel_of = np.full(self.number, FIXED, dtype=np.int64)
+        self.axes: dict[int, Axis] = {}
+        self._number_channels()
+
+    def graph(self) -> ChannelGraph:
+        """The channel dependency graph."""
+        parameters = dict(self.module.named_parameters())
+        shapes = {
+            name: tuple(tensor.shape)
+            for name, tensor in (*parameters.items(), *self.module.named_buffers())
+        }
+        axes = {
+            name: dims
+            for name, by_dim in self.labelled.axes.items()
+            if (dims := {dim: axis for dim, v in by_dim.items() if (axis := self.axis(v))})
+        }
+        return ChannelGraph(
+            groups=tuple(self._groups(axes)),
+            pinned=tuple(self._pinned()),
+            layout=self.layout,
+            axes=axes,
+            shapes=shapes,
+            gates=tuple(self._gates(axes)),
+            conv_inputs={
+                self.owner(rows)[0]: size if isinstance(size, int) else self.axis(size) or len(size)
+                for rows, size in self.context.conv_inputs
+                if self.owner(rows) is not None
+            },
+            macs_terms=tuple(self._macs()),
+            params_terms=tuple(
+                Term(name, 1, self._factors(name, shapes[name], axes)) for name in parameters
+            ),
+            mixing=tuple(dict.fromkeys(_place(node) for node in self.context.mixing)),
+        )
+
+    def write_records(self) -> None:
+        """Gives every node its Record, in place of what an earlier solution wrote."""
+        for graph, values in zip(self.module.graphs, self.labelled.values, strict=True):
+            for node in graph.nodes:
+                old = node.meta.get(KEY)
+                target = old.target if old else node.target
+                args = old.args if old else fx.map_arg(node.args, lambda _: None)
+                kwargs = old.kwargs if old else dict(fx.map_arg(node.kwargs, lambda _: None))
+                result = self._shapes(values.get(node.name))
+                node.meta[KEY] = Record(result, target, args, kwargs)
+
+    def axis(self, labels: Tensor) -> Axis | None:
+        """The axis that labels stand for; None where all of it is fixed."""
+        if id(labels) not in self.axes:
+            channel = torch.from_numpy(self.channel_of[self.component[labels.numpy()]])
+            self.axes[id(labels)] = Axis(channel, self.layout)
+        axis = self.axes[id(labels)]
+        return axis if axis.factor.per_channel else None
+
+    def owner(self, labels: Tensor) -> tuple[str, int] | None:
+        """The parameter and dimension to which the first label was given."""
+        place = int(np.searchsorted(self.starts, int(labels[0]), side="right")) - 1
+        return self.names[place] if place >= 0 else None
+
+    def around(self, node: fx.Node | None, why: str) -> Pin:
+        """Pins the channels at a node and at its inputs; all of them where it has none."""
+        near = [] if node is None else [node, *node.all_input_nodes]
+        names = {n.name for n in near}
+        labels = [
+            labels
+            for values in self.labelled.values
+            for name, value in values.items()
+            if name in names
+            for labels in families(value)
+        ]
+        free = [v for v in labels if (self.channel_of[self.component[v.numpy()]] != FIXED).any()]
+        if not free:
+            free = [labels for dims in self.labelled.axes.values() for labels in dims.values()]
+        return Pin(torch.cat(free), f"the code here does not follow narrow widths: {why}", node)
+
+    def _number_channels(self) -> None:
+        """Which components are channels, and which of them are interchangeable."""
+        held = np.zeros(self.number, dtype=bool)
+        held[self.component[PINNED]] = True
+        for pin in self.pins:
+            held[self.component[pin.labels.numpy()]] = True
+        alive = np.zeros(self.number, dtype=bool)
+        signature = np.zeros(self.number, dtype=np.uint64)
+        first = np.full(self.number, np.iinfo(np.int64).max)
+        for vector, mark in self._sightings():
+            np.add.at(signature, self.component[vector], mark)
+        for start, size in zip(self.starts, self.sizes, strict=True):
+            np.minimum.at(first, self.component[start : start + size], np.arange(start, start + size))
+        sizes = np.bincount(self.component, minlength=self.number)
+        for labels, _ in self.context.roles:
+            alive[self.component[labels.numpy()]] = True
+        alive |= sizes > 1  # a label that met no other and has no role belongs to no layer
+        chosen = np.flatnonzero(alive & ~held & (first < np.iinfo(np.int64).max))
+        chosen = chosen[np.argsort(first[chosen])]
+        _, leader, group = np.unique(signature[chosen], return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(leader))  # groups in the order of their first channel
+        order = np.argsort(rank[group], kind="stable")
+        self.channel_of[chosen[order]] = np.arange(len(chosen))
+        self.layout = Layout(tuple(np.bincount(rank[group]).tolist()) if len(chosen) else ())
+
+    def _sightings(self) -> Iterator[tuple[Ints, np.uint64]]:
+        """Every vector of labels that stood anywhere, with a random mark for where it stood."""
+        random = np.random.default_rng(0)
+        marks = random.integers(0, 2**63, len(self.context.sightings) + len(self.names), np.uint64)
+        vectors: dict[int, tuple[Ints, np.uint64]] = {}
+        with np.errstate(over="ignore"):
+            for (_, labels), mark in zip(self.context.sightings, marks, strict=False):
+                vector, before = vectors.get(id(labels), (labels.numpy(), np.uint64(0)))
+                vectors[id(labels)] = vector, before + mark
+        for vector, mark in vectors.values():
+            yield vector, mark
+        tail = marks[len(self.context.sightings) :]
+        for start, size, mark in zip(self.starts, self.sizes, tail, strict=True):
+            yield np.arange(start, start + size), mark
+
+    def _groups(self, axes: Axes) -> Iterator[ChannelGroup]:
+        roles = self._roles()
+        members: list[list[Member]] = [[] for _ in self.layout.sizes]
+        group_of = self.layout.group_of()
+        for name, dims in axes.items():
+            for dim, axis in dims.items():
+                order = torch.argsort(axis.channel, stable=True)
+                owned = order[axis.channel[order] != FIXED]
+                groups = group_of[axis.channel[owned]]
+                role = roles.get((name, dim), Role.ALONG)
+                for group, _ in axis.factor.per_channel:
+                    positions = owned[groups == group].view(self.layout.sizes[group], -1)
+                    members[group].append(Member(name, dim, role, positions))
+        macs = self._macs_by_group()
+        for index, (size, own) in enumerate(zip(self.layout.sizes, members, strict=True)):
+            lead = next((m for m in own if m.role is Role.OUT), own[0])
+            name = lead.parameter.removesuffix(".weight").removesuffix(".bias")
+            yield ChannelGroup(index, name, size, tuple(own), int(macs[index]))
+
+    def _roles(self) -> dict[tuple[str, int], Role]:
+        roles = {}
+        for labels, role in self.context.roles:
+            owner = self.owner(labels)
+            if owner is not None:
+                roles[owner] = role
+        return roles
+
+    def _gates(self, axes: Axes) -> Iterator[Gate]:
+        covered: set[int] = set()
+        for node, vectors in self.context.gates.values():
+            owners = [owner for vector in vectors if (owner := self.owner(vector)) is not None]
+            owners = [(name, dim) for name, dim in owners if dim in axes.get(name, {})]
+            if owners:
+                covered |= {g for n, d in owners for g, _ in axes[n][d].factor.per_channel}
+                yield Gate(tuple(dict.fromkeys(owners)), node.name)
+        for name, dims in axes.items():  # channels that no layer makes, such as raw parameters
+            for dim, axis in dims.items():
+                if any(group not in covered for group, _ in axis.factor.per_channel):
+                    yield Gate(((name, dim),))
+
+    def _macs(self) -> Iterator[Term]:
+        for product in self.context.products:
+            factors = [
+                Factor(length) if isinstance(length, int) else self._factor(length)
+                for length in product.factors
+            ]
+            yield Term(product.node.name, product.scale, tuple(factors))
+
+    def _macs_by_group(self) -> Ints:
+        """The dense macs of the layers that make each group's channels."""
+        total = np.zeros(len(self.layout.sizes) + 1)
+        group_of = np.append(self.layout.group_of().numpy(), FIXED)
+        for product in self.context.products:
+            if product.made is not None:
+                groups = group_of[self.channel_of[self.component[product.made.numpy()]]]
+                np.add.at(total, groups, _dense(product) / len(groups))
+        return np.rint(total[:-1] / self.labelled.batch).astype(np.int64)
+
+    def _factor(self, labels: Tensor) -> Factor:
+        axis = self.axis(labels)
+        return Factor(len(labels)) if axis is None else axis.factor
+
+    def _factors(
+        self, name: str, shape: tuple[int, ...], axes: Axes
+    ) -> tuple[Factor, ...]:
+        dims = axes.get(name, {})
+        return tuple(
+            dims[dim].factor if dim in dims else Factor(size) for dim, size in enumerate(shape)
+        )
+
+    def _pinned(self) -> Iterator[Pinned]:
+        told = np.zeros(self.number, dtype=bool)
+        for pin in self.pins:
+            components = np.unique(self.component[pin.labels.numpy()])
+            fresh = components[~told[components]]
+            told[components] = True
+            if pin.structural or not len(fresh):
+                continue
+            yield Pinned(
+                reason=pin.reason,
+                node=pin.node.name if pin.node is not None else "",
+                where=where(pin.node) if pin.node is not None else "",
+                channels=int(np.isin(self.component[pin.labels.numpy()], fresh).sum()),
+                parameters=tuple(self._holders(fresh)),
+                macs=self._macs_made(fresh),
+            )
+
+    def _holders(self, components: Ints) -> Iterator[str]:
+        seen = set()
+        for (name, _), start, size in zip(self.names, self.starts, self.sizes, strict=True):
+            if name not in seen and np.isin(self.component[start : start + size], components).any():
+                seen.add(name)
+                yield name
+
+    def _macs_made(self, components: Ints) -> int:
+        shares = (
+            _dense(product) * np.isin(self.component[product.made.numpy()], components).mean()
+            for product in self.context.products
+            if product.made is not None
+        )
+        return round(sum(shares) / self.labelled.batch)
+
+    def _shapes(self, value: Any) -> Any:
+        if isinstance(value, Value):
+            axes = {f.dim: axis for f in value.families if (axis := self.axis(f.labels))}
+            return Shape(value.shape, axes)
+        if isinstance(value, dict):
+            return {key: self._shapes(part) for key, part in value.items()}
+        if isinstance(value, tuple):
+            return tuple(self._shapes(part) for part in value)
+        return None
+
+
+def families(value: Any) -> Iterator[Tensor]:
+    """All label vectors of a node's values."""
+    if isinstance(value, Value):
+        yield from (family.labels for family in value.families)
+    elif isinstance(value, (tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from families(part)
+
+
+def _ranges(labelled: Labelled) -> tuple[list[tuple[str, int]], list[int], list[int]]:
+    """The parameter dimensions in the order of their labels: (name, dim), first label, length."""
+    rows = sorted(
+        (int(labels[0]), len(labels), name, dim)
+        for name, dims in labelled.axes.items()
+        for dim, labels in dims.items()
+    )
+    return [row[2:] for row in rows], [row[0] for row in rows], [row[1] for row in rows]
+
+
+def _dense(product: Product) -> int:
+    macs = product.scale
+    for factor in product.factors:
+        macs *= factor if isinstance(factor, int) else len(factor)
+    return macs
+
+
+def _place(node: Any) -> str:
+    return f"{node.name}   {where(node)}".strip()

@@ -1,0 +1,102 @@
+"""A traced network: one set of modules, a graph for training and one for evaluation.
+
+Most networks have the same graph in both modes. Where they differ (auxiliary heads, drop path),
+`train()` and `eval()` change the graph that runs.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import fx, nn
+
+
+class TracedModule(fx.GraphModule):
+    """A GraphModule that keeps a training and an evaluation graph; they may be the same object."""
+
+    def __init__(self, root: nn.Module, train_graph: fx.Graph, eval_graph: fx.Graph) -> None:
+        super().__init__(root, eval_graph)
+        for node in train_graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                _adopt(self, root, node.target)
+        # GraphModule keeps its own copy of a graph only when it is pickled; this one it owns.
+        self._graphs = {True: train_graph, False: eval_graph}
+        self.training = root.training
+        self._show_graph()
+
+    @property
+    def graphs(self) -> tuple[fx.Graph, ...]:
+        """The graphs that differ: one, or the training graph and the evaluation graph."""
+        train, evaluation = self._graphs[True], self._graphs[False]
+        return (evaluation,) if train is evaluation else (train, evaluation)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all modules and runs that mode's graph from now on."""
+        super().train(mode)
+        self._show_graph()
+        return self
+
+    def _show_graph(self) -> None:
+        graph = self._graphs[self.training]
+        if self.graph is not graph:
+            self.graph = graph
+
+    def recompile_all(self) -> None:
+        """Generates the code anew after the graphs were edited."""
+        self.recompile()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies modules and both graphs; the copy's class is its own, as with any GraphModule."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        skipped = ("_graph", "_graphs")
+        for name, value in self.__dict__.items():
+            if name not in skipped:
+                twin.__dict__[name] = copy.deepcopy(value, memo)
+        train = copy.deepcopy(self._graphs[True])
+        same = self._graphs[True] is self._graphs[False]
+        twin.__dict__["_graphs"] = {
+            True: train,
+            False: train if same else copy.deepcopy(self._graphs[False]),
+        }
+        twin.graph = twin._graphs[twin.training]
+        return twin
+
+    def to_plain(self) -> fx.GraphModule:
+        """This network as a plain GraphModule, where one graph serves both modes."""
+        return fx.GraphModule(self, self.graph) if len(self.graphs) == 1 else self
+
+
+def where(node: fx.Node) -> str:
+    """The user's line that made a node, as `file:line   code`; empty where fx did not record it."""
+    frames = list(_frames(node.stack_trace or ""))
+    own = [frame for frame in frames if "/torch/" not in frame[0] and "/fxprune/" not in frame[0]]
+    for path, line, code in reversed(own or frames):
+        return f"{path}:{line}   {code}"
+    return ""
+
+
+def _frames(trace: str) -> Iterator[tuple[str, str, str]]:
+    lines = trace.splitlines()
+    for head, code in zip(lines, lines[1:], strict=False):
+        if head.lstrip().startswith("File "):
+            path, line = head.split('"')[1], head.split("line ")[1].split(",")[0]
+            yield path, line, code.strip()
+
+
+def _adopt(module: nn.Module, root: nn.Module, target: str) -> None:
+    """Copies the reference to `target` (a module, parameter or buffer) from root to module."""
+    *path, name = target.split(".")
+    for part in path:
+        root = getattr(root, part)
+        if not hasattr(module, part):
+            setattr(module, part, nn.Module())
+        module = getattr(module, part)
+    value = getattr(root, name)
+    if hasattr(module, name):
+        return
+    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+        module.register_buffer(name, value)
+    else:
+        setattr(module, name, value)

@@ -1,0 +1,1 @@
+"""The compiler's passes; one file a pass, found by `registry.collect`."""

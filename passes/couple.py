@@ -1,0 +1,137 @@
+"""Couple: a traced network to its channel dependency graph.
+
+Labels are propagated and solved; then the result is tried: a compact network of about half the
+widths is run, on meta tensors and with the labels of the dense one. Where it cannot run, or
+channels meet that were strangers in the dense network, the code around that node does not
+follow narrow widths: its channels are pinned with that reason, and the rest is tried again.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.errors import TraceError
+from fxprune.groups import ChannelGraph, Widths
+from fxprune.labels import Labelled, Value, propagate
+from fxprune.passes.base import Pass, Program
+from fxprune.resize import KEY, Shape, compact_shape, resize
+from fxprune.rules.base import Pin
+from fxprune.solve import Solution
+from fxprune.traced import TracedModule
+
+Refusal = tuple[fx.Node | None, str]
+
+
+@dataclass(frozen=True)
+class Couple(Pass):
+    """Requires a traced network; the result knows its channels, and every node has its Record."""
+
+    keys = ("couple",)
+
+    def requires(self, program: Program) -> None:
+        assert isinstance(program.module, TracedModule)
+
+    def run(self, program: Program) -> Program:
+        tensors = [*program.module.parameters(), *program.module.buffers()]
+        module = copy.deepcopy(program.module, {id(tensor): tensor for tensor in tensors})
+        assert isinstance(module, TracedModule)
+        labelled = propagate(module, program.inputs)
+        extra: list[Pin] = []
+        while True:
+            solution = Solution(labelled, module, extra)
+            channels = solution.graph()
+            solution.write_records()
+            refusal = _try(module, channels, labelled, solution, program.inputs)
+            if refusal is None:
+                return Program(module, program.inputs, channels)
+            extra.append(solution.around(*refusal))
+
+    def ensures(self, program: Program) -> None:
+        assert program.channels is not None
+        assert isinstance(program.module, TracedModule)
+        for graph in program.module.graphs:
+            assert all(KEY in node.meta for node in graph.nodes)
+
+
+def _try(
+    module: TracedModule,
+    channels: ChannelGraph,
+    dense: Labelled,
+    solution: Solution,
+    inputs: tuple[Tensor, ...],
+) -> Refusal | None:
+    """Runs a compact network of about half the widths; returns the node that refuses, and why."""
+    widths = tuple(size if size < 3 else (size + 1) // 2 for size in channels.layout.sizes)
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    narrow = {
+        id(tensor): _narrow_meta(tensor, compact_shape(name, channels, widths))
+        for name, tensor in tensors.items()
+    }
+    twin = copy.deepcopy(module, narrow)
+    resize(twin, channels, widths)
+    known = {
+        name: {
+            dim: torch.from_numpy(solution.component)[
+                labels[channels.axes[name][dim].template(widths)]
+                if dim in channels.axes.get(name, {})
+                else labels
+            ]
+            for dim, labels in dims.items()
+        }
+        for name, dims in dense.axes.items()
+    }
+    try:
+        compact = propagate(twin, inputs, known, first_label=solution.number)
+    except TraceError as error:
+        return _named(module, error.node), error.why
+    return _wrong_shape(module, compact, widths) or _strangers(module, solution, compact)
+
+
+def _narrow_meta(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    meta = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(meta, requires_grad=False)
+    return meta
+
+
+def _named(module: TracedModule, name: str) -> fx.Node | None:
+    return next((n for graph in module.graphs for n in graph.nodes if n.name == name), None)
+
+
+def _wrong_shape(module: TracedModule, compact: Labelled, widths: Widths) -> Refusal | None:
+    """The first node whose tensor has another shape than the dense run promises."""
+    for graph, values in zip(module.graphs, compact.values, strict=True):
+        for node in graph.nodes:
+            for promised, seen in _pairs(node.meta[KEY].result, values.get(node.name)):
+                if promised.at(widths) != seen.shape:
+                    return node, f"a tensor comes out as {seen.shape}, not {promised.at(widths)}"
+    return None
+
+
+def _strangers(module: TracedModule, solution: Solution, compact: Labelled) -> Refusal | None:
+    """The first node where the compact network couples channels that the dense one does not."""
+    edges = compact.context.edges
+    if not edges:
+        return None
+    _, merged = compact.components()
+    crowd = np.bincount(merged[: solution.number], minlength=merged.max() + 1) > 1
+    for labels, _, node in edges:
+        if crowd[merged[labels.numpy()]].any():
+            return _named(module, node.name), "channels meet that belong to different layers"
+    return None
+
+
+def _pairs(promised: Any, seen: Any) -> Iterator[tuple[Shape, Value]]:
+    if isinstance(promised, Shape) and isinstance(seen, Value):
+        yield promised, seen
+    elif isinstance(promised, tuple) and isinstance(seen, tuple):
+        for parts in zip(promised, seen, strict=False):
+            yield from _pairs(*parts)
+    elif isinstance(promised, dict) and isinstance(seen, dict):
+        for key in promised:
+            yield from _pairs(promised[key], seen.get(key))

@@ -1,0 +1,188 @@
+"""Trace: any nn.Module to a TracedModule, with the user's line on every node.
+
+Plain symbolic tracing comes first. A submodule whose code it cannot follow (control flow on
+values) becomes a leaf by itself, the smallest one that helps, and is run as it is.
+"""
+
+import copy
+import inspect
+import linecache
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from fxprune.errors import TraceError
+from fxprune.passes.base import Pass, Program
+from fxprune.traced import TracedModule
+
+_INTERNAL = (f"{Path(torch.__file__).parent}/", __file__)
+
+
+@dataclass(frozen=True)
+class Trace(Pass):
+    """Nothing required; the result is a TracedModule that shares the model's parameters."""
+
+    keys = ("trace",)
+
+    def requires(self, program: Program) -> None:
+        """The module must be a traced one or come from `from_model`."""
+
+    def run(self, program: Program) -> Program:
+        if isinstance(program.module, TracedModule):
+            return program
+        return Program(trace(program.module, program.inputs), program.inputs)
+
+    def ensures(self, program: Program) -> None:
+        assert isinstance(program.module, TracedModule)
+
+
+def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
+    """Traces a model in training and in evaluation mode; its parameters are shared, not copied.
+
+    Args:
+        model: the network; neither its parameters nor its mode change.
+        inputs: example inputs, a tensor for each positional argument that is to be traced.
+
+    Raises:
+        TraceError: the model is wrapped for data parallel training, or neither it nor parts of it
+            can be traced.
+    """
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        raise TraceError(
+            f"the model is wrapped in {type(model).__name__}",
+            why="the wrapper is not part of the network",
+            do="instrument the bare model first, and wrap the gated one",
+        )
+    if not isinstance(inputs, tuple) or not all(isinstance(x, Tensor) for x in inputs):
+        raise TraceError(
+            f"example inputs must be a tuple of tensors, not {type(inputs).__name__}",
+            do="write (x,) for a single input",
+        )
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        graphs = {mode: _graph(model.train(mode), inputs) for mode in (True, False)}
+    finally:
+        for module, training in modes:
+            module.training = training
+    same = _text(graphs[True]) == _text(graphs[False])
+    return TracedModule(model, graphs[False] if same else graphs[True], graphs[False])
+
+
+class _Tracer(fx.Tracer):
+    """Notes the user's line of every node, and the innermost module whose code stops it."""
+
+    def __init__(self, leaves: set[str]) -> None:
+        super().__init__(autowrap_modules=())
+        self.leaves = leaves
+        self.stopped_in: str | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.leaves:
+            return True
+        # its sizes are literals, which can be rewritten only where they stand in the graph
+        return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Unflatten)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.stopped_in is None:
+                self.stopped_in = self.path_of_module(m)
+            raise
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.stack_trace = _user_frame()
+        return node
+
+
+def _graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.Graph:
+    leaves: set[str] = set()
+    while True:
+        tracer = _Tracer(leaves)
+        try:
+            graph = tracer.trace(model, concrete_args=_defaults(model, len(inputs)))
+        except Exception as error:
+            if not tracer.stopped_in or tracer.stopped_in in leaves:
+                raise _refusal(model, error) from error
+            leaves.add(tracer.stopped_in)
+            continue
+        _drop_unused_placeholders(graph, len(inputs))
+        return graph
+
+
+def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
+    """The parameters of forward that no example input fills, with their defaults.
+
+    Raises:
+        TraceError: forward takes fewer inputs than are given, or needs more.
+    """
+    parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        return {}
+    needed = sum(parameter.default is parameter.empty for parameter in parameters)
+    if not needed <= given <= len(parameters):
+        raise TraceError(
+            f"{type(model).__name__}.forward takes {needed} inputs, and {given} are given",
+            do="give one example tensor for each input, the batch first",
+        )
+    return {parameter.name: parameter.default for parameter in parameters[given:]}
+
+
+def _drop_unused_placeholders(graph: fx.Graph, given: int) -> None:
+    """Removes the inputs that were fixed to their defaults, and fx's checks that they are."""
+    for placeholder in [node for node in graph.nodes if node.op == "placeholder"][given:]:
+        doomed = [placeholder]
+        for node in doomed:
+            doomed += [user for user in node.users if user not in doomed]
+        for node in reversed(doomed):
+            graph.erase_node(node)
+
+
+def _refusal(model: nn.Module, error: Exception) -> TraceError:
+    if isinstance(error, TraceError):
+        return error
+    frame = error.__traceback__
+    at = ""
+    while frame is not None:
+        path = frame.tb_frame.f_code.co_filename
+        if not path.startswith(_INTERNAL):
+            at = _line(path, frame.tb_lineno)
+        frame = frame.tb_next
+    first = (str(error).strip().splitlines() or [""])[0]
+    return TraceError(
+        f"cannot trace {type(model).__name__}",
+        at=at,
+        why=f"{type(error).__name__}: {first}",
+        do="move the code that stops the trace into a submodule of its own: it becomes a leaf",
+    )
+
+
+def _user_frame() -> str | None:
+    """The innermost frame outside torch and this file, in the form of a traceback."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith(_INTERNAL) and not path.startswith("<"):
+            code = linecache.getline(path, frame.f_lineno).strip()
+            return f'File "{path}", line {frame.f_lineno}, in {frame.f_code.co_name}\n    {code}'
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return None
+
+
+def _line(path: str, line: int) -> str:
+    return f"{path}:{line}   {linecache.getline(path, line).strip()}"
+
+
+def _text(graph: fx.Graph) -> str:
+    return str(copy.copy(graph.python_code("self").src))
