@@ -22,17 +22,20 @@ FLOORS = (
     ("rules", "rules.*"),
     ("labels",),
     ("groups",),
+    ("resize",),
+    ("solve",),
     ("cost", "budget", "bank", "saliency"),
     ("gates", "policies", "policies.*", "passes", "passes.*"),
     ("controller", "onnx", "artifact", "report"),
     ("",),  # the public names: fxprune/__init__.py
     ("train",),
+    ("views",),
     ("demo",),
     ("cli",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-# Beside the tower: used by train and cli, and resting on nothing but the errors.
-FLOOR |= {"source": FLOOR["errors"], "data": FLOOR["errors"]}
+# Beside the tower, and resting on nothing but the errors.
+FLOOR |= dict.fromkeys(("traced", "source", "data", "console"), FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")
 
 
