@@ -1,0 +1,189 @@
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from fxprune.errors import ExportError, ParityError, RunError
+from fxprune.onnx import BATCHES, TOLERANCE, export_onnx, fresh_inputs, latency
+
+
+class Residual(nn.Module):
+    def __init__(self, width=6):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.bn = nn.BatchNorm2d(width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.stem(x)))
+        x = torch.relu(x + self.conv(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def make_net():
+    torch.manual_seed(0)
+    net = Residual()
+    net(torch.randn(8, 3, 8, 8))  # running statistics that are not 0 and 1
+    return net.train()
+
+
+@pytest.fixture
+def net():
+    return make_net()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    net, path = make_net(), tmp_path_factory.mktemp("onnx") / "net.onnx"
+    return net, path, export_onnx(net, (torch.randn(1, 3, 8, 8),), path, notes={"macs": 123})
+
+
+def test_the_file_computes_what_the_network_computes(exported):
+    net, path, report = exported
+    assert net.training, "the network is left as it was"
+    assert report.path == path
+    assert report.bytes == path.stat().st_size
+    assert report.params == sum(p.numel() for p in net.parameters())
+    assert 0 < report.max_rel_error <= report.tolerance == TOLERANCE[torch.float32]
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    twin = make_net().eval()
+    for size in (1, 3, 11):
+        x = torch.randn(size, 3, 8, 8)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), twin(x), rtol=1e-5, atol=1e-6)
+
+
+def test_the_figures_stand_in_the_file(exported):
+    _, path, report = exported
+    found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert float(found["fxprune.max_abs_error"]) == report.max_abs_error
+    assert float(found["fxprune.max_rel_error"]) == report.max_rel_error
+    assert found["fxprune.batches"] == str(BATCHES)
+    assert found["fxprune.macs"] == "123"
+
+
+def test_nothing_of_this_machine_stands_in_the_file(exported):
+    _, path, _ = exported
+    content = path.read_bytes()
+    assert b".py" not in content
+    assert str(path.parent).encode() not in content
+
+
+def test_latency(exported, tmp_path):
+    _, path, _ = exported
+    example = (torch.randn(2, 3, 8, 8),)
+    assert 0 < latency(path, example, seconds=0.01) < 1
+    (tmp_path / "bad.onnx").write_bytes(b"nothing")
+    with pytest.raises(ExportError, match="ONNX Runtime cannot run"):
+        latency(tmp_path / "bad.onnx", example)
+
+
+def test_real_inputs_are_compared_as_well(net, tmp_path):
+    example = (torch.zeros(1, 3, 8, 8),)
+    real = (torch.randn(5, 3, 8, 8),)
+    first = export_onnx(net, example, tmp_path / "net.onnx", inputs=real)
+    assert first.real_examples == 1 + 2, "7 are not there"
+
+    class Rare(nn.Module):
+        """Differs from `net` on bright images only."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x) + (x > 1000).any()
+
+    bright = (torch.full((2, 3, 8, 8), 2000.0),)
+    with pytest.raises(ParityError):
+        export_onnx(net, example, tmp_path / "rare.onnx", inputs=bright, reference=Rare())
+    assert not (tmp_path / "rare.onnx").exists()
+    second = export_onnx(net, example, tmp_path / "rare.onnx", reference=Rare())
+    assert first.seed != second.seed, "every export draws other inputs"
+
+
+def test_a_failed_check_writes_no_file_and_keeps_the_old_one(net, tmp_path):
+    other = Residual()
+    other.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        other.fc.weight[2, 3] *= 1.01
+    path = tmp_path / "net.onnx"
+    with pytest.raises(ParityError, match=r"net\.onnx is not written\n  why  .* more than 2e-05"):
+        export_onnx(net, (torch.randn(2, 3, 8, 8),), path, reference=other)
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("old")
+    with pytest.raises(ParityError):
+        export_onnx(net, (torch.randn(2, 3, 8, 8),), path, reference=other)
+    assert path.read_text() == "old"
+    assert ParityError.exit_code == 1
+
+
+def test_an_output_that_is_not_finite(net, tmp_path):
+    with torch.no_grad():
+        net.fc.bias[1] = float("nan")
+    with pytest.raises(ParityError, match="output 0 of the network is not finite"):
+        export_onnx(net, (torch.randn(2, 3, 8, 8),), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there(net, tmp_path):
+    with pytest.raises(RunError, match="cannot write"):
+        export_onnx(net, (torch.randn(2, 3, 8, 8),), tmp_path / "no" / "net.onnx")
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    class Pair(nn.Module):
+        def forward(self, x, y, scale):
+            return {"sum": x + y, "more": (x.argmax(1), y * scale)}
+
+    example = torch.randn(3, 4), torch.randn(3, 4), torch.randn(())
+    report = export_onnx(Pair(), example, tmp_path / "pair.onnx")
+    session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+    assert [entry.shape for entry in session.get_inputs()] == [["batch", 4], ["batch", 4], []]
+    assert len(session.get_outputs()) == 3
+
+
+def test_a_network_that_takes_one_batch_size(tmp_path):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(2, 12) * 2
+
+    with pytest.raises(ExportError, match=r"cannot export|one batch size only") as caught:
+        export_onnx(Fixed(), (torch.randn(2, 3, 4),), tmp_path / "fixed.onnx")
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operator_that_onnx_does_not_have(tmp_path):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvals(x).real
+
+    with pytest.raises(ExportError, match="torch cannot export the network to ONNX\n  why  "):
+        export_onnx(Odd(), (torch.randn(2, 3, 3),), tmp_path / "odd.onnx")
+
+
+def test_a_dtype_that_onnx_runtime_does_not_compute(tmp_path):
+    net = nn.Conv2d(3, 4, 3).to(torch.bfloat16)
+    with pytest.raises(ExportError, match=r"model\.float\(\)"):
+        export_onnx(net, (torch.randn(2, 3, 8, 8, dtype=torch.bfloat16),), tmp_path / "net.onnx")
+
+
+def test_fresh_inputs_are_like_the_example():
+    example = (
+        torch.randn(50, 3, 4, 4) * 2 + 5,
+        torch.tensor([3, 9]).repeat(25),
+        torch.ones(7, 2),
+        torch.zeros(50, 1),
+    )
+    drawn = fresh_inputs(example, 200, torch.Generator().manual_seed(0))
+    assert [tuple(t.shape) for t in drawn] == [(200, 3, 4, 4), (200,), (7, 2), (200, 1)]
+    assert [t.dtype for t in drawn] == [t.dtype for t in example]
+    assert float(drawn[0].mean()) == pytest.approx(5, abs=0.2)
+    assert float(drawn[0].std()) == pytest.approx(2, abs=0.1)
+    assert drawn[1].unique().tolist() == [3, 9]
+    assert float(drawn[3].std()) == pytest.approx(1, abs=0.2)
