@@ -73,11 +73,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
         meta: anything that JSON can hold.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    head = {"format": FORMAT, "checksum": _checksum(plain), **meta}
+    text = json.dumps({"format": FORMAT, **meta}, allow_nan=False)
     # Clones: safetensors refuses tensors that share memory.
     content = to_bytes(
         {name: tensor.clone() for name, tensor in plain.items()},
-        metadata={"fxprune": json.dumps(head, allow_nan=False)},
+        metadata={"fxprune": text, "checksum": _checksum(plain, text)},
     )
     write_bytes(path, content)
 
@@ -94,28 +94,29 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            text = (file.metadata() or {}).get("fxprune")
+            found = file.metadata() or {}
     except FileNotFoundError as error:
         raise RunError(f"there is no file {path}") from error
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
+    text = found.get("fxprune")
     if text is None:
         raise RunError(f"cannot read {path}", why="it was not written by fxprune")
-    meta: dict[str, Any] = json.loads(text)
-    if meta.pop("format", None) != FORMAT:
-        raise RunError(f"cannot read {path}", why="it was written by another version of fxprune")
-    if meta.pop("checksum", None) != _checksum(tensors):
+    if found.get("checksum") != _checksum(tensors, text):
         raise RunError(f"cannot read {path}", why="it is damaged: the checksum does not match")
+    meta: dict[str, Any] = json.loads(text)
+    if meta.pop("format") != FORMAT:
+        raise RunError(f"cannot read {path}", why="it was written by another version of fxprune")
     return tensors, meta
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    total = 0
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    total = zlib.crc32(text.encode())
     for name in sorted(tensors):
-        total = zlib.crc32(name.encode(), total)
-        flat = tensors[name].reshape(-1).view(torch.uint8)
-        total = zlib.crc32(flat.numpy().data, total)
-    return total
+        tensor = tensors[name]
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
 
 
 def _umask() -> int:
