@@ -9,6 +9,7 @@ Letters: N channels in all, K of them executed, G groups.
 
 import abc
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ Taylor = Literal["batch", "sample"]
 State = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
 class Policy(abc.ABC):
     """Base of the policies. Subclasses are frozen dataclasses whose fields are their options.
 
