@@ -12,6 +12,8 @@ alone. They are worked out for the *template*, which keeps the first channels of
 any other selection puts its channels into the template's slots.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,6 +74,8 @@ class Term:
 class Axis:
     """One dimension of a tensor: which channel each of its positions belongs to.
 
+    Dimensions that are laid out alike share one Axis object.
+
     Attributes:
         channel: int64 [size], a channel's number or FIXED.
         layout: the numbering of the channels.
@@ -80,6 +84,9 @@ class Axis:
     channel: Tensor
     layout: Layout
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Axis:
+        return self  # nothing in it changes
+
     @cached_property
     def factor(self) -> Factor:
         """The dimension's length as a function of the widths."""
@@ -87,7 +94,9 @@ class Axis:
         groups = self.layout.group_of()[owned]
         counts = torch.bincount(groups, minlength=len(self.layout.sizes)).tolist()
         per_channel = tuple(
-            (group, count // self.layout.sizes[group]) for group, count in enumerate(counts) if count
+            (group, count // self.layout.sizes[group])
+            for group, count in enumerate(counts)
+            if count
         )
         return Factor(len(self.channel) - len(owned), per_channel)
 
@@ -221,16 +230,28 @@ class ChannelGraph:
     params_terms: tuple[Term, ...]
     mixing: tuple[str, ...]
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "ChannelGraph":
+    def __deepcopy__(self, memo: dict[int, object]) -> ChannelGraph:
         return self  # nothing in it changes
 
-    def to_networkx(self) -> nx.MultiDiGraph:
+    @cached_property
+    def makers(self) -> tuple[Gate, ...]:
+        """Each parameter whose slices make channels, as a gate of its own."""
+        parameters = {term.name for term in self.params_terms}  # the others are buffers
+        made = {
+            (member.parameter, member.dim): None
+            for group in self.groups
+            for member in group.producers or group.members
+            if member.parameter in parameters
+        }
+        return tuple(Gate((place,)) for place in made)
+
+    def to_networkx(self) -> nx.MultiDiGraph[str]:
         """Groups and parameters as nodes, members as edges: producer -> group -> consumer.
 
         Group nodes are called `group 0`, `group 1`, …; parameters have their names. An edge has
         the attributes `dim` and `role`.
         """
-        graph = nx.MultiDiGraph()
+        graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
         for group in self.groups:
             node = f"group {group.index}"
             graph.add_node(node, kind="group", size=group.size, name=group.name, macs=group.macs)

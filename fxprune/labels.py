@@ -98,18 +98,16 @@ def propagate(
         context.parametric(tensor)
         context.carry(tensor, [Family(dim, labels) for dim, labels in axes[name].items()])
     context.sightings.clear()  # parameters are known by their axes
-    values = []
     modes = [(child, child.training) for child in module.modules()]
     for child, _ in modes:
         child.training = False
     try:
-        for graph in module.graphs:
-            values.append(_run(module, graph, meta, inputs, context))
+        values = tuple(_run(module, graph, meta, inputs, context) for graph in module.graphs)
     finally:
         for child, training in modes:
             child.training = training
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    return Labelled(context, axes, tuple(values), batch)
+    return Labelled(context, axes, values, batch)
 
 
 class _Interpreter(fx.Interpreter):
@@ -181,11 +179,11 @@ def _run(
     return interpreter.values
 
 
-class _LabelMode(TorchDispatchMode):
+class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every ATen call and hands it to the rule of its op."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.context = context
 
     def __torch_dispatch__(

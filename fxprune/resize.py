@@ -74,9 +74,7 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
     module.recompile()
 
 
-def compact_shape(
-    name: str, channels: ChannelGraph, widths: Widths
-) -> tuple[int, ...]:
+def compact_shape(name: str, channels: ChannelGraph, widths: Widths) -> tuple[int, ...]:
     """The shape of a parameter or buffer at these widths."""
     axes = channels.axes.get(name, {})
     return Shape(channels.shapes[name], axes).at(widths)

@@ -5,6 +5,7 @@ they stood in the same tensors as often: every place where labels stood has a ra
 and a channel's signature is the sum of the marks of its places.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,20 +41,19 @@ class Solution:
     def __init__(self, labelled: Labelled, module: TracedModule, extra: list[Pin]) -> None:
         self.labelled, self.module = labelled, module
         self.context = labelled.context
+        self.parameters = tuple(name for name, _ in module.named_parameters())
         self.pins = [*self.context.pins, *extra]
         self.number, self.component = labelled.components()
         self.names, self.starts, self.sizes = _ranges(labelled)
         self.channel_of = np.full(self.number, FIXED, dtype=np.int64)
         self.axes: dict[int, Axis] = {}
+        self.known: dict[bytes, Axis] = {}
         self._number_channels()
 
     def graph(self) -> ChannelGraph:
         """The channel dependency graph."""
-        parameters = dict(self.module.named_parameters())
-        shapes = {
-            name: tuple(tensor.shape)
-            for name, tensor in (*parameters.items(), *self.module.named_buffers())
-        }
+        tensors = (*self.module.named_parameters(), *self.module.named_buffers())
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
         axes = {
             name: dims
             for name, by_dim in self.labelled.axes.items()
@@ -67,13 +67,13 @@ class Solution:
             shapes=shapes,
             gates=tuple(self._gates(axes)),
             conv_inputs={
-                self.owner(rows)[0]: size if isinstance(size, int) else self.axis(size) or len(size)
+                owner[0]: size if isinstance(size, int) else self.axis(size) or len(size)
                 for rows, size in self.context.conv_inputs
-                if self.owner(rows) is not None
+                if (owner := self.owner(rows)) is not None
             },
             macs_terms=tuple(self._macs()),
             params_terms=tuple(
-                Term(name, 1, self._factors(name, shapes[name], axes)) for name in parameters
+                Term(name, 1, self._factors(name, shapes[name], axes)) for name in self.parameters
             ),
             mixing=tuple(dict.fromkeys(_place(node) for node in self.context.mixing)),
         )
@@ -92,10 +92,18 @@ class Solution:
     def axis(self, labels: Tensor) -> Axis | None:
         """The axis that labels stand for; None where all of it is fixed."""
         if id(labels) not in self.axes:
-            channel = torch.from_numpy(self.channel_of[self.component[labels.numpy()]])
-            self.axes[id(labels)] = Axis(channel, self.layout)
+            channel = self.channel_of[self._of(labels)]
+            same = self.known.setdefault(
+                channel.tobytes(), Axis(torch.from_numpy(channel), self.layout)
+            )
+            self.axes[id(labels)] = same
         axis = self.axes[id(labels)]
         return axis if axis.factor.per_channel else None
+
+    def _of(self, labels: Tensor) -> Ints:
+        """The component of each label."""
+        found: Ints = self.component[labels.numpy()]
+        return found
 
     def owner(self, labels: Tensor) -> tuple[str, int] | None:
         """The parameter and dimension to which the first label was given."""
@@ -113,7 +121,7 @@ class Solution:
             if name in names
             for labels in families(value)
         ]
-        free = [v for v in labels if (self.channel_of[self.component[v.numpy()]] != FIXED).any()]
+        free = [v for v in labels if (self.channel_of[self._of(v)] != FIXED).any()]
         if not free:
             free = [labels for dims in self.labelled.axes.values() for labels in dims.values()]
         return Pin(torch.cat(free), f"the code here does not follow narrow widths: {why}", node)
@@ -123,17 +131,19 @@ class Solution:
         held = np.zeros(self.number, dtype=bool)
         held[self.component[PINNED]] = True
         for pin in self.pins:
-            held[self.component[pin.labels.numpy()]] = True
+            held[self._of(pin.labels)] = True
         alive = np.zeros(self.number, dtype=bool)
         signature = np.zeros(self.number, dtype=np.uint64)
         first = np.full(self.number, np.iinfo(np.int64).max)
         for vector, mark in self._sightings():
             np.add.at(signature, self.component[vector], mark)
         for start, size in zip(self.starts, self.sizes, strict=True):
-            np.minimum.at(first, self.component[start : start + size], np.arange(start, start + size))
+            np.minimum.at(
+                first, self.component[start : start + size], np.arange(start, start + size)
+            )
         sizes = np.bincount(self.component, minlength=self.number)
         for labels, _ in self.context.roles:
-            alive[self.component[labels.numpy()]] = True
+            alive[self._of(labels)] = True
         alive |= sizes > 1  # a label that met no other and has no role belongs to no layer
         chosen = np.flatnonzero(alive & ~held & (first < np.iinfo(np.int64).max))
         chosen = chosen[np.argsort(first[chosen])]
@@ -193,8 +203,8 @@ class Solution:
             if owners:
                 covered |= {g for n, d in owners for g, _ in axes[n][d].factor.per_channel}
                 yield Gate(tuple(dict.fromkeys(owners)), node.name)
-        for name, dims in axes.items():  # channels that no layer makes, such as raw parameters
-            for dim, axis in dims.items():
+        for name in self.parameters:  # channels that no layer makes, such as raw parameters
+            for dim, axis in axes.get(name, {}).items():
                 if any(group not in covered for group, _ in axis.factor.per_channel):
                     yield Gate(((name, dim),))
 
@@ -212,7 +222,7 @@ class Solution:
         group_of = np.append(self.layout.group_of().numpy(), FIXED)
         for product in self.context.products:
             if product.made is not None:
-                groups = group_of[self.channel_of[self.component[product.made.numpy()]]]
+                groups = group_of[self.channel_of[self._of(product.made)]]
                 np.add.at(total, groups, _dense(product) / len(groups))
         return np.rint(total[:-1] / self.labelled.batch).astype(np.int64)
 
@@ -220,9 +230,7 @@ class Solution:
         axis = self.axis(labels)
         return Factor(len(labels)) if axis is None else axis.factor
 
-    def _factors(
-        self, name: str, shape: tuple[int, ...], axes: Axes
-    ) -> tuple[Factor, ...]:
+    def _factors(self, name: str, shape: tuple[int, ...], axes: Axes) -> tuple[Factor, ...]:
         dims = axes.get(name, {})
         return tuple(
             dims[dim].factor if dim in dims else Factor(size) for dim, size in enumerate(shape)
@@ -231,7 +239,7 @@ class Solution:
     def _pinned(self) -> Iterator[Pinned]:
         told = np.zeros(self.number, dtype=bool)
         for pin in self.pins:
-            components = np.unique(self.component[pin.labels.numpy()])
+            components = np.unique(self._of(pin.labels))
             fresh = components[~told[components]]
             told[components] = True
             if pin.structural or not len(fresh):
@@ -240,7 +248,7 @@ class Solution:
                 reason=pin.reason,
                 node=pin.node.name if pin.node is not None else "",
                 where=where(pin.node) if pin.node is not None else "",
-                channels=int(np.isin(self.component[pin.labels.numpy()], fresh).sum()),
+                channels=int(np.isin(self._of(pin.labels), fresh).sum()),
                 parameters=tuple(self._holders(fresh)),
                 macs=self._macs_made(fresh),
             )
@@ -254,7 +262,7 @@ class Solution:
 
     def _macs_made(self, components: Ints) -> int:
         shares = (
-            _dense(product) * np.isin(self.component[product.made.numpy()], components).mean()
+            _dense(product) * float(np.isin(self._of(product.made), components).mean())
             for product in self.context.products
             if product.made is not None
         )
@@ -291,10 +299,8 @@ def _ranges(labelled: Labelled) -> tuple[list[tuple[str, int]], list[int], list[
 
 
 def _dense(product: Product) -> int:
-    macs = product.scale
-    for factor in product.factors:
-        macs *= factor if isinstance(factor, int) else len(factor)
-    return macs
+    lengths = (f if isinstance(f, int) else len(f) for f in product.factors)
+    return product.scale * math.prod(lengths)
 
 
 def _place(node: Any) -> str:

@@ -5,25 +5,45 @@ Most networks have the same graph in both modes. Where they differ (auxiliary he
 """
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
 from torch import fx, nn
 
+Origin = dict[str, tuple[str | None, Any]]
+"""For each entry of the original model's state dict, the name of its tensor here; or None, and
+the value itself where no graph uses it."""
+
 
 class TracedModule(fx.GraphModule):
-    """A GraphModule that keeps a training and an evaluation graph; they may be the same object."""
+    """A GraphModule that keeps a training and an evaluation graph; they may be the same object.
 
-    def __init__(self, root: nn.Module, train_graph: fx.Graph, eval_graph: fx.Graph) -> None:
+    Attributes:
+        origin: how the original model's state dict maps to this module's tensors.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        train_graph: fx.Graph,
+        eval_graph: fx.Graph,
+        origin: Origin | None = None,
+    ) -> None:
         super().__init__(root, eval_graph)
         for node in train_graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 _adopt(self, root, node.target)
-        # GraphModule keeps its own copy of a graph only when it is pickled; this one it owns.
+        self.origin = origin or {}
         self._graphs = {True: train_graph, False: eval_graph}
         self.training = root.training
         self._show_graph()
+
+    @property
+    def both_graphs(self) -> tuple[fx.Graph, fx.Graph]:
+        """The training graph and the evaluation graph; the same object where they agree."""
+        return self._graphs[True], self._graphs[False]
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
@@ -34,17 +54,14 @@ class TracedModule(fx.GraphModule):
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of all modules and runs that mode's graph from now on."""
         super().train(mode)
-        self._show_graph()
+        if hasattr(self, "_graphs"):  # GraphModule's own constructor may call this
+            self._show_graph()
         return self
 
     def _show_graph(self) -> None:
         graph = self._graphs[self.training]
         if self.graph is not graph:
             self.graph = graph
-
-    def recompile_all(self) -> None:
-        """Generates the code anew after the graphs were edited."""
-        self.recompile()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copies modules and both graphs; the copy's class is its own, as with any GraphModule."""
@@ -63,10 +80,6 @@ class TracedModule(fx.GraphModule):
         twin.graph = twin._graphs[twin.training]
         return twin
 
-    def to_plain(self) -> fx.GraphModule:
-        """This network as a plain GraphModule, where one graph serves both modes."""
-        return fx.GraphModule(self, self.graph) if len(self.graphs) == 1 else self
-
 
 def where(node: fx.Node) -> str:
     """The user's line that made a node, as `file:line   code`; empty where fx did not record it."""
@@ -79,7 +92,7 @@ def where(node: fx.Node) -> str:
 
 def _frames(trace: str) -> Iterator[tuple[str, str, str]]:
     lines = trace.splitlines()
-    for head, code in zip(lines, lines[1:], strict=False):
+    for head, code in itertools.pairwise(lines):
         if head.lstrip().startswith("File "):
             path, line = head.split('"')[1], head.split("line ")[1].split(",")[0]
             yield path, line, code.strip()

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.groups import ChannelGraph
 
@@ -19,14 +19,20 @@ class Program:
     """A network on its way through the compiler.
 
     Attributes:
-        module: the network; traced, gated or compact.
+        module: the network; the user's own at first, then traced, gated or compact.
         inputs: example inputs, the batch first.
         channels: the channel dependency graph, once it is known.
     """
 
-    module: fx.GraphModule
+    module: nn.Module
     inputs: tuple[Tensor, ...]
     channels: ChannelGraph | None = None
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The network, once it is traced."""
+        assert isinstance(self.module, fx.GraphModule)
+        return self.module
 
 
 class Pass(abc.ABC):
@@ -50,6 +56,6 @@ class Pass(abc.ABC):
         """Requires, runs, lints the graph, ensures."""
         self.requires(program)
         result = self.run(program)
-        result.module.graph.lint()
+        result.graph_module.graph.lint()
         self.ensures(result)
         return result

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,44 +27,34 @@ _INTERNAL = (f"{Path(torch.__file__).parent}/", __file__)
 
 @dataclass(frozen=True)
 class Trace(Pass):
-    """Nothing required; the result is a TracedModule that shares the model's parameters."""
+    """Requires a bare model; the result is a TracedModule that shares its parameters."""
 
     keys = ("trace",)
 
     def requires(self, program: Program) -> None:
-        """The module must be a traced one or come from `from_model`."""
+        model, inputs = program.module, program.inputs
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            raise TraceError(
+                f"the model is wrapped in {type(model).__name__}",
+                why="the wrapper is not part of the network",
+                do="instrument the bare model first, and wrap the gated one",
+            )
+        given: object = inputs  # a caller without a type checker may hand in anything
+        if not isinstance(given, tuple) or not all(isinstance(x, Tensor) for x in given):
+            raise TraceError(
+                f"example inputs must be a tuple of tensors, not {type(inputs).__name__}",
+                do="write (x,) for a single input",
+            )
 
     def run(self, program: Program) -> Program:
-        if isinstance(program.module, TracedModule):
-            return program
-        return Program(trace(program.module, program.inputs), program.inputs)
+        return Program(_trace(program.module, program.inputs), program.inputs)
 
     def ensures(self, program: Program) -> None:
         assert isinstance(program.module, TracedModule)
 
 
-def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
-    """Traces a model in training and in evaluation mode; its parameters are shared, not copied.
-
-    Args:
-        model: the network; neither its parameters nor its mode change.
-        inputs: example inputs, a tensor for each positional argument that is to be traced.
-
-    Raises:
-        TraceError: the model is wrapped for data parallel training, or neither it nor parts of it
-            can be traced.
-    """
-    if isinstance(model, (DataParallel, DistributedDataParallel)):
-        raise TraceError(
-            f"the model is wrapped in {type(model).__name__}",
-            why="the wrapper is not part of the network",
-            do="instrument the bare model first, and wrap the gated one",
-        )
-    if not isinstance(inputs, tuple) or not all(isinstance(x, Tensor) for x in inputs):
-        raise TraceError(
-            f"example inputs must be a tuple of tensors, not {type(inputs).__name__}",
-            do="write (x,) for a single input",
-        )
+def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
+    """Traces a model in training and in evaluation mode; neither it nor its mode changes."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         graphs = {mode: _graph(model.train(mode), inputs) for mode in (True, False)}
@@ -71,7 +62,15 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
         for module, training in modes:
             module.training = training
     same = _text(graphs[True]) == _text(graphs[False])
-    return TracedModule(model, graphs[False] if same else graphs[True], graphs[False])
+    evaluation = graphs[False]
+    module = TracedModule(model, evaluation if same else graphs[True], evaluation)
+    named = (*module.named_parameters(), *module.named_buffers())
+    names = {id(tensor): name for name, tensor in named}
+    module.origin = {
+        key: (names.get(id(value)), value)
+        for key, value in model.state_dict(keep_vars=True).items()
+    }
+    return module
 
 
 class _Tracer(fx.Tracer):
@@ -168,14 +167,12 @@ def _refusal(model: nn.Module, error: Exception) -> TraceError:
 
 def _user_frame() -> str | None:
     """The innermost frame outside torch and this file, in the form of a traceback."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if not path.startswith(_INTERNAL) and not path.startswith("<"):
+        if not path.startswith((*_INTERNAL, "<")):
             code = linecache.getline(path, frame.f_lineno).strip()
             return f'File "{path}", line {frame.f_lineno}, in {frame.f_code.co_name}\n    {code}'
-        if frame.f_back is None:
-            return None
         frame = frame.f_back
     return None
 

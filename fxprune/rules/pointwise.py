@@ -14,7 +14,15 @@ aten = torch.ops.aten
 class Pointwise(Rule):
     """Any number of operands, broadcast against each other."""
 
-    keys = (torch.Tag.pointwise, aten.copy_, aten.where, aten.masked_fill, aten.lerp, aten.prelu, aten._prelu_kernel)
+    keys = (
+        torch.Tag.pointwise,
+        aten.copy_,
+        aten.where,
+        aten.masked_fill,
+        aten.lerp,
+        aten.prelu,
+        aten._prelu_kernel,
+    )
 
     def __call__(self, context: Context, call: Call) -> None:
         results = call.results()

@@ -1,0 +1,94 @@
+"""The compiler's public functions: pipelines of passes."""
+
+from torch import Tensor, fx, nn
+
+from fxprune.budget import Budget
+from fxprune.errors import OptionError
+from fxprune.gated import GatedModule, Settings
+from fxprune.groups import ChannelGraph
+from fxprune.passes import Program, apply
+from fxprune.policies import Policy, parse
+
+
+def analyze(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ChannelGraph:
+    """Finds which channel slices of which parameters must live and die together.
+
+    Args:
+        model: any network of convolutions; it is not changed.
+        example_inputs: a tensor for each positional argument, the batch first; their values do
+            not matter.
+
+    Raises:
+        TraceError: the model cannot be traced, or does not run on inputs of this shape.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> [group.size for group in analyze(model, (torch.zeros(1, 3, 8, 8),)).groups]
+    [8]
+    """
+    channels = _coupled(model, example_inputs).channels
+    assert channels is not None
+    return channels
+
+
+def instrument(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    policy: str | Policy = "cucb",
+    budget: str | Budget = "keep=0.5",
+    round_to: int = 1,
+    every: int = 1,
+    seed: int = 0,
+) -> GatedModule:
+    """Rewrites a network so that each training step executes only a chosen subset of channels.
+
+    Args:
+        model: any network of convolutions; it is not changed, and the result has copies of its
+            parameters.
+        example_inputs: as for `analyze`.
+        policy: how channels are chosen, such as `"cucb{c=0.5}"`, or a Policy.
+        budget: how much may execute, such as `"macs=0.25"`, or a Budget.
+        round_to: widths are multiples of this; a Budget has its own.
+        every: optimiser steps between two selections.
+        seed: for policies that draw.
+
+    Returns:
+        A GraphModule with `selection()` and `dense_state_dict()`; give its parameters to an
+        optimiser, and both to `fxprune.attach`.
+
+    Raises:
+        TraceError: as for `analyze`.
+        OptionError: the policy, the budget or another option is not understood or out of range.
+        GateError: no channel of the model could be removed.
+    """
+    if every < 1:
+        raise OptionError(f"every cannot be {every}", do="give a number of steps, 1 or more")
+    settings = Settings(parse(policy), Budget.parse(budget, round_to), every, seed)
+    gated = apply("gate", _coupled(model, example_inputs), settings=settings).module
+    assert isinstance(gated, GatedModule)
+    return gated
+
+
+def shrink(gated: GatedModule) -> fx.GraphModule:
+    """The compact network that the gated one stands for: plain modules, its own tensors.
+
+    It has the selection that export takes, and the mode that `gated` is in; `gated` itself does
+    not change.
+
+    Raises:
+        GateError: `gated` is not a gated network.
+    """
+    return apply("shrink", Program(gated, ())).graph_module
+
+
+def fold(compact: fx.GraphModule) -> fx.GraphModule:
+    """A copy in which batch norms are part of the layers before them; in evaluation mode only.
+
+    Raises:
+        GateError: the network is in training mode.
+    """
+    return apply("fold", Program(compact, ())).graph_module
+
+
+def _coupled(model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
+    return apply("couple", apply("trace", Program(model, inputs)))

@@ -1,0 +1,77 @@
+"""The one line in a user's training loop: selection and exchange inside the optimiser's step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from fxprune.errors import GateError
+from fxprune.gated import GatedModule
+
+
+@dataclass(frozen=True, eq=False)
+class Controller:
+    """What `attach` returns; the hooks live as long as the optimiser.
+
+    Attributes:
+        gated: the network.
+        optimizer: the optimiser whose steps drive the selection.
+    """
+
+    gated: GatedModule
+    optimizer: torch.optim.Optimizer
+    handles: tuple[RemovableHandle, ...]
+
+    def detach(self) -> None:
+        """Ends the selection; the network stays on the one that executes."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
+    """Lets each step of the optimiser observe the channels, select anew, and exchange them.
+
+    A step that GradScaler skips is not observed. Learning-rate cuts (the first group's rate
+    falls to half of its highest since the last cut, or lower) are shown to the policy.
+
+    Args:
+        gated: what `fxprune.instrument` returned; not a wrapper around it.
+        optimizer: any torch optimiser over `gated.parameters()`.
+
+    Raises:
+        GateError: `gated` is no gated network, or the optimiser holds none of its parameters.
+    """
+    if not isinstance(gated, GatedModule):
+        raise GateError(
+            f"cannot attach to a {type(gated).__name__}",
+            why="only a gated network selects channels",
+            do="attach to what fxprune.instrument returned; for a wrapped one, to its .module",
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(parameter) in held for parameter in gated.parameters()):
+        raise GateError(
+            "the optimiser holds none of the gated network's parameters",
+            why="it was made from another network's, perhaps the original model's",
+            do="make it from gated.parameters()",
+        )
+    gated.track(optimizer)
+    peak = float(optimizer.param_groups[0]["lr"])
+
+    def before(*_: Any) -> None:
+        nonlocal peak
+        rate = float(optimizer.param_groups[0]["lr"])
+        if rate <= peak / 2:
+            gated.settings.policy.milestone(gated.policy_state)
+            peak = rate
+        peak = max(peak, rate)
+        gated.observe()
+
+    def after(*_: Any) -> None:
+        gated.advance()
+
+    handles = (
+        optimizer.register_step_pre_hook(before),
+        optimizer.register_step_post_hook(after),
+    )
+    return Controller(gated, optimizer, handles)

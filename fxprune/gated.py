@@ -1,0 +1,385 @@
+"""The gated network: the compact network, and the bank in which all other channels rest.
+
+A step of it is a step of an ordinary narrow network. Between steps `advance` exchanges the
+channels that leave the selection for those that enter it.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fxprune import residents
+from fxprune.bank import Bank, take
+from fxprune.budget import Budget, global_widths, uniform_widths
+from fxprune.cost import CostModel
+from fxprune.errors import GateError, RunError
+from fxprune.gates import TAP, Tap, to_gated
+from fxprune.groups import Axis, ChannelGraph, Widths
+from fxprune.policies import Policy, keep_slots, top
+from fxprune.residents import Chosen
+from fxprune.resize import resize
+from fxprune.saliency import Meter
+from fxprune.traced import TracedModule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How channels are chosen.
+
+    Attributes:
+        policy: ranks the channels.
+        budget: how much may execute.
+        every: optimiser steps between two selections.
+        seed: for policies that draw.
+    """
+
+    policy: Policy
+    budget: Budget
+    every: int = 1
+    seed: int = 0
+
+
+class GatedModule(TracedModule):
+    """A network in which only the chosen channels exist.
+
+    In training mode it executes the selection that the policy explores; `eval()` changes to the
+    selection that export would take now, and `train()` back. Without `fxprune.attach` it stays
+    on its first selection.
+
+    Attributes:
+        channels: the channel dependency graph.
+        cost: macs and params as a function of the widths.
+        settings: policy, budget, interval, seed.
+        bank: where channels rest.
+        policy_state: the policy's tensors.
+        steps: how many optimiser steps were observed.
+    """
+
+    def __init__(self, dense: TracedModule, channels: ChannelGraph, settings: Settings) -> None:
+        """Takes `dense` over: its modules become gated, its tensors the bank's."""
+        super().__init__(dense, *dense.both_graphs, origin=dense.origin)
+        self.channels, self.settings = channels, settings
+        self.cost = CostModel(channels.macs_terms, channels.params_terms, channels.layout.sizes)
+        self.steps = 0
+        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
+        self._settled: Chosen | None = None
+        self._homes = residents.homes(self, channels)
+        for path, module in self.named_modules():
+            name = f"{path}.weight" if path else "weight"
+            if name in channels.axes:
+                to_gated(module, channels.shapes[name])
+        dense_tensors = {name: home.tensor().detach() for name, home in self._homes.items()}
+        self.bank = Bank(channels, dense_tensors)
+        self._budget_widths = uniform_widths(settings.budget, channels.layout, self.cost)
+        whole = Chosen(
+            torch.arange(channels.layout.total).to(self._device()), channels.layout.sizes
+        )
+        prior = self._meter(whole).magnitude()
+        self.policy_state = settings.policy.start(channels.layout, prior, settings.seed)
+        widths = whole.widths if settings.policy.warmup else self._budget_widths
+        first = Chosen(self._top(widths, explore=True).sort().values, widths)
+        places = self._places(first)
+        for name, home in self._homes.items():
+            home.install(take(self.bank.dense[name], self.bank.of(name, places)))
+        resize(self, channels, widths)
+        self._chosen = self._trained = first
+        if not self.training:
+            self._show(self.best())
+
+    # --- what a user asks -----------------------------------------------------------------
+
+    @property
+    def widths(self) -> Widths:
+        """The widths that execute now, one per channel group."""
+        return self._chosen.widths
+
+    @property
+    def executing(self) -> Tensor:
+        """The selection that executes now: int64 [K], channel numbers in slot order."""
+        return self._chosen.channels
+
+    def selection(self) -> dict[str, dict[int, Tensor]]:
+        """The kept indices of each parameter, as export would take them now.
+
+        Returns:
+            For each gated parameter of the original model, by name, and each of its gated
+            dimensions: int64 [kept] on the CPU, in the order of the compact tensor.
+        """
+        places = self._places(self.best())
+        return {
+            name: {dim: line.cpu() for dim, line in self.bank.of(name, places).items()}
+            for name, home in self._homes.items()
+            if isinstance(home.tensor(), nn.Parameter)
+        }
+
+    def dense_state_dict(self) -> dict[str, Any]:
+        """All parameters and buffers with the original model's names and shapes; copies.
+
+        Slices that execute have their newest values; those that rest have the values they had
+        when they last executed.
+        """
+        own = self.dense_tensors()
+        return {
+            key: value if name is None else own[name].detach().clone()
+            for key, (name, value) in self.origin.items()
+        }
+
+    def dense_tensors(self) -> dict[str, Tensor]:
+        """The dense network's tensors by name: the bank, brought up to date, and what is not gated.
+
+        They are the tensors themselves, not copies.
+        """
+        residents.store(residents.parameters(self._homes, self.bank), self.bank, self._chosen)
+        own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return own | self.bank.dense
+
+    def best(self) -> Chosen:
+        """The selection that export would take now: the whole budget, and no exploration."""
+        if self._settled is not None:
+            return self._settled
+        if self.steps == 0 and self._trained.widths == self._budget_widths:
+            return self._trained
+        widths = self._allocated()
+        return self._aligned(self._top(widths, explore=False), widths)
+
+    def settle(self) -> None:
+        """Stays on the export selection from now on, in training too."""
+        best = self.best()
+        self.select(best)
+        self._settled = best
+
+    @property
+    def settled(self) -> bool:
+        """Whether the selection is fixed for good."""
+        return self._settled is not None
+
+    # --- what happens around an optimiser step --------------------------------------------
+
+    def track(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the optimiser's per-element state follow its channels."""
+        self._optimizer = weakref.ref(optimizer)
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Shows this step's saliencies to the policy. Call it before the optimiser's step."""
+        if self._trained is not self._chosen:  # trained in eval mode: go on with that selection
+            self._exchange_states(self._chosen)
+        self.steps += 1
+        if self._settled is not None:
+            return
+        meter, policy = self._meter(self._chosen), self.settings.policy
+        measures: dict[str, Callable[[], Tensor]] = {
+            "batch": meter.batch,
+            "sample": lambda: meter.sample(self._taps()),
+            "magnitude": meter.magnitude,
+            "bn_scale": meter.bn_scale,
+            "none": lambda: torch.zeros(len(self.executing), device=self.executing.device),
+        }
+        saliency = measures[policy.observes]()
+        policy.observe(self.policy_state, self.channels.layout, self.executing, saliency)
+
+    def advance(self) -> None:
+        """Takes the next selection if one is due. Call it after the optimiser's step."""
+        policy = self.settings.policy
+        if self._settled is not None or not self.training or self.steps < policy.warmup:
+            return
+        widths = self._trained.widths
+        since = self.steps - policy.warmup
+        if since == 0 or (policy.reallocate and since % policy.reallocate == 0):
+            widths = self._allocated()
+        if widths != self._trained.widths or self.steps % self.settings.every == 0:
+            self._select(self._aligned(self._top(widths, explore=True), widths))
+
+    def select(self, chosen: Chosen) -> None:
+        """Executes another selection: stores what leaves and loads what enters, in place.
+
+        Raises:
+            GateError: the selection does not fit the groups and its widths.
+        """
+        self.cost.macs(chosen.widths)  # refuses widths that do not fit
+        layout, channels = self.channels.layout, chosen.channels
+        asked = torch.arange(len(layout.sizes)).repeat_interleave(torch.tensor(chosen.widths))
+        fits = len(channels) == len(asked) and 0 <= channels.min() <= channels.max() < layout.total
+        if not fits or not torch.equal(layout.group_of()[channels.cpu()], asked):
+            raise GateError(
+                "a selection does not fit the channel groups",
+                why=f"the widths {chosen.widths} ask for as many channels of each group, in order",
+            )
+        if torch.bincount(channels, minlength=layout.total).max() > 1:
+            raise GateError("a selection names a channel twice")
+        self._select(chosen)
+
+    # --- modes, copies, devices -------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; evaluation runs the export selection, training the explored one."""
+        changes = mode != self.training
+        super().train(mode)
+        if changes:
+            self._show(self._trained if mode else self.best())
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with its own bank; no optimiser is attached to it."""
+        kept = {name: self.__dict__.pop(name) for name in ("_optimizer", "_homes")}
+        try:
+            twin = super().__deepcopy__(memo)
+        finally:
+            self.__dict__.update(kept)
+        twin._optimizer, twin._homes = None, residents.homes(twin, twin.channels)
+        return twin
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.bank.apply(fn)
+        device = self._device()
+        self.policy_state = {key: value.to(device) for key, value in self.policy_state.items()}
+        same = self._trained is self._chosen
+        self._chosen = _on(device, self._chosen)
+        self._trained = self._chosen if same else _on(device, self._trained)
+        self._settled = None if self._settled is None else _on(device, self._settled)
+        return self
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def training_state(self) -> dict[str, Tensor]:
+        """All that is needed to go on, beside the optimiser's own state dict; copies.
+
+        The selection in it is that of training mode, in whose order the optimiser's state lies.
+        """
+        state = {f"dense/{name}": tensor for name, tensor in self.dense_tensors().items()}
+        state |= {f"policy/{name}": tensor for name, tensor in self.policy_state.items()}
+        for name, states in self.bank.states.items():
+            state |= {f"state/{key}/{name}": tensor for key, tensor in states.items()}
+        for kind, chosen in (("trained", self._trained), ("settled", self._settled)):
+            if chosen is not None:
+                state[f"{kind}/channels"] = chosen.channels
+                state[f"{kind}/widths"] = torch.tensor(chosen.widths)
+        state["steps"] = torch.tensor(self.steps)
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes back to what `training_state` returned; the mode stays as it is.
+
+        Raises:
+            RunError: it belongs to another network; nothing was changed.
+        """
+        dense = self.dense_tensors()
+        _check(state, dense)
+        device = self._device()
+        trained, settled = _read(state, "trained", device), _read(state, "settled", device)
+        assert trained is not None
+        for name, tensor in dense.items():
+            tensor.copy_(state[f"dense/{name}"])
+        places = self._places(trained)
+        for name, home in self._homes.items():
+            home.install(take(self.bank.dense[name], self.bank.of(name, places)))
+        for key, tensor in state.items():
+            kind, _, rest = key.partition("/")
+            if kind == "policy":
+                self.policy_state[rest] = tensor.to(device, copy=True)
+            elif kind == "state":
+                slot, _, name = rest.partition("/")
+                self.bank.states.setdefault(name, {})[slot] = tensor.to(device, copy=True)
+        resize(self, self.channels, trained.widths)
+        self._chosen = self._trained = trained
+        self._settled, self.steps = settled, int(state["steps"])
+        if not self.training:
+            self._show(self.best())
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """Makes `state_dict()` complete: the bank, the policy's state and the selection."""
+        return self.training_state()
+
+    def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Makes `load_state_dict()` complete; see `get_extra_state`."""
+        self.restore(state)
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _select(self, chosen: Chosen) -> None:
+        if self.training:
+            self._exchange_states(chosen)
+        self._show(chosen)
+
+    def _show(self, chosen: Chosen) -> None:
+        """Makes a selection the one that executes; the optimiser's state stays where it is."""
+        old = self._chosen
+        residents.exchange(residents.parameters(self._homes, self.bank), self.bank, old, chosen)
+        if chosen.widths != old.widths:
+            resize(self, self.channels, chosen.widths)
+        self._chosen = chosen
+
+    def _exchange_states(self, chosen: Chosen) -> None:
+        optimizer = self._optimizer() if self._optimizer is not None else None
+        if optimizer is not None:
+            items = residents.states(self._homes, self.bank, optimizer, self._trained.widths)
+            residents.exchange(items, self.bank, self._trained, chosen)
+        self._trained = chosen
+
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters())).device
+
+    def _places(self, chosen: Chosen) -> dict[int, Tensor]:
+        return self.bank.places(chosen.channels, chosen.widths)
+
+    def _meter(self, chosen: Chosen) -> Meter:
+        def slot_of(axis: Axis) -> Tensor:
+            return self.bank.slots(axis, chosen.widths, chosen.channels.device).slot
+
+        tensors = {name: home.tensor() for name, home in self._homes.items()}
+        return Meter(self.channels, tensors, slot_of, len(chosen.channels))
+
+    def _taps(self) -> dict[int, Tensor]:
+        taps = ((n, m) for n, m in self.named_children() if isinstance(m, Tap))
+        seen = ((int(name.removeprefix(TAP)), tap.take()) for name, tap in taps)
+        return {number: values for number, values in seen if values is not None}
+
+    def _top(self, widths: Widths, explore: bool) -> Tensor:
+        layout = self.channels.layout
+        return top(self.settings.policy.score(self.policy_state, layout, explore), layout, widths)
+
+    def _allocated(self) -> Widths:
+        """The widths that spend the budget: one share for all groups, or what each deserves."""
+        policy, layout = self.settings.policy, self.channels.layout
+        if not policy.reallocate or self.steps == 0:
+            return self._budget_widths
+        score = policy.score(self.policy_state, layout, explore=False)
+        return global_widths(self.settings.budget, layout, self.cost, score)
+
+    def _aligned(self, channels: Tensor, widths: Widths) -> Chosen:
+        """Channels that stay keep their slots, so that only the others have to move."""
+        if widths == self._chosen.widths:
+            channels = keep_slots(self.executing, channels, self.channels.layout, widths)
+        return Chosen(channels, widths)
+
+
+def _on(device: torch.device, chosen: Chosen) -> Chosen:
+    return Chosen(chosen.channels.to(device), chosen.widths)
+
+
+def _read(state: Mapping[str, Tensor], kind: str, device: torch.device) -> Chosen | None:
+    if f"{kind}/channels" not in state:
+        return None
+    channels = state[f"{kind}/channels"].to(device, copy=True)
+    return Chosen(channels, tuple(state[f"{kind}/widths"].tolist()))
+
+
+def _check(state: Mapping[str, Tensor], dense: Mapping[str, Tensor]) -> None:
+    saved = {k.removeprefix("dense/"): v for k, v in state.items() if k.startswith("dense/")}
+    wrong = sorted(
+        name
+        for name in {*saved, *dense}
+        if name not in saved or name not in dense or saved[name].shape != dense[name].shape
+    )
+    if wrong or not {"steps", "trained/channels", "trained/widths"} <= state.keys():
+        raise RunError(
+            "the saved state belongs to another network",
+            why=f"these tensors differ: {', '.join(wrong[:5])}" if wrong else "it is incomplete",
+            do="load it into the model it was saved from",
+        )

@@ -1,0 +1,154 @@
+"""The gated nodes: narrow modules whose channels are exchanged between steps.
+
+There are no masks, and nothing is gathered in forward. A gated node runs as the plain narrow
+module it derives from; the class tells a reader, and the printed network, what it is.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+TAP = "fxprune_tap_"
+"""Taps are children of the gated network; their names are this and the number of the gate."""
+
+
+class Gated:
+    """Marks a module whose channels are exchanged between steps; `dense_shape` is its weight's."""
+
+    dense_shape: tuple[int, ...] = ()
+
+    def extra_repr(self) -> str:
+        """The narrow module's own line, and the dense shape of its weight."""
+        own: str = super().extra_repr()  # type: ignore[misc]
+        return f"{own}, dense_weight={self.dense_shape}"
+
+
+class GatedConv1d(Gated, nn.Conv1d):
+    """A narrow Conv1d with resident parameters."""
+
+
+class GatedConv2d(Gated, nn.Conv2d):
+    """A narrow Conv2d with resident parameters."""
+
+
+class GatedConv3d(Gated, nn.Conv3d):
+    """A narrow Conv3d with resident parameters."""
+
+
+class GatedConvTranspose1d(Gated, nn.ConvTranspose1d):
+    """A narrow ConvTranspose1d with resident parameters."""
+
+
+class GatedConvTranspose2d(Gated, nn.ConvTranspose2d):
+    """A narrow ConvTranspose2d with resident parameters."""
+
+
+class GatedConvTranspose3d(Gated, nn.ConvTranspose3d):
+    """A narrow ConvTranspose3d with resident parameters."""
+
+
+class GatedBatchNorm1d(Gated, nn.BatchNorm1d):
+    """A narrow BatchNorm1d with resident parameters and statistics."""
+
+
+class GatedBatchNorm2d(Gated, nn.BatchNorm2d):
+    """A narrow BatchNorm2d with resident parameters and statistics."""
+
+
+class GatedBatchNorm3d(Gated, nn.BatchNorm3d):
+    """A narrow BatchNorm3d with resident parameters and statistics."""
+
+
+class GatedLinear(Gated, nn.Linear):
+    """A narrow Linear with resident parameters."""
+
+
+# A module of another class (a user's own, a norm without statistics …) keeps its class: it needs
+# no name of its own to run with narrow parameters.
+_GATED: dict[type[nn.Module], type[nn.Module]] = {
+    gated.__mro__[2]: gated
+    for gated in (
+        GatedConv1d,
+        GatedConv2d,
+        GatedConv3d,
+        GatedConvTranspose1d,
+        GatedConvTranspose2d,
+        GatedConvTranspose3d,
+        GatedBatchNorm1d,
+        GatedBatchNorm2d,
+        GatedBatchNorm3d,
+        GatedLinear,
+    )
+}
+_PLAIN = {gated: plain for plain, gated in _GATED.items()}
+
+
+class Tap(nn.Module):
+    """Reads the per-sample saliency at a gate point; the identity otherwise.
+
+    Attributes:
+        dim: the channel dimension of the activation.
+        seen: mean over samples of |sum of g * a| since it was last taken, float32 [channels].
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a copy of x, so that what follows may work in place."""
+        if not (self.training and torch.is_grad_enabled()):
+            return x
+        out: Tensor = _Tapped.apply(x, self)
+        return out
+
+    def take(self) -> Tensor | None:
+        """What was seen, once."""
+        seen, self.seen = self.seen, None
+        return seen
+
+
+class _Tapped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tap: Tap) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.tap = tap
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,), tap = ctx.saved_tensors, ctx.tap
+        rest = [dim for dim in range(1, x.dim()) if dim != tap.dim]
+        product = grads[0].float() * x.float()
+        per_sample = product.sum(rest) if rest else product
+        seen = per_sample.abs().mean(0)
+        tap.seen = seen if tap.seen is None else tap.seen + seen
+        return grads[0], None
+
+
+def to_gated(module: nn.Module, dense_shape: tuple[int, ...]) -> None:
+    """Turns a plain module into the gated one that derives from it, in place, if there is one."""
+    gated = _GATED.get(type(module))
+    if gated is not None:
+        # nothing else differs, and the module's own attributes and hooks stay
+        module.__class__ = gated
+        module.dense_shape = dense_shape  # type: ignore[assignment]
+
+
+def to_plain(module: nn.Module) -> None:
+    """Turns gated modules into the plain ones they derive from, in place."""
+    for child in module.modules():
+        plain = _PLAIN.get(type(child))
+        if plain is not None:
+            del child.dense_shape
+            child.__class__ = plain
+
+
+def remove_taps(graph: fx.Graph) -> None:
+    """Takes the taps out of a graph, in place."""
+    for node in list(graph.nodes):
+        if node.op == "call_module" and str(node.target).startswith(TAP):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)

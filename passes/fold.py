@@ -1,0 +1,63 @@
+"""Fold: batch norms that follow a convolution or linear layer become part of it."""
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from fxprune.errors import GateError
+from fxprune.passes.base import Pass, Program
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Fold(Pass):
+    """Requires a plain network in evaluation mode; the result computes the same function."""
+
+    keys = ("fold",)
+
+    def requires(self, program: Program) -> None:
+        if program.module.training:
+            raise GateError(
+                "batch norms can only be folded in evaluation mode",
+                why="in training mode their statistics are those of each batch",
+                do="call .eval() first",
+            )
+
+    def run(self, program: Program) -> Program:
+        module = copy.deepcopy(program.graph_module)
+        modules = dict(module.named_modules())
+        calls = Counter(node.target for node in module.graph.nodes if node.op == "call_module")
+        for node in list(module.graph.nodes):
+            maker = node.args[0] if node.op == "call_module" and node.args else None
+            if not isinstance(maker, fx.Node) or maker.op != "call_module":
+                continue
+            alone = len(maker.users) == 1 and calls[node.target] == calls[maker.target] == 1
+            folded = _folded(modules[maker.target], modules[node.target]) if alone else None
+            if folded is not None:
+                module.set_submodule(str(maker.target), folded)
+                node.replace_all_uses_with(maker)
+                module.graph.erase_node(node)
+        module.delete_all_unused_submodules()
+        module.recompile()
+        return Program(module, program.inputs)
+
+    def ensures(self, program: Program) -> None:
+        assert not program.module.training
+
+
+def _folded(maker: nn.Module, norm: nn.Module) -> nn.Module | None:
+    """The layer with the norm in it; None where the two do not fold."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+        return None
+    if isinstance(maker, (*_CONVS, *_TRANSPOSED)):
+        if isinstance(maker, _TRANSPOSED) and maker.groups > 1:
+            return None  # the fusion in torch scales the wrong channels of grouped ones
+        return fuse_conv_bn_eval(maker, norm, transpose=isinstance(maker, _TRANSPOSED))
+    if isinstance(maker, nn.Linear):
+        return fuse_linear_bn_eval(maker, norm)
+    return None

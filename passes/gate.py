@@ -1,0 +1,77 @@
+"""Gate: a traced network whose channels are known to the gated network that trains narrow."""
+
+import copy
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxprune.errors import GateError
+from fxprune.gated import GatedModule, Settings
+from fxprune.gates import TAP, Tap
+from fxprune.groups import Axis, ChannelGraph
+from fxprune.passes.base import Pass, Program
+from fxprune.resize import KEY, Record, Shape
+from fxprune.traced import TracedModule
+
+
+@dataclass(frozen=True)
+class Gate(Pass):
+    """Requires a network that was coupled; the result is a GatedModule with its own tensors.
+
+    Attributes:
+        settings: the policy, the budget, and how often to select.
+    """
+
+    keys = ("gate",)
+
+    settings: Settings
+
+    def requires(self, program: Program) -> None:
+        if program.channels is None or not program.channels.groups:
+            reasons = [] if program.channels is None else program.channels.pinned
+            raise GateError(
+                "the model has no channel that could be removed",
+                why="\n".join(f"{p.channels} channels: {p.reason}" for p in reasons[:5]),
+                do="`fxprune inspect` shows each pinned channel with its reason",
+            )
+
+    def run(self, program: Program) -> Program:
+        assert isinstance(program.module, TracedModule)
+        assert program.channels is not None
+        dense = copy.deepcopy(program.module)
+        if self.settings.policy.observes == "sample":
+            _tap(dense, program.channels)
+        gated = GatedModule(dense, program.channels, self.settings)
+        return Program(gated, program.inputs, program.channels)
+
+    def ensures(self, program: Program) -> None:
+        assert isinstance(program.module, GatedModule)
+
+
+def _tap(module: TracedModule, channels: ChannelGraph) -> None:
+    """Puts a tap behind every gate point that is a node of its own."""
+    for number, gate in enumerate(channels.gates):
+        name, dim = gate.parameters[0]
+        for graph in module.graphs:
+            for node in graph.nodes:
+                along = _dim_of(node, channels.axes[name][dim]) if node.name == gate.node else None
+                if along:
+                    module.add_module(f"{TAP}{number}", Tap(along))
+                    _insert(graph, node, f"{TAP}{number}")
+    module.recompile()
+
+
+def _dim_of(node: fx.Node, axis: Axis) -> int | None:
+    """The dimension of a node's tensor that the axis runs along; None where there is none."""
+    result = node.meta[KEY].result
+    if not isinstance(result, Shape):
+        return None
+    return next((dim for dim, own in result.axes.items() if own is axis), None)
+
+
+def _insert(graph: fx.Graph, node: fx.Node, target: str) -> None:
+    with graph.inserting_after(node):
+        tap = graph.call_module(target, (node,))
+    node.replace_all_uses_with(tap, delete_user_cb=lambda user: user is not tap)
+    tap.meta[KEY] = Record(node.meta[KEY].result, target, (None,), {})
+    tap.stack_trace = node.stack_trace
