@@ -56,15 +56,9 @@ def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
             do="make it from gated.parameters()",
         )
     gated.track(optimizer)
-    peak = float(optimizer.param_groups[0]["lr"])
 
     def before(*_: Any) -> None:
-        nonlocal peak
-        rate = float(optimizer.param_groups[0]["lr"])
-        if rate <= peak / 2:
-            gated.settings.policy.milestone(gated.policy_state)
-            peak = rate
-        peak = max(peak, rate)
+        gated.note_rate(float(optimizer.param_groups[0]["lr"]))
         gated.observe()
 
     def after(*_: Any) -> None:

@@ -57,14 +57,23 @@ class GatedModule(TracedModule):
         bank: where channels rest.
         policy_state: the policy's tensors.
         steps: how many optimiser steps were observed.
+        inputs: shape and dtype of each example input, with which it can be instrumented again.
     """
 
-    def __init__(self, dense: TracedModule, channels: ChannelGraph, settings: Settings) -> None:
+    def __init__(
+        self,
+        dense: TracedModule,
+        channels: ChannelGraph,
+        settings: Settings,
+        example_inputs: tuple[Tensor, ...],
+    ) -> None:
         """Takes `dense` over: its modules become gated, its tensors the bank's."""
         super().__init__(dense, *dense.both_graphs, origin=dense.origin)
         self.channels, self.settings = channels, settings
         self.cost = CostModel(channels.macs_terms, channels.params_terms, channels.layout.sizes)
         self.steps = 0
+        self.inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in example_inputs)
+        self._peak_rate = 0.0
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._settled: Chosen | None = None
         self._homes = residents.homes(self, channels)
@@ -80,6 +89,8 @@ class GatedModule(TracedModule):
         )
         prior = self._meter(whole).magnitude()
         self.policy_state = settings.policy.start(channels.layout, prior, settings.seed)
+        if settings.policy.reallocate:  # refuses now, not after hours, what floors make impossible
+            global_widths(settings.budget, channels.layout, self.cost, prior)
         widths = whole.widths if settings.policy.warmup else self._budget_widths
         first = Chosen(self._top(widths, explore=True).sort().values, widths)
         places = self._places(first)
@@ -162,6 +173,16 @@ class GatedModule(TracedModule):
     def track(self, optimizer: torch.optim.Optimizer) -> None:
         """Makes the optimiser's per-element state follow its channels."""
         self._optimizer = weakref.ref(optimizer)
+
+    def note_rate(self, rate: float) -> None:
+        """Shows cuts of the learning rate to the policy. Call it before `observe`.
+
+        A cut is a rate of at most half of the highest one since the last cut.
+        """
+        if self._peak_rate > 0 and rate <= self._peak_rate / 2:
+            self.settings.policy.milestone(self.policy_state)
+            self._peak_rate = rate
+        self._peak_rate = max(self._peak_rate, rate)
 
     @torch.no_grad()
     def observe(self) -> None:
@@ -260,6 +281,7 @@ class GatedModule(TracedModule):
                 state[f"{kind}/channels"] = chosen.channels
                 state[f"{kind}/widths"] = torch.tensor(chosen.widths)
         state["steps"] = torch.tensor(self.steps)
+        state["peak_rate"] = torch.tensor(self._peak_rate, dtype=torch.float64)
         return {name: tensor.detach().clone() for name, tensor in state.items()}
 
     @torch.no_grad()
@@ -289,6 +311,7 @@ class GatedModule(TracedModule):
         resize(self, self.channels, trained.widths)
         self._chosen = self._trained = trained
         self._settled, self.steps = settled, int(state["steps"])
+        self._peak_rate = float(state["peak_rate"])
         if not self.training:
             self._show(self.best())
 
@@ -377,7 +400,7 @@ def _check(state: Mapping[str, Tensor], dense: Mapping[str, Tensor]) -> None:
         for name in {*saved, *dense}
         if name not in saved or name not in dense or saved[name].shape != dense[name].shape
     )
-    if wrong or not {"steps", "trained/channels", "trained/widths"} <= state.keys():
+    if wrong or not {"steps", "peak_rate", "trained/channels", "trained/widths"} <= state.keys():
         raise RunError(
             "the saved state belongs to another network",
             why=f"these tensors differ: {', '.join(wrong[:5])}" if wrong else "it is incomplete",

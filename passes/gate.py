@@ -41,7 +41,7 @@ class Gate(Pass):
         dense = copy.deepcopy(program.module)
         if self.settings.policy.observes == "sample":
             _tap(dense, program.channels)
-        gated = GatedModule(dense, program.channels, self.settings)
+        gated = GatedModule(dense, program.channels, self.settings, program.inputs)
         return Program(gated, program.inputs, program.channels)
 
     def ensures(self, program: Program) -> None:
