@@ -3,6 +3,7 @@
 It traces a CNN, trains it at the narrow network's cost, and emits the compact network as ONNX.
 """
 
+from fxprune.artifact import load, save
 from fxprune.compiler import analyze, fold, instrument, shrink
 from fxprune.controller import attach
 from fxprune.gated import GatedModule
@@ -19,5 +20,7 @@ __all__ = [
     "export_onnx",
     "fold",
     "instrument",
+    "load",
+    "save",
     "shrink",
 ]

@@ -163,6 +163,10 @@ class GatedModule(TracedModule):
         self.select(best)
         self._settled = best
 
+    def unsettle(self) -> None:
+        """Lets the policy choose again."""
+        self._settled = None
+
     @property
     def settled(self) -> bool:
         """Whether the selection is fixed for good."""

@@ -26,8 +26,8 @@ from onnx.shape_inference import InferenceError
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.artifact import write_bytes
 from fxprune.errors import ExportError, ParityError
+from fxprune.storage import write_bytes
 
 BATCHES = (1, 2, 7)
 """The batch sizes at which every export is compared."""

@@ -46,6 +46,11 @@ class Home:
     def install(self, data: Tensor) -> None:
         """Gives the tensor other data, of any shape; the tensor object stays the same."""
         tensor = self.tensor()
+        if tensor.shape != data.shape:
+            # While an old graph lives (a loop that keeps its last loss), autograd goes on with the
+            # old shape; it forgets it only when the dtype changes.
+            other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
+            tensor.data = data.new_empty(0, dtype=other)
         tensor.data = data
         tensor.grad = None
 

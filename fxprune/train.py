@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
-from fxprune.artifact import read_tensors, write_bytes, write_tensors
+from fxprune.artifact import CHECKPOINT, GATED, METRICS, Plan, gated_state, under
+from fxprune.controller import attach
 from fxprune.data import Batch, DataSet, Split
 from fxprune.errors import DataError, OptionError, RunError
-
-CHECKPOINT = "checkpoint.safetensors"
-METRICS = "metrics.jsonl"
+from fxprune.gated import GatedModule
+from fxprune.storage import read_tensors, write_bytes, write_tensors
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ class EpochMetrics:
         val_accuracy: share of the validation split that is right, in `model.eval()`.
         step_seconds: median time of forward, backward and optimiser step.
         seconds: of the whole epoch, with data and evaluation.
+        macs: multiply-accumulates of one example in the epoch's last training step, and
+        params: elements of the parameters that executed in it; None for a plain network.
     """
 
     epoch: int
@@ -132,6 +134,8 @@ class EpochMetrics:
     val_accuracy: float
     step_seconds: float
     seconds: float
+    macs: int | None = None
+    params: int | None = None
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,8 @@ def fit(
     """Trains `model` in place, and leaves it in eval mode.
 
     Args:
-        model: any module that maps images [B, C, H, W] to logits [B, classes].
+        model: any module that maps images [B, C, H, W] to logits [B, classes]. A gated one
+            selects its channels meanwhile, and is settled at the end of its last epoch.
         data: what to train and evaluate on.
         options: how.
         run: a folder for the checkpoint and metrics.jsonl. If it already holds a checkpoint, the
@@ -297,6 +302,9 @@ class _Session:
         batch = options.batch_size
         self.steps_per_epoch = max(len(data.train) // batch, 1)
         self.steps = self.steps_per_epoch * options.epochs
+        self.gated = model if isinstance(model, GatedModule) else None
+        if self.gated is not None:
+            attach(self.gated, optimizer)
 
     def epoch(self, epoch: int, progress: Callable[[Tick], None] | None) -> EpochMetrics:
         """Trains and evaluates once; `epoch` counts from 0."""
@@ -313,15 +321,18 @@ class _Session:
             torch.manual_seed(seed)
             done = epoch * self.steps_per_epoch
             for images, labels in self._train_batches(generator):
+                self._settle(done)
                 with clock:
                     loss, logits = self._step(images, labels, done)
-                loss_sum += loss.detach().double() * len(labels)
-                right += (logits.detach().argmax(1) == labels).sum()
+                loss_sum += loss.double() * len(labels)
+                right += (logits.argmax(1) == labels).sum()
                 seen += len(labels)
                 done += 1
                 if progress is not None:
                     progress(Tick(done, self.steps))
+            cost = self._cost()
             if epoch == self.options.epochs - 1:
+                self._settle(self.steps)
                 self._recalibrate(generator)
         train_loss = float(loss_sum) / seen
         if not math.isfinite(train_loss):
@@ -340,6 +351,7 @@ class _Session:
             val_accuracy=val_accuracy,
             step_seconds=clock.median(),
             seconds=time.perf_counter() - began,
+            **cost,
         )
         if progress is not None:
             progress(Tick(done, self.steps, metrics))
@@ -356,7 +368,22 @@ class _Session:
         torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss, logits
+        return loss.detach(), logits.detach()
+
+    def _settle(self, done: int) -> None:
+        """Fixes the selection of a gated network once the last share of the run is reached."""
+        if self.gated is not None and not self.gated.settled and done >= self._settles_at:
+            self.gated.settle()
+
+    @property
+    def _settles_at(self) -> int:
+        return self.steps - int(self.options.settle * self.steps)
+
+    def _cost(self) -> dict[str, int]:
+        if self.gated is None:
+            return {}
+        widths, cost = self.gated.widths, self.gated.cost
+        return {"macs": cost.macs(widths), "params": cost.params(widths)}
 
     def _train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
         return self.data.train.batches(
@@ -377,16 +404,20 @@ class _Session:
 
     def save(self, run: Path, history: list[EpochMetrics]) -> None:
         """Writes the checkpoint, then metrics.jsonl from the same history."""
-        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        if self.gated is not None:
+            tensors, meta = gated_state(self.gated)
+        else:
+            tensors = {f"model/{key}": value for key, value in self.model.state_dict().items()}
+            meta = {}
         state = self.optimizer.state_dict()
         plain: dict[str, dict[str, Any]] = {}
         for index, slots in state["state"].items():
             for key, value in slots.items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{key}"] = value
+                    tensors[f"optimizer/{index}/{key}"] = value
                 else:
                     plain.setdefault(str(index), {})[key] = value
-        meta = {
+        meta |= {
             "options": dataclasses.asdict(self.options),
             "history": [dataclasses.asdict(metrics) for metrics in history],
             "optimizer": {"state": plain, "param_groups": state["param_groups"]},
@@ -403,14 +434,23 @@ class _Session:
         if not path.exists():
             return []
         tensors, meta = read_tensors(path)
+        self._check_plan(path, meta)
+        if "history" not in meta:  # instrumented, and never trained
+            return []
         self._check_options(path, meta["options"])
         try:
-            self.model.load_state_dict(_under("model.", tensors))
+            if self.gated is not None:
+                self.gated.train()
+                self.gated.restore(under(GATED, tensors))
+                if len(meta["history"]) * self.steps_per_epoch < self._settles_at:
+                    self.gated.unsettle()  # the run was shorter when it ended
+            else:
+                self.model.load_state_dict(under("model/", tensors))
             state: dict[int, dict[str, Any]] = {
                 int(index): dict(slots) for index, slots in meta["optimizer"]["state"].items()
             }
-            for name, value in _under("optimizer.", tensors).items():
-                index, _, key = name.partition(".")
+            for name, value in under("optimizer/", tensors).items():
+                index, _, key = name.partition("/")
                 state.setdefault(int(index), {})[key] = value
             groups = meta["optimizer"]["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -422,6 +462,17 @@ class _Session:
             ) from error
         self.scaler.load_state_dict(meta["scaler"])
         return [EpochMetrics(**metrics) for metrics in meta["history"]]
+
+    def _check_plan(self, path: Path, meta: dict[str, Any]) -> None:
+        """A dense network goes on from a dense one, a gated one from one with the same plan."""
+        old = Plan.from_json(meta["plan"], path) if "plan" in meta else None
+        new = Plan.of(self.gated) if self.gated is not None else None
+        if old != new:
+            raise RunError(
+                f"cannot go on from {path}",
+                why="it belongs to another model, or to one that was instrumented otherwise",
+                do="give another folder, or delete this one's checkpoint",
+            )
 
     def _check_options(self, path: Path, old: dict[str, Any]) -> None:
         """A longer run may go on from a shorter one; anything else has to be the same."""
@@ -462,10 +513,6 @@ class _Clock:
             torch.cuda.synchronize()
             return statistics.median(a.elapsed_time(b) / 1000 for a, b in self.events)
         return statistics.median(self.seconds)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 @torch.no_grad()

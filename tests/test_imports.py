@@ -36,7 +36,7 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
-FLOOR |= dict.fromkeys(("traced", "source", "data", "console"), FLOOR["errors"])
+FLOOR |= dict.fromkeys(("traced", "source", "data", "storage", "console"), FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")
 
 

@@ -6,18 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.artifact import read_tensors
+from fxprune.artifact import CHECKPOINT, METRICS
 from fxprune.data import DataSet, TensorSplit, load
 from fxprune.errors import DataError, OptionError, RunError
-from fxprune.train import (
-    CHECKPOINT,
-    METRICS,
-    Placement,
-    TrainOptions,
-    evaluate,
-    fit,
-    learning_rate,
-)
+from fxprune.storage import read_tensors
+from fxprune.train import Placement, TrainOptions, evaluate, fit, learning_rate
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
 
@@ -95,7 +88,7 @@ def test_a_resumed_run_ends_in_the_same_bits(digits, tmp_path, change):
     assert [m.val_loss for m in rest] == [m.val_loss for m in whole]
     assert [m.train_loss for m in rest] == [m.train_loss for m in whole]
     one, two = (read_tensors(tmp_path / name / CHECKPOINT)[0] for name in ("straight", "resumed"))
-    assert any(key.startswith("optimizer.") for key in one) == (change.get("momentum") != 0.0)
+    assert any(key.startswith("optimizer/") for key in one) == (change.get("momentum") != 0.0)
     assert same_bits(one, two)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fxprune import artifact
-from fxprune.artifact import read_json, read_tensors, write_bytes, write_json, write_tensors
+from fxprune import storage
 from fxprune.errors import RunError
+from fxprune.storage import read_json, read_tensors, write_bytes, write_json, write_tensors
 
 
 def sample():
@@ -76,7 +76,7 @@ def test_a_foreign_file_is_refused(tmp_path):
 def test_another_version_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "FORMAT", 999)
+        patch.setattr(storage, "FORMAT", 999)
         write_tensors(path, sample(), {})
     with pytest.raises(RunError, match="it was written by another version of fxprune"):
         read_tensors(path)
