@@ -3,6 +3,9 @@
     python tools/cifar_run.py --data-file cifar10.npz --policy cucb --budget keep=0.5 --epochs 20 \
         --run runs/cucb
 
+A policy whose options count steps can name them: --policy 'utility{warmup=1955}' lets all channels
+execute for the first 5 epochs of 391 steps.
+
 The data file holds `train_labels`, `train_offsets`, `train_jpeg` and the same for `test`: image i
 is the JPEG file `jpeg[offsets[i]:offsets[i + 1]]`. Accuracy is on `test`, which nothing is chosen
 by. A run that is called again goes on from its last epoch.
@@ -10,11 +13,14 @@ by. A run that is called again goes on from its last epoch.
 
 import argparse
 import json
+import statistics
 import sys
+import tempfile
 import time
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
@@ -22,7 +28,11 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+import fxprune
 from fxprune import data, train
+from fxprune.onnx import latency
+
+Record = dict[str, Any]
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -48,7 +58,24 @@ def macs(model: torch.nn.Module) -> int:
     model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 32, 32))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
+
+
+def export(model: torch.nn.Module, images: data.DataSet, path: Path, threads: int) -> Record:
+    """Writes the network as ONNX, checked on random and on real images against `model`."""
+    compact = fxprune.shrink(model) if isinstance(model, fxprune.GatedModule) else model
+    real, _ = next(images.val.batches(7))
+    example = torch.zeros(2, 3, 32, 32)
+    report = fxprune.export_onnx(compact, (example,), path, inputs=(real,), reference=model)
+    batch = torch.randn(64, 3, 32, 32)
+    return {
+        "macs": macs(compact),
+        "params": sum(parameter.numel() for parameter in compact.parameters()),
+        "onnx_max_abs_error": report.max_abs_error,
+        "onnx_max_rel_error": report.max_rel_error,
+        "onnx_bytes": report.bytes,
+        "onnx_ms_batch_64": 1000 * latency(path, (batch,), threads=threads),
+    }
 
 
 def options_of(arguments: argparse.Namespace) -> train.TrainOptions:
@@ -61,6 +88,7 @@ def options_of(arguments: argparse.Namespace) -> train.TrainOptions:
         weight_decay=arguments.weight_decay,
         amp=arguments.amp,
         channels_last=arguments.channels_last,
+        settle=arguments.settle,
         seed=arguments.seed,
     )
 
@@ -84,6 +112,9 @@ def main() -> None:
     parser.add_argument("--shortcut", choices=("pad", "projection"), default="pad")
     parser.add_argument("--policy", default="none", help="cucb, utility, …; none is dense")
     parser.add_argument("--budget", default="keep=0.5")
+    parser.add_argument("--round-to", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1, help="steps between two selections")
+    parser.add_argument("--settle", type=float, default=0.1, help="last share, selection fixed")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--minutes-limit", type=float)
     parser.add_argument("--lr", type=float, default=0.1)
@@ -103,9 +134,17 @@ def main() -> None:
     began = time.perf_counter()
     images = load_npz(arguments.data_file)
     print(f"decoded in {time.perf_counter() - began:.0f} s", flush=True)
-    model = getattr(models, arguments.model)(shortcut=arguments.shortcut)
+    model: torch.nn.Module = getattr(models, arguments.model)(shortcut=arguments.shortcut)
     if arguments.policy != "none":
-        sys.exit("gated training is not here yet")
+        model = fxprune.instrument(
+            model,
+            (torch.zeros(2, 3, 32, 32),),
+            arguments.policy,
+            arguments.budget,
+            round_to=arguments.round_to,
+            every=arguments.every,
+            seed=arguments.seed,
+        )
     history = train.fit(
         model,
         images,
@@ -116,15 +155,18 @@ def main() -> None:
     )
     if not history:
         sys.exit("no epoch was trained")
-    result = {
+    with tempfile.TemporaryDirectory() as scratch:
+        path = (arguments.run or Path(scratch)) / "network.onnx"
+        exported = export(model, images, path, arguments.threads)
+    result: Record = {
         "model": arguments.model,
         "policy": arguments.policy,
+        "budget": arguments.budget if arguments.policy != "none" else None,
         "epochs": len(history),
         "accuracy": history[-1].val_accuracy,
-        "macs": macs(model),
-        "params": sum(parameter.numel() for parameter in model.parameters()),
-        "step_ms": 1000 * sorted(item.step_seconds for item in history)[len(history) // 2],
+        "step_ms": 1000 * statistics.median(item.step_seconds for item in history),
         "minutes": sum(item.seconds for item in history) / 60,
+        **exported,
     }
     print(json.dumps(result, indent=2))
     if arguments.run is not None:
