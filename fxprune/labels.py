@@ -6,7 +6,7 @@ call does to labels. The equalities they find are solved once, at the end, as th
 components of a graph whose vertices are labels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -54,15 +54,20 @@ class Labelled:
 
     def components(self) -> tuple[int, np.ndarray[Any, np.dtype[np.int64]]]:
         """Solves the equalities: the number of components, and that of each label, int64."""
-        size = self.context.next_label
-        edges = self.context.edges
-        if not edges:
-            return size, np.arange(size)
-        a = torch.cat([edge[0] for edge in edges]).numpy()
-        b = torch.cat([edge[1] for edge in edges]).numpy()
-        links = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(size, size))
-        count, component = connected_components(links, directed=False)
-        return int(count), component.astype(np.int64)
+        return components(self.context.next_label, self.context.edges)
+
+
+def components(
+    size: int, edges: Sequence[tuple[Tensor, Tensor, Any]]
+) -> tuple[int, np.ndarray[Any, np.dtype[np.int64]]]:
+    """The number of components among the labels 0 .. size - 1, and that of each, int64 [size]."""
+    if not edges:
+        return size, np.arange(size)
+    a = torch.cat([edge[0] for edge in edges]).numpy()
+    b = torch.cat([edge[1] for edge in edges]).numpy()
+    links = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(size, size))
+    count, component = connected_components(links, directed=False)
+    return int(count), component.astype(np.int64)
 
 
 def propagate(
@@ -196,6 +201,8 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             inputs = list(_tensors((args, kwargs)))
         out = func(*args, **kwargs)
         context = self.context
+        computed = bool(inputs) and all(context.is_parametric(tensor) for tensor in inputs)
+        known = len(context.edges)
         if any(context.of(tensor) for tensor in inputs):
             call = Call(func, _bind(func, args, kwargs), out, args, kwargs)
             rule = _rule(func)
@@ -203,7 +210,8 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 rule(context, call)
             elif call.results():
                 context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
-        if inputs and all(context.is_parametric(tensor) for tensor in inputs):
+        if computed:
+            context.computed += context.edges[known:]
             for tensor in _tensors((out,)):
                 context.parametric(tensor)
         return out

@@ -224,14 +224,23 @@ def _getitem(node: fx.Node, record: Record, widths: Widths) -> None:
             new.append(now)
             continue
         if axis is not None and isinstance(part, slice):
-            start = _place(axis, part.start, now.start, widths)
-            new.append(slice(start, _place(axis, part.stop, now.stop, widths), part.step))
+            new.append(_slice(axis, part, now, widths))
         elif axis is not None and isinstance(part, int) and not isinstance(part, bool):
             new.append(_place(axis, part % source.sizes[dim], now, widths))
         else:
             new.append(now)
         dim += part is not None or now is not None
     node.args = (node.args[0], tuple(new) if isinstance(node.args[1], tuple) else new[0])
+
+
+def _slice(axis: Axis, dense: slice, now: Any, widths: Widths) -> Any:
+    """What takes those of a slice's positions that the template keeps; `now` is what did so."""
+    if dense.step not in (None, 1):  # what is left of every n-th position has no fixed step
+        inside = torch.zeros(len(axis.channel), dtype=torch.bool)
+        inside[dense] = True
+        return inside[axis.template(widths)].nonzero().flatten().tolist()
+    start = _place(axis, dense.start, now.start, widths)
+    return slice(start, _place(axis, dense.stop, now.stop, widths), dense.step)
 
 
 def _narrow(node: fx.Node, record: Record, widths: Widths) -> None:

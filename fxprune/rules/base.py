@@ -115,6 +115,7 @@ class Context:
         node: the fx node that is running.
         edges: pairs of int64 label tensors of equal length that became equal, element by element,
             and the node that did it.
+        computed: those of the edges that tie parameters from which a weight is computed.
         pins: what was pinned, in order.
         sightings: every family a call put on a result: the node it belongs to and its labels.
         products: the multiply-accumulates.
@@ -130,6 +131,7 @@ class Context:
     next_label: int = 1
     node: Any = None
     edges: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
+    computed: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     sightings: list[tuple[Any, Tensor]] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)

@@ -1,0 +1,12 @@
+"""Small networks of every topology, each with the channel groups it has to fall into."""
+
+from tests.topologies import classic, grouped, modes, movement, parameters
+from tests.topologies.base import Net
+
+NETS: tuple[Net, ...] = (
+    *classic.NETS,
+    *parameters.NETS,
+    *grouped.NETS,
+    *movement.NETS,
+    *modes.NETS,
+)

@@ -1,0 +1,26 @@
+"""The channel groups of every small net, member by member."""
+
+import pytest
+
+from fxprune import ChannelGraph, analyze
+from tests.nets import NETS, Net
+
+every_net = pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
+
+
+def members(graph: ChannelGraph) -> list[tuple[int, list[str]]]:
+    return [(group.size, sorted(map(str, group.members))) for group in graph.groups]
+
+
+def pins(graph: ChannelGraph, like: tuple[tuple[str, int], ...]) -> list[tuple[str, int]]:
+    """The pins, each reason cut to the length of the one that is expected."""
+    lengths = [len(reason) for reason, _ in like] + [1000] * len(graph.pinned)
+    return [(p.reason[:length], p.channels) for p, length in zip(graph.pinned, lengths)]
+
+
+@every_net
+def test_groups(net: Net) -> None:
+    graph = analyze(net.model(), net.inputs())
+    assert members(graph) == [(group.size, sorted(group.members)) for group in net.groups]
+    assert pins(graph, net.pinned) == list(net.pinned)
+    assert bool(graph.mixing) == net.mixes

@@ -1,0 +1,147 @@
+"""Training and evaluation that differ, opaque submodules, several inputs and outputs."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.topologies.base import (
+    ENDS,
+    INPUT,
+    OUTPUT,
+    WIDTHS,
+    Net,
+    group,
+    makes,
+    makes_biased,
+    norms,
+    takes,
+)
+
+
+class Auxiliary(nn.Module):
+    """A second classifier in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)
+        self.aux_conv, self.aux = nn.Conv2d(6, 3, 1), nn.Linear(3, 5)
+        self.b, self.fc = nn.Conv2d(6, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.relu(self.bn(self.a(x)))
+        out = self.fc(F.relu(self.b(x)).mean((2, 3)))
+        if self.training:
+            return out, self.aux(self.aux_conv(x).mean((2, 3)))
+        return out
+
+
+class Dropped(nn.Module):
+    """Dropout by function, and a branch that training may leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        branch = self.b(x)
+        if self.training:
+            branch = branch * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.8) / 0.8
+        x = F.dropout(F.relu(x + branch).mean((2, 3)), 0.5, training=self.training)
+        return self.fc(x)
+
+
+class Follows(nn.Module):
+    """Control flow on sizes, which the tracer cannot follow; nothing in it names a width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        while x.shape[-1] > 4:
+            x = F.max_pool2d(x, 2)
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Literal(nn.Module):
+    """Control flow as well, and a width written into the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] > 4:
+            x = F.max_pool2d(x, 2)
+        return self.conv(x.reshape(-1, 4, x.shape[2], x.shape[3]))
+
+
+class Opaque(nn.Module):
+    """A stem, a block that becomes a leaf, a classifier."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 4, 3, padding=1), block
+        self.head, self.fc = nn.Conv2d(6, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.block(F.relu(self.stem(x))))
+        return self.fc(F.relu(self.head(x)).mean((2, 3)))
+
+
+class Several(nn.Module):
+    """Two inputs, an option with a default, a dict with a tuple in it as the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(1, 6, 3, padding=1)
+        self.mask, self.fc = nn.Conv2d(6, 2, 1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor, y: Tensor, scale: float = 2.0) -> dict[str, object]:
+        x = F.relu(self.a(x) + scale * self.b(y))
+        return {"mask": self.mask(x), "more": (self.fc(x.mean((2, 3))), x.mean((1, 2, 3)))}
+
+
+NETS = (
+    Net(
+        "auxiliary_head",
+        Auxiliary,
+        (
+            group(6, makes("a"), norms("bn"), takes("aux_conv", "b")),
+            group(4, makes_biased("b"), takes("fc")),
+            group(3, makes_biased("aux_conv"), takes("aux")),
+        ),
+        pinned=((INPUT, 3), (OUTPUT, 5), (OUTPUT, 5)),
+        differs=True,
+    ),
+    Net(
+        "dropped",
+        Dropped,
+        (group(6, makes_biased("a", "b"), takes("b", "fc")),),
+        differs=True,
+    ),
+    Net(
+        "opaque",
+        lambda: Opaque(Follows()),
+        (
+            group(4, makes_biased("stem"), takes("block.conv")),
+            group(6, makes("block.conv"), norms("block.bn"), takes("head")),
+            group(4, makes_biased("head"), takes("fc")),
+        ),
+    ),
+    Net(
+        "opaque_literal",
+        lambda: Opaque(Literal()),
+        (group(4, makes_biased("head"), takes("fc")),),
+        pinned=(*ENDS, (f"{WIDTHS}: RuntimeError: shape '[-1, 4, 4, 4]' is invalid", 10)),
+    ),
+    Net(
+        "several",
+        Several,
+        (group(6, makes_biased("a", "b"), takes("mask", "fc")),),
+        pinned=((INPUT, 3), (OUTPUT, 2), (OUTPUT, 5)),
+        shapes=((3, 8, 8), (1, 8, 8)),
+        mixes=True,
+    ),
+)
