@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,84 +29,10 @@ from fxprune.controller import attach
 from fxprune.data import Batch, DataSet, Split
 from fxprune.errors import DataError, OptionError, RunError
 from fxprune.gated import GatedModule
+from fxprune.recipe import Placement, TrainOptions, learning_rate, make_optimizer
 from fxprune.storage import read_tensors, write_bytes, write_tensors
 
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How a network is trained; the same options give the same bits.
-
-    Attributes:
-        epochs: passes over the training split.
-        lr: the largest learning rate.
-        optimizer: "sgd" (with momentum) or "adamw".
-        schedule: "cosine" down to 0, or "step": times `decay` at each of `milestones`.
-        milestones: shares of the run at which "step" cuts the learning rate.
-        decay: what "step" multiplies by.
-        lr_warmup: share of the run in which the learning rate rises linearly from 0.
-        batch_size: examples per step.
-        momentum: of SGD.
-        weight_decay: L2 for SGD, decoupled for AdamW; on all parameters.
-        label_smoothing: share of the target spread over all classes.
-        augment: random crops and flips, as the data set says.
-        amp: reduced precision: "auto" is bfloat16 (else float16 with loss scaling) on a GPU, off
-            on a CPU.
-        channels_last: NHWC memory: "auto" is on, but for a GPU in full precision.
-        settle: last share of the run, in which a gated network trains on the selection that is
-            exported.
-        recalibrate: batches over which batch norms measure their statistics anew at the end;
-            0 keeps the running ones.
-        seed: of everything that is random.
-        device: "auto" is a GPU if there is one.
-    """
-
-    epochs: int = 20
-    lr: float = 0.1
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    schedule: Literal["cosine", "step"] = "cosine"
-    milestones: tuple[float, ...] = (0.5, 0.75, 0.95)
-    decay: float = 0.1
-    lr_warmup: float = 0.0
-    batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    augment: bool = True
-    amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
-    channels_last: Literal["auto", "off", "on"] = "auto"
-    settle: float = 0.1
-    recalibrate: int = 100
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float]] = {
-            "epochs": (1, math.inf),
-            "lr": (0, math.inf),
-            "decay": (0, 1),
-            "lr_warmup": (0, 1),
-            "batch_size": (2, math.inf),
-            "momentum": (0, 1),
-            "weight_decay": (0, math.inf),
-            "label_smoothing": (0, 1),
-            "settle": (0, 1),
-            "recalibrate": (0, math.inf),
-        }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:  # False for NaN
-                raise OptionError(
-                    f"{name} cannot be {value}", do=f"give a number from {low:g} to {high:g}"
-                )
-        for field in dataclasses.fields(self):
-            choices = getattr(field.type, "__args__", ())
-            if getattr(field.type, "__origin__", None) is Literal and (
-                getattr(self, field.name) not in choices
-            ):
-                raise OptionError(
-                    f"{field.name} cannot be {getattr(self, field.name)!r}",
-                    do=f"one of {', '.join(choices)}",
-                )
+__all__ = ["EpochMetrics", "Placement", "Tick", "TrainOptions", "evaluate", "fit"]
 
 
 @dataclass(frozen=True)
@@ -148,74 +74,6 @@ class Tick:
     steps_done: int
     steps: int
     metrics: EpochMetrics | None = None
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and in which precision the network runs; what the "auto" options came to."""
-
-    device: torch.device
-    amp: torch.dtype | None
-    channels_last: bool
-
-    @staticmethod
-    def of(options: TrainOptions) -> "Placement":
-        """Settles the "auto" options on this machine.
-
-        Raises:
-            OptionError: the device is unknown or not there.
-        """
-        gpu = torch.cuda.is_available()
-        try:
-            device = torch.device(
-                options.device if options.device != "auto" else "cuda" if gpu else "cpu"
-            )
-        except RuntimeError as error:
-            raise OptionError(f"unknown device {options.device!r}", do="auto, cpu, cuda") from error
-        if device.type == "cuda" and not gpu:
-            raise OptionError(f"there is no device {options.device!r}", do="give cpu")
-        amp = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(options.amp)
-        if options.amp == "auto" and device.type == "cuda":
-            amp = torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-        automatic = device.type != "cuda" or amp is not None
-        channels_last = {"off": False, "on": True, "auto": automatic}[options.channels_last]
-        return Placement(device, amp, channels_last)
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in the wanted memory format."""
-        if not self.channels_last:
-            return images
-        return images.contiguous(memory_format=torch.channels_last)
-
-    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Logits [B, classes], float32."""
-        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            logits: Tensor = model(self.prepare(images))
-        return logits.float() if self.amp is not None else logits
-
-
-def learning_rate(options: TrainOptions, share: float) -> float:
-    """The learning rate after `share` (0 to 1) of the run."""
-    if share < options.lr_warmup:
-        return options.lr * share / options.lr_warmup
-    if options.schedule == "step":
-        return options.lr * options.decay ** sum(share >= at for at in options.milestones)
-    rest = (share - options.lr_warmup) / max(1 - options.lr_warmup, 1e-12)
-    return options.lr * (1 + math.cos(math.pi * rest)) / 2
-
-
-def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """The optimiser over all of the model's parameters."""
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(
-            model.parameters(), lr=options.lr, weight_decay=options.weight_decay
-        )
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=options.lr,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-    )
 
 
 @torch.no_grad()

@@ -1,7 +1,11 @@
 """Settings for all tests."""
 
+import torch
 from hypothesis import settings
 
 # No deadline: a slow machine, or a first call that imports, is not a failure.
 settings.register_profile("fxprune", deadline=None)
 settings.load_profile("fxprune")
+
+# The workers share the machine's cores, and small networks are faster on one thread.
+torch.set_num_threads(1)

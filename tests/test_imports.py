@@ -36,7 +36,8 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
-FLOOR |= dict.fromkeys(("traced", "source", "data", "storage", "console"), FLOOR["errors"])
+BESIDE = ("traced", "source", "data", "recipe", "storage", "console")
+FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")
 
 

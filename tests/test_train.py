@@ -9,18 +9,11 @@ from torch import nn
 from fxprune.artifact import CHECKPOINT, METRICS
 from fxprune.data import DataSet, TensorSplit, load
 from fxprune.errors import DataError, OptionError, RunError
+from fxprune.recipe import learning_rate
 from fxprune.storage import read_tensors
-from fxprune.train import Placement, TrainOptions, evaluate, fit, learning_rate
+from fxprune.train import Placement, TrainOptions, evaluate, fit
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
