@@ -38,12 +38,14 @@ GATED = "gated/"
 
 def fingerprint(channels: ChannelGraph) -> str:
     """Identifies the channel groups of a network: sizes, members, and the parameters' shapes."""
-    groups = [
-        (group.size, [(m.parameter, m.dim, m.positions.tolist()) for m in group.members])
-        for group in channels.groups
-    ]
-    shapes = sorted((name, list(shape)) for name, shape in channels.shapes.items())
-    return hashlib.sha256(json.dumps([groups, shapes]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for group in channels.groups:
+        digest.update(f"\n{group.size}".encode())
+        for member in group.members:
+            digest.update(f" {member.parameter} {member.dim} ".encode())
+            digest.update(member.positions.contiguous().numpy().tobytes())
+    digest.update(str(sorted((name, tuple(s)) for name, s in channels.shapes.items())).encode())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Tick:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, placement: Placement, batch_size: int = 500
+    model: nn.Module, split: Split, placement: Placement, batch_size: int = 128
 ) -> tuple[float, float]:
     """Mean cross-entropy and share of right answers over a split, in `model.eval()`.
 
@@ -199,7 +199,9 @@ class _Session:
                 why="the training diverged",
                 do="give a smaller learning rate, or a warm-up",
             )
-        val_loss, val_accuracy = evaluate(self.model, self.data.val, self.placement)
+        val_loss, val_accuracy = evaluate(
+            self.model, self.data.val, self.placement, self.options.batch_size
+        )
         metrics = EpochMetrics(
             epoch=epoch + 1,
             lr=self.optimizer.param_groups[0]["lr"],

@@ -64,6 +64,7 @@ def test_the_metrics_are_those_of_the_network_that_is_left(digits):
         {"momentum": 0.0, "schedule": "step", "milestones": (0.3,)},
         {"channels_last": "off", "augment": False},
         {"amp": "bfloat16"},
+        {"amp": "float16"},
     ],
     ids=str,
 )

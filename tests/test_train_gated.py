@@ -79,6 +79,7 @@ def test_the_last_accuracy_is_that_of_the_compact_network(digits):
     ("settings", "change"),
     [
         ({"policy": "cucb"}, {}),
+        ({"policy": "cucb", "every": 2}, {"amp": "float16", "channels_last": "off"}),
         ({"policy": "cucb{saliency=sample}", "every": 3}, {"optimizer": "adamw", "lr": 0.002}),
         ({"policy": "utility{warmup=5,reallocate=4}", "budget": "macs=0.4"}, {}),
         ({"policy": "utility{warmup=30,reallocate=4}"}, {"optimizer": "adamw", "lr": 0.002}),
@@ -162,7 +163,7 @@ def test_new_widths_while_an_old_loss_is_kept(digits):
     gated = make(policy="utility{warmup=1,reallocate=2}")
     optimizer = torch.optim.SGD(gated.parameters(), lr=0.05, momentum=0.9)
     fxprune.attach(gated, optimizer)
-    widths = set()
+    widths = {gated.widths}
     for images, labels in digits.train.batches(128):
         loss = nn.functional.cross_entropy(gated(images), labels)
         optimizer.zero_grad()
