@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.groups import FIXED, Axis, ChannelGraph, Widths
+from fxprune.groups import FIXED, Axis, ChannelGraph, Widths, template_slots
 
 
 class Slots:
@@ -28,8 +28,7 @@ class Slots:
         layout = axis.layout
         template = axis.template(widths)
         channel, self._fixed = axis.channel[template], axis.channel[template] == FIXED
-        slots = _slot_of(layout.offsets, widths, layout.total)
-        self.slot = torch.where(self._fixed, sum(widths), slots[channel])
+        self.slot = template_slots(layout, widths)[channel]
         # positions of the dense axis sorted by channel: those of channel c begin at first[c]
         order = torch.argsort(axis.channel, stable=True)
         first = torch.searchsorted(axis.channel[order], torch.arange(layout.total))
@@ -50,15 +49,6 @@ class Slots:
         chosen = torch.cat([selection, selection[:1]])[self.slot]
         moved = (self._first[chosen] + self._occurrence).clamp_(max=len(self._order) - 1)
         return torch.where(self._fixed, self._template, self._order[moved])
-
-
-def _slot_of(offsets: tuple[int, ...], widths: Widths, total: int) -> Tensor:
-    """The slot of each channel of the template, int64 [N]; 0 for the others."""
-    slots, begin = torch.zeros(total, dtype=torch.int64), 0
-    for offset, width in zip(offsets, widths, strict=True):
-        slots[offset : offset + width] = torch.arange(begin, begin + width)
-        begin += width
-    return slots
 
 
 Places = Mapping[int, Tensor]

@@ -133,11 +133,7 @@ class GatedModule(TracedModule):
         Slices that execute have their newest values; those that rest have the values they had
         when they last executed.
         """
-        own = self.dense_tensors()
-        return {
-            key: value if name is None else own[name].detach().clone()
-            for key, (name, value) in self.origin.items()
-        }
+        return self.origin.state_dict(self.dense_tensors())
 
     def dense_tensors(self) -> dict[str, Tensor]:
         """The dense network's tensors by name: the bank, brought up to date, and what is not gated.
@@ -157,11 +153,16 @@ class GatedModule(TracedModule):
         widths = self._allocated()
         return self._aligned(self._top(widths, explore=False), widths)
 
-    def settle(self) -> None:
-        """Stays on the export selection from now on, in training too."""
-        best = self.best()
-        self.select(best)
-        self._settled = best
+    def settle(self, chosen: Chosen | None = None) -> None:
+        """Stays on the export selection, or on a given one, from now on, in training too.
+
+        Raises:
+            GateError: the given selection does not fit the groups and its widths.
+        """
+        chosen = self.best() if chosen is None else chosen
+        self.select(chosen)
+        self._exchange_states(chosen)  # in evaluation mode as well: train() goes on with it
+        self._settled = chosen
 
     def unsettle(self) -> None:
         """Lets the policy choose again."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import networkx as nx
@@ -70,6 +70,22 @@ class Term:
     factors: tuple[Factor, ...]
 
 
+@lru_cache(maxsize=8)
+def template_slots(layout: Layout, widths: Widths) -> Tensor:
+    """The slot of each channel in the template, which keeps the first channels of each group.
+
+    Returns:
+        int64 [N + 1], -1 for channels that are not kept. The last entry stands for FIXED: it is
+        K, one past the last slot.
+    """
+    slots, begin = torch.full((layout.total + 1,), -1), 0
+    for offset, width in zip(layout.offsets, widths, strict=True):
+        slots[offset : offset + width] = torch.arange(begin, begin + width)
+        begin += width
+    slots[FIXED] = begin
+    return slots
+
+
 @dataclass(frozen=True, eq=False)
 class Axis:
     """One dimension of a tensor: which channel each of its positions belongs to.
@@ -107,11 +123,7 @@ class Axis:
 
     def template(self, widths: Widths) -> Tensor:
         """The positions that the template keeps, in order: int64 [length]."""
-        stays = torch.zeros(self.layout.total + 1, dtype=torch.bool)  # the last stands for FIXED
-        stays[FIXED] = True
-        for offset, width in zip(self.layout.offsets, widths, strict=True):
-            stays[offset : offset + width] = True
-        return stays[self.channel].nonzero().flatten()
+        return (template_slots(self.layout, widths) >= 0)[self.channel].nonzero().flatten()
 
     @cached_property
     def occurrence(self) -> Tensor:

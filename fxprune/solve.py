@@ -26,7 +26,7 @@ from fxprune.groups import (
     Pinned,
     Term,
 )
-from fxprune.labels import Labelled, Value
+from fxprune.labels import Labelled, Value, components
 from fxprune.resize import KEY, Record, Shape
 from fxprune.rules.base import PINNED, Pin, Product, Role
 from fxprune.traced import TracedModule, where
@@ -100,6 +100,11 @@ class Solution:
         axis = self.axes[id(labels)]
         return axis if axis.factor.per_channel else None
 
+    def _value(self, node: fx.Node) -> Any:
+        """What the dense run saw of a node."""
+        found = (values.get(node.name) for values in self.labelled.values)
+        return next((value for value in found if value is not None), None)
+
     def _of(self, labels: Tensor) -> Ints:
         """The component of each label."""
         found: Ints = self.component[labels.numpy()]
@@ -107,20 +112,26 @@ class Solution:
 
     def owner(self, labels: Tensor) -> tuple[str, int] | None:
         """The parameter and dimension to which the first label was given."""
-        place = int(np.searchsorted(self.starts, int(labels[0]), side="right")) - 1
-        return self.names[place] if place >= 0 else None
+        first = int(labels[0])
+        place = int(np.searchsorted(self.starts, first, side="right")) - 1
+        inside = place >= 0 and first < self.starts[place] + self.sizes[place]
+        return self.names[place] if inside else None
 
     def around(self, node: fx.Node | None, why: str) -> Pin:
         """Pins the channels at a node and at its inputs; all of them where it has none."""
         near = [] if node is None else [node, *node.all_input_nodes]
-        names = {n.name for n in near}
-        labels = [
-            labels
-            for values in self.labelled.values
-            for name, value in values.items()
-            if name in names
-            for labels in families(value)
-        ]
+        for other in near:  # grows: a size leads to the tensor whose size it is
+            if other is not node and not isinstance(self._value(other), Value):
+                near += [source for source in other.all_input_nodes if source not in near]
+        labels = [labels for other in near for labels in families(self._value(other))]
+        if node is not None and node.op == "call_module":
+            own = f"{node.target}."
+            labels += [
+                labels
+                for name, dims in self.labelled.axes.items()
+                if name.startswith(own)
+                for labels in dims.values()
+            ]
         free = [v for v in labels if (self.channel_of[self._of(v)] != FIXED).any()]
         if not free:
             free = [labels for dims in self.labelled.axes.values() for labels in dims.values()]
@@ -188,12 +199,17 @@ class Solution:
             yield ChannelGroup(index, name, size, tuple(own), int(macs[index]))
 
     def _roles(self) -> dict[tuple[str, int], Role]:
-        roles = {}
+        """The role of each parameter dimension, also of those that a layer's weight comes from."""
+        _, tied = components(self.context.next_label, self.context.computed)
+        roles_of: dict[int, Role] = {}
         for labels, role in self.context.roles:
-            owner = self.owner(labels)
-            if owner is not None:
-                roles[owner] = role
-        return roles
+            roles_of |= dict.fromkeys(np.unique(tied[labels.numpy()]).tolist(), role)
+        first = tied[self.starts].tolist()
+        return {
+            name: roles_of[component]
+            for name, component in zip(self.names, first, strict=True)
+            if component in roles_of
+        }
 
     def _gates(self, axes: Axes) -> Iterator[Gate]:
         covered: set[int] = set()
@@ -239,16 +255,18 @@ class Solution:
     def _pinned(self) -> Iterator[Pinned]:
         told = np.zeros(self.number, dtype=bool)
         for pin in self.pins:
-            components = np.unique(self._of(pin.labels))
-            fresh = components[~told[components]]
-            told[components] = True
-            if pin.structural or not len(fresh):
+            told[self._of(pin.labels)] |= pin.structural
+        for pin in self.pins:
+            held = np.unique(self._of(pin.labels))
+            fresh = held[~told[held]]
+            told[held] = True
+            if not len(fresh):
                 continue
             yield Pinned(
                 reason=pin.reason,
                 node=pin.node.name if pin.node is not None else "",
                 where=where(pin.node) if pin.node is not None else "",
-                channels=int(np.isin(self._of(pin.labels), fresh).sum()),
+                channels=len(fresh),
                 parameters=tuple(self._holders(fresh)),
                 macs=self._macs_made(fresh),
             )

@@ -6,15 +6,36 @@ Most networks have the same graph in both modes. Where they differ (auxiliary he
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-Origin = dict[str, tuple[str | None, Any]]
-"""For each entry of the original model's state dict, the name of its tensor here; or None, and
-the value itself where no graph uses it."""
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """How the original model's state dict maps to a traced module's tensors.
+
+    Attributes:
+        entries: for each key, the name of its tensor in the traced module; or None, and the value
+            itself where no graph uses it.
+        metadata: the versions that PyTorch keeps beside a state dict, which some modules read.
+    """
+
+    entries: dict[str, tuple[str | None, Any]]
+    metadata: Any = None
+
+    def state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A state dict of the original model, with copies of the tensors of these names."""
+        state: OrderedDict[str, Any] = OrderedDict()
+        for key, (name, value) in self.entries.items():
+            value = value if name is None else tensors[name]
+            state[key] = value.detach().clone() if isinstance(value, Tensor) else value
+        if self.metadata is not None:
+            state._metadata = copy.deepcopy(self.metadata)  # type: ignore[attr-defined]
+        return state
 
 
 class TracedModule(fx.GraphModule):
@@ -35,7 +56,7 @@ class TracedModule(fx.GraphModule):
         for node in train_graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 _adopt(self, root, node.target)
-        self.origin = origin or {}
+        self.origin = origin or Origin({})
         self._graphs = {True: train_graph, False: eval_graph}
         self.training = root.training
         self._show_graph()
@@ -109,7 +130,7 @@ def _adopt(module: nn.Module, root: nn.Module, target: str) -> None:
     value = getattr(root, name)
     if hasattr(module, name):
         return
-    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         module.register_buffer(name, value)
     else:
         setattr(module, name, value)

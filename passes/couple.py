@@ -1,6 +1,6 @@
 """Couple: a traced network to its channel dependency graph.
 
-Labels are propagated and solved; then the result is tried: a compact network of about half the
+Labels are propagated and solved; then the result is tried: a compact network of uneven
 widths is run, on meta tensors and with the labels of the dense one. Where it cannot run, or
 channels meet that were strangers in the dense network, the code around that node does not
 follow narrow widths: its channels are pinned with that reason, and the rest is tried again.
@@ -65,8 +65,8 @@ def _try(
     solution: Solution,
     inputs: tuple[Tensor, ...],
 ) -> Refusal | None:
-    """Runs a compact network of about half the widths; returns the node that refuses, and why."""
-    widths = tuple(size if size < 3 else (size + 1) // 2 for size in channels.layout.sizes)
+    """Runs a compact network of uneven widths; returns the node that refuses, and why."""
+    widths = _uneven(channels.layout.sizes)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     narrow = {
         id(tensor): _narrow_meta(tensor, compact_shape(name, channels, widths))
@@ -90,6 +90,16 @@ def _try(
     except TraceError as error:
         return _named(module, error.node), error.why
     return _wrong_shape(module, compact, widths) or _strangers(module, solution, compact)
+
+
+def _uneven(sizes: Widths) -> Widths:
+    """Between half and all but one of each group, and not the same for groups of the same size.
+
+    At widths that are all in proportion, sizes that belong to different groups would fit by chance.
+    """
+    return tuple(
+        size if size < 3 else size - 1 - index % (size // 2) for index, size in enumerate(sizes)
+    )
 
 
 def _narrow_meta(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

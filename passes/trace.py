@@ -20,9 +20,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
-from fxprune.traced import TracedModule
+from fxprune.traced import Origin, TracedModule
 
-_INTERNAL = (f"{Path(torch.__file__).parent}/", __file__)
+_INTERNAL = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,16 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
     module = TracedModule(model, evaluation if same else graphs[True], evaluation)
     named = (*module.named_parameters(), *module.named_buffers())
     names = {id(tensor): name for name, tensor in named}
-    module.origin = {
-        key: (names.get(id(value)), value)
-        for key, value in model.state_dict(keep_vars=True).items()
-    }
+    state = model.state_dict(keep_vars=True)
+    module.origin = Origin(
+        {key: _home(names.get(id(value)), value) for key, value in state.items()},
+        getattr(state, "_metadata", None),
+    )
     return module
+
+
+def _home(name: str | None, value: Any) -> tuple[str | None, Any]:
+    return (None, value) if name is None else (name, None)
 
 
 class _Tracer(fx.Tracer):
@@ -99,7 +104,8 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.stack_trace = _user_frame()
+        if node.op not in ("placeholder", "output"):
+            node.stack_trace = _user_frame()
         return node
 
 
@@ -166,9 +172,9 @@ def _refusal(model: nn.Module, error: Exception) -> TraceError:
 
 
 def _user_frame() -> str | None:
-    """The innermost frame outside torch and this file, in the form of a traceback."""
+    """The innermost frame of the model's own code, in the form of a traceback."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code is not _graph.__code__:
         path = frame.f_code.co_filename
         if not path.startswith((*_INTERNAL, "<")):
             code = linecache.getline(path, frame.f_lineno).strip()

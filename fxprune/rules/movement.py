@@ -85,7 +85,7 @@ class Concatenate(Rule):
             if all(part is None for part in parts):
                 continue
             if other == dim:
-                families.append(Family(dim, self._joined(tensors, parts, dim)))
+                families.append(Family(dim, self._joined(context, tensors, parts, dim)))
                 continue
             first = next(part for part in parts if part is not None)
             for part in parts:
@@ -93,13 +93,45 @@ class Concatenate(Rule):
             families.append(Family(other, first))
         context.carry(out, families)
 
-    def _joined(self, tensors: list[Tensor], parts: list[Tensor | None], dim: int) -> Tensor:
-        return torch.cat(
-            [
-                torch.full((tensor.shape[dim],), PINNED) if part is None else part
-                for tensor, part in zip(tensors, parts, strict=True)
-            ]
-        )
+    def _joined(
+        self, context: Context, tensors: list[Tensor], parts: list[Tensor | None], dim: int
+    ) -> Tensor:
+        found = []
+        for tensor, part in zip(tensors, parts, strict=True):
+            labels = context.fresh(tensor.shape[dim]) if part is None else part
+            if part is None:
+                context.pin(labels, "they are concatenated from a tensor of fixed size")
+            found.append(labels)
+        return torch.cat(found)
+
+
+class Stack(Rule):
+    """stack: every dimension meets; the new one has a fixed size."""
+
+    keys = (aten.stack,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        out, tensors = call.out, call["tensors"]
+        new = call["dim"] % out.dim()
+        families = []
+        for dim in range(out.dim() - 1):
+            parts = [context.along(tensor, dim) for tensor in tensors]
+            first = next((part for part in parts if part is not None), None)
+            if first is None:
+                continue
+            for part in parts:
+                context.meet(first, part, "it is stacked with a tensor of fixed size")
+            families.append(Family(dim if dim < new else dim + 1, first))
+        context.carry(out, families)
+
+
+class New(Rule):
+    """A tensor of given sizes, which has no more than its dtype from the other."""
+
+    keys = (aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        context.carry(call.out, ())
 
 
 class ConstantPad(Rule):
@@ -168,7 +200,7 @@ def read_back(context: Context, moved: Tensor) -> Family | None:
     if not varying:
         lone = moved.flatten()[:1]
         if lone.numel() and int(lone) != PINNED:
-            context.pin(lone, "a single channel is taken out by its position")
+            context.pin(lone, "a single channel fills the whole dimension")
         return None
     if len(varying) > 1:
         return _coupled(context, moved, varying)

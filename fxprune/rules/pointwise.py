@@ -17,11 +17,21 @@ class Pointwise(Rule):
     keys = (
         torch.Tag.pointwise,
         aten.copy_,
-        aten.where,
-        aten.masked_fill,
+        aten.gelu_,
+        aten.hardswish,
+        aten.hardswish_,
         aten.lerp,
+        aten.log_sigmoid_forward,
+        aten.masked_fill,
+        aten.masked_fill_,
+        aten.mish_,
         aten.prelu,
         aten._prelu_kernel,
+        aten.relu6_,
+        aten.rrelu_with_noise,
+        aten.rrelu_with_noise_,
+        aten.threshold_,
+        aten.where,
     )
 
     def __call__(self, context: Context, call: Call) -> None:
@@ -40,6 +50,21 @@ class Pointwise(Rule):
             carried.append(Family(dim, known))
         for result in results:
             context.carry(result, carried)
+
+
+class GatedHalves(Rule):
+    """glu: one half of the channels, multiplied by the sigmoid of the other; the halves meet."""
+
+    keys = (aten.glu,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x = call["self"]
+        dim = call["dim"] % x.dim()
+        carried = [
+            Family(dim, context.couple_rows(family.labels, 2)) if family.dim == dim else family
+            for family in context.of(x)
+        ]
+        context.carry(call.out, carried)
 
 
 def _size(tensor: Tensor, out: Tensor, dim: int) -> int:
