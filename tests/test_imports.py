@@ -29,9 +29,9 @@ FLOORS = (
     ("passes", "passes.*"),
     ("compiler", "controller", "onnx", "artifact", "report"),
     ("",),  # the public names: fxprune/__init__.py
-    ("train",),
-    ("views",),
+    ("train", "job", "export", "pt2"),
     ("demo",),
+    ("views",),
     ("cli",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

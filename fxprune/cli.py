@@ -1,0 +1,507 @@
+"""The command line: inspect, instrument, train, export, demo.
+
+Commands import what they need when they run, so that --help and --version need no torch.
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fxprune import __version__, console
+from fxprune.errors import DataError, FxpruneError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fxprune.artifact import Run
+    from fxprune.train import Tick
+
+FORMATS = (".onnx", ".pt2")
+
+app = typer.Typer(
+    name="fxprune",
+    help="Channel pruning during training: from model.py to a compact ONNX file.\n\n"
+    "Three steps: [bold]fxprune instrument model.py[/bold] writes a run directory, "
+    "[bold]fxprune train[/bold] trains it at the narrow network's cost (or your own loop does), "
+    "[bold]fxprune export --onnx[/bold] writes the compact network, checked against the trained "
+    "one.\n\n[bold]fxprune demo[/bold] shows all three in under two minutes.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Spec = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC",
+        help="Where the network comes from: [bold]model.py[/bold] (with a build_model() or a "
+        "model, and perhaps example_inputs), [bold]model.py:factory[/bold], "
+        "[bold]pkg.mod:factory[/bold], [bold]torchvision:resnet18[/bold], "
+        "[bold]timm:resnet10t[/bold]. Options for the factory go in braces: "
+        "'torchvision:resnet18{num_classes=10}'.",
+        show_default=False,
+    ),
+]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        metavar="3x32x32",
+        help="Shape of the input without the batch; several inputs with commas. Needed for files "
+        "without example_inputs.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunFolder = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="The run directory that [bold]fxprune instrument[/bold] wrote; by default the one "
+        "in the current directory, the newest if there are several.",
+        show_default=False,
+    ),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fxprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def inspect(spec: Spec, shape: Input = None, as_json: Json = False) -> None:
+    """Show what can be pruned: channel groups, and what is pinned, with reason and source line.
+
+    Examples: [bold]fxprune inspect torchvision:resnet18[/bold],
+    [bold]fxprune inspect model.py --input 3x32x32 --json[/bold].
+    """
+    from fxprune import views
+    from fxprune.compiler import analyze
+    from fxprune.source import resolve
+
+    with console.phases(["building the network", "following its channels"]) as begin:
+        begin()
+        source = resolve(spec, shape)
+        begin()
+        graph = analyze(source.model, source.example_inputs)
+    _print(views.of_graph(source, graph), views.show_graph, as_json)
+
+
+@app.command()
+def instrument(
+    spec: Spec,
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="How channels are chosen: cucb, utility, magnitude, bn_scale, random, fixed; with "
+            "options in braces: 'cucb{c=0.5}'."
+        ),
+    ] = "cucb",
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="How much may execute, as a share of the dense network: keep=0.5 (channels), "
+            "macs=0.25, params=0.11."
+        ),
+    ] = "keep=0.5",
+    round_to: Annotated[
+        int,
+        typer.Option(help="Widths are multiples of this; kernels are fastest at 8 or 16."),
+    ] = 8,
+    every: Annotated[int, typer.Option(help="Optimiser steps between two selections.")] = 1,
+    shape: Input = None,
+    seed: Annotated[
+        int, typer.Option(help="Of the initial weights, and of policies that draw.")
+    ] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="RUN",
+            help="The run directory; by default NAME.fxprune here.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rewrite a network so that each training step executes only a chosen subset of channels.
+
+    Writes a run directory that [bold]fxprune train[/bold] and [bold]fxprune export[/bold] take; a
+    training loop of your own takes it with [bold]fxprune.load[/bold].
+
+    Examples: [bold]fxprune instrument model.py[/bold],
+    [bold]fxprune instrument 'torchvision:resnet18{num_classes=10}' --input 3x32x32 --budget
+    macs=0.25[/bold].
+    """
+    import torch
+
+    from fxprune import compiler, views
+    from fxprune.artifact import SUFFIX, Run
+    from fxprune.budget import Budget
+    from fxprune.policies import parse
+    from fxprune.source import resolve
+
+    chosen, spent = parse(policy), Budget.parse(budget, round_to)  # refused before any work
+    with console.phases(["building the network", "instrumenting it", "writing the run"]) as begin:
+        begin()
+        torch.manual_seed(seed)
+        source = resolve(spec, shape)
+        begin()
+        gated = compiler.instrument(
+            source.model, source.example_inputs, chosen, spent, every=every, seed=seed
+        )
+        begin()
+        run = Run.create(output or Path(f"{source.name}{SUFFIX}"), gated, spec, shape)
+    record = {
+        "run": str(run.path),
+        "policy": run.plan.policy,
+        "budget": run.plan.budget,
+        "round_to": run.plan.round_to,
+        **views.of_widths(gated.channels, gated.cost, gated.best().widths),
+    }
+    _print(record, views.show_widths, as_json)
+    console.note(f"next: fxprune train {run.path} --data …, then fxprune export {run.path} --onnx")
+
+
+@app.command()
+def train(
+    folder: RunFolder = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="cifar10, cifar100, fashion-mnist, mnist, digits, or folder:DIR with DIR/train "
+            "and DIR/val and a folder per class in each.",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training split.", show_default="20")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="The largest learning rate.", show_default="0.1")
+    ] = None,
+    optimizer: Annotated[Literal["sgd", "adamw"] | None, typer.Option(show_default="sgd")] = None,
+    schedule: Annotated[
+        Literal["cosine", "step"] | None,
+        typer.Option(
+            help="cosine falls to 0; step divides by 10 after 50, 75 and 95 %.",
+            show_default="cosine",
+        ),
+    ] = None,
+    lr_warmup: Annotated[
+        float | None,
+        typer.Option(help="Share of the run in which the rate rises from 0.", show_default="0"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples per step.", show_default="128")
+    ] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of SGD.", show_default="0.9")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="On all parameters.", show_default="0.0005")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(help="Share of the target spread over all classes.", show_default="0"),
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option("--augment/--no-augment", help="Random crops and flips.", show_default="on"),
+    ] = None,
+    amp: Annotated[
+        Literal["auto", "off", "bfloat16", "float16"] | None,
+        typer.Option(help="Mixed precision; auto is on for a GPU.", show_default="auto"),
+    ] = None,
+    channels_last: Annotated[
+        Literal["auto", "off", "on"] | None,
+        typer.Option(help="NHWC memory; auto where it helps.", show_default="auto"),
+    ] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(
+            help="Last share of the run, in which only the channels that are exported train.",
+            show_default="0.1",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of order and augmentation.", show_default="0")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …", show_default="auto")
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(help="Where data sets are, or are put.", show_default="data"),
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing data.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that decode folder: images.")] = 0,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Begin no epoch that would end after so long; the same command goes on later.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a run; called again, go on from its last epoch.
+
+    Each epoch ends with the accuracy that the exported network would have now. Options that are
+    not given are those of the last call for this run. Ctrl-C loses the current epoch only.
+
+    Example: [bold]fxprune train model.fxprune --data cifar10 --download --epochs 30[/bold].
+    """
+    from fxprune import views
+    from fxprune.job import Job
+    from fxprune.source import resolve
+    from fxprune.train import fit
+
+    run = _run(folder)
+    given = {
+        "epochs": epochs,
+        "lr": lr,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "lr_warmup": lr_warmup,
+        "batch_size": batch_size,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "augment": augment,
+        "amp": amp,
+        "channels_last": channels_last,
+        "settle": settle,
+        "seed": seed,
+        "device": device,
+    }
+    job = Job.of(run, data, data_root, given)
+    with console.phases(["loading the data", "building the network"]) as begin:
+        begin()
+        images = job.load(run, download=download, workers=workers)
+        begin()
+        gated = run.load(resolve(run.spec, run.input, base=run.base).model)
+    job.write(run)
+    try:
+        with console.bar("training") as bar:
+            history = fit(
+                gated,
+                images,
+                job.options,
+                run=run.path,
+                progress=lambda tick: _show(bar, tick),
+                minutes=minutes,
+            )
+    except KeyboardInterrupt:
+        console.note(f"stopped; fxprune train {run.path} goes on from the last whole epoch")
+        raise typer.Exit(130) from None
+    if not history:
+        raise OptionError("no epoch was trained", why=f"--minutes {minutes} is over")
+    _print(views.of_training(run, job, gated, history), views.show_training, as_json)
+    console.note(f"next: fxprune export {run.path} --onnx")
+
+
+def _show(bar: console.Bar, tick: "Tick") -> None:
+    """Moves the bar; says how an epoch ended."""
+    from fxprune import views
+
+    bar.moved(tick.steps_done, tick.steps)
+    if tick.metrics is not None:
+        bar.say(views.epoch_line(tick.metrics))
+
+
+@app.command()
+def export(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] [FILE]",
+            help="The run directory, by default the one in the current directory, the newest if "
+            "there are several; and the file to write, like --output.",
+            show_default=False,
+        ),
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX; the default.")] = False,
+    pt2: Annotated[
+        bool, typer.Option("--pt2", help="Write torch.export's format, which needs torch only.")
+    ] = False,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Make batch norms part of the layers before them.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="The file or folder to write to; by default NAME.onnx here.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the compact network, checked against the trained one before it gets its name.
+
+    The file is run at batch sizes 1, 2 and 7 on fresh random inputs, and on real ones if the data
+    of the training are at hand. If an output differs, no file is written and the exit code is 1.
+
+    Examples: [bold]fxprune export --onnx[/bold],
+    [bold]fxprune export model.fxprune --onnx --pt2 -o build/[/bold].
+    """
+    import torch
+
+    from fxprune import views
+    from fxprune.export import compact_of, compare_onnx
+    from fxprune.pt2 import export_pt2
+    from fxprune.source import resolve
+
+    folder, named = _targets(targets or [])
+    run = _run(folder)
+    paths = _places(output or named, run.path.stem, onnx=onnx, pt2=pt2)
+    phases = ["building the network", "shrinking it", "reading the data"]
+    phases += ["writing .pt2"] if ".pt2" in paths else []
+    phases += ["writing .onnx", "exporting the dense twin", "timing"] if ".onnx" in paths else []
+    with console.phases(phases) as begin:
+        begin()
+        dense = resolve(run.spec, run.input, base=run.base).model
+        gated = run.load(dense)
+        begin()
+        compact = compact_of(gated, fold=fold)
+        record = views.of_run(run, gated)
+        begin()
+        real = _real_inputs(run)
+        if ".pt2" in paths:
+            begin()
+            example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
+            record["pt2"] = views.of_pt2(
+                export_pt2(compact, example, paths[".pt2"], reference=gated)
+            )
+        if ".onnx" in paths:
+            notes = {"spec": run.spec, "policy": run.plan.policy, "budget": run.plan.budget}
+            dense.load_state_dict(gated.dense_state_dict())
+            compared = compare_onnx(
+                gated, compact, dense, paths[".onnx"], real=real, notes=notes, begin=begin
+            )
+            record["onnx"] = views.of_onnx(compared)
+    _print(record, views.show_export, as_json)
+    for line in views.remarks(record):
+        console.note(line)
+
+
+def _targets(targets: list[str]) -> tuple[Path | None, Path | None]:
+    """Tells the run from the file to write, by the file's ending."""
+    files = [Path(target) for target in targets if Path(target).suffix in FORMATS]
+    folders = [Path(target) for target in targets if Path(target).suffix not in FORMATS]
+    if len(files) > 1 or len(folders) > 1:
+        raise OptionError(
+            f"cannot read {' '.join(targets)!r}", do="name one run and at most one file to write"
+        )
+    return next(iter(folders), None), next(iter(files), None)
+
+
+def _places(wanted: Path | None, name: str, *, onnx: bool, pt2: bool) -> dict[str, Path]:
+    """The file to write for each format that is asked for; ONNX if none is."""
+    ending = wanted.suffix if wanted is not None and wanted.suffix in FORMATS else None
+    kinds = [kind for kind, asked in ((".onnx", onnx), (".pt2", pt2)) if asked]
+    kinds = kinds or [ending or ".onnx"]
+    if ending is not None and ending not in kinds:
+        raise OptionError(
+            f"{wanted} ends in {ending}", why=f"what is asked for is {' and '.join(kinds)}"
+        )
+    if ending is None:
+        folder = wanted or Path()
+        if wanted is not None and not folder.is_dir():
+            raise OptionError(
+                f"there is no folder {folder}", do=f"give a folder, or a file ending in {kinds[0]}"
+            )
+        return {kind: folder / f"{name}{kind}" for kind in kinds}
+    assert wanted is not None
+    return {kind: wanted.with_suffix(kind) for kind in kinds}
+
+
+def _real_inputs(run: "Run") -> "tuple[Tensor, ...]":
+    """A few inputs of the data that the run was trained on; none if they are not at hand."""
+    from fxprune.job import Job
+    from fxprune.onnx import BATCHES
+
+    job = Job.read(run)
+    if job is None:
+        return ()
+    try:
+        images, _ = next(job.load(run).val.batches(max(BATCHES)))
+    except DataError as error:
+        console.note(f"checked on random inputs only: {error.what}")
+        return ()
+    return (images,)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for what it writes.")
+    ] = Path("fxprune-demo"),
+    as_json: Json = False,
+) -> None:
+    """The whole way in one go: a small residual CNN learns digits, dense and gated, side by side.
+
+    Under two minutes on two cores. Needs scikit-learn, which the extra "demo" brings.
+    """
+    from fxprune import demo as demonstration
+    from fxprune import views
+
+    with console.bar("reading the digits") as bar:
+
+        def begin(what: str) -> None:
+            bar.rename(what)
+            bar.say(what)
+
+        shown = demonstration.run(output, begin=begin, progress=lambda tick: _show(bar, tick))
+    _print(views.of_demo(shown), views.show_demo, as_json)
+
+
+def _run(folder: Path | None) -> "Run":
+    """The run that is meant, with a note if there was a choice."""
+    from fxprune.artifact import Run
+
+    if folder is not None:
+        return Run.open(folder)
+    run, remark = Run.find(Path.cwd())
+    if remark:
+        console.note(remark)
+    return run
+
+
+def _print(record: dict[str, Any], show: Callable[[dict[str, Any]], Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        console.stdout().print(show(record))
+
+
+def main() -> None:
+    """Runs the command line; a refusal is one message on stderr and its error's exit code."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of torch and its exporter; -W brings them back
+    try:
+        app()
+    except FxpruneError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

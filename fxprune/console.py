@@ -1,0 +1,192 @@
+"""What the command line shows: figures, tables, and bars with rate and time left.
+
+Results go to stdout; bars and notes go to stderr, so that a result can be piped on.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+PIPED_WIDTH = 160  # columns of a table that no terminal limits
+
+
+def stdout() -> Console:
+    """The console for results."""
+    free = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=PIPED_WIDTH if free else None, highlight=False, soft_wrap=False)
+
+
+def stderr() -> Console:
+    """The console for bars and notes."""
+    free = not sys.stderr.isatty() and "COLUMNS" not in os.environ
+    return Console(stderr=True, width=PIPED_WIDTH if free else None, highlight=False)
+
+
+def note(text: str) -> None:
+    """Says something beside the result."""
+    stderr().print(f"[dim]note[/dim]  {escape(text)}", soft_wrap=True)
+
+
+def big(value: float) -> str:
+    """A count for people.
+
+    >>> big(1204), big(40_551_936), big(2.7e9)
+    ('1,204', '40.55 M', '2.70 G')
+    """
+    for limit, letter in ((1e9, "G"), (1e6, "M")):
+        if abs(value) >= limit:
+            return f"{value / limit:.2f} {letter}"
+    return f"{value:,.0f}"
+
+
+def size(count: int) -> str:
+    """A size in bytes for people.
+
+    >>> size(512), size(1_300_000)
+    ('512 B', '1.3 MB')
+    """
+    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count} B"
+
+
+def share(value: float, precision: int = 1) -> str:
+    """A share as a percentage.
+
+    >>> share(0.256)
+    '25.6 %'
+    """
+    return f"{100 * value:.{precision}f} %"
+
+
+def milliseconds(seconds: float) -> str:
+    """A short time.
+
+    >>> milliseconds(0.00123), milliseconds(0.042)
+    ('1.23 ms', '42.0 ms')
+    """
+    value = 1000 * seconds
+    return f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms"
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[str] = ()
+) -> Table:
+    """A table whose columns hold figures, but for those named in `text`."""
+    result = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        figures = column not in text
+        result.add_column(escape(column), justify="right" if figures else "left", no_wrap=figures)
+    for row in rows:
+        result.add_row(*map(escape, row))
+    return result
+
+
+class _Rate(ProgressColumn):
+    """Steps a second, or seconds a step where these are slow."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("– /s", style="progress.data.speed")
+        text = f"{speed:.1f} /s" if speed >= 1 else f"{1 / speed:.1f} s each"
+        return Text(text, style="progress.data.speed")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar over steps, with rate, time so far and time left; for use in a with statement."""
+
+    progress: Progress
+    task: TaskID
+
+    def moved(self, done: int, total: int, remark: str | None = None) -> None:
+        """Shows that `done` of `total` steps are done."""
+        self.progress.update(self.task, completed=done, total=total)
+        if remark is not None:
+            self.progress.update(self.task, remark=escape(remark))
+
+    def rename(self, what: str) -> None:
+        """Says what the steps are from now on, and begins anew."""
+        self.progress.reset(self.task, description=escape(what), total=None, remark="")
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        self.progress.console.print(escape(line), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def bar(what: str) -> Iterator[Bar]:
+    """Shows a bar."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[remark]}"),
+    )
+    with _progress(columns) as progress:
+        yield Bar(progress, progress.add_task(escape(what), total=None, remark=""))
+
+
+def _progress(columns: Sequence[ProgressColumn]) -> Progress:
+    """Bars that move, and go when they are done; nothing but the lines said above them in a log."""
+    console = stderr()
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=60,
+    )
+
+
+@contextlib.contextmanager
+def phases(names: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """A bar over a few named phases; call what it yields as each of them begins."""
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with _progress(columns) as progress:
+        task = progress.add_task("", total=len(names))
+        left = iter(names)
+        begun = -1
+
+        def begin() -> None:
+            nonlocal begun
+            begun += 1
+            progress.update(task, completed=begun, description=escape(next(left, "")))
+
+        yield begin
+        progress.update(task, completed=len(names), description="")

@@ -1,0 +1,117 @@
+"""The last step: a trained gated network becomes a compact file, beside its dense twin."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune import compiler
+from fxprune.errors import ExportError
+from fxprune.gated import GatedModule
+from fxprune.onnx import ExportReport, export_onnx, fresh_inputs, latency
+
+ROUNDS = 5  # of turns in which dense and compact are timed
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One of the two networks that are compared.
+
+    Attributes:
+        params: elements of its parameters.
+        macs: multiply-accumulates of one example.
+        bytes: size of its ONNX file.
+        latency: median time that ONNX Runtime takes for one example, seconds.
+    """
+
+    params: int
+    macs: int
+    bytes: int
+    latency: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The exported network beside the dense one.
+
+    Attributes:
+        report: what was written, and how far it is from the gated network.
+        compact: its figures.
+        dense: those of the dense network, exported likewise; None if it cannot be exported.
+    """
+
+    report: ExportReport
+    compact: Figures
+    dense: Figures | None
+
+
+def compact_of(gated: GatedModule, *, fold: bool = False) -> fx.GraphModule:
+    """The compact network in eval mode; `gated` is put into eval mode as well.
+
+    Args:
+        gated: the network.
+        fold: make batch norms part of the layers before them.
+    """
+    compact = compiler.shrink(gated.eval())
+    return compiler.fold(compact) if fold else compact
+
+
+def compare_onnx(
+    gated: GatedModule,
+    compact: nn.Module,
+    dense: nn.Module,
+    path: Path,
+    *,
+    twin: Path | None = None,
+    real: Sequence[Tensor] = (),
+    notes: Mapping[str, object] | None = None,
+    begin: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Writes `compact` as ONNX, checked against `gated`, and measures it beside `dense`.
+
+    Args:
+        gated: the network that was trained, in eval mode.
+        compact: what `compact_of` made of it.
+        dense: the original model with any values.
+        path: where to.
+        twin: where the dense network is written to; by default a temporary file.
+        real: real inputs for the check, at least 7 examples.
+        notes: more for the file's metadata.
+        begin: called as each of three phases begins: writing, the dense twin, timing.
+
+    Raises:
+        ExportError, ParityError, RunError: as `fxprune.export_onnx`.
+    """
+    example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
+    one = fresh_inputs(example, 1, torch.Generator().manual_seed(0))
+    best, cost = gated.best().widths, gated.cost
+    begin()
+    report = export_onnx(compact, example, path, inputs=real, reference=gated, notes=notes)
+    begin()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            full = export_onnx(dense, example, twin or Path(folder) / "dense.onnx")
+        except ExportError:
+            full = None
+        begin()
+        files = [report.path] if full is None else [report.path, full.path]
+        times = in_turns(files, one)
+    compacted = Figures(report.params, cost.macs(best), report.bytes, times[0])
+    if full is None:
+        return Comparison(report, compacted, None)
+    return Comparison(
+        report, compacted, Figures(full.params, cost.dense_macs, full.bytes, times[1])
+    )
+
+
+def in_turns(paths: Sequence[Path], example: Sequence[Tensor]) -> list[float]:
+    """The median latency of each ONNX file, measured in turns, in seconds.
+
+    In turns, because the speed of a machine drifts by more than what is to be measured.
+    """
+    rounds = [[latency(path, example, seconds=0.15) for path in paths] for _ in range(ROUNDS)]
+    return [median(times) for times in zip(*rounds)]

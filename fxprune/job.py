@@ -1,0 +1,88 @@
+"""What a run was told to train on and how, so that calling `fxprune train` again goes on."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxprune.artifact import Run
+from fxprune.data import NAMES, DataSet, load
+from fxprune.errors import OptionError, RunError
+from fxprune.recipe import TrainOptions
+from fxprune.storage import read_json, write_json
+
+FILE = "train.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The data and the options of a training.
+
+    Attributes:
+        data: name of the data set, see `fxprune.data.load`.
+        root: folder of the data sets.
+        options: how the network is trained.
+    """
+
+    data: str
+    root: Path
+    options: TrainOptions
+
+    @staticmethod
+    def of(run: Run, data: str | None, root: Path | None, given: Mapping[str, Any]) -> "Job":
+        """The last call's job with what is given now; None stands for not given.
+
+        Raises:
+            OptionError: no data set was ever named, or an option is out of its range.
+            RunError: what the last call wrote is damaged.
+        """
+        old = Job.read(run)
+        name = data or (old.data if old else None)
+        if name is None:
+            raise OptionError(
+                f"nothing says what to train {run.path} on",
+                do=f"give --data with one of {', '.join(NAMES)}",
+            )
+        options = dataclasses.replace(
+            old.options if old else TrainOptions(),
+            **{key: value for key, value in given.items() if value is not None},
+        )
+        where = root or (old.root if old else Path("data"))
+        return Job(name, where.expanduser().resolve(), options)
+
+    @staticmethod
+    def read(run: Run) -> "Job | None":
+        """The job of the last call; None if there was none.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        path = run.path / FILE
+        if not path.exists():
+            return None
+        value = read_json(path)
+        try:
+            options = value["options"] | {"milestones": tuple(value["options"]["milestones"])}
+            return Job(str(value["data"]), Path(value["root"]), TrainOptions(**options))
+        except (TypeError, KeyError, OptionError) as error:
+            raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
+
+    def write(self, run: Run) -> None:
+        """Keeps the job for the next call."""
+        value = {
+            "data": self.data,
+            "root": str(self.root),
+            "options": dataclasses.asdict(self.options),
+        }
+        write_json(run.path / FILE, value)
+
+    def load(self, run: Run, *, download: bool = False, workers: int = 0) -> DataSet:
+        """Loads the data; images of `folder:` take the size of the network's first input.
+
+        Raises:
+            DataError: as `fxprune.data.load`.
+        """
+        shape = run.plan.inputs[0][0]
+        size = (shape[-2], shape[-1]) if len(shape) == 4 else (224, 224)
+        return load(self.data, root=self.root, download=download, image_size=size, workers=workers)

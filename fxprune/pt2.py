@@ -1,0 +1,116 @@
+"""Export to .pt2, torch's own format, which loads without fxprune; proven before it is written."""
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import ExportError, ParityError
+from fxprune.onnx import BATCHES, TOLERANCE, fresh_inputs
+from fxprune.storage import write_bytes
+
+
+@dataclass(frozen=True)
+class Pt2Report:
+    """What an export wrote and how far it is from the network it came from.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        max_rel_error: largest difference of an output, as a share of its largest value.
+        batches: the batch sizes that were compared.
+    """
+
+    path: Path
+    bytes: int
+    max_rel_error: float
+    batches: tuple[int, ...]
+
+
+def export_pt2(
+    model: nn.Module,
+    example_inputs: Sequence[Tensor],
+    path: str | Path,
+    *,
+    reference: nn.Module | None = None,
+) -> Pt2Report:
+    """Writes `model`, in eval mode, as a .pt2 file with a dynamic batch.
+
+    `torch.export.load(path).module()` is the network again.
+
+    Args:
+        model: a module that torch.export takes, usually what `shrink` returned; not changed.
+        example_inputs: one tensor per argument of `forward`, all with the batch first.
+        path: where to; the folder has to exist.
+        reference: what the file has to agree with; `model` itself if it is not given.
+
+    Raises:
+        ExportError: torch cannot export the network with a dynamic batch.
+        ParityError: an output differs by more than `fxprune.onnx.TOLERANCE`.
+        RunError: the file cannot be written.
+    """
+    network = copy.deepcopy(model).cpu().eval()
+    expected = network if reference is None else copy.deepcopy(reference).cpu().eval()
+    example = tuple(tensor.detach().cpu() for tensor in example_inputs)
+    content = _exported(network, example)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.pt2"
+        file.write_bytes(content)
+        loaded = torch.export.load(file).module()
+    generator = torch.Generator()
+    generator.seed()
+    trials = [fresh_inputs(example, size, generator) for size in BATCHES]
+    gap = max(_gap(expected, loaded, trial) for trial in trials)
+    write_bytes(Path(path), content)
+    return Pt2Report(Path(path), len(content), gap, BATCHES)
+
+
+def _exported(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
+    # An example of 1 would make torch.export take the batch for a constant.
+    pair = tuple(tensor[:1].expand(2, *tensor.shape[1:]).contiguous() for tensor in example)
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            shapes = tuple({0: batch} for _ in pair)
+            program = torch.export.export(network, pair, dynamic_shapes=shapes)
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "network.pt2"
+                torch.export.save(program, file)
+                return file.read_bytes()
+    except (RuntimeError, ValueError, TypeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(
+            "torch.export cannot export the network",
+            why=lines[0],
+            do="see torch.export.export(…) on it; where forward computes with the batch size as a "
+            "number, write -1 or x.shape[0]",
+        ) from error
+
+
+@torch.no_grad()
+def _gap(expected: nn.Module, loaded: nn.Module, trial: tuple[Tensor, ...]) -> float:
+    """The largest difference of an output, as a share of its largest value.
+
+    Raises:
+        ParityError: it is more than the tolerance, or an output is not finite.
+    """
+    wanted = [leaf for leaf in pytree.tree_leaves(expected(*trial)) if isinstance(leaf, Tensor)]
+    found = [leaf for leaf in pytree.tree_leaves(loaded(*trial)) if isinstance(leaf, Tensor)]
+    gaps = [0.0]
+    for a, b in zip(wanted, found, strict=True):
+        gap = float((a.double() - b.double()).abs().max() / (a.double().abs().max() or 1))
+        if not gap <= TOLERANCE.get(a.dtype, 0.0):  # False for NaN
+            raise ParityError(
+                "the .pt2 file would not compute what the network computes; it is not written",
+                why=f"the largest difference is {gap:.1e} of the largest output",
+                do="please report it with the network",
+            )
+        gaps.append(gap)
+    return max(gaps)

@@ -1,0 +1,360 @@
+"""Results of the commands as records for --json, and the tables that show these records."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from fxprune import console
+from fxprune.artifact import Run
+from fxprune.cost import CostModel, Widths
+from fxprune.demo import Demo
+from fxprune.export import Comparison
+from fxprune.gated import GatedModule
+from fxprune.groups import ChannelGraph, Member
+from fxprune.job import Job
+from fxprune.pt2 import Pt2Report
+from fxprune.source import Source
+from fxprune.train import EpochMetrics
+
+Record = dict[str, Any]
+
+STEP = 3
+"""Forward, gradient of the activations and gradient of the weights cost about the same macs."""
+
+
+def of_graph(source: Source, graph: ChannelGraph) -> Record:
+    """What `fxprune inspect` found."""
+    cost = CostModel(graph.macs_terms, graph.params_terms, graph.layout.sizes)
+    macs = max(cost.dense_macs, 1)
+    return {
+        "spec": source.spec,
+        "inputs": [list(tensor.shape) for tensor in source.example_inputs],
+        "traced": True,
+        "params": cost.dense_params,
+        "macs": cost.dense_macs,
+        "channels": graph.layout.total,
+        "groups": [
+            {
+                "name": group.name,
+                "size": group.size,
+                "members": [_of_member(member) for member in group.members],
+                "producers": [member.parameter for member in group.producers],
+                "consumers": [member.parameter for member in group.consumers],
+                "macs": group.macs,
+                "macs_share": group.macs / macs,
+            }
+            for group in graph.groups
+        ],
+        "pinned": [
+            {
+                "channels": pinned.channels,
+                "reason": pinned.reason,
+                "node": pinned.node,
+                "where": pinned.where,
+                "parameters": list(pinned.parameters),
+                "macs": pinned.macs,
+                "macs_share": pinned.macs / macs,
+            }
+            for pinned in graph.pinned
+        ],
+        "mixing": list(graph.mixing),
+    }
+
+
+def show_graph(record: Record) -> RenderableType:
+    """The tables of `fxprune inspect`."""
+    pinned_channels = sum(pinned["channels"] for pinned in record["pinned"])
+    shapes = ", ".join("x".join(map(str, shape[1:])) for shape in record["inputs"])
+    head = Text.assemble(
+        (record["spec"], "bold"),
+        f"   input {shapes}   traced {'yes' if record['traced'] else 'no'}\n",
+        f"params {record['params']:,}   macs {record['macs']:,} an example\n",
+        f"{record['channels']:,} channels in {len(record['groups'])} groups, ",
+        f"{pinned_channels:,} pinned",
+    )
+    groups = console.table(
+        "Channel groups",
+        ("group", "channels", "members", "macs", "made by", "consumed by"),
+        [
+            (
+                group["name"],
+                f"{group['size']:,}",
+                str(len(group["members"])),
+                console.share(group["macs_share"]),
+                _names(group["producers"]),
+                _names(group["consumers"]),
+            )
+            for group in record["groups"]
+        ],
+        text=("group", "made by", "consumed by"),
+    )
+    parts: list[RenderableType] = [head, Text(), groups]
+    if record["pinned"]:
+        parts.append(_pinned(record["pinned"]))
+    if record["mixing"]:
+        parts.append(
+            Text("A removed channel changes the statistics of the others at:", style="bold")
+        )
+        parts += [Text(f"  {line}") for line in record["mixing"]]
+    return Group(*parts)
+
+
+def _pinned(rows: list[Record]) -> RenderableType:
+    return console.table(
+        "Pinned channels",
+        ("channels", "macs", "reason", "at", "parameters"),
+        [
+            (
+                f"{pinned['channels']:,}",
+                console.share(pinned["macs_share"]),
+                pinned["reason"],
+                pinned["where"] or pinned["node"],
+                _names(pinned["parameters"]),
+            )
+            for pinned in rows
+        ],
+        text=("reason", "at", "parameters"),
+    )
+
+
+def of_widths(graph: ChannelGraph, cost: CostModel, widths: Widths) -> Record:
+    """What `fxprune instrument` made of the groups."""
+    return {
+        "groups": [
+            {"name": group.name, "dense": group.size, "gated": width}
+            for group, width in zip(graph.groups, widths, strict=True)
+        ],
+        "dense": {"params": cost.dense_params, "macs": cost.dense_macs},
+        "gated": {"params": cost.params(widths), "macs": cost.macs(widths)},
+    }
+
+
+def show_widths(record: Record) -> RenderableType:
+    """The tables of `fxprune instrument`."""
+    groups = console.table(
+        f"{record['run']}   policy {record['policy']}   budget {record['budget']}",
+        ("group", "dense", "gated", "kept"),
+        [
+            (
+                group["name"],
+                f"{group['dense']:,}",
+                f"{group['gated']:,}",
+                console.share(group["gated"] / group["dense"]),
+            )
+            for group in record["groups"]
+        ],
+        text=("group",),
+    )
+    dense, gated = record["dense"], record["gated"]
+    totals = console.table(
+        "",
+        ("", "dense", "gated", "share"),
+        [
+            _compared("params", dense["params"], gated["params"]),
+            _compared("macs, forward, an example", dense["macs"], gated["macs"]),
+            _compared(
+                "macs, training step, an example", STEP * dense["macs"], STEP * gated["macs"]
+            ),
+        ],
+        text=("",),
+    )
+    return Group(groups, totals)
+
+
+def epoch_line(metrics: EpochMetrics) -> str:
+    """How one epoch ended, in a line."""
+    return (
+        f"epoch {metrics.epoch:3}   lr {metrics.lr:.4f}   "
+        f"train loss {metrics.train_loss:.4f}, right {console.share(metrics.train_accuracy, 2)}   "
+        f"val loss {metrics.val_loss:.4f}, right {console.share(metrics.val_accuracy, 2)}   "
+        f"{console.milliseconds(metrics.step_seconds)} a step, {metrics.seconds:.1f} s"
+    )
+
+
+def of_training(run: Run, job: Job, gated: GatedModule, history: list[EpochMetrics]) -> Record:
+    """What `fxprune train` came to."""
+    return {
+        **of_run(run, gated),
+        "data": job.data,
+        "epochs": len(history),
+        "of_epochs": job.options.epochs,
+        "step_seconds": median(metrics.step_seconds for metrics in history),
+        "seconds": sum(metrics.seconds for metrics in history),
+        "history": [asdict(metrics) for metrics in history],
+    }
+
+
+def show_training(record: Record) -> RenderableType:
+    """The table of `fxprune train`."""
+    last, cost = record["history"][-1], record["macs"]
+    rows = [
+        ("epochs", f"{record['epochs']} of {record['of_epochs']}"),
+        ("right on the validation split", console.share(last["val_accuracy"], 2)),
+        ("loss on the validation split", f"{last['val_loss']:.4f}"),
+        ("macs, of the dense network's", console.share(cost["compact"] / max(cost["dense"], 1))),
+        ("a training step", console.milliseconds(record["step_seconds"])),
+        ("in all", f"{record['seconds']:.0f} s"),
+    ]
+    return console.table(f"{record['run']}   {record['data']}", ("", " "), rows, text=("",))
+
+
+def of_run(run: Run, gated: GatedModule) -> Record:
+    """The run, and what its network costs as export would take it now."""
+    best, cost = gated.best().widths, gated.cost
+    metrics = run.metrics()
+    return {
+        "run": str(run.path),
+        "spec": run.spec,
+        "policy": run.plan.policy,
+        "budget": run.plan.budget,
+        "steps": gated.steps,
+        "val_accuracy": metrics[-1]["val_accuracy"] if metrics else None,
+        "params": {"dense": cost.dense_params, "compact": cost.params(best)},
+        "macs": {"dense": cost.dense_macs, "compact": cost.macs(best)},
+    }
+
+
+def of_onnx(compared: Comparison) -> Record:
+    """What was written as ONNX."""
+    report = {**asdict(compared.report), "path": str(compared.report.path)}
+    dense = None if compared.dense is None else asdict(compared.dense)
+    return {**report, "compact": asdict(compared.compact), "dense": dense}
+
+
+def of_pt2(report: Pt2Report) -> Record:
+    """What was written as .pt2."""
+    return {**asdict(report), "path": str(report.path)}
+
+
+def show_export(record: Record) -> RenderableType:
+    """The tables of `fxprune export`."""
+    parts: list[RenderableType] = []
+    onnx, pt2 = record.get("onnx"), record.get("pt2")
+    if onnx is None:
+        rows = [_compared(name, **record[name]) for name in ("params", "macs")]
+        parts.append(console.table(record["run"], COLUMNS, rows, text=("",)))
+    else:
+        dense = onnx["dense"]
+        rows = [
+            _row(name, dense and dense[key], onnx["compact"][key], shown)
+            for name, key, shown in (
+                ("params", "params", _exact),
+                ("macs of an example", "macs", _exact),
+                ("ONNX file", "bytes", console.size),
+                ("ONNX Runtime, batch 1", "latency", console.milliseconds),
+            )
+        ]
+        parts.append(console.table(record["run"], COLUMNS, rows, text=("",)))
+        parts.append(Text(_proof(onnx)))
+    parts += [
+        Text.assemble("wrote ", (written["path"], "bold"), f"   {console.size(written['bytes'])}")
+        for written in (onnx, pt2)
+        if written
+    ]
+    return Group(*parts)
+
+
+def of_demo(demo: Demo) -> Record:
+    """What `fxprune demo` showed."""
+    onnx = of_onnx(demo.exported)
+    files = (demo.run, demo.run_of_dense, demo.exported.report.path, demo.dense_onnx)
+    both = {
+        "accuracy": demo.accuracy,
+        "step_seconds": demo.step_seconds,
+        "train_seconds": demo.train_seconds,
+    }
+    return {
+        "onnx": onnx,
+        **{key: {"dense": full, "compact": narrow} for key, (full, narrow) in both.items()},
+        "wrote": [str(path) for path in files],
+    }
+
+
+def show_demo(record: Record) -> RenderableType:
+    """The table of `fxprune demo`."""
+    onnx, accuracy = record["onnx"], record["accuracy"]
+    points = 100 * (accuracy["compact"] - accuracy["dense"])
+    both = {key: {**record[key]} for key in ("step_seconds", "train_seconds")}
+    figures = {key: {side: onnx[side][key] for side in SIDES} for key in onnx["compact"]}
+    rows = [
+        (
+            "right on held-out digits",
+            *(console.share(accuracy[side], 2) for side in SIDES),
+            f"{points:+.2f} points",
+        ),
+        _row("params", **figures["params"], shown=_exact),
+        _row("macs of an example", **figures["macs"], shown=_exact),
+        _row("a training step", **both["step_seconds"], shown=console.milliseconds),
+        _row("all of the training", **both["train_seconds"], shown=lambda s: f"{s:.1f} s"),
+        _row("ONNX file", **figures["bytes"], shown=console.size),
+        _row("ONNX Runtime, batch 1", **figures["latency"], shown=console.milliseconds),
+    ]
+    return Group(
+        console.table("A residual CNN on handwritten digits", COLUMNS, rows, text=("",)),
+        Text(_proof(onnx)),
+        *[Text.assemble("wrote ", (path, "bold")) for path in record["wrote"]],
+    )
+
+
+def _proof(onnx: Record) -> str:
+    batches = ", ".join(map(str, onnx["batches"]))
+    real = f" and {onnx['real_examples']} real examples" if onnx["real_examples"] else ""
+    return (
+        f"ONNX Runtime against the trained network, batches of {batches}, "
+        f"fresh random inputs{real}:\n"
+        f"largest difference {onnx['max_abs_error']:.1e}, {onnx['max_rel_error']:.1e} of the "
+        f"largest output (at most {onnx['tolerance']:.0e} is let through)"
+    )
+
+
+def remarks(record: Record) -> list[str]:
+    """What a user should know of an export beside its figures."""
+    lines = []
+    if record["steps"] == 0:
+        lines.append("the network was never trained: the file holds its first selection")
+    onnx = record.get("onnx")
+    if onnx and onnx["dense"] and onnx["compact"]["latency"] > 0.95 * onnx["dense"]["latency"]:
+        lines.append(
+            "the compact file is not faster than the dense one here; "
+            "a smaller budget, or --round-to 16, may help"
+        )
+    return lines
+
+
+SIDES = ("dense", "compact")
+COLUMNS = ("", "dense", "compact", "share")
+
+
+def _row(
+    name: str, dense: float | None, compact: float, shown: Callable[[Any], str]
+) -> tuple[str, str, str, str]:
+    if dense is None:
+        return name, "–", shown(compact), "–"
+    return name, shown(dense), shown(compact), console.share(compact / (dense or 1))
+
+
+def _exact(value: float) -> str:
+    return f"{value:,}"
+
+
+def _compared(name: str, dense: int, compact: int) -> tuple[str, str, str, str]:
+    return name, f"{dense:,}", f"{compact:,}", console.share(compact / max(dense, 1))
+
+
+def _of_member(member: Member) -> Record:
+    return {
+        "parameter": member.parameter,
+        "dim": member.dim,
+        "role": member.role.name.lower(),
+        "positions_per_channel": int(member.positions.shape[1]),
+    }
+
+
+def _names(parameters: list[str]) -> str:
+    """Parameters by the modules that hold them, without repeats."""
+    short = [name.removesuffix(".weight") for name in parameters]
+    return ", ".join(dict.fromkeys(short)) or "–"
