@@ -125,16 +125,6 @@ class Axis:
         """The positions that the template keeps, in order: int64 [length]."""
         return (template_slots(self.layout, widths) >= 0)[self.channel].nonzero().flatten()
 
-    @cached_property
-    def occurrence(self) -> Tensor:
-        """How often a position's channel has occurred before it: int64 [size]."""
-        order = torch.argsort(self.channel, stable=True)
-        ranked = self.channel[order]
-        first = torch.searchsorted(ranked, ranked)
-        result = torch.empty_like(self.channel)
-        result[order] = torch.arange(len(order)) - first
-        return result
-
 
 @dataclass(frozen=True)
 class Member:
@@ -214,6 +204,24 @@ class Gate:
 
 
 @dataclass(frozen=True, eq=False)
+class ConvInput:
+    """What the shape of a convolution's weight does not tell: its input, and its conv groups.
+
+    Attributes:
+        channels: the input channels, or their number where it is fixed.
+        groups: the number of conv groups in the dense network.
+    """
+
+    channels: Axis | int
+    groups: int
+
+    def length(self, widths: Widths) -> int:
+        """The number of input channels at these widths."""
+        known = self.channels
+        return known.length(widths) if isinstance(known, Axis) else known
+
+
+@dataclass(frozen=True, eq=False)
 class ChannelGraph:
     """The channel dependency graph of one network.
 
@@ -224,7 +232,7 @@ class ChannelGraph:
         axes: for each parameter and buffer, its dimensions that belong to groups.
         shapes: the dense shape of each parameter and buffer.
         gates: where saliencies are read.
-        conv_inputs: for each grouped convolution's weight, its input channels.
+        conv_inputs: for each convolution's weight, its input.
         macs_terms: multiply-accumulates of one example, a term a node.
         params_terms: elements, a term a parameter.
         mixing: nodes that mix statistics across channels (`node   where`), so that a removed
@@ -237,7 +245,7 @@ class ChannelGraph:
     axes: Mapping[str, Mapping[int, Axis]]
     shapes: Mapping[str, tuple[int, ...]]
     gates: tuple[Gate, ...]
-    conv_inputs: Mapping[str, Axis | int]
+    conv_inputs: Mapping[str, ConvInput]
     macs_terms: tuple[Term, ...]
     params_terms: tuple[Term, ...]
     mixing: tuple[str, ...]

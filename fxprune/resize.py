@@ -59,10 +59,12 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
 
     The parameters are the caller's business.
     """
-    for path, child in module.named_modules():
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    names = {id(tensor): name for name, tensor in tensors}
+    for child in module.modules():
         for kind, mend in _MODULES:
             if isinstance(child, kind):
-                mend(child, _Sizes(path, channels, widths))
+                mend(child, _Sizes(child, names, channels, widths))
                 break
     for graph in module.graphs:
         for node in graph.nodes:
@@ -103,34 +105,34 @@ def _shapes(result: Any) -> list[Shape]:
 class _Sizes:
     """The sizes of one module's parameters at given widths."""
 
-    path: str
+    module: nn.Module
+    names: Mapping[int, str]
     channels: ChannelGraph
     widths: Widths
 
     def of(self, parameter: str) -> tuple[int, ...] | None:
-        name = f"{self.path}.{parameter}" if self.path else parameter
+        name = self.name(parameter)
         if name not in self.channels.axes:
             return None
         return compact_shape(name, self.channels, self.widths)
 
-    def inputs(self, dense: int) -> int:
-        """The input channels of the convolution at `path`."""
-        known = self.channels.conv_inputs.get(f"{self.path}.weight" if self.path else "weight")
-        return known.length(self.widths) if isinstance(known, Axis) else known or dense
+    def name(self, parameter: str) -> str:
+        """The name by which the channel graph knows a parameter, which may be a tied one."""
+        return self.names.get(id(getattr(self.module, parameter, None)), "")
 
 
 def _mend_conv(conv: Any, sizes: _Sizes) -> None:
-    shape = sizes.of("weight")
-    if shape is None:
+    shape, name = sizes.of("weight"), sizes.name("weight")
+    if shape is None or name not in sizes.channels.conv_inputs:
         return
+    source = sizes.channels.conv_inputs[name]
+    # a network of width 1 may have a single conv group left, and must know that it had more
     if conv.transposed:
-        if conv.groups > 1:
-            conv.groups = shape[0] // (conv.in_channels // conv.groups)
+        dense_inputs = sizes.channels.shapes[name][0]
+        conv.groups = shape[0] * source.groups // dense_inputs if source.groups > 1 else 1
         conv.in_channels, conv.out_channels = shape[0], shape[1] * conv.groups
-        return
-    conv.out_channels = shape[0]
-    conv.in_channels = shape[1] if conv.groups == 1 else sizes.inputs(conv.in_channels)
-    if conv.groups > 1:
+    else:
+        conv.in_channels, conv.out_channels = source.length(sizes.widths), shape[0]
         conv.groups = conv.in_channels // shape[1]
 
 

@@ -19,6 +19,7 @@ from fxprune.groups import (
     Axis,
     ChannelGraph,
     ChannelGroup,
+    ConvInput,
     Factor,
     Gate,
     Layout,
@@ -67,9 +68,9 @@ class Solution:
             shapes=shapes,
             gates=tuple(self._gates(axes)),
             conv_inputs={
-                owner[0]: size if isinstance(size, int) else self.axis(size) or len(size)
-                for rows, size in self.context.conv_inputs
-                if (owner := self.owner(rows)) is not None
+                owner[0]: ConvInput(self._channels(source), groups)
+                for own, source, groups in self.context.conv_inputs
+                if (owner := self.owner(own)) is not None
             },
             macs_terms=tuple(self._macs()),
             params_terms=tuple(
@@ -223,6 +224,9 @@ class Solution:
             for dim, axis in axes.get(name, {}).items():
                 if any(group not in covered for group, _ in axis.factor.per_channel):
                     yield Gate(((name, dim),))
+
+    def _channels(self, labels: Tensor | int) -> Axis | int:
+        return labels if isinstance(labels, int) else self.axis(labels) or len(labels)
 
     def _macs(self) -> Iterator[Term]:
         for product in self.context.products:

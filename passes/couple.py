@@ -98,7 +98,7 @@ def _uneven(sizes: Widths) -> Widths:
     At widths that are all in proportion, sizes that belong to different groups would fit by chance.
     """
     return tuple(
-        size if size < 3 else size - 1 - index % (size // 2) for index, size in enumerate(sizes)
+        size if size < 2 else size - 1 - index % (size // 2) for index, size in enumerate(sizes)
     )
 
 

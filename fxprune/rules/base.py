@@ -122,8 +122,8 @@ class Context:
         roles: label tensors with the role their parameter dimension plays.
         gates: for a tensor (by id) its node and the label tensors of the parameters that made it;
             where a norm follows, those of the norm.
-        conv_inputs: for each convolution, the labels (or the size) of its input channels, by the
-            first label of its weight.
+        conv_inputs: for each convolution, the labels of its weight, the labels (or the size) of
+            its input channels, and its number of conv groups.
         mixing: nodes that mix statistics across channels, so that removing a channel changes the
             others (layer norm over channels).
     """
@@ -137,7 +137,7 @@ class Context:
     products: list[Product] = field(default_factory=list)
     roles: list[tuple[Tensor, Role]] = field(default_factory=list)
     gates: dict[int, tuple[Any, tuple[Tensor, ...]]] = field(default_factory=dict)
-    conv_inputs: list[tuple[Tensor, Tensor | int]] = field(default_factory=list)
+    conv_inputs: list[tuple[Tensor, Tensor | int, int]] = field(default_factory=list)
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
     _parametric: set[int] = field(default_factory=set)

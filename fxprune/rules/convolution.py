@@ -41,8 +41,10 @@ class Convolution(Rule):
             made = self._grouped(context, call, inputs, rows, columns)
         if bias is not None:
             context.meet(made, context.along(bias, 0), "the bias has fixed size")
-        if rows is not None:
-            context.conv_inputs.append((rows, x.shape[1] if inputs is None else inputs))
+        own = columns if rows is None else rows
+        if own is not None:
+            source = x.shape[1] if inputs is None else inputs
+            context.conv_inputs.append((own, source, groups))
         batch = [family for family in context.of(x) if family.dim == 0]
         context.carry(out, batch if made is None else [*batch, Family(1, made)])
         context.gate(out, (made, context.along(bias, 0)))
