@@ -25,17 +25,21 @@ class Slots:
     """
 
     def __init__(self, axis: Axis, widths: Widths, device: torch.device) -> None:
-        layout = axis.layout
-        template = axis.template(widths)
-        channel, self._fixed = axis.channel[template], axis.channel[template] == FIXED
-        self.slot = template_slots(layout, widths)[channel]
-        # positions of the dense axis sorted by channel: those of channel c begin at first[c]
+        layout, template = axis.layout, axis.template(widths)
+        channel = axis.channel[template]
+        times = torch.zeros(len(layout.sizes) + 1, dtype=torch.int64)  # the last stands for FIXED
+        for group, count in axis.factor.per_channel:
+            times[group] = count
+        step = times[torch.where(channel == FIXED, FIXED, layout.group_of()[channel])]
+        # Sorted by channel, the positions of a group's channels follow each other, `step` for each
+        # channel; so the rank of a slot's position is linear in the channel that fills it.
         order = torch.argsort(axis.channel, stable=True)
-        first = torch.searchsorted(axis.channel[order], torch.arange(layout.total))
-        self._order, self._first = order.to(device), first.to(device)
-        self._occurrence = axis.occurrence[template].to(device)
-        self._template, self._fixed = template.to(device), self._fixed.to(device)
-        self.slot = self.slot.to(device)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order))
+        slot = template_slots(layout, widths)[channel]
+        self.slot, self._order, self._step = slot.to(device), order.to(device), step.to(device)
+        self._base = (rank[template] - step * channel).to(device)
+        self._source = slot.clamp(max=max(sum(widths) - 1, 0)).to(device)  # fixed: any, step is 0
 
     def positions(self, selection: Tensor) -> Tensor:
         """The dense positions that the compact axis holds, in order.
@@ -46,9 +50,7 @@ class Slots:
         Returns:
             int64 [length].
         """
-        chosen = torch.cat([selection, selection[:1]])[self.slot]
-        moved = (self._first[chosen] + self._occurrence).clamp_(max=len(self._order) - 1)
-        return torch.where(self._fixed, self._template, self._order[moved])
+        return self._order[self._base + self._step * selection[self._source]]
 
 
 Places = Mapping[int, Tensor]
