@@ -196,11 +196,12 @@ class Gate:
     Attributes:
         parameters: (name, dim) of each; p * dL/dp, summed over the other dims and over the
             parameters, is the sum over the batch of activation times gradient there.
-        node: the name of the node whose output is the gate point; empty where there is none.
+        nodes: the names of the nodes whose outputs are the gate point; none where no layer makes
+            the channels, several where the layer is shared.
     """
 
     parameters: tuple[tuple[str, int], ...]
-    node: str = ""
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

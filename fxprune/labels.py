@@ -166,6 +166,7 @@ def _run(
     context: Context,
 ) -> dict[str, Values]:
     interpreter = _Interpreter(module, graph, context)
+    context.products.clear()  # macs are those of the last graph, which is the evaluation graph
     lent = {f"module.{name}": tensor for name, tensor in meta.items()}
     examples = tuple(_to_meta(tensor) for tensor in inputs)
     try:

@@ -213,13 +213,16 @@ class Solution:
         }
 
     def _gates(self, axes: Axes) -> Iterator[Gate]:
-        covered: set[int] = set()
+        nodes: dict[tuple[tuple[str, int], ...], list[str]] = {}  # a shared layer has several
         for node, vectors in self.context.gates.values():
-            owners = [owner for vector in vectors if (owner := self.owner(vector)) is not None]
-            owners = [(name, dim) for name, dim in owners if dim in axes.get(name, {})]
-            if owners:
-                covered |= {g for n, d in owners for g, _ in axes[n][d].factor.per_channel}
-                yield Gate(tuple(dict.fromkeys(owners)), node.name)
+            owners = dict.fromkeys(o for vector in vectors if (o := self.owner(vector)) is not None)
+            gated = tuple((name, dim) for name, dim in owners if dim in axes.get(name, {}))
+            if gated:
+                nodes.setdefault(gated, []).append(node.name)
+        covered: set[int] = set()
+        for parameters, names in nodes.items():
+            covered |= {g for n, d in parameters for g, _ in axes[n][d].factor.per_channel}
+            yield Gate(parameters, tuple(dict.fromkeys(names)))
         for name in self.parameters:  # channels that no layer makes, such as raw parameters
             for dim, axis in axes.get(name, {}).items():
                 if any(group not in covered for group, _ in axis.factor.per_channel):
@@ -230,11 +233,15 @@ class Solution:
 
     def _macs(self) -> Iterator[Term]:
         for product in self.context.products:
-            factors = [
-                Factor(length) if isinstance(length, int) else self._factor(length)
-                for length in product.factors
-            ]
-            yield Term(product.node.name, product.scale, tuple(factors))
+            lengths = [length for length in product.factors if isinstance(length, int)]
+            factors = [self._factor(v) for v in product.factors if not isinstance(v, int)]
+            scale, rest = divmod(product.scale * math.prod(lengths), self.labelled.batch)
+            if rest:  # the batch is part of a dimension that carries labels
+                scale, factors = (
+                    product.scale * math.prod(lengths),
+                    [_share(factors[0], self.labelled.batch), *factors[1:]],
+                )
+            yield Term(product.node.name, scale, tuple(factors))
 
     def _macs_by_group(self) -> Ints:
         """The dense macs of the layers that make each group's channels."""
@@ -318,6 +325,12 @@ def _ranges(labelled: Labelled) -> tuple[list[tuple[str, int]], list[int], list[
         for dim, labels in dims.items()
     )
     return [row[2:] for row in rows], [row[0] for row in rows], [row[1] for row in rows]
+
+
+def _share(factor: Factor, batch: int) -> Factor:
+    """The length of one example's part of a dimension that the batch is folded into."""
+    counts = tuple((group, count // batch) for group, count in factor.per_channel)
+    return Factor(factor.fixed // batch, counts)
 
 
 def _dense(product: Product) -> int:

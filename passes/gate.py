@@ -52,12 +52,15 @@ def _tap(module: TracedModule, channels: ChannelGraph) -> None:
     """Puts a tap behind every gate point that is a node of its own."""
     for number, gate in enumerate(channels.gates):
         name, dim = gate.parameters[0]
-        for graph in module.graphs:
-            for node in graph.nodes:
-                along = _dim_of(node, channels.axes[name][dim]) if node.name == gate.node else None
-                if along:
-                    module.add_module(f"{TAP}{number}", Tap(along))
-                    _insert(graph, node, f"{TAP}{number}")
+        points = [
+            (graph, node, along)
+            for graph in module.graphs
+            for node in graph.nodes
+            if node.name in gate.nodes and (along := _dim_of(node, channels.axes[name][dim]))
+        ]
+        for graph, node, along in points:
+            module.add_module(f"{TAP}{number}", Tap(along))
+            _insert(graph, node, f"{TAP}{number}")
     module.recompile()
 
 
