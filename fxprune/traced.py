@@ -58,7 +58,7 @@ class TracedModule(fx.GraphModule):
                 _adopt(self, root, node.target)
         self.origin = origin or Origin({})
         self._graphs = {True: train_graph, False: eval_graph}
-        self.training = root.training
+        copy_modes(root, self)
         self._show_graph()
 
     @property
@@ -100,6 +100,12 @@ class TracedModule(fx.GraphModule):
         }
         twin.graph = twin._graphs[twin.training]
         return twin
+
+
+def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
+    """Gives a GraphModule the modes of its source; fx makes new containers, in training mode."""
+    for path, module in graph_module.named_modules():
+        module.training = source.get_submodule(path).training
 
 
 def where(node: fx.Node) -> str:

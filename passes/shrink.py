@@ -11,7 +11,7 @@ from fxprune.gated import GatedModule
 from fxprune.gates import Gated, Tap, remove_taps, to_plain
 from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, resize
-from fxprune.traced import TracedModule
+from fxprune.traced import TracedModule, copy_modes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def _compact(gated: GatedModule) -> fx.GraphModule:
         for node in graph.nodes:
             node.meta.pop(KEY, None)
     if len(compact.graphs) == 1:
-        return fx.GraphModule(compact, compact.graph, "CompactModule")
+        plain = fx.GraphModule(compact, compact.graph, "CompactModule")
+        copy_modes(compact, plain)
+        return plain
     return compact
 
 

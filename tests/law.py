@@ -50,16 +50,21 @@ def zeroed(model: nn.Module, gated: GatedModule, chosen: Chosen) -> nn.Module:
     """A copy of the dense network, with the gated one's tensors and the removed columns zero."""
     twin = copy.deepcopy(model)
     twin.load_state_dict(gated.dense_state_dict(), strict=True)
-    parameters = dict(twin.named_parameters())
-    kept = torch.zeros(gated.channels.layout.total, dtype=torch.bool)
+    zero_columns(twin, gated.channels, chosen)
+    return twin
+
+
+def zero_columns(dense: nn.Module, graph: ChannelGraph, chosen: Chosen) -> None:
+    """Zeroes, in place, what consumes the channels that are not chosen."""
+    parameters = dict(dense.named_parameters())
+    kept = torch.zeros(graph.layout.total, dtype=torch.bool)
     kept[chosen.channels] = True
-    for group, offset in zip(gated.channels.groups, gated.channels.layout.offsets, strict=True):
+    for group, offset in zip(graph.groups, graph.layout.offsets, strict=True):
         gone = ~kept[offset : offset + group.size]
         for member in group.members:
             if member.role is Role.IN:
                 columns = member.positions[gone].flatten()
                 parameters[member.parameter].data.index_fill_(member.dim, columns, 0.0)
-    return twin
 
 
 def gap(wanted: Any, found: Any) -> float:
