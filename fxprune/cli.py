@@ -375,7 +375,7 @@ def export(
 
     folder, named = _targets(targets or [])
     run = _run(folder)
-    paths = _places(output or named, run.path.stem, onnx=onnx, pt2=pt2)
+    paths = _places(output or named, run.path.resolve().stem, onnx=onnx, pt2=pt2)
     phases = ["building the network", "shrinking it", "reading the data"]
     phases += ["writing .pt2"] if ".pt2" in paths else []
     phases += ["writing .onnx", "exporting the dense twin", "timing"] if ".onnx" in paths else []
@@ -483,7 +483,7 @@ def _run(folder: Path | None) -> "Run":
 
     if folder is not None:
         return Run.open(folder)
-    run, remark = Run.find(Path.cwd())
+    run, remark = Run.find(Path())
     if remark:
         console.note(remark)
     return run

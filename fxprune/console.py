@@ -81,20 +81,25 @@ def share(value: float, precision: int = 1) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """A short time.
+    """A short time, with three digits.
 
-    >>> milliseconds(0.00123), milliseconds(0.042)
-    ('1.23 ms', '42.0 ms')
+    >>> milliseconds(0.0000164), milliseconds(0.00123), milliseconds(0.0421), milliseconds(1.2)
+    ('0.0164 ms', '1.23 ms', '42.1 ms', '1,200 ms')
     """
     value = 1000 * seconds
-    return f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms"
+    return f"{value:,.0f} ms" if value >= 1000 else f"{value:.3g} ms"
+
+
+def heading(text: str) -> Text:
+    """What stands above a table."""
+    return Text(text, style="bold")
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[str] = ()
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[str] = ()
 ) -> Table:
     """A table whose columns hold figures, but for those named in `text`."""
-    result = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    result = Table(box=box.SIMPLE_HEAD, show_header=any(column.strip() for column in columns))
     for column in columns:
         figures = column not in text
         result.add_column(escape(column), justify="right" if figures else "left", no_wrap=figures)

@@ -25,8 +25,9 @@ from fxprune.export import Comparison, compact_of, compare_onnx
 from fxprune.gated import GatedModule
 from fxprune.job import Job
 from fxprune.onnx import BATCHES
+from fxprune.recipe import TrainOptions, make_optimizer
 from fxprune.storage import write_bytes
-from fxprune.train import EpochMetrics, Tick, TrainOptions, fit, make_optimizer
+from fxprune.train import EpochMetrics, Tick, fit
 
 WIDTH = 64
 OPTIONS = TrainOptions(epochs=15, lr=0.05, batch_size=64, device="cpu")

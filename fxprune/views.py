@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -77,7 +78,6 @@ def show_graph(record: Record) -> RenderableType:
         f"{pinned_channels:,} pinned",
     )
     groups = console.table(
-        "Channel groups",
         ("group", "channels", "members", "macs", "made by", "consumed by"),
         [
             (
@@ -92,27 +92,24 @@ def show_graph(record: Record) -> RenderableType:
         ],
         text=("group", "made by", "consumed by"),
     )
-    parts: list[RenderableType] = [head, Text(), groups]
+    parts: list[RenderableType] = [head, Text(), console.heading("Channel groups"), groups]
     if record["pinned"]:
-        parts.append(_pinned(record["pinned"]))
+        parts += [console.heading("Pinned channels"), _pinned(record["pinned"])]
     if record["mixing"]:
-        parts.append(
-            Text("A removed channel changes the statistics of the others at:", style="bold")
-        )
-        parts += [Text(f"  {line}") for line in record["mixing"]]
+        parts.append(console.heading("A removed channel changes the statistics of the others at"))
+        parts += [Text(f"  {_short(line)}") for line in record["mixing"]]
     return Group(*parts)
 
 
 def _pinned(rows: list[Record]) -> RenderableType:
     return console.table(
-        "Pinned channels",
         ("channels", "macs", "reason", "at", "parameters"),
         [
             (
                 f"{pinned['channels']:,}",
                 console.share(pinned["macs_share"]),
                 pinned["reason"],
-                pinned["where"] or pinned["node"],
+                _short(pinned["where"]) or pinned["node"],
                 _names(pinned["parameters"]),
             )
             for pinned in rows
@@ -136,7 +133,6 @@ def of_widths(graph: ChannelGraph, cost: CostModel, widths: Widths) -> Record:
 def show_widths(record: Record) -> RenderableType:
     """The tables of `fxprune instrument`."""
     groups = console.table(
-        f"{record['run']}   policy {record['policy']}   budget {record['budget']}",
         ("group", "dense", "gated", "kept"),
         [
             (
@@ -151,7 +147,6 @@ def show_widths(record: Record) -> RenderableType:
     )
     dense, gated = record["dense"], record["gated"]
     totals = console.table(
-        "",
         ("", "dense", "gated", "share"),
         [
             _compared("params", dense["params"], gated["params"]),
@@ -162,7 +157,8 @@ def show_widths(record: Record) -> RenderableType:
         ],
         text=("",),
     )
-    return Group(groups, totals)
+    head = f"{record['run']}   policy {record['policy']}   budget {record['budget']}"
+    return Group(console.heading(head), groups, totals)
 
 
 def epoch_line(metrics: EpochMetrics) -> str:
@@ -199,7 +195,8 @@ def show_training(record: Record) -> RenderableType:
         ("a training step", console.milliseconds(record["step_seconds"])),
         ("in all", f"{record['seconds']:.0f} s"),
     ]
-    return console.table(f"{record['run']}   {record['data']}", ("", " "), rows, text=("",))
+    head = console.heading(f"{record['run']}   {record['data']}")
+    return Group(head, console.table(("", " "), rows, text=("",)))
 
 
 def of_run(run: Run, gated: GatedModule) -> Record:
@@ -232,11 +229,11 @@ def of_pt2(report: Pt2Report) -> Record:
 
 def show_export(record: Record) -> RenderableType:
     """The tables of `fxprune export`."""
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [console.heading(record["run"])]
     onnx, pt2 = record.get("onnx"), record.get("pt2")
     if onnx is None:
         rows = [_compared(name, **record[name]) for name in ("params", "macs")]
-        parts.append(console.table(record["run"], COLUMNS, rows, text=("",)))
+        parts.append(console.table(COLUMNS, rows, text=("",)))
     else:
         dense = onnx["dense"]
         rows = [
@@ -248,7 +245,7 @@ def show_export(record: Record) -> RenderableType:
                 ("ONNX Runtime, batch 1", "latency", console.milliseconds),
             )
         ]
-        parts.append(console.table(record["run"], COLUMNS, rows, text=("",)))
+        parts.append(console.table(COLUMNS, rows, text=("",)))
         parts.append(Text(_proof(onnx)))
     parts += [
         Text.assemble("wrote ", (written["path"], "bold"), f"   {console.size(written['bytes'])}")
@@ -294,7 +291,8 @@ def show_demo(record: Record) -> RenderableType:
         _row("ONNX Runtime, batch 1", **figures["latency"], shown=console.milliseconds),
     ]
     return Group(
-        console.table("A residual CNN on handwritten digits", COLUMNS, rows, text=("",)),
+        console.heading("A residual CNN on handwritten digits"),
+        console.table(COLUMNS, rows, text=("",)),
         Text(_proof(onnx)),
         *[Text.assemble("wrote ", (path, "bold")) for path in record["wrote"]],
     )
@@ -352,6 +350,11 @@ def _of_member(member: Member) -> Record:
         "role": member.role.name.lower(),
         "positions_per_channel": int(member.positions.shape[1]),
     }
+
+
+def _short(where: str) -> str:
+    """A source line without the folders that are the same for all."""
+    return where.replace(f"{Path.cwd()}/", "").rpartition("site-packages/")[2]
 
 
 def _names(parameters: list[str]) -> str:

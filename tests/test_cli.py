@@ -1,0 +1,325 @@
+"""The command line, as a user meets it: through a process of its own."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+import typer
+
+import fxprune
+from fxprune import cli
+from fxprune.recipe import TrainOptions
+
+MODEL = """\
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Net(nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(2 * width)
+        self.fc = nn.Linear(2 * width, 10)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+build_model = Net
+example_inputs = torch.zeros(2, 1, 8, 8)
+"""
+ODD = """\
+from torch import nn
+
+
+class Untraceable(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def broken():
+    return nn.Conv2d(3, 5, 3, groups=2)
+
+
+def pinned():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def run(*arguments: str, folder: Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in `folder`; its exit code has to be the expected one."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONWARNINGS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", "from fxprune.cli import main; main()", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.py and an instrumented model.fxprune."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "model.py").write_text(MODEL)
+    (folder / "odd.py").write_text(ODD)
+    run("instrument", "model.py", folder=folder)
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, tmp_path: Path) -> Path:
+    """A fresh folder with copies of what is in `folder`."""
+    for path in folder.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            copy = tmp_path / path.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_the_installed_command_says_its_version(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("fxprune")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == f"fxprune {importlib.metadata.version('fxprune')}\n"
+
+
+def test_help_names_every_command_and_the_way_through_them(tmp_path: Path) -> None:
+    text = run("--help", folder=tmp_path).stdout
+    for word in ("inspect", "instrument", "train", "export", "demo"):
+        assert f" {word} " in text
+    assert "fxprune instrument model.py" in text
+
+
+def test_the_defaults_that_train_shows_are_those_of_the_trainer() -> None:
+    command = typer.main.get_command(cli.app).commands["train"]
+    shown = {option.name: option.show_default for option in command.params}
+    for field in dataclasses.fields(TrainOptions):
+        default = shown.get(field.name)
+        if isinstance(default, str):
+            value = {"on": True, "off": False}.get(default, default)
+            assert str(value) in (
+                str(field.default),
+                f"{field.default:g}" if isinstance(field.default, float) else "",
+            )
+
+
+def test_inspect_shows_groups_and_why_the_rest_is_pinned(folder: Path) -> None:
+    text = run("inspect", "model.py", folder=folder).stdout
+    assert "traced yes" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["conv1", "16", "7"] in [line[:3] for line in lines]
+    assert any(line[0] == "10" and "output" in line for line in lines if line)
+
+
+def test_inspect_as_json(folder: Path) -> None:
+    done = run("inspect", "model.py", "--json", folder=folder)
+    found = json.loads(done.stdout)
+    first, second = found["groups"]
+    assert (first["name"], first["size"], first["producers"]) == ("conv1", 16, ["conv1.weight"])
+    assert (second["size"], second["consumers"]) == (32, ["fc.weight"])
+    assert found["params"] == sum(p.numel() for p in _net().parameters())
+    assert found["macs"] == 64 * 9 * 16 + 16 * 9 * 16 * 32 + 32 * 10
+    assert sum(group["macs_share"] for group in found["groups"]) == pytest.approx(
+        (found["macs"] - 320) / found["macs"]
+    )
+    assert [pinned["channels"] for pinned in found["pinned"]] == [10]
+    assert "output" in found["pinned"][0]["reason"]
+
+
+def test_instrument_writes_a_run_without_pickles(folder: Path) -> None:
+    names = {path.name for path in (folder / "model.fxprune").iterdir()}
+    assert names == {"plan.json", "checkpoint.safetensors"}
+
+
+def test_instrument_with_options(here: Path) -> None:
+    done = run(
+        *("instrument", "model.py:Net", "--policy", "utility{decay=0.7}", "--budget", "macs=0.4"),
+        *("--round-to", "4", "--input", "1x10x10", "-o", "other.fxprune", "--json"),
+        folder=here,
+    )
+    found = json.loads(done.stdout)
+    assert found["run"] == "other.fxprune"
+    assert found["policy"].startswith("utility")
+    assert found["gated"]["macs"] <= 0.4 * found["dense"]["macs"]
+    assert all(group["gated"] % 4 == 0 for group in found["groups"])
+    assert (here / "other.fxprune" / "plan.json").exists()
+
+
+def test_export_before_training_works_with_a_note(here: Path) -> None:
+    done = run("export", "--onnx", folder=here)
+    assert "never trained" in done.stderr
+    assert "wrote model.onnx" in done.stdout
+    gated = fxprune.load(here / "model.fxprune" / "checkpoint.safetensors", _net())
+    image = torch.randn(3, 1, 8, 8)
+    session = onnxruntime.InferenceSession(here / "model.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    expected = gated.eval()(image)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_train_goes_on_and_export_takes_the_newest_state(here: Path) -> None:
+    train = ("train", "--data", "digits", "--lr", "0.05", "--batch-size", "64", "--json")
+    first = json.loads(run(*train, "--epochs", "2", folder=here).stdout)
+    assert first["epochs"] == 2
+    again = run("train", "--epochs", "3", "--json", folder=here)
+    second = json.loads(again.stdout)
+    assert second["history"][:2] == first["history"]
+    assert again.stderr.count("epoch ") == 1
+    losses = [epoch["train_loss"] for epoch in second["history"]]
+    assert losses[2] < losses[0]
+    lines = (here / "model.fxprune" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+    done = run(
+        "export", "model.fxprune", "small.onnx", "--pt2", "--fold", "--onnx", "--json", folder=here
+    )
+    found = json.loads(done.stdout)
+    assert found["val_accuracy"] == second["history"][2]["val_accuracy"]
+    assert found["onnx"]["real_examples"] == 1 + 2 + 7
+    assert found["onnx"]["max_rel_error"] <= found["onnx"]["tolerance"]
+    assert found["onnx"]["compact"]["macs"] < 0.5 * found["onnx"]["dense"]["macs"]
+    image = torch.randn(5, 1, 8, 8)
+    session = onnxruntime.InferenceSession(here / "small.onnx")
+    (onnx,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    pt2 = torch.export.load(here / "small.pt2").module()(image)
+    torch.testing.assert_close(torch.from_numpy(onnx), pt2, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trained_run_is_not_overwritten(here: Path) -> None:
+    run("instrument", "model.py", folder=here)  # never trained: may be written anew
+    (here / "model.fxprune" / "metrics.jsonl").write_text("{}\n")
+    refused = run("instrument", "model.py", folder=here, exit_code=2)
+    assert "error: there is a trained run in model.fxprune" in refused.stderr
+
+
+REFUSED = {
+    "no such file": (("inspect", "nothing.py"), "there is no file"),
+    "no factory": (("inspect", "odd.py"), "odd.py has no build_model and no model"),
+    "a factory that raises": (
+        ("inspect", "odd.py:broken", "--input", "3x8x8"),
+        "at   odd.py:12   return nn.Conv2d(3, 5, 3, groups=2)",
+    ),
+    "cannot be traced": (
+        ("inspect", "odd.py:Untraceable", "--input", "1x8x8"),
+        "odd.py:6   if x.sum() > 0:",
+    ),
+    "no shape is known": (("inspect", "odd.py:pinned"), "no shape is known for the input"),
+    "a shape that does not fit": (
+        ("inspect", "model.py", "--input", "3x8x8"),
+        "does not run on inputs of shape [(2, 3, 8, 8)]",
+    ),
+    "a shape that is none": (
+        ("inspect", "model.py", "--input", "axb"),
+        "cannot read the input shape 'axb'",
+    ),
+    "nothing to prune": (
+        ("instrument", "odd.py:pinned", "--input", "1x8x8"),
+        "no channel that could be removed",
+    ),
+    "unknown policy": (("instrument", "model.py", "--policy", "best"), "unknown policy 'best'"),
+    "unknown option": (
+        ("instrument", "model.py", "--policy", "cucb{d=1}"),
+        "the policy 'cucb' has no option 'd'",
+    ),
+    "unknown budget": (
+        ("instrument", "model.py", "--budget", "flops=0.5"),
+        "unknown budget 'flops'",
+    ),
+    "budget 0": (("instrument", "model.py", "--budget", "keep=0"), "out of range"),
+    "budget 1.5": (("instrument", "model.py", "--budget", "keep=1.5"), "out of range"),
+    "budget nan": (("instrument", "model.py", "--budget", "keep=nan"), "out of range"),
+    "every 0": (("instrument", "model.py", "--every", "0"), "every cannot be 0"),
+    "no run": (("export", "nothing.fxprune"), "there is no run nothing.fxprune"),
+    "no data named": (("train", "model.fxprune"), "nothing says what to train"),
+    "unknown data": (("train", "--data", "cats"), "unknown data set 'cats'"),
+    "data that are not there": (
+        ("train", "--data", "cifar10", "--data-root", "none"),
+        "cannot read the data set cifar10",
+    ),
+    "a rate that is none": (("train", "--data", "digits", "--lr", "nan"), "lr cannot be nan"),
+    "two runs": (("export", "a.fxprune", "b.fxprune"), "name one run"),
+    "a place that is not there": (("export", "-o", "no/such/folder"), "there is no folder"),
+    "an option that is none": (("export", "--nonsense"), "--nonsense"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(
+    case: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, expected = REFUSED[case]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["fxprune", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2
+    assert expected in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "no such file",
+        "a factory that raises",
+        "cannot be traced",
+        "a shape that does not fit",
+        "unknown policy",
+        "budget nan",
+    ],
+)
+def test_what_is_refused_in_a_process_of_its_own(case: str, folder: Path) -> None:
+    arguments, expected = REFUSED[case]
+    refused = run(*arguments, folder=folder, exit_code=2)
+    assert refused.stderr.startswith("error: ")
+    assert expected in refused.stderr
+    assert refused.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["plan.json", "checkpoint.safetensors"])
+def test_a_damaged_run(name: str, here: Path) -> None:
+    path = here / "model.fxprune" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = b"\x00" * 20
+    path.write_bytes(content)
+    refused = run("export", "--onnx", folder=here, exit_code=2)
+    assert "error: cannot read" in refused.stderr
+    assert not (here / "model.onnx").exists()
+
+
+def test_a_run_whose_model_has_changed(here: Path) -> None:
+    (here / "model.py").write_text(MODEL.replace("width=16", "width=24"))
+    refused = run("export", "--onnx", folder=here, exit_code=2)
+    assert "belongs to another network" in refused.stderr
+
+
+def _net() -> torch.nn.Module:
+    space: dict[str, object] = {"__name__": "net"}
+    exec(MODEL, space)
+    net = space["Net"]()  # type: ignore[operator]
+    assert isinstance(net, torch.nn.Module)
+    return net
