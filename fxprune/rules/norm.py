@@ -38,6 +38,8 @@ class BatchNorm(Rule):
             tensor = call.args.get(name)
             if tensor is not None and channels is not None and context.along(tensor, 0) is None:
                 context.pin(channels, f"the batch norm's {name} has fixed size")
+        if any(family.dim != 1 for family in context.of(x)):
+            context.mixes()  # weight standardisation: the statistics of each kernel
         context.carry(out, context.of(x))
         if id(x) in context.gates and any(labels is not None for labels in affine):
             del context.gates[id(x)]

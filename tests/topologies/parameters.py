@@ -94,6 +94,23 @@ class Standardised(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class StandardisedByNorm(nn.Module):
+    """The same by a batch norm over the weight, with a learned gain (normaliser-free nets)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
+        self.gain = _drawn(4, 1, 1, 1)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        rows = weight.reshape(1, self.conv.out_channels, -1)
+        rows = F.batch_norm(rows, None, None, self.gain.view(-1), training=True, momentum=0.0)
+        x = F.conv2d(F.relu(self.stem(x)), rows.reshape_as(weight), self.conv.bias)
+        return self.fc(F.relu(x).mean((2, 3)))
+
+
 class Reparametrised(nn.Module):
     """Three branches whose kernels are added before one convolution."""
 
@@ -165,6 +182,15 @@ NETS = (
         (
             group(6, makes_biased("stem"), takes("conv")),
             group(4, makes_biased("conv"), takes("fc")),
+        ),
+        mixes=True,
+    ),
+    Net(
+        "weight_standardised_by_norm",
+        StandardisedByNorm,
+        (
+            group(4, makes_biased("conv"), "gain[0] out", takes("fc")),
+            group(6, makes_biased("stem"), takes("conv")),
         ),
         mixes=True,
     ),
