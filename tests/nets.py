@@ -10,3 +10,5 @@ NETS: tuple[Net, ...] = (
     *movement.NETS,
     *modes.NETS,
 )
+
+BY_NAME = {net.name: net for net in NETS}

@@ -1,0 +1,248 @@
+"""The one line in a user's loop: what rests stays to the bit, and everything a loop may do."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxprune import GatedModule, attach, instrument
+from fxprune.residents import Chosen
+from tests.law import choose
+from tests.nets import BY_NAME, NETS, Net
+from tests.oracle import loss_of, moments, resting
+
+Tensors = dict[str, Tensor]
+TRAINED = [net for net in NETS if net.name not in ("several",)]
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=0.01)
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, 0.01, weight_decay=0.1)
+
+
+def build(
+    net: Net, make: Callable[[Any], torch.optim.Optimizer] = sgd, **settings: Any
+) -> tuple[GatedModule, torch.optim.Optimizer]:
+    gated = instrument(net.model().train(), net.inputs(), **settings)
+    optimizer = make(gated.parameters())
+    attach(gated, optimizer)
+    return gated, optimizer
+
+
+def train_step(gated: GatedModule, optimizer: torch.optim.Optimizer, net: Net, step: int) -> None:
+    optimizer.zero_grad()
+    loss_of(gated, net, step).backward()
+    optimizer.step()
+
+
+def dense(gated: GatedModule) -> Tensors:
+    """The dense tensors by their names in the gated network; copies."""
+    return {name: tensor.detach().clone() for name, tensor in gated.dense_tensors().items()}
+
+
+@pytest.mark.parametrize("make", [sgd, adamw])
+@pytest.mark.parametrize("net", TRAINED, ids=lambda net: net.name)
+def test_what_rests_stays_to_the_bit(net: Net, make: Any) -> None:
+    """Parameters, running statistics and optimiser state; nothing decays, nothing drifts."""
+    gated, optimizer = build(net, make, policy="random")
+    train_step(gated, optimizer, net, 0)
+    for step in range(1, 4):
+        chosen = Chosen(gated.executing.clone(), gated.widths)
+        before, slots = dense(gated), moments(gated, optimizer)
+        train_step(gated, optimizer, net, step)
+        after, new_slots = dense(gated), moments(gated, optimizer)
+        rested, learned = 0, 0
+        for name, tensor in after.items():
+            rests = resting(gated, name, chosen)
+            assert torch.equal(tensor[rests], before[name][rests]), name
+            rested += int(rests.sum())
+            learned += int((tensor[~rests] != before[name][~rests]).sum())
+        for key, tensor in new_slots.items():
+            rests = resting(gated, key.split("/", 1)[1], chosen)
+            assert torch.equal(tensor[rests], slots[key][rests]), key
+        assert rested > 0
+        assert learned > 0
+
+
+@pytest.mark.parametrize("make", [sgd, adamw])
+@pytest.mark.parametrize("name", ["resnet_projection", "densenet", "shuffle_split"])
+def test_momentum_comes_back_with_its_channel(name: str, make: Any) -> None:
+    """Away for two steps, while all others execute, and back again at other slots."""
+    net = BY_NAME[name]
+    gated, optimizer = build(net, make, every=100)
+    graph = gated.channels
+    first = choose(graph, gated.widths, seed=1)
+    others = sorted(set(range(graph.layout.total)) - set(first.channels.tolist()))
+    widths = tuple(size - width for size, width in zip(graph.layout.sizes, first.widths))
+    away = Chosen(torch.tensor(others), widths)
+    back = Chosen(_reversed_slots(first.channels, first.widths), first.widths)
+
+    gated.select(first)
+    train_step(gated, optimizer, net, 0)
+    before = moments(gated, optimizer)
+    gated.select(away)
+    for step in (1, 2):
+        train_step(gated, optimizer, net, step)
+    gated.select(back)
+    assert any(tensor.any() for tensor in before.values())
+    for key, tensor in moments(gated, optimizer).items():
+        mask = ~resting(gated, key.split("/", 1)[1], first)
+        assert torch.equal(tensor[mask], before[key][mask]), key
+
+
+def _reversed_slots(channels: Tensor, widths: tuple[int, ...]) -> Tensor:
+    return torch.cat([part.flip(0) for part in channels.split(widths)])
+
+
+def test_selections_every_so_often() -> None:
+    net = BY_NAME["resnet_projection"]
+    gated, optimizer = build(net, policy="random", every=3)
+    seen = []
+    for step in range(9):
+        seen.append(gated.executing.tolist())
+        train_step(gated, optimizer, net, step)
+    changes = [number for number, (a, b) in enumerate(itertools.pairwise(seen), 1) if a != b]
+    assert changes == [3, 6]
+
+
+def test_channels_that_stay_keep_their_slots() -> None:
+    net = BY_NAME["resnet_projection"]
+    gated, optimizer = build(net, policy="cucb{c=0.3}")
+    moved = 0
+    for step in range(8):
+        before = gated.executing.tolist()
+        train_step(gated, optimizer, net, step)
+        after = gated.executing.tolist()
+        both = set(before) & set(after)
+        assert all(before.index(channel) == after.index(channel) for channel in both)
+        moved += len(after) - len(both)
+    assert moved > 0
+
+
+def test_parameters_stay_the_same_objects() -> None:
+    net = BY_NAME["densenet"]
+    gated, optimizer = build(net, policy="utility{warmup=1,reallocate=1}")
+    objects = {name: id(parameter) for name, parameter in gated.named_parameters()}
+    widths = set()
+    for step in range(5):
+        train_step(gated, optimizer, net, step)
+        widths.add(gated.widths)
+    assert len(widths) > 1
+    assert {name: id(parameter) for name, parameter in gated.named_parameters()} == objects
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} <= set(
+        objects.values()
+    )
+
+
+def test_detach() -> None:
+    net = BY_NAME["resnet_projection"]
+    gated = instrument(net.model().train(), net.inputs(), policy="random")
+    optimizer = sgd(gated.parameters())
+    controller = attach(gated, optimizer)
+    train_step(gated, optimizer, net, 0)
+    executing = gated.executing.clone()
+    controller.detach()
+    train_step(gated, optimizer, net, 1)
+    assert torch.equal(gated.executing, executing)
+    assert gated.steps == 1
+
+
+def test_a_step_that_the_scaler_skips_is_not_observed() -> None:
+    net = BY_NAME["resnet_projection"]
+    gated, optimizer = build(net, policy="cucb{c=1}")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step, broken in enumerate((False, True, False)):
+        state = gated.training_state()
+        optimizer.zero_grad()
+        scaler.scale(loss_of(gated, net, step)).backward()
+        if broken:
+            next(gated.parameters()).grad.view(-1)[0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        now = gated.training_state()
+        same = [key for key in state if not key.startswith(("dense/", "state/"))]
+        assert all(torch.equal(state[key], now[key]) for key in same) == broken
+        if not broken:
+            assert not torch.equal(state["trained/channels"], now["trained/channels"])
+    assert gated.steps == 2
+    assert scaler.get_scale() == 2.0**9
+
+
+@pytest.mark.parametrize("policy", ["cucb{c=0.5}", "cucb{c=0.5,saliency=sample}"])
+def test_neither_scale_nor_clipping_changes_a_choice(policy: str) -> None:
+    """Rewards are shares of their group's largest; 2**10 and 2**-10 are exact in floating point."""
+    net = BY_NAME["vgg_bn"]
+    chosen = []
+    for factor in (1.0, 2.0**10, 2.0**-10):
+        gated, optimizer = build(net, policy=policy)
+        optimizer.param_groups[0]["lr"] = 0.0  # the weights shall not differ
+        for step in range(3):
+            optimizer.zero_grad()
+            torch.manual_seed(step)
+            (factor * loss_of(gated, net, step)).backward()
+            if factor == 1.0:
+                norm = nn.utils.clip_grad_norm_(gated.parameters(), 1e-3)
+                assert norm > 1e-3
+            optimizer.step()
+            chosen.append(gated.executing.tolist())
+    assert chosen[:3] == chosen[3:6] == chosen[6:]
+    assert chosen[0] != chosen[1]
+
+
+@pytest.mark.parametrize("saliency", ["batch", "sample"])
+def test_gradient_accumulation(saliency: str) -> None:
+    """Two halves of a batch are the batch."""
+    net = BY_NAME["raw"]
+    states = []
+    for parts in ((4,), (2, 2)):
+        gated, optimizer = build(net, policy=f"cucb{{c=1,saliency={saliency}}}")
+        for step in range(3):
+            inputs = net.inputs(4, seed=step)[0].split(parts)
+            optimizer.zero_grad()
+            for part in inputs:
+                gated(part).square().sum().backward()
+            optimizer.step()
+        states.append(gated.training_state())
+    assert torch.equal(states[0]["trained/channels"], states[1]["trained/channels"])
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-5, atol=1e-9)
+
+
+def test_learning_rate_cuts_are_milestones() -> None:
+    """A warm-up is none, a cosine's slow fall is one for each halving."""
+    net = BY_NAME["vgg_bn"]
+    gated, optimizer = build(net, policy="utility{warmup=0,reallocate=0}")
+    seen = []
+    for step, rate in enumerate((0.01, 0.05, 0.1, 0.09, 0.06, 0.05, 0.04, 0.025, 0.03, 0.0025)):
+        optimizer.param_groups[0]["lr"] = rate
+        train_step(gated, optimizer, net, step)
+        seen.append(int(gated.policy_state["milestones"]))
+    assert seen == [0, 0, 0, 0, 0, 1, 1, 2, 2, 3]
+
+
+def test_warm_up_executes_all_channels() -> None:
+    net = BY_NAME["densenet"]
+    gated, optimizer = build(net, policy="cucb{warmup=3}", budget="keep=0.5")
+    sizes = gated.channels.layout.sizes
+    seen = []
+    for step in range(5):
+        seen.append(gated.widths == sizes)
+        train_step(gated, optimizer, net, step)
+    assert seen == [True, True, True, False, False]
+    assert gated.widths == tuple(size // 2 for size in sizes)
+
+
+def test_a_warm_up_evaluates_at_the_budget() -> None:
+    net = BY_NAME["densenet"]
+    gated, _ = build(net, policy="cucb{warmup=3}", budget="keep=0.5")
+    assert gated.widths == gated.channels.layout.sizes
+    gated.eval()
+    assert gated.widths == tuple(size // 2 for size in gated.channels.layout.sizes)
+    gated.train()
+    assert gated.widths == gated.channels.layout.sizes
