@@ -130,7 +130,8 @@ def instrument(
     every: Annotated[int, typer.Option(help="Optimiser steps between two selections.")] = 1,
     shape: Input = None,
     seed: Annotated[
-        int, typer.Option(help="Of the initial weights, and of policies that draw.")
+        int,
+        typer.Option(min=0, max=2**62, help="Of the initial weights, and of policies that draw."),
     ] = 0,
     output: Annotated[
         Path | None,
@@ -243,7 +244,8 @@ def train(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of order and augmentation.", show_default="0")
+        int | None,
+        typer.Option(min=0, max=2**40, help="Of order and augmentation.", show_default="0"),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …", show_default="auto")
@@ -253,7 +255,7 @@ def train(
         typer.Option(help="Where data sets are, or are put.", show_default="data"),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch missing data.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes that decode folder: images.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode folder: images.")] = 0,
     minutes: Annotated[
         float | None,
         typer.Option(

@@ -172,13 +172,13 @@ def prepare(output: Path) -> None:
     Raises:
         RunError: something else is there.
     """
-    if output.exists() and not (output / MARK).exists() and any(output.iterdir()):
-        raise RunError(
-            f"cannot use the folder {output}",
-            why="it is not empty, and no demo wrote it",
-            do="give another one with --output",
-        )
     try:
+        if output.exists() and not (output / MARK).exists() and any(output.iterdir()):
+            raise RunError(
+                f"cannot use the folder {output}",
+                why="it is not empty, and no demo wrote it",
+                do="give another one with --output",
+            )
         for name in (f"digits{SUFFIX}", "dense"):
             shutil.rmtree(output / name, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)

@@ -422,7 +422,14 @@ def _first_on_path(folder: Path) -> Iterator[None]:
 
 def _made_up(shapes: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, ...]:
     draw = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(BATCH, *shape, generator=draw) for shape in shapes)
+    try:
+        return tuple(torch.randn(BATCH, *shape, generator=draw) for shape in shapes)
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        raise SpecError(
+            f"an input of shape {' and '.join('x'.join(map(str, shape)) for shape in shapes)} "
+            "does not fit into memory",
+            do="give a smaller one",
+        ) from error
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -250,3 +250,9 @@ def test_example_inputs_that_raise() -> None:
 def test_an_input_that_is_no_shape(text: str) -> None:
     write("model.py", NET)
     assert f"cannot read the input shape {text!r}" in refusal("model.py", text)
+
+
+def test_an_input_that_is_too_large() -> None:
+    write("model.py", NET)
+    assert "does not fit into memory" in refusal("model.py", "3x9999999x9999999")
+    assert "does not fit into memory" in refusal("model.py", "3x99999999999999999999999")

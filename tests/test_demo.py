@@ -1,0 +1,58 @@
+"""The demo, with one epoch instead of all."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from fxprune import demo, views
+from fxprune.artifact import Run
+from fxprune.errors import RunError
+from fxprune.job import Job
+from fxprune.source import resolve
+
+SHORT = dataclasses.replace(demo.OPTIONS, epochs=1)
+
+
+def test_the_demo_trains_both_and_exports_both(tmp_path: Path) -> None:
+    phases: list[str] = []
+    ticks = []
+    shown = demo.run(tmp_path / "out", options=SHORT, begin=phases.append, progress=ticks.append)
+    assert phases[-3:] == [
+        "training the dense network",
+        "training the gated network",
+        "writing and checking ONNX",
+    ]
+    assert len(ticks) == 2 * (ticks[0].steps + 1)
+    exported = shown.exported
+    assert exported.dense is not None
+    assert exported.compact.macs < 0.3 * exported.dense.macs
+    assert exported.compact.params < 0.3 * exported.dense.params
+    assert exported.report.max_rel_error <= exported.report.tolerance
+    assert exported.report.real_examples == 10
+    assert all(0.1 < share <= 1 for share in shown.accuracy)
+
+    record = views.of_demo(shown)
+    assert json.loads(json.dumps(record))["accuracy"] == record["accuracy"]
+    assert all(Path(path).exists() for path in record["wrote"])
+
+    run = Run.open(shown.run)
+    assert len(run.metrics()) == 1
+    assert run.load(resolve(run.spec).model).steps == ticks[0].steps
+    job = Job.read(run)
+    assert job is not None
+    assert (job.data, job.options) == ("digits", SHORT)
+
+    demo.prepare(tmp_path / "out")  # a second demo begins anew
+    assert not shown.run.exists()
+
+
+def test_the_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "dense" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="it is not empty, and no demo wrote it"):
+        demo.prepare(tmp_path)
+    with pytest.raises(RunError, match="cannot write to"):
+        demo.prepare(tmp_path / "dense" / "thesis.txt")
+    assert (tmp_path / "dense" / "thesis.txt").exists()
