@@ -364,9 +364,13 @@ def _from_torchvision(name: str, options: dict[str, Any]) -> _Factory:
         return builder(**{**defaults, **options})
 
     def inputs() -> tuple[torch.Tensor, ...]:
+        kind = models.get_model_builder(name).__module__
+        if "optical_flow" in kind:
+            return _made_up(((3, 128, 128), (3, 128, 128)))
         preset = models.get_model_weights(name).DEFAULT.transforms()
         size = getattr(preset, "crop_size", [224])
-        return _made_up(((3, size[0], size[-1]),))
+        frames = (16,) if ".video." in kind else ()
+        return _made_up(((3, *frames, size[0], size[-1]),))
 
     return _Factory(name, build, inputs)
 

@@ -143,6 +143,8 @@ def test_torchvision_and_timm() -> None:
     found = source.resolve("torchvision:resnet18")
     assert (found.name, shapes(found)) == ("resnet18", [(2, 3, 224, 224)])
     assert shapes(source.resolve("torchvision:resnet18", "3x32x32")) == [(2, 3, 32, 32)]
+    assert shapes(source.resolve("torchvision:r3d_18")) == [(2, 3, 16, 112, 112)]
+    assert shapes(source.resolve("torchvision:raft_small")) == 2 * [(2, 3, 128, 128)]
     found = source.resolve("timm:resnet10t")
     assert (found.name, shapes(found)) == ("resnet10t", [(2, 3, 176, 176)])
 
