@@ -37,6 +37,8 @@ class Convolution(Rule):
             context.meet(inputs, consumed, "it meets input channels of fixed number")
             context.role(weight, consumed, Role.IN)
             context.role(weight, made, Role.OUT)
+            if consumed is not None and not context.is_parametric(weight):
+                context.mixes()  # a kernel that is computed from the input has no column to zero
         else:
             made = self._grouped(context, call, inputs, rows, columns)
         if bias is not None:

@@ -41,6 +41,10 @@ class MatMul(Rule):
         if addend is not None and addend is not left:
             families = self._add(context, call.out, addend, families)
         context.carry(call.out, families)
+        if contracted[0] is not None and not (
+            context.is_parametric(left) or context.is_parametric(right)
+        ):
+            context.mixes()  # no weight consumes the channels: there is no column to be zero
         context.role(left, contracted[0], Role.IN)
         context.role(right, contracted[1], Role.IN)
         context.role(left, rows, Role.OUT)
