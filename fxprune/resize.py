@@ -188,6 +188,8 @@ def _literals(node: fx.Node, place: int, dense: Any, sizes: tuple[int, ...]) -> 
 
 
 def _view(node: fx.Node, record: Record, widths: Widths) -> None:
+    if record.args[1:] == (None,):
+        return  # another node gives the whole size, as in x.expand(y.shape)
     if len(record.args) > 1 and not isinstance(record.args[1], torch.dtype):
         _literals(node, 1, record.args, record.result.at(widths))
 

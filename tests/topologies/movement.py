@@ -169,6 +169,20 @@ class ConvNext(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class ExpandedLike(nn.Module):
+    """Per-channel deviations are expanded to the size of another tensor (EvoNorm)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        deviation = x.var((2, 3), unbiased=False, keepdim=True).add(1e-5).sqrt()
+        x = x.sigmoid() * x / deviation.expand(x.shape)
+        return self.fc(x.mean((2, 3)))
+
+
 class Other(nn.Module):
     """One and three spatial dimensions."""
 
@@ -305,6 +319,7 @@ NETS = (
         ),
         mixes=True,
     ),
+    Net("expanded_like", ExpandedLike, (group(6, makes_biased("conv"), takes("fc")),)),
     Net(
         "one_and_three",
         Other,
