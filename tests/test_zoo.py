@@ -24,13 +24,15 @@ def test_one_network_all_the_way(tmp_path: Path) -> None:
         *(sys.executable, str(ROOT / "tools" / "zoo.py"), "--jobs", "1", "--out", str(out)),
         *("--only", "torchvision:squeezenet1_1"),
     ]
-    for _ in range(2):  # the second time it is known
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for skip in (["--skip", "onnx"], [], []):  # what was left out is done then, and nothing else
+        done = subprocess.run([*command, *skip], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert "fxprune: 1 of 1 convolutional networks right" in done.stdout
+        right = 0 if skip else 1
+        assert f"fxprune: {right} of 1 convolutional networks right" in done.stdout
     assert "[1/" not in done.stdout
-    (record,) = map(json.loads, out.read_text().splitlines())
-    assert record["passed"]
+    first, record = map(json.loads, out.read_text().splitlines())
+    assert "onnx" not in first
+    assert record["law"] == first["law"]
     assert record["groups"] == 25
     assert len(record["law"]) == 3
     assert 0 < max(*record["law"], record["permuted"]) < 1e-12
@@ -44,7 +46,7 @@ def test_only_exact_messages_are_expected(tmp_path: Path) -> None:
 
     records = [
         {"tool": "fxprune", "spec": "timm:a", "failed": 'law: no "b"'},
-        {"tool": "fxprune", "spec": "timm:b", "passed": True},
+        {"tool": "fxprune", "spec": "timm:b"},
         {"tool": "torch-pruning", "spec": "timm:b", "failed": "prune: no"},
     ]
     path = tmp_path / "expected.toml"
@@ -123,8 +125,15 @@ def test_the_page_says_what_failed_and_why(monkeypatch: pytest.MonkeyPatch) -> N
 
     pinned = [{"reason": "it is a test: of a reason", "channels": 3, "macs": 0.6, "node": ""}]
     common = {"tool": "fxprune", "mixing": 0, "pinned": pinned, "pinned_macs": 0.6}
+    stages = {"step": 1, "law": 1, "onnx": 1}
     records = [
-        {**common, "spec": "timm:resnet10t", "macs_kept": 0.7, "passed": True, "law": [1e-15] * 3},
+        {
+            **common,
+            "spec": "timm:resnet10t",
+            "macs_kept": 0.7,
+            "stages": stages,
+            "law": [1e-15] * 3,
+        },
         {**common, "spec": "timm:resnet18d", "macs_kept": 0.7, "failed": "onnx: a|b"},
     ]
     entries = [e for e in zoo_models.entries() if e.spec in {r["spec"] for r in records}]

@@ -1,6 +1,6 @@
 """Sweeps the model zoos of torchvision and timm, and says what works, what does not, and why.
 
-    python tools/zoo.py                          all networks
+    python tools/zoo.py                          all networks, the small ones first
     python tools/zoo.py --only 'timm:res*'       some of them
     python tools/zoo.py --peer torch-pruning     the same networks through Torch-Pruning as well
     python tools/zoo.py --table                  writes the table again from what is known
@@ -32,6 +32,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # the sweep holds networks to the law that the tests state
 
 TOOLS = ("fxprune", "torch-pruning")
+STAGES = ("step", "law", "onnx")
+"""What can be left for another run."""
 EXPECTED = Path(__file__).with_name("zoo_expected.toml")
 TABLE = Path(__file__).with_name("zoo.md")
 
@@ -52,11 +54,21 @@ class Job:
 
     def over(self) -> str:
         """Which limit it is over, in words; empty where it is inside all of them."""
-        if time.monotonic() - self.began > self.seconds:
+        asleep = time.monotonic() - self.began > 20 * self.seconds
+        if asleep or _processor_time(self.process.pid) > self.seconds:
             return f"it takes more than {self.seconds} s"
         if _resident(self.process.pid) > self.memory:
             return f"it takes more than {self.memory:g} GiB"
         return ""
+
+
+def _processor_time(pid: int) -> float:
+    """The time that a process has spent on a processor, in seconds; a busy machine adds none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _resident(pid: int) -> float:
@@ -68,8 +80,8 @@ def _resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def examine(tool: str, spec: str, skip: tuple[str, ...], pipe: Connection) -> None:
-    """What the process of one network does."""
+def examine(tool: str, spec: str, skip: frozenset[str], pipe: Connection) -> None:
+    """What the process of one network does: all stages but those to skip."""
     import warnings
 
     import torch
@@ -85,7 +97,6 @@ def examine(tool: str, spec: str, skip: tuple[str, ...], pipe: Connection) -> No
         os.dup2(nowhere.fileno(), 2)
     entry = next(entry for entry in zoo_models.entries() if entry.spec == spec)
     record = _Sent(pipe)
-    began = time.perf_counter()
     try:
         if tool == "fxprune":
             zoo_check.examine(entry, record, skip)
@@ -94,7 +105,6 @@ def examine(tool: str, spec: str, skip: tuple[str, ...], pipe: Connection) -> No
     except Exception as error:
         if "failed" not in record:
             record["failed"] = zoo_check.message(error)
-    record["seconds"] = round(time.perf_counter() - began, 1)
     pipe.send(dict(record))  # lists in it have grown since they were sent
     pipe.send(None)
 
@@ -116,8 +126,13 @@ class _Sent(dict):  # type: ignore[type-arg]
         return self
 
 
-def sweep(todo: list[tuple[str, str]], args: argparse.Namespace) -> Iterator[Record]:
-    """Examines networks, several at a time; yields a record of each as it ends."""
+def sweep(
+    todo: list[tuple[str, str]], before: dict[tuple[str, str], Record], args: argparse.Namespace
+) -> Iterator[Record]:
+    """Examines networks, several at a time; yields a record of each as it ends.
+
+    Stages that are in the record of before are not done again.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["zoo_check", "zoo_peer", "timm", "torchvision"])
     waiting, running = list(todo), dict[Any, tuple[Job, Record]]()
@@ -125,13 +140,16 @@ def sweep(todo: list[tuple[str, str]], args: argparse.Namespace) -> Iterator[Rec
         while waiting and len(running) < args.jobs:
             tool, spec = waiting.pop(0)
             ours, theirs = context.Pipe(duplex=False)
-            target = (tool, spec, tuple(args.skip), theirs)
+            known = before.get((tool, spec), {})
+            record = {} if "failed" in known or args.fresh else dict(known)
+            skip = frozenset(args.skip) | record.get("stages", {}).keys()
+            target = (tool, spec, skip, theirs)
             process = context.Process(target=examine, args=target, daemon=True)
             process.start()
             theirs.close()
             seconds = args.seconds if tool == "fxprune" else args.peer_seconds
             job = Job(tool, spec, process, ours, time.monotonic(), seconds, args.memory)
-            running[ours] = job, {"tool": tool, "spec": spec}
+            running[ours] = job, {**record, "tool": tool, "spec": spec}
         for pipe in multiprocessing.connection.wait(list(running), timeout=0.5):
             job, record = running[pipe]
             if not _receive(job, record):
@@ -143,7 +161,7 @@ def sweep(todo: list[tuple[str, str]], args: argparse.Namespace) -> Iterator[Rec
                 stages = list(record.get("stages", {}))
                 record["failed"] = reason
                 record["line"] = f"after {stages[-1]}" if stages else ""
-                record["seconds"] = round(time.monotonic() - job.began, 1)
+                record["seconds"] = job.seconds
                 del running[pipe]
                 yield record
 
@@ -155,8 +173,11 @@ def _receive(job: Job, record: Record) -> bool:
             sent = job.pipe.recv()
             if sent is None:
                 job.process.join()
+                record["seconds"] = round(sum(record["stages"].values()), 1)
                 return False
-            record.update(sent if isinstance(sent, dict) else [sent])
+            sent = sent if isinstance(sent, dict) else dict([sent])
+            stages = {**record.get("stages", {}), **sent.get("stages", {})}
+            record.update(sent, stages=stages)
     except EOFError:
         job.process.join()
         record.setdefault("failed", f"the process ended with code {job.process.exitcode}")
@@ -212,13 +233,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="do again what is known")
     parser.add_argument("--retry", action="store_true", help="do again what failed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seconds", type=int, default=300, help="limit of one network")
+    parser.add_argument("--seconds", type=int, default=300, help="processor time of one network")
     parser.add_argument("--peer-seconds", type=int, default=60, help="the peer's limit")
     parser.add_argument("--memory", type=float, default=12.0, help="limit of one network, in GiB")
-    parser.add_argument("--skip", nargs="*", default=[], choices=("step", "onnx", "law"))
+    parser.add_argument("--skip", nargs="*", default=[], choices=STAGES, help="for another run")
     parser.add_argument("--accept", action="store_true", help="failures become expected ones")
     parser.add_argument("--table", action="store_true", help="only write the table")
     return parser.parse_args()
+
+
+def _missing(record: Record, skip: list[str]) -> bool:
+    """Whether stages are asked for that were skipped before."""
+    if record["tool"] != TOOLS[0] or "failed" in record:
+        return False
+    return not set(STAGES) <= record["stages"].keys() | set(skip)
 
 
 def main() -> int:
@@ -228,7 +256,7 @@ def main() -> int:
 
     specs = [
         entry.spec
-        for entry in zoo_models.entries()
+        for entry in sorted(zoo_models.entries(), key=lambda entry: entry.millions)
         if any(fnmatch.fnmatch(entry.spec, pattern) for pattern in args.only)
     ]
     tools = TOOLS if args.peer else TOOLS[:1]
@@ -240,14 +268,14 @@ def main() -> int:
         if args.fresh
         or (tool, spec) not in records
         or (args.retry and "failed" in records[tool, spec])
+        or _missing(records[tool, spec], args.skip)
     ]
     if not args.table:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        for number, record in enumerate(sweep(todo, args), start=1):
+        for number, record in enumerate(sweep(todo, records, args), start=1):
             records[record["tool"], record["spec"]] = record
-            if not args.skip:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+            with args.out.open("a") as file:
+                file.write(json.dumps(record) + "\n")
             print(f"[{number}/{len(todo)}] {zoo_report.line(record)}", flush=True)
     mine = [records[tool, spec] for spec in specs for tool in tools if (tool, spec) in records]
     if args.accept:

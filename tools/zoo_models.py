@@ -28,6 +28,7 @@ class Entry:
         outputs: modules that make the outputs, beside those with as many channels as classes;
             only the peer has to be told.
         options: for the factory.
+        millions: of parameters, roughly.
     """
 
     spec: str
@@ -36,6 +37,7 @@ class Entry:
     attention: bool = False
     outputs: tuple[str, ...] = ()
     options: tuple[tuple[str, object], ...] = ()
+    millions: float = 10.0
 
     @property
     def name(self) -> str:
@@ -123,12 +125,14 @@ def _torchvision() -> Iterator[Entry]:
             (3, side, side),
             attention,
             options=options,
+            millions=models.get_model_weights(name).DEFAULT.meta["num_params"] / 1e6,
         )
     for name in models.list_models(module=models.segmentation):
         yield Entry(
             f"torchvision:{name}",
             "torchvision segmentation",
             options=(("weights_backbone", None),),
+            millions=30.0,
         )
     for name in ("mc3_18", "r2plus1d_18", "r3d_18"):
         yield Entry(f"torchvision:{name}", "torchvision video", (3, 8, 64, 64))
@@ -223,6 +227,7 @@ _HYBRIDS: dict[str, str] = {
     "visformer": "visformer_tiny",
 }
 _SIDES = {
+    "bat_resnext26ts": 256,
     "inception_next": 128,
     "inception_resnet_v2": 139,
     "inception_v3": 139,
@@ -235,8 +240,8 @@ _SIDES = {
 
 def _timm() -> Iterator[Entry]:
     for family, names in _FAMILIES.items():
-        side = _SIDES.get(family, SIDE)
         for name in names.split():
+            side = _SIDES.get(name, _SIDES.get(family, SIDE))
             yield Entry(f"timm:{name}", "timm", (3, side, side))
     for names in _HYBRIDS.values():
         for name in names.split():

@@ -62,7 +62,6 @@ def examine(entry: Entry, record: Record) -> None:
         model.train()
         square(model(*(entry.input(2, torch.float64),))).backward()
         record["step"] = True
-    record["passed"] = True
 
 
 def _ends(model: nn.Module, entry: Entry) -> list[nn.Module]:

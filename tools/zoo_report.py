@@ -53,7 +53,8 @@ def figure(value: float | None) -> str:
 
 def right(record: Record) -> bool:
     """Whether all that is asked of a network was done, and right."""
-    return bool(record.get("passed")) and "failed" not in record
+    done = {"step", "law"} | ({"onnx"} if record["tool"] == "fxprune" else set())
+    return "failed" not in record and done <= record.get("stages", {}).keys()
 
 
 def summary(records: list[Record]) -> list[str]:
@@ -127,7 +128,8 @@ largest output, of gated = compact = dense with the consumers' columns zeroed at
 selections, and of the network with all channels in another order; where statistics are mixed
 across channels (≈) removed channels change the others by nature, and the dense network is compared
 in the other order only. *step*: one step of training with `attach`. *ONNX*: the largest relative
-difference between torch and ONNX Runtime in float32, at batches of 1, 2 and 7.
+difference between torch and ONNX Runtime in float32, at batches of 1, 2 and 7. *s*: seconds on one
+processor core.
 
 Torch-Pruning is called as its documentation says (BasePruner, GroupMagnitudeImportance, ratio
 0.5, classifier ignored, evaluation mode). What it prunes is right if it runs, has fewer
