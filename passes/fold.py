@@ -29,7 +29,9 @@ class Fold(Pass):
             )
 
     def run(self, program: Program) -> Program:
-        module = copy.deepcopy(program.graph_module)
+        whole = copy.deepcopy(program.graph_module)
+        # without its norms it cannot train: a training graph of its own is left behind
+        module = fx.GraphModule(whole, whole.graph, "FoldedModule")
         modules = dict(module.named_modules())
         calls = Counter(node.target for node in module.graph.nodes if node.op == "call_module")
         for node in list(module.graph.nodes):
@@ -44,6 +46,7 @@ class Fold(Pass):
                 module.graph.erase_node(node)
         module.delete_all_unused_submodules()
         module.recompile()
+        module.eval()
         return Program(module, program.inputs)
 
     def ensures(self, program: Program) -> None:

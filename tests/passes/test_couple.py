@@ -1,0 +1,91 @@
+"""Couple: the channels of a traced network, tried on a compact one before they are believed."""
+
+import networkx as nx
+
+from fxprune.groups import Factor
+from fxprune.resize import KEY
+from tests.passes.tiny import coupled
+
+GRAPH = """\
+3 channel groups, 8 channels
+group 0  conv  4 channels
+    conv.weight[0] out x2
+    conv.bias[0] along x2
+    bn.weight[0] along x2
+    bn.bias[0] along x2
+    body.weight[1] in
+    bn.running_mean[0] along x2
+    bn.running_var[0] along x2
+group 1  body  2 channels
+    body.weight[0] out
+    norm.weight[0] along
+    norm.bias[0] along
+    fc.weight[1] in x16
+    norm.running_mean[0] along
+    norm.running_var[0] along
+group 2  body  2 channels
+    body.weight[1] in
+pinned  3 channels  it meets input channels of fixed number  (conv)
+    at {where}
+pinned  5 channels  it reaches the model's output  (output)"""
+
+
+def test_the_channel_graph_in_print() -> None:
+    program = coupled()
+    assert program.channels is not None
+    assert str(program.channels) == GRAPH.format(where=program.channels.pinned[0].where)
+
+
+def test_positions() -> None:
+    """Which rows of the chunked layer are one channel; where the constants of the pad are."""
+    program = coupled()
+    assert program.channels is not None
+    halves, _, constants = program.channels.groups
+    rows = next(m for m in halves.members if m.parameter == "conv.weight")
+    assert rows.positions.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert constants.members[0].positions.tolist() == [[0], [5]]
+    assert [m.parameter for m in halves.producers] == ["conv.weight"]
+    assert [m.parameter for m in halves.consumers] == ["body.weight"]
+
+
+def test_macs_are_ascribed_to_the_layer_that_makes_the_channels() -> None:
+    program = coupled()
+    assert program.channels is not None
+    assert [group.macs for group in program.channels.groups] == [8 * 3 * 9 * 16, 2 * 6 * 16, 0]
+    assert [pin.macs for pin in program.channels.pinned] == [0, 5 * 32]
+
+
+def test_every_node_has_its_record() -> None:
+    program = coupled()
+    shapes = {
+        node.name: node.meta[KEY].result.at((1, 1, 1))
+        for node in program.graph_module.graph.nodes
+        if hasattr(node.meta[KEY].result, "at")
+    }
+    assert shapes["conv"] == (2, 2, 4, 4)
+    assert shapes["mul"] == (2, 1, 4, 4)
+    assert shapes["pad"] == (2, 2, 4, 4)
+    assert shapes["view"] == (2, 16)
+    assert shapes["fc"] == (2, 5)
+
+
+def test_networkx() -> None:
+    program = coupled()
+    assert program.channels is not None
+    graph = program.channels.to_networkx()
+    assert isinstance(graph, nx.MultiDiGraph)
+    assert graph.nodes["group 0"] == {"kind": "group", "size": 4, "name": "conv", "macs": 3456}
+    assert graph.nodes["conv.weight"]["kind"] == "parameter"
+    assert graph.get_edge_data("conv.weight", "group 0") == {0: {"dim": 0, "role": "out"}}
+    assert graph.get_edge_data("group 0", "body.weight") == {0: {"dim": 1, "role": "in"}}
+    assert nx.has_path(graph, "conv.weight", "fc.weight")
+    assert not nx.has_path(graph, "fc.weight", "conv.weight")
+    assert set(graph.predecessors("group 1")) == {"body.weight"}
+
+
+def test_the_batch_of_the_example_does_not_matter() -> None:
+    program = coupled()
+    assert program.channels is not None
+    conv = next(term for term in program.channels.macs_terms if term.name == "conv")
+    assert conv.scale == 16 * 9
+    assert conv.factors == (Factor(0, ((0, 2),)), Factor(3))
