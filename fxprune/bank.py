@@ -30,7 +30,7 @@ class Slots:
         times = torch.zeros(len(layout.sizes) + 1, dtype=torch.int64)  # the last stands for FIXED
         for group, count in axis.factor.per_channel:
             times[group] = count
-        step = times[torch.where(channel == FIXED, FIXED, layout.group_of()[channel])]
+        step = times[torch.where(channel == FIXED, FIXED, layout.groups[channel])]
         # Sorted by channel, the positions of a group's channels follow each other, `step` for each
         # channel; so the rank of a slot's position is linear in the channel that fills it.
         order = torch.argsort(axis.channel, stable=True)

@@ -97,6 +97,7 @@ class GatedModule(TracedModule):
         for name, home in self._homes.items():
             home.install(take(self.bank.dense[name], self.bank.of(name, places)))
         resize(self, channels, widths)
+        self.recompile()
         self._chosen = self._trained = first
         if not self.training:
             self._show(self.best())
@@ -314,6 +315,7 @@ class GatedModule(TracedModule):
                 slot, _, name = rest.partition("/")
                 self.bank.states.setdefault(name, {})[slot] = tensor.to(device, copy=True)
         resize(self, self.channels, trained.widths)
+        self.recompile()
         self._chosen = self._trained = trained
         self._settled, self.steps = settled, int(state["steps"])
         self._peak_rate = float(state["peak_rate"])
@@ -341,6 +343,7 @@ class GatedModule(TracedModule):
         residents.exchange(residents.parameters(self._homes, self.bank), self.bank, old, chosen)
         if chosen.widths != old.widths:
             resize(self, self.channels, chosen.widths)
+            self.recompile()
         self._chosen = chosen
 
     def _exchange_states(self, chosen: Chosen) -> None:

@@ -46,11 +46,15 @@ class Layout:
         """N, the number of channels of all groups."""
         return sum(self.sizes)
 
+    @cached_property
+    def groups(self) -> Tensor:
+        """The group of each channel: int64 [N], on the CPU."""
+        sizes = torch.tensor(self.sizes, dtype=torch.int64)
+        return torch.repeat_interleave(torch.arange(len(self.sizes)), sizes)
+
     def group_of(self, device: torch.device | str = "cpu") -> Tensor:
         """The group of each channel: int64 [N]."""
-        sizes = torch.tensor(self.sizes, dtype=torch.int64, device=device)
-        groups = torch.arange(len(self.sizes), device=device)
-        return torch.repeat_interleave(groups, sizes, output_size=self.total)
+        return self.groups.to(device)
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,10 @@ class Axis:
     def factor(self) -> Factor:
         """The dimension's length as a function of the widths."""
         owned = self.channel[self.channel != FIXED]
-        groups = self.layout.group_of()[owned]
-        counts = torch.bincount(groups, minlength=len(self.layout.sizes)).tolist()
+        groups, counts = torch.unique(self.layout.groups[owned], return_counts=True)
         per_channel = tuple(
             (group, count // self.layout.sizes[group])
-            for group, count in enumerate(counts)
-            if count
+            for group, count in zip(groups.tolist(), counts.tolist(), strict=True)
         )
         return Factor(len(self.channel) - len(owned), per_channel)
 
@@ -123,7 +125,7 @@ class Axis:
 
     def template(self, widths: Widths) -> Tensor:
         """The positions that the template keeps, in order: int64 [length]."""
-        return (template_slots(self.layout, widths) >= 0)[self.channel].nonzero().flatten()
+        return (template_slots(self.layout, widths)[self.channel] >= 0).nonzero().flatten()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ call does to labels. The equalities they find are solved once, at the end, as th
 components of a graph whose vertices are labels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -191,6 +191,7 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, context: Context) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.context = context
+        self.seen: dict[Any, Any] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -200,7 +201,7 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
             args, kwargs = _lift((args, kwargs))
             inputs = list(_tensors((args, kwargs)))
-        out = func(*args, **kwargs)
+        out = self._run(func, args, kwargs)
         context = self.context
         computed = bool(inputs) and all(context.is_parametric(tensor) for tensor in inputs)
         known = len(context.edges)
@@ -216,6 +217,24 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in _tensors((out,)):
                 context.parametric(tensor)
         return out
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs an op; what was seen before is not run again, since meta ops are slow."""
+        if func.is_view or not kwargs.keys().isdisjoint(("out", "device")):
+            return func(*args, **kwargs)
+        key = _key((func, args, tuple(kwargs.items())))
+        if key is None:
+            return func(*args, **kwargs)
+        if key not in self.seen:
+            out = func(*args, **kwargs)
+            if isinstance(out, Tensor) and out.is_meta:
+                in_place = next((i for i, value in enumerate(args) if value is out), None)
+                self.seen[key] = (in_place, out.shape, out.stride(), out.dtype)
+            return out
+        in_place, shape, stride, dtype = self.seen[key]
+        if in_place is not None:
+            return args[in_place]
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 @cache
@@ -234,15 +253,31 @@ def _rules() -> Mapping[Any, type[Rule]]:
 
 def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments by the names of the op's schema; absent ones have their defaults."""
-    bound = {}
-    for place, argument in enumerate(func._schema.arguments):
-        if place < len(args):
-            bound[argument.name] = args[place]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value if argument.has_default_value() else None
+    bound = _defaults(func) | kwargs
+    bound.update(zip(bound, args, strict=False))
     return bound
+
+
+@cache
+def _defaults(func: Any) -> dict[str, Any]:
+    """The op's arguments in their order, each with its default or None."""
+    return {
+        argument.name: argument.default_value if argument.has_default_value() else None
+        for argument in func._schema.arguments
+    }
+
+
+def _key(value: Any) -> Any:
+    """What tells one call from another; None where something in it cannot be compared."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype if value.is_meta else None
+    if isinstance(value, (list, tuple)):
+        parts = tuple(_key(part) for part in value)
+        return None if None in parts else parts
+    return _NONE if value is None else value if isinstance(value, Hashable) else None
+
+
+_NONE = object()
 
 
 def _fresh_axes(context: Context, tensor: Tensor) -> dict[int, Tensor]:

@@ -57,7 +57,8 @@ class Record:
 def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None:
     """Sets all sizes that are written into `module` to what the widths ask for, in place.
 
-    The parameters are the caller's business.
+    The parameters are the caller's business, and so is `recompile`, without which the module runs
+    the code of its old graph.
     """
     tensors = (*module.named_parameters(), *module.named_buffers())
     names = {id(tensor): name for name, tensor in tensors}
@@ -73,7 +74,6 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
                 rewrite = _NODES.get((node.op, record.target))
                 if rewrite is not None:
                     rewrite(node, record, widths)
-    module.recompile()
 
 
 def compact_shape(name: str, channels: ChannelGraph, widths: Widths) -> tuple[int, ...]:
@@ -276,13 +276,13 @@ def _pad(node: fx.Node, record: Record, widths: Widths) -> None:
 
 def _conv(node: fx.Node, record: Record, widths: Widths) -> None:
     groups = _argument(record, 6, "groups", 1)
-    source, weight = (_shape(arg) for arg in node.args[:2])
+    source, weight = _operand(node, 0, "input"), _operand(node, 1, "weight")
     if groups != 1 and source is not None and weight is not None:
         _set(node, 6, "groups", source.at(widths)[1] // weight.at(widths)[1])
 
 
 def _conv_transpose(node: fx.Node, record: Record, widths: Widths) -> None:
-    groups, source = _argument(record, 6, "groups", 1), _input(node)
+    groups, source = _argument(record, 6, "groups", 1), _operand(node, 0, "input")
     if groups != 1 and source is not None:
         _set(node, 6, "groups", source.at(widths)[1] // (source.sizes[1] // groups))
 
@@ -308,6 +308,10 @@ def _shape(node: Any) -> Shape | None:
 
 def _input(node: fx.Node) -> Shape | None:
     return _shape(node.args[0]) if node.args else None
+
+
+def _operand(node: fx.Node, place: int, name: str) -> Shape | None:
+    return _shape(node.args[place] if place < len(node.args) else node.kwargs.get(name))
 
 
 def _argument(record: Record, place: int, name: str, default: Any) -> Any:

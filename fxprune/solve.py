@@ -183,7 +183,7 @@ class Solution:
     def _groups(self, axes: Axes) -> Iterator[ChannelGroup]:
         roles = self._roles()
         members: list[list[Member]] = [[] for _ in self.layout.sizes]
-        group_of = self.layout.group_of()
+        group_of = self.layout.groups
         for name, dims in axes.items():
             for dim, axis in dims.items():
                 order = torch.argsort(axis.channel, stable=True)
@@ -246,7 +246,7 @@ class Solution:
     def _macs_by_group(self) -> Ints:
         """The dense macs of the layers that make each group's channels."""
         total = np.zeros(len(self.layout.sizes) + 1)
-        group_of = np.append(self.layout.group_of().numpy(), FIXED)
+        group_of = np.append(self.layout.groups.numpy(), FIXED)
         for product in self.context.products:
             if product.made is not None:
                 groups = group_of[self.channel_of[self._of(product.made)]]
@@ -282,12 +282,15 @@ class Solution:
                 macs=self._macs_made(fresh),
             )
 
-    def _holders(self, components: Ints) -> Iterator[str]:
-        seen = set()
-        for (name, _), start, size in zip(self.names, self.starts, self.sizes, strict=True):
-            if name not in seen and np.isin(self.component[start : start + size], components).any():
-                seen.add(name)
-                yield name
+    def _holders(self, components: Ints) -> list[str]:
+        """The parameters and buffers that own slices of these components."""
+        held = np.zeros(self.number, dtype=bool)
+        held[components] = True
+        if not self.names:
+            return []
+        ends = self.starts[-1] + self.sizes[-1]
+        often = np.add.reduceat(held[self.component[:ends]], self.starts)
+        return list(dict.fromkeys(self.names[i][0] for i in np.flatnonzero(often)))
 
     def _macs_made(self, components: Ints) -> int:
         shares = (

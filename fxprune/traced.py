@@ -102,6 +102,40 @@ class TracedModule(fx.GraphModule):
         return twin
 
 
+def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule:
+    """A copy with graphs of its own that shares all but the tensors given, quicker than deepcopy.
+
+    Args:
+        module: the network.
+        tensors: for the id of a parameter or buffer, the one to have in its place.
+    """
+    made: dict[int, Any] = {}
+
+    def copied(child: nn.Module) -> Any:
+        if id(child) not in made:
+            twin = made[id(child)] = type(child).__new__(type(child))
+            twin.__dict__.update(child.__dict__)
+            for kind in ("_parameters", "_buffers"):
+                held = child.__dict__[kind].items()
+                twin.__dict__[kind] = {name: tensors.get(id(t), t) for name, t in held}
+            twin.__dict__["_modules"] = {
+                name: part if part is None else copied(part)
+                for name, part in child._modules.items()
+            }
+        return made[id(child)]
+
+    twin: TracedModule = copied(module)
+    train, evaluation = module.both_graphs
+    graph = copy.deepcopy(evaluation)
+    twin.__dict__["_graphs"] = {
+        True: graph if train is evaluation else copy.deepcopy(train),
+        False: graph,
+    }
+    twin.__dict__["_graph"] = twin._graphs[module.training]
+    type(twin).forward = type(module).forward
+    return twin
+
+
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
     """Gives a GraphModule the modes of its source; fx makes new containers, in training mode."""
     for path, module in graph_module.named_modules():

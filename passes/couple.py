@@ -6,7 +6,6 @@ channels meet that were strangers in the dense network, the code around that nod
 follow narrow widths: its channels are pinned with that reason, and the rest is tried again.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, Shape, compact_shape, resize
 from fxprune.rules.base import Pin
 from fxprune.solve import Solution
-from fxprune.traced import TracedModule
+from fxprune.traced import TracedModule, twin_of
 
 Refusal = tuple[fx.Node | None, str]
 
@@ -37,9 +36,8 @@ class Couple(Pass):
         assert isinstance(program.module, TracedModule)
 
     def run(self, program: Program) -> Program:
-        tensors = [*program.module.parameters(), *program.module.buffers()]
-        module = copy.deepcopy(program.module, {id(tensor): tensor for tensor in tensors})
-        assert isinstance(module, TracedModule)
+        assert isinstance(program.module, TracedModule)
+        module = twin_of(program.module, {})
         labelled = propagate(module, program.inputs)
         extra: list[Pin] = []
         while True:
@@ -72,7 +70,7 @@ def _try(
         id(tensor): _narrow_meta(tensor, compact_shape(name, channels, widths))
         for name, tensor in tensors.items()
     }
-    twin = copy.deepcopy(module, narrow)
+    twin = twin_of(module, narrow)
     resize(twin, channels, widths)
     known = {
         name: {

@@ -56,6 +56,7 @@ def _compact(gated: GatedModule) -> fx.GraphModule:
     compact = copy.deepcopy(TracedModule(gated, training, graph), narrow)
     to_plain(compact)
     resize(compact, gated.channels, best.widths)
+    compact.recompile()
     for graph in compact.graphs:
         for node in graph.nodes:
             node.meta.pop(KEY, None)

@@ -4,7 +4,6 @@ Plain symbolic tracing comes first. A submodule whose code it cannot follow (con
 values) becomes a leaf by itself, the smallest one that helps, and is run as it is.
 """
 
-import copy
 import inspect
 import linecache
 import sys
@@ -61,7 +60,7 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
     finally:
         for module, training in modes:
             module.training = training
-    same = _text(graphs[True]) == _text(graphs[False])
+    same = _calls(graphs[True]) == _calls(graphs[False])
     evaluation = graphs[False]
     module = TracedModule(model, evaluation if same else graphs[True], evaluation)
     named = (*module.named_parameters(), *module.named_buffers())
@@ -187,5 +186,9 @@ def _line(path: str, line: int) -> str:
     return f"{path}:{line}   {linecache.getline(path, line).strip()}"
 
 
-def _text(graph: fx.Graph) -> str:
-    return str(copy.copy(graph.python_code("self").src))
+def _calls(graph: fx.Graph) -> list[Any]:
+    """What a graph does, in a form that can be compared with another's."""
+    return [
+        (node.op, node.target, *(fx.map_arg(a, lambda n: n.name) for a in (node.args, node.kwargs)))
+        for node in graph.nodes
+    ]
