@@ -1,0 +1,55 @@
+"""What a run was told to train on is remembered, and a damaged memory is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.artifact import Run
+from fxprune.errors import OptionError, RunError
+from fxprune.job import FILE, Job
+from fxprune.recipe import TrainOptions
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    gated = fxprune.instrument(model, (torch.zeros(2, 3, 20, 24),))
+    return Run.create(tmp_path / "a.fxprune", gated, "model.py")
+
+
+def test_the_next_call_takes_what_it_is_not_told(run: Run) -> None:
+    first = Job.of(run, "digits", Path("here"), {"epochs": 3, "lr": 0.2, "seed": None})
+    assert first.options == TrainOptions(epochs=3, lr=0.2)
+    first.write(run)
+    assert Job.read(run) == first
+    second = Job.of(run, None, None, {"epochs": 5, "lr": None})
+    assert second.options == TrainOptions(epochs=5, lr=0.2)
+    assert (second.data, second.root) == ("digits", Path("here").resolve())
+
+
+def test_the_first_call_has_to_name_the_data(run: Run) -> None:
+    assert Job.read(run) is None
+    with pytest.raises(OptionError, match="give --data with one of cifar10"):
+        Job.of(run, None, None, {})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda value: value.pop("data"),
+        lambda value: value["options"].pop("milestones"),
+        lambda value: value["options"].update(lr=-1),
+        lambda value: value["options"].update(speed=9),
+    ],
+)
+def test_a_damaged_file(damage: object, run: Run) -> None:
+    Job.of(run, "digits", None, {}).write(run)
+    value = json.loads((run.path / FILE).read_text())
+    damage(value)  # type: ignore[operator]
+    (run.path / FILE).write_text(json.dumps(value))
+    with pytest.raises(RunError, match=r"cannot read .*train\.json"):
+        Job.read(run)
