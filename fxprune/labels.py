@@ -9,6 +9,7 @@ components of a graph whose vertices are labels.
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ def propagate(
     inputs: tuple[Tensor, ...],
     known: Mapping[str, Mapping[int, Tensor]] | None = None,
     first_label: int = PINNED + 1,
+    choices: Mapping[tuple[str, int], bool] = MappingProxyType({}),
 ) -> Labelled:
     """Runs all of a module's graphs on meta tensors and follows the labels.
 
@@ -84,6 +86,7 @@ def propagate(
         known: labels to use for parameters in place of fresh ones, to run a compact network with
             the labels of the dense one.
         first_label: where fresh labels begin.
+        choices: what the rules chose in the run of the dense network (`Context.choices`).
 
     Raises:
         TraceError: the network does not run on inputs of this shape.
@@ -91,7 +94,7 @@ def propagate(
     _rules()  # a broken rule is no fault of the model
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
-    context = Context(next_label=first_label)
+    context = Context(next_label=first_label, choices=dict(choices))
     if known is None:
         axes = {name: _fresh_axes(context, tensor) for name, tensor in meta.items()}
     else:
@@ -205,13 +208,11 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         context = self.context
         computed = bool(inputs) and all(context.is_parametric(tensor) for tensor in inputs)
         known = len(context.edges)
-        if any(context.of(tensor) for tensor in inputs):
-            call = Call(func, _bind(func, args, kwargs), out, args, kwargs)
-            rule = _rule(func)
-            if rule is not None:
-                rule(context, call)
-            elif call.results():
-                context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
+        rule = _rule(func)
+        if rule is not None:  # also where nothing carries labels: macs are counted all the same
+            rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
+        elif next(_tensors(out), None) is not None:
+            context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
         if computed:
             context.computed += context.edges[known:]
             for tensor in _tensors((out,)):

@@ -44,6 +44,8 @@ class Couple(Pass):
             solution = Solution(labelled, module, extra)
             channels = solution.graph()
             solution.write_records()
+            if not channels.groups:  # nothing is left to refuse
+                return Program(module, program.inputs, channels)
             refusal = _try(module, channels, labelled, solution, program.inputs)
             if refusal is None:
                 return Program(module, program.inputs, channels)
@@ -84,7 +86,7 @@ def _try(
         for name, dims in dense.axes.items()
     }
     try:
-        compact = propagate(twin, inputs, known, first_label=solution.number)
+        compact = propagate(twin, inputs, known, solution.number, dense.context.choices)
     except TraceError as error:
         return _named(module, error.node), error.why
     return _wrong_shape(module, compact, widths) or _strangers(module, solution, compact)

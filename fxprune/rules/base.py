@@ -12,6 +12,7 @@ A rule sees one ATen call, with meta tensors, and says three things: which label
 
 import abc
 import enum
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -112,6 +113,7 @@ class Context:
     """What the rules have said so far about one run of a network.
 
     Attributes:
+        choices: what `choose` answered, by the node's name and how often it had asked before.
         node: the fx node that is running.
         edges: pairs of int64 label tensors of equal length that became equal, element by element,
             and the node that did it.
@@ -129,6 +131,7 @@ class Context:
     """
 
     next_label: int = 1
+    choices: dict[tuple[str, int], bool] = field(default_factory=dict)
     node: Any = None
     edges: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
     computed: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
@@ -140,6 +143,7 @@ class Context:
     conv_inputs: list[tuple[Tensor, Tensor | int, int]] = field(default_factory=list)
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
+    _asked: Counter[str] = field(default_factory=Counter)
     _parametric: set[int] = field(default_factory=set)
     _alive: list[Tensor] = field(default_factory=list)
 
@@ -205,6 +209,15 @@ class Context:
         self.meet(table[:, 1:].reshape(-1), table[:, :1].expand(-1, table.shape[1] - 1).reshape(-1))
         return table[:, 0]
 
+    def choose(self, choice: bool) -> bool:
+        """`choice`, or what an earlier run chose at this place: the compact run has to follow it.
+
+        Where labels can be coupled in two ways, what is seen of them differs between the runs.
+        """
+        place = self.node.name, self._asked[self.node.name]
+        self._asked[self.node.name] += 1
+        return self.choices.setdefault(place, choice)
+
     def role(self, tensor: Tensor, labels: Tensor | None, role: Role) -> None:
         """Notes what a parameter's dimension is to its channels; activations have no role."""
         if labels is not None and self.is_parametric(tensor):
@@ -245,4 +258,4 @@ class Rule(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, context: Context, call: Call) -> None:
-        """Says what `call` does. Runs only where an argument carries labels or is a parameter."""
+        """Says what `call` does. Its arguments may carry no labels."""

@@ -62,10 +62,11 @@ class Convolution(Rule):
     ) -> Tensor | None:
         """Couples a grouped convolution; returns the labels of its output channels."""
         groups = call["groups"]
+        whole = inputs is not None and context.choose(_goes_whole(inputs, groups))
         if call["transposed"]:
             # w[i, o of the group]: rows are the inputs, and the outputs have no labels of their own
             outputs = call.out.shape[1] // groups
-            if inputs is not None and rows is not None and _goes_whole(inputs, groups):
+            if inputs is not None and rows is not None and whole:
                 context.meet(inputs, rows)
                 lead = context.couple_within_rows(inputs, groups)
                 if columns is not None:
@@ -80,7 +81,7 @@ class Convolution(Rule):
                 if labels is not None:
                     context.pin(labels, "a grouped convolution over channels of fixed number")
             return None
-        if _goes_whole(inputs, groups):
+        if whole:
             lead = context.couple_within_rows(rows, groups)
             context.meet(context.couple_within_rows(inputs, groups), lead)
             if columns is not None:
