@@ -41,6 +41,7 @@ class Fold(Pass):
             alone = len(maker.users) == 1 and calls[node.target] == calls[maker.target] == 1
             folded = _folded(modules[maker.target], modules[node.target]) if alone else None
             if folded is not None:
+                modules[maker.target] = folded  # another norm may follow
                 module.set_submodule(str(maker.target), folded)
                 node.replace_all_uses_with(maker)
                 module.graph.erase_node(node)
