@@ -1,0 +1,1 @@
+"""Networks that random search has found to break the law, each with what was wrong."""
