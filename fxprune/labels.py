@@ -271,7 +271,7 @@ def _defaults(func: Any) -> dict[str, Any]:
 def _key(value: Any) -> Any:
     """What tells one call from another; None where something in it cannot be compared."""
     if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype if value.is_meta else None
+        return (value.shape, value.stride(), value.dtype) if value.is_meta else None
     if isinstance(value, (list, tuple)):
         parts = tuple(_key(part) for part in value)
         return None if None in parts else parts
