@@ -1,5 +1,6 @@
 """The one line in a user's training loop: selection and exchange inside the optimiser's step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +58,13 @@ def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
         )
     gated.track(optimizer)
 
-    def before(*_: Any) -> None:
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         gated.note_rate(float(optimizer.param_groups[0]["lr"]))
-        gated.observe()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
+        if closure is None:
+            gated.observe()
+            return None
+        return (args[0], _observed(closure, gated)), {}
 
     def after(*_: Any) -> None:
         gated.advance()
@@ -69,3 +74,18 @@ def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
         optimizer.register_step_post_hook(after),
     )
     return Controller(gated, optimizer, handles)
+
+
+def _observed(closure: Callable[[], Any], gated: GatedModule) -> Callable[[], Any]:
+    """A closure that shows the gradients it makes, the first time that the optimiser calls it."""
+    seen = False
+
+    def call() -> Any:
+        nonlocal seen
+        loss = closure()
+        if not seen:
+            gated.observe()
+        seen = True
+        return loss
+
+    return call

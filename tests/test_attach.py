@@ -214,6 +214,55 @@ def test_gradient_accumulation(saliency: str) -> None:
         torch.testing.assert_close(states[1][key], value, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("keyword", [True, False])
+def test_a_closure_is_observed_when_it_has_run(keyword: bool) -> None:
+    """As Lightning does it: the gradients are not there before the optimiser calls the closure."""
+    net = BY_NAME["resnet_projection"]
+    states = []
+    for closed in (False, True):
+        gated, optimizer = build(net, policy="cucb{c=1}")
+        for step in range(4):
+
+            def closure(step: int = step, gated: GatedModule = gated) -> Tensor:
+                gated.zero_grad()
+                loss = loss_of(gated, net, step)
+                loss.backward()
+                return loss
+
+            if closed:
+                options = {"closure": closure} if keyword else {}
+                loss = optimizer.step(*(() if keyword else (closure,)), **options)
+                assert loss > 0
+            else:
+                closure()
+                optimizer.step()
+        states.append(gated.training_state())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert states[0]["steps"] == 4
+
+
+def test_an_optimizer_that_calls_its_closure_often_is_observed_once() -> None:
+    net = BY_NAME["raw"]
+    gated = instrument(net.model().train(), net.inputs(), policy="cucb{c=1}", every=100)
+    optimizer = torch.optim.LBFGS(gated.parameters(), lr=0.1, max_iter=5)
+    attach(gated, optimizer)
+    calls = 0
+
+    def closure() -> Tensor:
+        nonlocal calls
+        calls += 1
+        optimizer.zero_grad()
+        loss = loss_of(gated, net, 0)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert calls > 1
+    assert gated.steps == 1
+    assert int(gated.policy_state["rounds"]) == 1
+
+
 def test_learning_rate_cuts_are_milestones() -> None:
     """A warm-up is none, a cosine's slow fall is one for each halving."""
     net = BY_NAME["vgg_bn"]

@@ -3,6 +3,7 @@
 import pytest
 
 from fxprune import ChannelGraph, analyze
+from fxprune.groups import FIXED
 from tests.nets import NETS, Net
 
 every_net = pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
@@ -24,3 +25,21 @@ def test_groups(net: Net) -> None:
     assert members(graph) == [(group.size, sorted(group.members)) for group in net.groups]
     assert pins(graph, net.pinned) == list(net.pinned)
     assert bool(graph.mixing) == net.mixes
+
+
+@every_net
+def test_nothing_is_pinned_without_a_word(net: Net) -> None:
+    """Rows and columns of every parameter belong to a channel, or a pin names the parameter."""
+    model = net.model()
+    graph = analyze(model, net.inputs())
+    told = {name for pin in graph.pinned for name in pin.parameters}
+    silent = []
+    for name, parameter in model.named_parameters():
+        if name not in graph.shapes:  # nothing reads it
+            continue
+        for dim in range(min(parameter.dim(), 2)):
+            axis = graph.axes.get(name, {}).get(dim)
+            whole = axis is not None and bool((axis.channel != FIXED).all())
+            if parameter.shape[dim] > 1 and not whole and name not in told:
+                silent.append(f"{name}[{dim}]")
+    assert silent == list(net.structural)

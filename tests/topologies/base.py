@@ -34,6 +34,7 @@ class Net:
         mixes: whether statistics are mixed across channels, so that removing a channel is not the
             same as zeroing its consumers' columns.
         differs: whether the training graph is another one.
+        structural: dimensions that are no channels and are not told of, as `parameter[dim]`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Net:
     shapes: tuple[tuple[int, ...], ...] = field(default=((3, 8, 8),))
     mixes: bool = False
     differs: bool = False
+    structural: tuple[str, ...] = ()
 
     def model(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
         """The network with weights and statistics that hide nothing, in evaluation mode."""

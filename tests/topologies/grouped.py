@@ -123,6 +123,7 @@ NETS = (
                 takes("fc", times=3),
             ),
         ),
+        structural=("conv.weight[1]",),  # a position within a conv group
     ),
     Net(
         "depthwise_multiplier",
