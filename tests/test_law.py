@@ -16,7 +16,7 @@ import fxprune
 from fxprune import GatedModule, fold, instrument, shrink
 from fxprune.residents import Chosen
 from tests.law import at_random, choose, extremes, gap, zeroed
-from tests.nets import NETS, Net
+from tests.nets import BY_NAME, NETS, Net
 from tests.topologies.base import randomised
 
 TOLERANCE = 1e-12
@@ -115,13 +115,27 @@ def test_folded(net: Net) -> None:
 def test_onnx(net: Net, tmp_path: Path) -> None:
     """The folded compact network as ONNX against the dense network with its columns zero."""
     model = net.model(torch.float32)
-    inputs = net.inputs(dtype=torch.float32)
-    gated = instrument(model, inputs)
-    chosen = at_random(gated.channels, 7)
+    gated = instrument(model, net.inputs(dtype=torch.float32))
+    check_onnx(model, gated, net, at_random(gated.channels, 7), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "resnet_option_a", "shuffle_split", "unet"])
+def test_onnx_at_width_one(name: str, tmp_path: Path) -> None:
+    net = BY_NAME[name]
+    model = net.model(torch.float32)
+    gated = instrument(model, net.inputs(dtype=torch.float32))
+    ones = (1,) * len(gated.widths)
+    check_onnx(model, gated, net, choose(gated.channels, ones), tmp_path)
+
+
+def check_onnx(
+    model: nn.Module, gated: GatedModule, net: Net, chosen: Chosen, folder: Path
+) -> None:
     gated.settle(chosen)
     reference = gated if gated.channels.mixing else zeroed(model, gated, chosen)
+    compact = fold(shrink(gated.eval()))
     report = fxprune.export_onnx(
-        fold(shrink(gated.eval())), inputs, tmp_path / "compact.onnx", reference=reference
+        compact, net.inputs(dtype=torch.float32), folder / "compact.onnx", reference=reference
     )
     assert report.tolerance <= 2e-5
     assert report.max_rel_error <= report.tolerance
