@@ -1,14 +1,16 @@
 """The zoo sweep: one network all the way, what is expected to fail, and the check of the peer."""
 
 import copy
-import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+
+from fxprune.errors import TraceError
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,27 +20,51 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
 
 
-def test_one_network_all_the_way(tmp_path: Path) -> None:
-    out = tmp_path / "zoo.jsonl"
-    command = [
-        *(sys.executable, str(ROOT / "tools" / "zoo.py"), "--jobs", "1", "--out", str(out)),
-        *("--only", "torchvision:squeezenet1_1"),
-    ]
-    for skip in (["--skip", "onnx"], [], []):  # what was left out is done then, and nothing else
-        done = subprocess.run([*command, *skip], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        right = 0 if skip else 1
-        assert f"fxprune: {right} of 1 convolutional networks right" in done.stdout
-    assert "[1/" not in done.stdout
-    first, record = map(json.loads, out.read_text().splitlines())
-    assert "onnx" not in first
-    assert record["law"] == first["law"]
+def test_one_network_all_the_way() -> None:
+    import zoo_check
+    import zoo_models
+
+    (entry,) = (e for e in zoo_models.entries() if e.spec == "torchvision:squeezenet1_1")
+    record: dict[str, Any] = {}
+    zoo_check.examine(entry, record)
+    assert "failed" not in record
+    assert record["stages"].keys() == {"build", "analyze", "step", "onnx", "law"}
     assert record["groups"] == 25
     assert len(record["law"]) == 3
     assert 0 < max(*record["law"], record["permuted"]) < 1e-12
     assert 0 < record["onnx"] < 2e-5
     assert record["macs_model"] == 1, "torch's own counter agrees with the cost model"
     assert record["step"] > 0
+
+
+def test_what_raises_is_told_with_its_stage() -> None:
+    import zoo_check
+    import zoo_models
+
+    record: dict[str, Any] = {}
+    with pytest.raises(TraceError):
+        zoo_check.examine(zoo_models.Entry("torchvision:alexnet", "", (3, 8, 8)), record)
+    assert record["failed"].startswith("analyze: TraceError: the model does not run on inputs")
+    assert str(ROOT) not in record["failed"]
+
+
+def test_a_sweep_leaves_stages_for_another_run(tmp_path: Path) -> None:
+    import zoo
+
+    out = tmp_path / "zoo.jsonl"
+    command = [
+        *(sys.executable, str(ROOT / "tools" / "zoo.py"), "--jobs", "1", "--out", str(out)),
+        *("--only", "timm:test_byobnet", "--skip", "onnx", "law", "step"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[1/1] fxprune" in done.stdout
+    assert "fxprune: 0 of 0 convolutional networks right" in done.stdout
+    ((key, record),) = zoo.known(out).items()
+    assert key == ("fxprune", "timm:test_byobnet")
+    assert record["stages"].keys() == {"build", "analyze"}
+    assert zoo.missing(record, [])
+    assert not zoo.missing(record, ["onnx", "law", "step"])
 
 
 def test_only_exact_messages_are_expected(tmp_path: Path) -> None:
@@ -139,7 +165,7 @@ def test_the_page_says_what_failed_and_why(monkeypatch: pytest.MonkeyPatch) -> N
     entries = [e for e in zoo_models.entries() if e.spec in {r["spec"] for r in records}]
     monkeypatch.setattr(zoo_models, "entries", lambda: entries)
     page = zoo_report.page(records, "python tools/zoo.py")
-    assert "fxprune: 1 of 2 convolutional networks right, median macs kept 70 %" in page
+    assert "fxprune: 1 of 2 convolutional networks right, 0 of 0 with attention" in page
     assert "it is a test: 2 networks, 60 % of the macs" in page
     assert "| 60 % it is a test: of a reason | 1e-15 |" in page
     assert r"**onnx: a\|b**" in page

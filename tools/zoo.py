@@ -242,7 +242,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _missing(record: Record, skip: list[str]) -> bool:
+def missing(record: Record, skip: list[str]) -> bool:
     """Whether stages are asked for that were skipped before."""
     if record["tool"] != TOOLS[0] or "failed" in record:
         return False
@@ -268,7 +268,7 @@ def main() -> int:
         if args.fresh
         or (tool, spec) not in records
         or (args.retry and "failed" in records[tool, spec])
-        or _missing(records[tool, spec], args.skip)
+        or missing(records[tool, spec], args.skip)
     ]
     if not args.table:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -156,7 +156,7 @@ def _train(gated: fxprune.GatedModule, inputs: tuple[Tensor, ...]) -> float:
         raise RuntimeError("the step changed no parameter")
     controller.detach()
     gated.eval()
-    return float(loss)
+    return float(loss.detach())
 
 
 def square(outputs: Any) -> Tensor:

@@ -57,6 +57,16 @@ def right(record: Record) -> bool:
     return "failed" not in record and done <= record.get("stages", {}).keys()
 
 
+def ended(record: Record) -> bool:
+    """Whether a network went through every stage or failed; others wait for another run."""
+    return right(record) or "failed" in record
+
+
+def _counts(record: Record) -> bool:
+    """Whether the share of the macs that is kept means something."""
+    return "macs_kept" in record and "failed" not in record
+
+
 def summary(records: list[Record]) -> list[str]:
     """Totals of each tool, the median share of the macs kept, and why channels stay pinned."""
     kinds = {entry.spec: entry for entry in zoo_models.entries()}
@@ -64,13 +74,12 @@ def summary(records: list[Record]) -> list[str]:
     for tool in dict.fromkeys(record["tool"] for record in records):
         own = [record for record in records if record["tool"] == tool]
         nets = [record for record in own if not kinds[record["spec"]].attention]
-        good = [record for record in nets if right(record)]
-        kept = [record["macs_kept"] for record in good]
         others = [record for record in own if kinds[record["spec"]].attention]
+        kept = [record["macs_kept"] for record in nets if _counts(record)]
         lines.append(
-            f"{tool}: {len(good)} of {len(nets)} convolutional networks right, "
-            f"median macs kept {share(median(kept) if kept else None)}; "
-            f"{sum(map(right, others))} of {len(others)} with attention"
+            f"{tool}: {sum(map(right, nets))} of {sum(map(ended, nets))} convolutional networks "
+            f"right, {sum(map(right, others))} of {sum(map(ended, others))} with attention; "
+            f"median macs kept {share(median(kept) if kept else None)} over {len(kept)}"
         )
     mine = [r for r in records if r["tool"] == "fxprune" and "macs_kept" in r]
     wide = [record for record in mine if record["macs_kept"] > MOST]
@@ -106,6 +115,7 @@ def page(records: list[Record], command: str) -> str:
     parts = [
         "# The model zoos\n",
         f"Written by `{command}` with {versions()}.\n",
+        progress(by_tool),
         HEAD,
         "```\n" + "\n".join(summary(records)) + "\n```\n",
     ]
@@ -116,6 +126,18 @@ def page(records: list[Record], command: str) -> str:
     for collection, specs in collections.items():
         parts += [f"## {collection}\n", table(specs, by_tool, peers)]
     return "\n".join(parts)
+
+
+def progress(by_tool: dict[str, dict[str, Record]]) -> str:
+    """How far the sweep has come; what it has not reached yet is no failure."""
+    total = len(zoo_models.entries())
+    lines = []
+    for tool, own in by_tool.items():
+        done = sum(map(ended, own.values()))
+        lines.append(f"{tool}: {done} of {total} networks went through every stage or failed")
+        if len(own) > done:
+            lines.append(f"{tool}: {len(own) - done} more went through some stages (– is not done)")
+    return "\n".join(f"- {text}." for text in lines) + "\n"
 
 
 HEAD = """\
@@ -169,7 +191,7 @@ def _ours(record: Record) -> list[str]:
         share(record.get("macs_kept")),
         _cell(f"{share(record.get('pinned_macs'))} {reason}"),
         f"**{_cell(failed)}**" if failed else figure(law(record)) + "≈" * bool(record["mixing"]),
-        "yes" if "step" in record else "no",
+        "yes" if "step" in record else "–",
         figure(record.get("onnx")),
         f"{record.get('seconds', 0):.0f}",
     ]
