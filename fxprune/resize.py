@@ -202,7 +202,7 @@ def _unflatten(node: fx.Node, record: Record, widths: Widths) -> None:
 
 
 def _split(node: fx.Node, record: Record, widths: Widths) -> None:
-    """Split and chunk alike become a split into the parts' sizes."""
+    """All ways to split become a split into the parts' sizes."""
     source = _input(node)
     dim = _argument(record, 2, "dim", 0)
     if source is None or not isinstance(dim, int) or dim % len(source.sizes) not in source.axes:
@@ -337,6 +337,7 @@ _NODES: dict[tuple[str, Any], Rewrite] = {
             ("unflatten", _unflatten),
             ("split", _split),
             ("chunk", _split),
+            ("tensor_split", _split),
             ("narrow", _narrow),
         )
     },
@@ -346,6 +347,7 @@ _NODES: dict[tuple[str, Any], Rewrite] = {
             (torch.reshape, _view),
             (torch.split, _split),
             (torch.chunk, _split),
+            (torch.tensor_split, _split),
             (torch.narrow, _narrow),
             (operator.getitem, _getitem),
             (F.pad, _pad),

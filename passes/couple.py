@@ -6,6 +6,7 @@ channels meet that were strangers in the dense network, the code around that nod
 follow narrow widths: its channels are pinned with that reason, and the rest is tried again.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import TraceError
-from fxprune.groups import ChannelGraph, Widths
+from fxprune.groups import ChannelGraph, Factor, Widths
 from fxprune.labels import Labelled, Value, propagate
 from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, Shape, compact_shape, resize
@@ -46,7 +47,11 @@ class Couple(Pass):
             solution.write_records()
             if not channels.groups:  # nothing is left to refuse
                 return Program(module, program.inputs, channels)
-            refusal = _try(module, channels, labelled, solution, program.inputs)
+            trials = (
+                _try(module, channels, widths, labelled, solution, program.inputs)
+                for widths in _uneven(solution)
+            )
+            refusal = next((refusal for refusal in trials if refusal), None)
             if refusal is None:
                 return Program(module, program.inputs, channels)
             extra.append(solution.around(*refusal))
@@ -61,12 +66,12 @@ class Couple(Pass):
 def _try(
     module: TracedModule,
     channels: ChannelGraph,
+    widths: Widths,
     dense: Labelled,
     solution: Solution,
     inputs: tuple[Tensor, ...],
 ) -> Refusal | None:
-    """Runs a compact network of uneven widths; returns the node that refuses, and why."""
-    widths = _uneven(channels.layout.sizes)
+    """Runs a compact network of these widths; returns the node that refuses, and why."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     narrow = {
         id(tensor): _narrow_meta(tensor, compact_shape(name, channels, widths))
@@ -92,14 +97,37 @@ def _try(
     return _wrong_shape(module, compact, widths) or _strangers(module, solution, compact)
 
 
-def _uneven(sizes: Widths) -> Widths:
-    """Between half and all but one of each group, and not the same for groups of the same size.
+def _uneven(solution: Solution) -> Iterator[Widths]:
+    """Widths to try: narrower than dense, and far from each other for groups of the same size.
 
-    At widths that are all in proportion, sizes that belong to different groups would fit by chance.
+    At widths that are all in proportion, sizes that belong to different groups would fit by
+    chance. Small groups have few widths to choose from; those that share an axis with something
+    else are told apart by more trials.
     """
-    return tuple(
-        size if size < 2 else size - 1 - index % (size // 2) for index, size in enumerate(sizes)
+    sizes = solution.layout.sizes
+    yield tuple(
+        size if size < 2 else size - 1 - int(size // 2 * _spread(index, 2))
+        for index, size in enumerate(sizes)
     )
+    if any(_crowded(axis.factor, sizes) for axis in solution.known.values()):
+        for root in (3, 5):
+            widths = [1 + int(size * _spread(index, root)) for index, size in enumerate(sizes)]
+            yield tuple(widths)
+            yield tuple(size + 1 - width for size, width in zip(sizes, widths, strict=True))
+
+
+def _spread(index: int, root: int) -> float:
+    """A number in [0, 1), far from those of the indices nearby; `root` is no square."""
+    return (index + 1) * math.sqrt(root) % 1
+
+
+def _crowded(length: Factor, sizes: Widths) -> bool:
+    """Whether a small group shares an axis with another group or with pinned channels."""
+    parts = len(length.per_channel) + (length.fixed > 0)
+    return parts > 1 and any(sizes[group] < _SMALL for group, _ in length.per_channel)
+
+
+_SMALL = 8
 
 
 def _narrow_meta(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
