@@ -47,8 +47,6 @@ class Movement(Rule):
         aten.roll,
         aten.pixel_shuffle,
         aten.pixel_unshuffle,
-        aten.channel_shuffle,
-        aten.native_channel_shuffle,
         aten.reflection_pad1d,
         aten.reflection_pad2d,
         aten.reflection_pad3d,
@@ -123,6 +121,25 @@ class Stack(Rule):
                 context.meet(first, part, "it is stacked with a tensor of fixed size")
             families.append(Family(dim if dim < new else dim + 1, first))
         context.carry(out, families)
+
+
+class ChannelShuffle(Rule):
+    """Rows and columns of the channels, seen as [groups, n], change places.
+
+    The number of groups is the module's own, so it stays: each group loses the same positions.
+    """
+
+    keys = (aten.channel_shuffle, aten.native_channel_shuffle)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, groups = call["self"], call["groups"]
+        carried = []
+        for family in context.of(x):
+            if family.dim == 1:
+                lead = context.couple_rows(family.labels, groups)
+                family = Family(1, lead.repeat_interleave(groups))
+            carried.append(family)
+        context.carry(call.out, carried)
 
 
 class New(Rule):

@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from fxprune.rules.base import Rule
 from fxprune.rules.convolution import Convolution
 from fxprune.rules.matmul import MatMul
-from fxprune.rules.movement import Concatenate, ConstantPad, Identity, Movement, New, Stack
+from fxprune.rules.movement import (
+    ChannelShuffle,
+    Concatenate,
+    ConstantPad,
+    Identity,
+    Movement,
+    New,
+    Stack,
+)
 from fxprune.rules.norm import BatchNorm, GroupNorm, LayerNorm
 from fxprune.rules.pointwise import GatedHalves, Pointwise
 from fxprune.rules.reduction import Reduction, Softmax
@@ -243,6 +251,8 @@ MOVEMENT = (
         layers=one(nn.Unflatten, 1, (4, 2)),
     ),
     Example(Movement, "pixel unshuffle", lambda x: F.pixel_unshuffle(x, 2), 32),
+    Example(ChannelShuffle, "module", run, 8, (4, 4), layers=one(nn.ChannelShuffle, 2)),
+    Example(ChannelShuffle, "function", lambda x: F.channel_shuffle(x, 4), 8, (2, 4)),
     Example(Movement, "reflection pad", lambda x: F.pad(x, (1, 1, 2, 2), mode="reflect")),
     Example(Movement, "replication pad", lambda x: F.pad(x, (1, 1, 2, 2), mode="replicate")),
     Example(Movement, "unbind in space", lambda x: x.unbind(3)[1] + x.unbind(3)[2]),

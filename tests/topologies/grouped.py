@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.topologies.base import ENDS, WIDTHS, Net, along, group, makes, makes_biased, norms, takes
+from tests.topologies.base import Net, along, group, makes, makes_biased, norms, takes
 
 
 class Grouped(nn.Module):
@@ -185,8 +185,14 @@ NETS = (
     Net(
         "shuffle_module",
         ShuffleModule,
-        (group(4, makes_biased("conv"), takes("fc")),),
-        # the number of channels stays even only by chance
-        pinned=(*ENDS, (f"{WIDTHS}: RuntimeError: Number of channels must be divisible", 6)),
+        (
+            group(
+                3,
+                ("stem.weight[0] out x2",),
+                along("stem.bias", times=2),
+                takes("conv", times=2),
+            ),
+            group(4, makes_biased("conv"), takes("fc")),
+        ),
     ),
 )
