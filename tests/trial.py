@@ -57,11 +57,13 @@ def trial(source: str) -> Trial:
     graph = gated.channels
     before = {name: value.clone() for name, value in model.state_dict().items()}
     chosen = at_random(graph, seed)
-    _selected(model, gated, chosen)
-    _selected(model, gated, choose(graph, chosen.widths, seed + 1))
-    _selected(model, gated, choose(graph, (1,) * len(graph.layout.sizes), seed + 2))
+    compact = _agree(model, gated, chosen)
+    _costs(compact, gated, chosen)
+    _close(compact(*inputs(3)), fold(compact)(*inputs(3)), "fold", chosen)
+    _agree(model, gated, choose(graph, chosen.widths, seed + 1))
+    _agree(model, gated, choose(graph, (1,) * len(graph.layout.sizes), seed + 2))
     whole = choose(graph, graph.layout.sizes, seed + 3)
-    _selected(model, gated, whole)
+    _agree(model, gated, whole)
     _close(model(*inputs(3)), gated(*inputs(3)), "all channels in another order", whole)
     _same(before, gated.dense_state_dict())
     if "Dropout" not in source:
@@ -89,9 +91,8 @@ def onnx_trial(source: str, path: Path) -> None:
     fxprune.export_onnx(fold(shrink(gated.eval())), given, path, reference=reference)
 
 
-def _selected(model: nn.Module, gated: GatedModule, chosen: Chosen) -> None:
-    """The law in evaluation mode, the costs, and folding."""
-    compact = _agree(model, gated, chosen)
+def _costs(compact: nn.Module, gated: GatedModule, chosen: Chosen) -> None:
+    """The cost model is exact."""
     cost = gated.cost
     params = sum(parameter.numel() for parameter in compact.parameters())
     if params != cost.params(chosen.widths):
@@ -99,7 +100,6 @@ def _selected(model: nn.Module, gated: GatedModule, chosen: Chosen) -> None:
     macs = _macs(compact)
     if macs != cost.macs(chosen.widths):
         raise LawError(f"{macs} macs, the cost says {cost.macs(chosen.widths)}", chosen)
-    _close(compact(*inputs(3)), fold(compact)(*inputs(3)), "fold", chosen)
 
 
 def _agree(model: nn.Module, gated: GatedModule, chosen: Chosen) -> nn.Module:

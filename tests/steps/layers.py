@@ -149,6 +149,38 @@ def scale(w: Writer, x: Map, _: Map, dice: Dice) -> None:
         w.like(x, f"{x} * {w.parameter(x.channels)}[:, None, None] + 0.5")
 
 
+OPAQUE = """\
+class Opaque(nn.Module):
+    def __init__(self, width, out, style):
+        super().__init__()
+        self.width, self.style = width, style
+        self.conv = nn.Conv2d(width, out, 1)
+        self.norm = nn.BatchNorm2d(out)
+
+    def forward(self, x):
+        if x.shape[2] > 99:  # what symbolic tracing cannot follow
+            raise ValueError(x.shape)
+        if self.style == 1:  # follows any width
+            x = torch.cat([x[:, : x.shape[1] // 2].relu(), x[:, x.shape[1] // 2 :]], 1)
+        if self.style == 2:  # follows no other width
+            x = x.view(x.shape[0], self.width, -1).relu().view(x.shape)
+        if self.style == 3:  # cuts at a place of its own
+            x = torch.cat([x[:, 2:], x[:, :2]], 1)
+        return self.norm(self.conv(x)).relu()
+
+
+"""
+
+
+def opaque(w: Writer, x: Map, _: Map, dice: Dice) -> None:
+    """A module that becomes a leaf of the graph: its code cannot be rewritten."""
+    out, style = dice.width(x), dice.pick((0, 1, 2, 3))
+    if style == 2:  # views ask for a layout
+        x = w.like(x, f"{x}.contiguous()", view=True)
+    w.helper(OPAQUE)
+    w.map(f"{w.layer(f'Opaque({x.channels}, {out}, {style})')}({x})", out, x.side)
+
+
 def excite(w: Writer, x: Map, _: Map, dice: Dice) -> None:
     """Squeeze and excitation, in the ways it is written."""
     c, inner = x.channels, dice.pick((2, 1, 3, 4))
@@ -205,5 +237,5 @@ def pointwise_linear(w: Writer, x: Map, _: Map, dice: Dice) -> None:
 KINDS = (
     *(conv, conv, conv, conv, conv, grouped, grouped, depthwise, transposed, shared, tied),
     *(functional, batch_norm, batch_norm, batch_norm, mixing_norm, scale, excite, dense),
-    pointwise_linear,
+    *(pointwise_linear, opaque),
 )

@@ -98,7 +98,7 @@ def pixels(w: Writer, x: Map, _: Map, dice: Dice) -> None:
 def cut(w: Writer, x: Map, _: Map, dice: Dice) -> None:
     """Parts of the channels, which go their own ways."""
     c = x.channels
-    style = dice.pick(tuple(range(9)))
+    style = dice.pick(tuple(range(11)))
     at = 1 + dice.pick(tuple(range(max(c - 1, 1))))
     if c == 1:
         return
@@ -108,6 +108,7 @@ def cut(w: Writer, x: Map, _: Map, dice: Dice) -> None:
         2: (f"{x}.split({at}, 1)", _parts(c, at)),
         3: (f"torch.chunk({x}, 3, dim=1)", _parts(c, -(-c // 3))),
         4: (f"{x}.tensor_split(2, 1)", (-(-c // 2), c // 2)),
+        9: (f"{x}.split({x}.size(1) // 2, dim=1)", _parts(c, c // 2)),
     }
     if style in several:
         code, sizes = several[style]
@@ -120,13 +121,17 @@ def cut(w: Writer, x: Map, _: Map, dice: Dice) -> None:
         6: (f"{x}[:, -{at}:]", at),
         7: (f"{x}[:, {at % 2}::2]", (c + 1 - at % 2) // 2),
         8: (f"{x}.narrow(1, {c - at}, {at})", at),
+        10: (f"{x}[:, : {x}.shape[1] // 2]", c // 2),
     }[style]
     w.map(code, size, x.side, view_of=x)
-    if dice.flag() and style in (5, 7):
-        if style == 5:
-            w.map(f"{x}[:, {at}:, ...]", c - at, x.side, view_of=x)
-        else:
-            w.map(f"{x}[:, {1 - at % 2}::2]", (c + at % 2) // 2, x.side, view_of=x)
+    if dice.flag():
+        rest = {
+            5: (f"{x}[:, {at}:, ...]", c - at),
+            7: (f"{x}[:, {1 - at % 2}::2]", (c + at % 2) // 2),
+            10: (f"{x}[:, {x}.size(1) // 2 :]", c - c // 2),
+        }
+        if style in rest:
+            w.map(*rest[style], x.side, view_of=x)
 
 
 def move(w: Writer, x: Map, _: Map, dice: Dice) -> None:

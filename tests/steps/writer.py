@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 
-class Net(nn.Module):
+{helpers}class Net(nn.Module):
     def __init__(self):
         super().__init__()
 """
@@ -88,6 +88,7 @@ class Writer:
     norms: list[tuple[int, Callable[[Map], Map]]] = field(default_factory=list)
     weights: dict[tuple[int, int, int], str] = field(default_factory=dict)
     activations: dict[str, str] = field(default_factory=dict)
+    _helpers: list[str] = field(default_factory=list)
     _init: list[str] = field(default_factory=list)
     _forward: list[str] = field(default_factory=list)
     _numbers: Any = field(default_factory=lambda: count(1))
@@ -111,6 +112,11 @@ class Writer:
     def setup(self, line: str) -> None:
         """Adds a line to the constructor."""
         self._init.append(line)
+
+    def helper(self, code: str) -> None:
+        """Puts a class of its own before the network's, once."""
+        if code not in self._helpers:
+            self._helpers.append(code)
 
     def line(self, code: str) -> None:
         """Adds a line to forward."""
@@ -171,7 +177,8 @@ class Writer:
         self.line(f"return {joined.join(results)}")
         init = "".join(f"        {line}\n" for line in self._init)
         forward = "".join(f"        {line}\n" for line in self._forward)
-        return f"{HEAD}{init}\n    def forward(self, x):\n{forward}"
+        head = HEAD.replace("{helpers}", "".join(self._helpers))
+        return f"{head}{init}\n    def forward(self, x):\n{forward}"
 
 
 def _result(w: Writer, m: Map, head: int) -> str:
