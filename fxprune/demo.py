@@ -29,8 +29,8 @@ from fxprune.recipe import TrainOptions, make_optimizer
 from fxprune.storage import write_bytes
 from fxprune.train import EpochMetrics, Tick, fit
 
-WIDTH = 64
-OPTIONS = TrainOptions(epochs=15, lr=0.05, batch_size=64, device="cpu")
+WIDTH = 48
+OPTIONS = TrainOptions(epochs=20, lr=0.05, batch_size=64, device="cpu")
 POLICY, BUDGET, ROUND_TO = "cucb", "keep=0.5", 8
 SPEC = "fxprune.demo:build_model"
 WARM_UP, TURNS = 5, 40
