@@ -274,6 +274,22 @@ def _pad(node: fx.Node, record: Record, widths: Widths) -> None:
     node.kwargs = {name: value for name, value in node.kwargs.items() if name != "pad"}
 
 
+def _roll(node: fx.Node, record: Record, widths: Widths) -> None:
+    """As many positions go round the end as the template keeps of those that did."""
+    source = _input(node)
+    shifts, dims = _argument(record, 1, "shifts", None), _argument(record, 2, "dims", ())
+    shifts, dims = ((v,) if isinstance(v, int) else v for v in (shifts, dims))
+    if source is None or not dims or not all(isinstance(v, int) for v in (*shifts, *dims)):
+        return
+    new = list(shifts)
+    for place, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
+        axis = source.axes.get(dim % len(source.sizes))
+        if axis is not None:
+            size = len(axis.channel)
+            new[place] = int((axis.template(widths) >= size - shift % size).sum())
+    node.args, node.kwargs = (node.args[0], tuple(new), tuple(dims)), {}
+
+
 def _conv(node: fx.Node, record: Record, widths: Widths) -> None:
     groups = _argument(record, 6, "groups", 1)
     source, weight = _operand(node, 0, "input"), _operand(node, 1, "weight")
@@ -339,6 +355,7 @@ _NODES: dict[tuple[str, Any], Rewrite] = {
             ("chunk", _split),
             ("tensor_split", _split),
             ("narrow", _narrow),
+            ("roll", _roll),
         )
     },
     **{
@@ -349,6 +366,7 @@ _NODES: dict[tuple[str, Any], Rewrite] = {
             (torch.chunk, _split),
             (torch.tensor_split, _split),
             (torch.narrow, _narrow),
+            (torch.roll, _roll),
             (operator.getitem, _getitem),
             (F.pad, _pad),
             (F.conv1d, _conv),

@@ -232,6 +232,12 @@ MOVEMENT = (
     ),
     Example(Movement, "flip", lambda x: x.flip(1)),
     Example(Movement, "flip and roll in space", lambda x: x.roll(1, 3).flip(2)),
+    Example(Movement, "roll", lambda x: x.roll(3, 1)),
+    Example(
+        Movement, "roll back, by keywords", lambda x: torch.roll(x, shifts=(-3, 1), dims=(1, 2))
+    ),
+    # even and odd channels fall together, four positions each, and keep their order
+    Example(Movement, "roll and add", lambda x: x.roll(2, 1).tanh() + x, groups=(2, 4)),
     Example(Movement, "swap halves", swap_halves, groups=(4, 4, 4)),
     Example(Movement, "repeat", lambda x: x.repeat(1, 2, 1, 1), 16),
     Example(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.topologies.base import ENDS, WIDTHS, Net, along, group, makes, makes_biased, norms, takes
+from tests.topologies.base import ENDS, Net, along, group, makes, makes_biased, norms, takes
 
 
 class ChunkGate(nn.Module):
@@ -271,11 +271,12 @@ NETS = (
         "moved",
         Moved,
         (
+            # 3 - i and i - 1 fall together: 0 with 2; 1 and 3 with themselves
+            group(1, ("stem.weight[0] out x2", "stem.bias[0] along x2", "conv.weight[1] in x2")),
+            group(2, makes_biased("stem"), takes("conv")),
             group(3, ("conv.weight[0] out x4",), along("conv.bias", times=4), takes("small")),
             group(3, makes_biased("small"), takes("fc", times=64)),
         ),
-        # a roll by one moves narrow channels past others than wide ones
-        pinned=(*ENDS, (f"{WIDTHS}: channels meet that belong to different layers", 3)),
     ),
     Net(
         "stacked",
