@@ -123,6 +123,15 @@ class Axis:
         factor = self.factor
         return factor.fixed + sum(count * widths[group] for group, count in factor.per_channel)
 
+    def blocks(self, count: int, widths: Widths) -> int:
+        """How many of the `count` blocks of a grouped convolution's inputs are left.
+
+        Either blocks are removed whole, or each of them loses the same positions.
+        """
+        table = self.channel.view(count, -1)
+        whole = bool((table == table[:, :1]).all())
+        return count * self.length(widths) // len(self.channel) if whole else count
+
     def template(self, widths: Widths) -> Tensor:
         """The positions that the template keeps, in order: int64 [length]."""
         return (template_slots(self.layout, widths)[self.channel] >= 0).nonzero().flatten()

@@ -128,8 +128,8 @@ def _mend_conv(conv: Any, sizes: _Sizes) -> None:
     source = sizes.channels.conv_inputs[name]
     # a network of width 1 may have a single conv group left, and must know that it had more
     if conv.transposed:
-        dense_inputs = sizes.channels.shapes[name][0]
-        conv.groups = shape[0] * source.groups // dense_inputs if source.groups > 1 else 1
+        inputs = sizes.channels.axes[name].get(0)
+        conv.groups = inputs.blocks(source.groups, sizes.widths) if inputs else source.groups
         conv.in_channels, conv.out_channels = shape[0], shape[1] * conv.groups
     else:
         conv.in_channels, conv.out_channels = source.length(sizes.widths), shape[0]
@@ -299,8 +299,8 @@ def _conv(node: fx.Node, record: Record, widths: Widths) -> None:
 
 def _conv_transpose(node: fx.Node, record: Record, widths: Widths) -> None:
     groups, source = _argument(record, 6, "groups", 1), _operand(node, 0, "input")
-    if groups != 1 and source is not None:
-        _set(node, 6, "groups", source.at(widths)[1] // (source.sizes[1] // groups))
+    if groups != 1 and source is not None and 1 in source.axes:
+        _set(node, 6, "groups", source.axes[1].blocks(groups, widths))
 
 
 def _layer_norm(node: fx.Node, record: Record, widths: Widths) -> None:

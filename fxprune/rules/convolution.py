@@ -64,18 +64,7 @@ class Convolution(Rule):
         groups = call["groups"]
         whole = inputs is not None and context.choose(_goes_whole(inputs, groups))
         if call["transposed"]:
-            # w[i, o of the group]: rows are the inputs, and the outputs have no labels of their own
-            outputs = call.out.shape[1] // groups
-            if inputs is not None and rows is not None and whole:
-                context.meet(inputs, rows)
-                lead = context.couple_within_rows(inputs, groups)
-                if columns is not None:
-                    context.pin(columns, "a position within a conv group", structural=True)
-                return lead.repeat_interleave(outputs)
-            for labels in (inputs, rows, columns):
-                if labels is not None:
-                    context.pin(labels, "a transposed convolution of few conv groups")
-            return None
+            return self._grouped_transposed(context, call, inputs, rows, columns, whole)
         if rows is None or inputs is None:
             for labels in (inputs, rows, columns):
                 if labels is not None:
@@ -92,6 +81,30 @@ class Convolution(Rule):
         context.role(call["weight"], columns, Role.IN)
         context.role(call["weight"], rows, Role.OUT)
         return rows
+
+    def _grouped_transposed(
+        self,
+        context: Context,
+        call: Call,
+        inputs: Tensor | None,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        whole: bool,
+    ) -> Tensor | None:
+        """w[i, o of the group]: rows are the inputs, and conv groups share the outputs' labels."""
+        groups = call["groups"]
+        if whole and inputs is not None and rows is not None:
+            context.meet(inputs, rows)
+            lead = context.couple_within_rows(inputs, groups)
+            if columns is not None:
+                context.pin(columns, "a position within a conv group", structural=True)
+            return lead.repeat_interleave(call.out.shape[1] // groups)
+        context.meet(inputs, rows, "it meets input channels of fixed number")
+        if inputs is not None:
+            context.couple_rows(inputs, groups)
+        context.role(call["weight"], rows, Role.IN)
+        context.role(call["weight"], columns, Role.OUT)
+        return None if columns is None else columns.repeat(groups)
 
     def _count(
         self,
