@@ -110,7 +110,10 @@ def propagate(
     for child, _ in modes:
         child.training = False
     try:
-        values = tuple(_run(module, graph, meta, inputs, context) for graph in module.graphs)
+        values = tuple(
+            _run(module, number, graph, meta, inputs, context)
+            for number, graph in enumerate(module.graphs)
+        )
     finally:
         for child, training in modes:
             child.training = training
@@ -163,6 +166,7 @@ class _Runner(nn.Module):
 
 def _run(
     module: TracedModule,
+    number: int,
     graph: fx.Graph,
     meta: Mapping[str, Tensor],
     inputs: tuple[Tensor, ...],
@@ -173,7 +177,7 @@ def _run(
     lent = {f"module.{name}": tensor for name, tensor in meta.items()}
     examples = tuple(_to_meta(tensor) for tensor in inputs)
     try:
-        with torch.no_grad(), _LabelMode(context):
+        with torch.no_grad(), _LabelMode(context, number):
             torch.func.functional_call(_Runner(module, interpreter), lent, examples)
     except Exception as error:
         node = context.node
@@ -191,9 +195,9 @@ def _run(
 class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every ATen call and hands it to the rule of its op."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, graph: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.context = context
+        self.context, self.graph = context, graph
         self.seen: dict[Any, Any] = {}
 
     def __torch_dispatch__(
@@ -210,6 +214,7 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = len(context.edges)
         rule = _rule(func)
         if rule is not None:  # also where nothing carries labels: macs are counted all the same
+            context.read(self.graph, func, inputs)
             rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
         elif next(_tensors(out), None) is not None:
             context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")

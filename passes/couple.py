@@ -7,6 +7,7 @@ follow narrow widths: its channels are pinned with that reason, and the rest is 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,11 @@ def _try(
         compact = propagate(twin, inputs, known, solution.number, dense.context.choices)
     except TraceError as error:
         return _named(module, error.node), error.why
-    return _wrong_shape(module, compact, widths) or _strangers(module, solution, compact)
+    return (
+        _wrong_shape(module, compact, widths)
+        or _elsewhere(module, solution, compact, widths)
+        or _strangers(module, solution, compact)
+    )
 
 
 def _uneven(solution: Solution) -> Iterator[Widths]:
@@ -148,6 +153,29 @@ def _wrong_shape(module: TracedModule, compact: Labelled, widths: Widths) -> Ref
             for promised, seen in _pairs(node.meta[KEY].result, values.get(node.name)):
                 if promised.at(widths) != seen.shape:
                     return node, f"a tensor comes out as {seen.shape}, not {promised.at(widths)}"
+    return None
+
+
+def _elsewhere(
+    module: TracedModule, solution: Solution, compact: Labelled, widths: Widths
+) -> Refusal | None:
+    """The first node that reads other channels than it does in the dense network."""
+    readings = solution.context.readings
+    often = Counter(place for place, _ in readings)  # a flattened weight has several in one place
+    seen = dict(compact.context.readings)
+    compared = set()
+    for place, labels in readings:
+        found = seen.get(place)
+        if found is None or often[place] > 1 or (id(labels), id(found)) in compared:
+            continue
+        compared.add((id(labels), id(found)))
+        axis = solution.axis(labels)
+        if axis is None:  # all of it stays, unless another family removes some along with itself
+            continue
+        wanted = solution.component[labels.numpy()][axis.template(widths).numpy()]
+        known = found.numpy() < solution.number  # the others are new in the compact run
+        if len(wanted) != len(found) or (wanted != found.numpy())[known].any():
+            return _named(module, str(place[1])), "it reads other channels than with all of them"
     return None
 
 

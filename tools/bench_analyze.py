@@ -73,13 +73,13 @@ def timed(run: Callable[[], Any], repeat: int) -> float:
 
 def peer(name: str, answer: Any) -> None:
     """Torch-Pruning's dependency graph, in a process of its own."""
-    import torch_pruning
-
     torch.set_num_threads(1)
     model, x = build(name)
     answer.send("ready")
-    began = time.perf_counter()
     try:
+        import torch_pruning
+
+        began = time.perf_counter()
         torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x)
         answer.send(time.perf_counter() - began)
     except Exception as error:  # whatever it is, it is the peer's result

@@ -108,6 +108,10 @@ class Product:
     made: Tensor | None
 
 
+Place = tuple[Hashable, ...]
+"""Where in a run something was seen; the same place in a run of the compact network."""
+
+
 @dataclass
 class Context:
     """What the rules have said so far about one run of a network.
@@ -120,6 +124,8 @@ class Context:
         computed: those of the edges that tie parameters from which a weight is computed.
         pins: what was pinned, in order.
         sightings: every family a call put on a result: the node it belongs to and its labels.
+        readings: every family a call had on an operand, by its place: the number of the graph, the
+            name of the node, the op, how often it ran there before, the operand, the dimension.
         products: the multiply-accumulates.
         roles: label tensors with the role their parameter dimension plays.
         gates: for a tensor (by id) its node and the label tensors of the parameters that made it;
@@ -137,6 +143,7 @@ class Context:
     computed: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     sightings: list[tuple[Any, Tensor]] = field(default_factory=list)
+    readings: list[tuple[Place, Tensor]] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     roles: list[tuple[Tensor, Role]] = field(default_factory=list)
     gates: dict[int, tuple[Any, tuple[Tensor, ...]]] = field(default_factory=dict)
@@ -144,8 +151,20 @@ class Context:
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
     _asked: Counter[str] = field(default_factory=Counter)
+    _calls: Counter[Place] = field(default_factory=Counter)
     _parametric: set[int] = field(default_factory=set)
     _alive: list[Tensor] = field(default_factory=list)
+
+    def read(self, graph: int, op: Hashable, operands: Iterable[Tensor]) -> None:
+        """Notes what the operands of the next call carry."""
+        here = graph, self.node.name, op
+        call = (*here, self._calls[here])
+        self._calls[here] += 1
+        self.readings += [
+            ((*call, number, family.dim), family.labels)
+            for number, operand in enumerate(operands)
+            for family in self.of(operand)
+        ]
 
     def fresh(self, size: int) -> Tensor:
         """New labels: int64 [size]."""

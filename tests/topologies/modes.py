@@ -77,6 +77,32 @@ class Literal(nn.Module):
         return self.conv(x.reshape(-1, 4, x.shape[2], x.shape[3]))
 
 
+class FirstThree(nn.Module):
+    """Control flow, and a look at three channels that runs at any width, but not on the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] > 4:
+            x = F.max_pool2d(x, 2)
+        return self.conv(x) * x[:, :3].mean(1, keepdim=True).sigmoid()
+
+
+class Rolling(nn.Module):
+    """Control flow, and a literal step that takes narrow channels to other places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] > 4:
+            x = F.max_pool2d(x, 2)
+        return self.conv(x.roll(1, 1))
+
+
 class Opaque(nn.Module):
     """A stem, a block that becomes a leaf, a classifier."""
 
@@ -135,6 +161,19 @@ NETS = (
         lambda: Opaque(Literal()),
         (group(4, makes_biased("head"), takes("fc")),),
         pinned=(*ENDS, (f"{WIDTHS}: RuntimeError: shape '[-1, 4, 4, 4]' is invalid", 10)),
+    ),
+    Net(
+        "opaque_first_three",
+        lambda: Opaque(FirstThree()),
+        (group(4, makes_biased("head"), takes("fc")),),
+        pinned=(*ENDS, (f"{WIDTHS}: it reads other channels than with all of them", 10)),
+        mixes=True,
+    ),
+    Net(
+        "opaque_roll",
+        lambda: Opaque(Rolling()),
+        (group(4, makes_biased("head"), takes("fc")),),
+        pinned=(*ENDS, (f"{WIDTHS}: it reads other channels than with all of them", 10)),
     ),
     Net(
         "several",
