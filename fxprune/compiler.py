@@ -1,5 +1,7 @@
 """The compiler's public functions: pipelines of passes."""
 
+import gc
+
 from torch import Tensor, fx, nn
 
 from fxprune.budget import Budget
@@ -91,4 +93,10 @@ def fold(compact: fx.GraphModule) -> fx.GraphModule:
 
 
 def _coupled(model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
-    return apply("couple", apply("trace", Program(model, inputs)))
+    collected = gc.isenabled()
+    gc.disable()  # a graph is a million small objects that live on; walking them finds nothing
+    try:
+        return apply("couple", apply("trace", Program(model, inputs)))
+    finally:
+        if collected:
+            gc.enable()

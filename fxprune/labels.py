@@ -83,8 +83,8 @@ def propagate(
     Args:
         module: the traced network; its parameters are not touched.
         inputs: example inputs, of any dtype and device.
-        known: labels to use for parameters in place of fresh ones, to run a compact network with
-            the labels of the dense one.
+        known: labels to use for parameters in place of fresh ones, and as many as they are to
+            have of each dimension, to run a compact network with the labels of the dense one.
         first_label: where fresh labels begin.
         choices: what the rules chose in the run of the dense network (`Context.choices`).
 
@@ -93,11 +93,12 @@ def propagate(
     """
     _rules()  # a broken rule is no fault of the model
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
     context = Context(next_label=first_label, choices=dict(choices))
     if known is None:
+        meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
         axes = {name: _fresh_axes(context, tensor) for name, tensor in meta.items()}
     else:
+        meta = {name: _compact(tensor, known.get(name, {})) for name, tensor in tensors.items()}
         axes = {
             name: {dim: labels for dim, labels in known.get(name, {}).items() if len(labels) > 1}
             for name in meta
@@ -231,16 +232,80 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = _key((func, args, tuple(kwargs.items())))
         if key is None:
             return func(*args, **kwargs)
+        if key not in self.seen and (look := foretold(func, args)) is not None:
+            self.seen[key] = look
         if key not in self.seen:
             out = func(*args, **kwargs)
-            if isinstance(out, Tensor) and out.is_meta:
-                in_place = next((i for i, value in enumerate(args) if value is out), None)
-                self.seen[key] = (in_place, out.shape, out.stride(), out.dtype)
+            parts = out if isinstance(out, tuple) else (out,)
+            if all(isinstance(part, Tensor) and part.is_meta for part in parts):
+                self.seen[key] = isinstance(out, tuple), [_recipe(part, args) for part in parts]
             return out
-        in_place, shape, stride, dtype = self.seen[key]
-        if in_place is not None:
-            return args[in_place]
-        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        several, recipes = self.seen[key]
+        made = tuple(_made(recipe, args) for recipe in recipes)
+        return made if several else made[0]
+
+
+Recipe = int | tuple[torch.Size, tuple[int, ...], torch.dtype]
+"""How to make a result without its op: the argument that it is, or the look of a new tensor."""
+
+
+def _recipe(result: Tensor, args: tuple[Any, ...]) -> Recipe:
+    same = next((place for place, value in enumerate(args) if value is result), None)
+    return (result.shape, result.stride(), result.dtype) if same is None else same
+
+
+def foretold(func: Any, args: tuple[Any, ...]) -> tuple[bool, list[Recipe]] | None:
+    """Results that are plain to see, of ops that PyTorch's meta kernels take milliseconds for.
+
+    Those of element-wise floating-point ops among operands that agree in dtype, or are Python
+    numbers, where one dense operand is as large as the result; and those of batch norms.
+
+    Returns:
+        Whether the op returns a tuple, and a recipe for each result.
+    """
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    if func is torch.ops.aten.native_batch_norm.default:
+        x, *rest = tensors
+        good = x.dim() > 1 and all(tensor.shape == x.shape[1:2] for tensor in rest)
+        statistics = (x.shape[1:2], (1,), x.dtype)
+        found = (x.shape, x.stride(), x.dtype), statistics, statistics
+        return (True, [*found]) if good else None
+    if func.overloadpacket not in _PLAIN:
+        return None
+    largest = max(tensors, key=Tensor.numel)
+    for tensor in tensors:
+        fits = tensor.dtype is largest.dtype and tensor.dim() <= largest.dim()
+        sizes = zip(reversed(tensor.shape), reversed(largest.shape), strict=False)
+        if not fits or any(own not in (1, size) for own, size in sizes):
+            return None
+    plain = largest.dtype.is_floating_point and largest.is_contiguous()
+    return (False, [(largest.shape, largest.stride(), largest.dtype)]) if plain else None
+
+
+_PLAIN = frozenset(
+    (
+        torch.ops.aten.add,
+        torch.ops.aten.div,
+        torch.ops.aten.gelu,
+        torch.ops.aten.hardsigmoid,
+        torch.ops.aten.hardswish,
+        torch.ops.aten.hardtanh,
+        torch.ops.aten.leaky_relu,
+        torch.ops.aten.mul,
+        torch.ops.aten.relu,
+        torch.ops.aten.sigmoid,
+        torch.ops.aten.silu,
+        torch.ops.aten.sub,
+        torch.ops.aten.tanh,
+    )
+)
+
+
+def _made(recipe: Recipe, args: tuple[Any, ...]) -> Any:
+    if isinstance(recipe, int):
+        return args[recipe]
+    shape, stride, dtype = recipe
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 @cache
@@ -291,7 +356,14 @@ def _fresh_axes(context: Context, tensor: Tensor) -> dict[int, Tensor]:
 
 
 def _to_meta(tensor: Tensor) -> Tensor:
+    if tensor.is_contiguous():  # much the quicker way
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return torch.empty_like(tensor, device="meta", requires_grad=False)
+
+
+def _compact(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    shape = [len(axes[dim]) if dim in axes else size for dim, size in enumerate(tensor.shape)]
+    return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
 
 def _lift(value: Any) -> Any:

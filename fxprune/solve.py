@@ -6,6 +6,7 @@ and a channel's signature is the sum of the marks of its places.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -114,7 +115,7 @@ class Solution:
     def owner(self, labels: Tensor) -> tuple[str, int] | None:
         """The parameter and dimension to which the first label was given."""
         first = int(labels[0])
-        place = int(np.searchsorted(self.starts, first, side="right")) - 1
+        place = bisect_right(self.starts, first) - 1
         inside = place >= 0 and first < self.starts[place] + self.sizes[place]
         return self.names[place] if inside else None
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxprune.errors import TraceError
 from fxprune.groups import ChannelGraph, Factor, Widths
 from fxprune.labels import Labelled, Value, propagate
 from fxprune.passes.base import Pass, Program
-from fxprune.resize import KEY, Shape, compact_shape, resize
+from fxprune.resize import KEY, Shape, resize
 from fxprune.rules.base import Pin
 from fxprune.solve import Solution
 from fxprune.traced import TracedModule, twin_of
@@ -73,13 +73,6 @@ def _try(
     inputs: tuple[Tensor, ...],
 ) -> Refusal | None:
     """Runs a compact network of these widths; returns the node that refuses, and why."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    narrow = {
-        id(tensor): _narrow_meta(tensor, compact_shape(name, channels, widths))
-        for name, tensor in tensors.items()
-    }
-    twin = twin_of(module, narrow)
-    resize(twin, channels, widths)
     known = {
         name: {
             dim: torch.from_numpy(solution.component)[
@@ -91,10 +84,13 @@ def _try(
         }
         for name, dims in dense.axes.items()
     }
+    resize(module, channels, widths)
     try:
-        compact = propagate(twin, inputs, known, solution.number, dense.context.choices)
+        compact = propagate(module, inputs, known, solution.number, dense.context.choices)
     except TraceError as error:
         return _named(module, error.node), error.why
+    finally:
+        resize(module, channels, channels.layout.sizes)
     return (
         _wrong_shape(module, compact, widths)
         or _elsewhere(module, solution, compact, widths)
@@ -133,13 +129,6 @@ def _crowded(length: Factor, sizes: Widths) -> bool:
 
 
 _SMALL = 8
-
-
-def _narrow_meta(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    meta = torch.empty(shape, dtype=tensor.dtype, device="meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(meta, requires_grad=False)
-    return meta
 
 
 def _named(module: TracedModule, name: str) -> fx.Node | None:

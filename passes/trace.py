@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -53,16 +53,21 @@ class Trace(Pass):
 
 
 def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
-    """Traces a model in training and in evaluation mode; neither it nor its mode changes."""
+    """Traces a model in evaluation and in training mode; neither it nor its mode changes.
+
+    A model whose code does not ask for its mode has one graph for both.
+    """
     modes = [(module, module.training) for module in model.modules()]
     try:
-        graphs = {mode: _graph(model.train(mode), inputs) for mode in (True, False)}
+        with _Watch() as watch:
+            evaluation = _graph(model.eval(), inputs)
+        same = not watch.asked and not any(map(_has_its_own_modes, model.modules()))
+        training = evaluation if same else _graph(model.train(), inputs)
     finally:
-        for module, training in modes:
-            module.training = training
-    same = _calls(graphs[True]) == _calls(graphs[False])
-    evaluation = graphs[False]
-    module = TracedModule(model, evaluation if same else graphs[True], evaluation)
+        for module, mode in modes:
+            module.training = mode
+    same = same or _calls(training) == _calls(evaluation)
+    module = TracedModule(model, evaluation if same else training, evaluation)
     named = (*module.named_parameters(), *module.named_buffers())
     names = {id(tensor): name for name, tensor in named}
     state = model.state_dict(keep_vars=True)
@@ -71,6 +76,34 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
         getattr(state, "_metadata", None),
     )
     return module
+
+
+class _Watch:
+    """Stands for the attribute `training` of all modules, and notes whether it is read."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        nn.Module.training = self  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del nn.Module.training
+
+    def __get__(self, module: nn.Module | None, owner: type) -> Any:
+        if module is None:
+            return self
+        self.asked = True
+        return module.__dict__["training"]
+
+    def __set__(self, module: nn.Module, mode: bool) -> None:
+        module.__dict__["training"] = mode
+
+
+def _has_its_own_modes(module: nn.Module) -> bool:
+    """Whether changing the mode may change more than the attribute `training`."""
+    return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
 
 
 def _home(name: str | None, value: Any) -> tuple[str | None, Any]:
