@@ -7,50 +7,81 @@ state (momentum, Adam's moments) are banked in the same way, so that a channel c
 its own.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxprune.groups import FIXED, Axis, ChannelGraph, Widths, template_slots
+from fxprune.pack import Pack, Seat
+from fxprune.resize import compact_shape
+
+LARGE = 1 << 16
+"""On a CPU a tensor with as many elements is no part of a pack: copying all of it costs more than
+finding out what changes."""
 
 
 class Slots:
-    """Where each position of an axis lies for a selection, at fixed widths.
+    """Where each position of each axis lies for a selection, at fixed widths.
 
     Attributes:
-        slot: int64 [length], the slot that fills each position of the compact axis; K, one past
-            the last, where the position is fixed.
+        spans: by the id of an axis, where it begins in the line of all axes, and its length.
     """
 
-    def __init__(self, axis: Axis, widths: Widths, device: torch.device) -> None:
-        layout, template = axis.layout, axis.template(widths)
-        channel = axis.channel[template]
-        times = torch.zeros(len(layout.sizes) + 1, dtype=torch.int64)  # the last stands for FIXED
-        for group, count in axis.factor.per_channel:
-            times[group] = count
-        step = times[torch.where(channel == FIXED, FIXED, layout.groups[channel])]
-        # Sorted by channel, the positions of a group's channels follow each other, `step` for each
-        # channel; so the rank of a slot's position is linear in the channel that fills it.
-        order = torch.argsort(axis.channel, stable=True)
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order))
-        slot = template_slots(layout, widths)[channel]
-        self.slot, self._order, self._step = slot.to(device), order.to(device), step.to(device)
-        self._base = (rank[template] - step * channel).to(device)
-        self._source = slot.clamp(max=max(sum(widths) - 1, 0)).to(device)  # fixed: any, step is 0
+    def __init__(self, axes: Iterable[Axis], widths: Widths, device: torch.device) -> None:
+        slots, orders, steps, bases = [], [], [], []
+        self.spans: dict[int, tuple[int, int]] = {}
+        begin = dense = 0
+        for axis in axes:
+            slot, order, step, base = _slots(axis, widths)
+            self.spans[id(axis)] = (begin, len(slot))
+            slots.append(slot)
+            orders.append(order)
+            steps.append(step)
+            bases.append(base + dense)
+            begin += len(slot)
+            dense += len(order)
+        self._slot = torch.cat(slots).to(device)
+        self._order, self._step = torch.cat(orders).to(device), torch.cat(steps).to(device)
+        self._base = torch.cat(bases).to(device)
+        self._source = self._slot.clamp(max=max(sum(widths) - 1, 0))  # fixed: any, step is 0
 
-    def positions(self, selection: Tensor) -> Tensor:
-        """The dense positions that the compact axis holds, in order.
+    def slot(self, axis: Axis) -> Tensor:
+        """The slot that fills each position of the compact axis, K where it is fixed: [length]."""
+        begin, length = self.spans[id(axis)]
+        return self._slot[begin : begin + length]
+
+    def line(self, selection: Tensor) -> Tensor:
+        """The dense positions that the compact axes hold, one axis behind the other: int64.
 
         Args:
             selection: int64 [K].
-
-        Returns:
-            int64 [length].
         """
-        return self._order[self._base + self._step * selection[self._source]]
+        filled = selection.index_select(0, self._source)
+        return self._order.index_select(0, filled.mul_(self._step).add_(self._base))
+
+    def places(self, line: Tensor) -> dict[int, Tensor]:
+        """The line cut into axes, by the axis's id."""
+        lengths = [length for _, length in self.spans.values()]
+        return dict(zip(self.spans, line.split_with_sizes(lengths)))
+
+
+def _slots(axis: Axis, widths: Widths) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slot, order, step and base: position i is order[base[i] + step[i] * selection[slot[i]]]."""
+    layout, template = axis.layout, axis.template(widths)
+    channel = axis.channel[template]
+    times = torch.zeros(len(layout.sizes) + 1, dtype=torch.int64)  # the last stands for FIXED
+    for group, count in axis.factor.per_channel:
+        times[group] = count
+    step = times[torch.where(channel == FIXED, FIXED, layout.groups[channel])]
+    # Sorted by channel, the positions of a group's channels follow each other, `step` for each
+    # channel; so the rank of a slot's position is linear in the channel that fills it.
+    order = torch.argsort(axis.channel, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    slot = template_slots(layout, widths)[channel]
+    return slot, order, step, rank[template] - step * channel
 
 
 Places = Mapping[int, Tensor]
@@ -69,11 +100,15 @@ def grid(places: Places, shape: torch.Size) -> tuple[Tensor, ...]:
 
 
 def take(dense: Tensor, places: Places) -> Tensor:
-    """The compact form of a dense tensor, as a tensor of its own."""
+    """The compact form of a dense tensor, as a tensor of its own, in its memory format."""
     if len(places) == 1:
         ((dim, positions),) = places.items()
-        return dense.index_select(dim, positions)
-    return dense[grid(places, dense.shape)] if places else dense.clone()
+        compact = dense.index_select(dim, positions)
+    else:
+        compact = dense[grid(places, dense.shape)] if places else dense.clone()
+    if dense.dim() == 4 and not dense.is_contiguous() and dense.stride(1) == 1:
+        return compact.contiguous(memory_format=torch.channels_last)
+    return compact
 
 
 def put(dense: Tensor, places: Places, compact: Tensor) -> None:
@@ -85,63 +120,46 @@ def put(dense: Tensor, places: Places, compact: Tensor) -> None:
         dense[grid(places, dense.shape)] = compact
 
 
-@dataclass(frozen=True, eq=False)
-class Move:
-    """A change of selection at equal widths, for tensors with the same gated dimensions.
-
-    `old` and `new` are the places before and after; `changed` holds, for each dimension where
-    they differ, the slots that do: int64 [m].
-    """
-
-    old: Places
-    new: Places
-    changed: Places
-
-    def __call__(self, resident: Tensor, dense: Tensor) -> None:
-        """Stores the slices that leave and loads those that enter, both in place.
-
-        Whole slices travel. What a slice meets along the other dimensions is complete on either
-        side, since a channel rests as a whole.
-        """
-        for dim, slots in self.changed.items():
-            leaving = {**self.old, dim: self.old[dim][slots]}
-            put(dense, leaving, resident.index_select(dim, slots))
-        for dim, slots in self.changed.items():
-            entering = {**self.new, dim: self.new[dim][slots]}
-            resident.index_copy_(dim, slots, take(dense, entering))
-
-
 class Bank:
     """The dense tensors by name, and the optimiser's dense state by name and key.
 
     Attributes:
-        dense: the bank of each gated parameter and buffer.
+        dense: the bank of each gated parameter and buffer; those of a pack are views of it.
         states: for each gated parameter, the bank of each of its optimiser's state tensors.
+        seats: how each of them lies in memory.
+        packs: the pack of each tensor that has one, by name.
     """
 
     def __init__(self, channels: ChannelGraph, dense: Mapping[str, Tensor]) -> None:
         self.channels = channels
-        self.dense = dict(dense)
-        self.states: dict[str, dict[str, Tensor]] = {}
-        self._slots: dict[int, Slots] = {}
-        self._widths: Widths = ()
+        self._fitted: dict[tuple[Widths, torch.device], Slots] = {}
+        self._shapes: tuple[Widths, dict[str, tuple[int, ...]]] = ((), {})
+        self._lay(dense, {})
 
-    def slots(self, axis: Axis, widths: Widths, device: torch.device) -> Slots:
-        """The slots of an axis at the given widths; kept until the widths change."""
-        if widths != self._widths:
-            self._slots, self._widths = {}, widths
-        known = self._slots.get(id(axis))
-        if known is None or known.slot.device != device:
-            known = self._slots[id(axis)] = Slots(axis, widths, device)
+    def slots(self, widths: Widths, device: torch.device) -> Slots:
+        """The slots of all axes at the given widths; kept for the last widths asked for."""
+        known = self._fitted.get((widths, device))
+        if known is None:
+            each = (axis for dims in self.channels.axes.values() for axis in dims.values())
+            axes = {id(axis): axis for axis in each}
+            known = Slots(axes.values(), widths, device)
+            self._fitted = dict(
+                [*self._fitted.items()][-1:]
+            )  # evaluation may have widths of its own
+            self._fitted[widths, device] = known
         return known
+
+    def shape(self, name: str, widths: Widths) -> tuple[int, ...]:
+        """The compact shape of a tensor; kept until the widths change."""
+        if self._shapes[0] != widths:
+            each = self.channels.axes
+            self._shapes = (widths, {n: compact_shape(n, self.channels, widths) for n in each})
+        return self._shapes[1][name]
 
     def places(self, selection: Tensor, widths: Widths) -> dict[int, Tensor]:
         """The dense positions of every axis, by the axis's id, for a selection."""
-        axes = {id(axis): axis for dims in self.channels.axes.values() for axis in dims.values()}
-        return {
-            key: self.slots(axis, widths, selection.device).positions(selection)
-            for key, axis in axes.items()
-        }
+        slots = self.slots(widths, selection.device)
+        return slots.places(slots.line(selection))
 
     def of(self, name: str, places: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The places of one tensor's dimensions."""
@@ -151,19 +169,60 @@ class Bank:
         """The bank of an optimiser state tensor; zeros where the optimiser has not made it yet."""
         states = self.states.setdefault(name, {})
         if key not in states:
-            states[key] = like.new_zeros(self.dense[name].shape)
+            pack = self.packs.get(name)
+            if pack is None:
+                states[key] = torch.zeros_like(self.dense[name], dtype=like.dtype)
+            else:
+                states[key] = pack.view(self.flat(pack, key, like), name)
         return states[key]
+
+    def flat(self, pack: Pack, key: str | None, like: Tensor) -> Tensor:
+        """A pack's storage: of the tensors themselves for the key None, else of a state."""
+        known = (id(pack), key, like.dtype)
+        if known not in self._flats:
+            self._flats[known] = pack.flat(like, states=key is not None)
+        return self._flats[known]
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Applies what `nn.Module.to` and its kind apply to a module's tensors."""
-        self.dense = {name: function(tensor) for name, tensor in self.dense.items()}
-        self.states = {
+        dense = {name: function(tensor) for name, tensor in self.dense.items()}
+        states = {
             name: {key: function(tensor) for key, tensor in states.items()}
             for name, states in self.states.items()
         }
+        self._lay(dense, states)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Bank":
+        twin = Bank(self.channels, {name: dense.clone() for name, dense in self.dense.items()})
+        for name, states in self.states.items():
+            for key, tensor in states.items():
+                twin.state(name, key, tensor).copy_(tensor)
+        return twin
 
     @property
     def bytes(self) -> int:
         """The size of all banked tensors in bytes."""
         tensors = [*self.dense.values(), *(t for s in self.states.values() for t in s.values())]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _lay(self, dense: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Takes tensors over, into packs those that gain by it."""
+        self.dense, self.states = dict(dense), dict[str, dict[str, Tensor]]()
+        self.packs: dict[str, Pack] = {}
+        self._flats: dict[tuple[int, str | None, torch.dtype], Tensor] = {}
+        self.seats = {name: Seat.of(t, self.channels.axes[name]) for name, t in dense.items()}
+        parameters = {term.name for term in self.channels.params_terms}
+        alike: dict[tuple[int, torch.dtype], dict[str, Seat]] = {}
+        for name in sorted(dense, key=lambda name: name not in parameters):
+            seat, tensor = self.seats[name], dense[name]
+            if seat.lead and (tensor.device.type != "cpu" or tensor.numel() < LARGE):
+                alike.setdefault((seat.cell, tensor.dtype), {})[name] = seat
+        for members in alike.values():
+            pack = Pack(members, sum(name in parameters for name in members))
+            for name in members:
+                own = pack.view(self.flat(pack, None, dense[name]), name)
+                self.dense[name] = own.copy_(dense[name])
+                self.packs[name] = pack
+        for name, kept in states.items():
+            for key, tensor in kept.items():
+                self.state(name, key, tensor).copy_(tensor)

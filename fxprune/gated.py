@@ -4,8 +4,9 @@ A step of it is a step of an ordinary narrow network. Between steps `advance` ex
 channels that leave the selection for those that enter it.
 """
 
+import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -313,7 +314,7 @@ class GatedModule(TracedModule):
                 self.policy_state[rest] = tensor.to(device, copy=True)
             elif kind == "state":
                 slot, _, name = rest.partition("/")
-                self.bank.states.setdefault(name, {})[slot] = tensor.to(device, copy=True)
+                self.bank.state(name, slot, tensor).copy_(tensor)
         resize(self, self.channels, trained.widths)
         self.recompile()
         self._chosen = self._trained = trained
@@ -333,25 +334,37 @@ class GatedModule(TracedModule):
     # --- inside -----------------------------------------------------------------------------
 
     def _select(self, chosen: Chosen) -> None:
-        if self.training:
+        if not self.training:
+            self._show(chosen)
+        elif self._trained is self._chosen:  # the usual case: all travels at once
+            self._show(chosen, self._states())
+            self._trained = chosen
+        else:
             self._exchange_states(chosen)
-        self._show(chosen)
+            self._show(chosen)
 
-    def _show(self, chosen: Chosen) -> None:
-        """Makes a selection the one that executes; the optimiser's state stays where it is."""
+    def _show(self, chosen: Chosen, others: Iterable[residents.Item] = ()) -> None:
+        """Makes a selection the one that executes; the optimiser's state stays where it is.
+
+        `others` travel with the parameters.
+        """
         old = self._chosen
-        residents.exchange(residents.parameters(self._homes, self.bank), self.bank, old, chosen)
+        items = itertools.chain(others, residents.parameters(self._homes, self.bank))
+        residents.exchange(items, self.bank, old, chosen)
         if chosen.widths != old.widths:
             resize(self, self.channels, chosen.widths)
             self.recompile()
         self._chosen = chosen
 
     def _exchange_states(self, chosen: Chosen) -> None:
-        optimizer = self._optimizer() if self._optimizer is not None else None
-        if optimizer is not None:
-            items = residents.states(self._homes, self.bank, optimizer, self._trained.widths)
-            residents.exchange(items, self.bank, self._trained, chosen)
+        residents.exchange(self._states(), self.bank, self._trained, chosen)
         self._trained = chosen
+
+    def _states(self) -> Iterable[residents.Item]:
+        optimizer = self._optimizer() if self._optimizer is not None else None
+        if optimizer is None:
+            return ()
+        return residents.states(self._homes, self.bank, optimizer, self._trained.widths)
 
     def _device(self) -> torch.device:
         return next(iter(self.parameters())).device
@@ -361,7 +374,7 @@ class GatedModule(TracedModule):
 
     def _meter(self, chosen: Chosen) -> Meter:
         def slot_of(axis: Axis) -> Tensor:
-            return self.bank.slots(axis, chosen.widths, chosen.channels.device).slot
+            return self.bank.slots(chosen.widths, chosen.channels.device).slot(axis)
 
         tensors = {name: home.tensor() for name, home in self._homes.items()}
         return Meter(self.channels, tensors, slot_of, len(chosen.channels))

@@ -1,15 +1,16 @@
 """Residents: the compact tensors that execute, and their exchange with the bank."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fxprune.bank import Bank, Move, Places, put, take
+from fxprune.bank import Bank, put, take
 from fxprune.groups import ChannelGraph, Widths
-from fxprune.resize import compact_shape
+from fxprune.moves import Moves
+from fxprune.pack import Pack
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +21,14 @@ class Chosen:
     widths: Widths
 
 
-@dataclass(frozen=True, eq=False)
-class Item:
-    """A compact tensor, its bank, and how to put another in its place."""
+class Item(NamedTuple):
+    """A compact tensor, its bank, and where to put another in its place.
+
+    `key` is that of an optimiser state; None for the parameter or buffer itself.
+    """
 
     name: str
+    key: str | None
     resident: Tensor
     dense: Tensor
     install: Callable[[Tensor], None]
@@ -32,15 +36,15 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Home:
-    """The places where modules hold one parameter or buffer; several where it is shared."""
+    """The table of a module that holds a parameter or buffer; one of several where it is shared."""
 
-    places: tuple[tuple[nn.Module, str], ...]
+    table: MutableMapping[str, Tensor | None]
+    key: str
 
     def tensor(self) -> Tensor:
         """The tensor that lives here."""
-        module, name = self.places[0]
-        tensor = getattr(module, name)
-        assert isinstance(tensor, Tensor)
+        tensor = self.table[self.key]
+        assert tensor is not None
         return tensor
 
     def install(self, data: Tensor) -> None:
@@ -57,22 +61,21 @@ class Home:
 
 def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
     """Where each gated parameter and buffer lives, by name."""
+    found: dict[str, Home] = {}
     names: dict[int, str] = {}
-    places: dict[str, list[tuple[nn.Module, str]]] = {}
     for path, child in module.named_modules():
         for own in (child._parameters, child._buffers):
             for key, tensor in own.items():
-                if tensor is None:
-                    continue
-                name = names.setdefault(id(tensor), f"{path}.{key}" if path else key)
-                places.setdefault(name, []).append((child, key))
-    return {name: Home(tuple(places[name])) for name in channels.axes}
+                if tensor is not None:
+                    name = names.setdefault(id(tensor), f"{path}.{key}" if path else key)
+                    found.setdefault(name, Home(own, key))
+    return {name: found[name] for name in channels.axes}
 
 
 def parameters(of: dict[str, Home], bank: Bank) -> Iterator[Item]:
     """The gated parameters and buffers."""
     for name, home in of.items():
-        yield Item(name, home.tensor(), bank.dense[name], home.install)
+        yield Item(name, None, home.tensor().detach(), bank.dense[name], home.install)
 
 
 def states(
@@ -83,50 +86,64 @@ def states(
     `widths` are those for which the state was last exchanged.
     """
     for name, home in of.items():
-        state = optimizer.state.get(home.tensor(), {})
-        shape = compact_shape(name, bank.channels, widths)
+        state = optimizer.state.get(home.tensor())
+        if not state:
+            continue
+        shape = bank.shape(name, widths)
         for key, tensor in list(state.items()):
-            if isinstance(tensor, Tensor) and tuple(tensor.shape) == shape:
-                yield Item(name, tensor, bank.state(name, key, tensor), _setter(state, key))
+            if isinstance(tensor, Tensor) and tensor.shape == shape:
+                dense = bank.state(name, key, tensor)
+                yield Item(name, key, tensor, dense, _setter(state, key))
 
 
 @torch.no_grad()
-def store(items: Iterator[Item], bank: Bank, at: Chosen) -> None:
+def store(items: Iterable[Item], bank: Bank, at: Chosen) -> None:
     """Writes residents to the bank; they stay as they are."""
     places = bank.places(at.channels, at.widths)
     for item in items:
-        put(item.dense, bank.of(item.name, places), item.resident.detach())
+        put(item.dense, bank.of(item.name, places), item.resident)
 
 
 @torch.no_grad()
-def exchange(items: Iterator[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
-    """Moves residents from one selection to another; at equal widths only the slots that differ."""
+def exchange(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
+    """Moves residents from one selection to another, in place where the widths are equal."""
     if new is old:
         return
-    before = bank.places(old.channels, old.widths)
     if new.widths == old.widths:
-        _swap(items, bank, before, bank.places(new.channels, new.widths))
+        _swap(items, bank, old, new)
         return
+    before = bank.places(old.channels, old.widths)
     moving = list(items)
     for item in moving:
-        put(item.dense, bank.of(item.name, before), item.resident.detach())
+        put(item.dense, bank.of(item.name, before), item.resident)
     after = bank.places(new.channels, new.widths)
     for item in moving:
         item.install(take(item.dense, bank.of(item.name, after)))
 
 
-def _swap(items: Iterator[Item], bank: Bank, before: Places, after: Places) -> None:
-    changed = {
-        key: slots
-        for key, line in after.items()
-        if len(slots := (line != before[key]).nonzero().flatten())
-    }
-    for item in items:
-        axes = bank.channels.axes[item.name]
-        moving = {dim: changed[id(axis)] for dim, axis in axes.items() if id(axis) in changed}
-        if moving:
-            old, new = bank.of(item.name, before), bank.of(item.name, after)
-            Move(old, new, moving)(item.resident.detach(), item.dense)
+def _swap(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
+    """Packs travel as a whole; of the large tensors outside them only the cells that change."""
+    widths, device = new.widths, new.channels.device
+    if device.type == "cpu" and torch.equal(old.channels, new.channels):
+        return
+    slots = bank.slots(widths, device)
+    before, after = slots.line(old.channels), slots.line(new.channels)
+    packed: dict[tuple[Pack, str | None, torch.dtype], dict[str, Tensor]] = {}
+    moves = Moves(slots.places(before), slots.places(after))
+    for name, key, resident, dense, _ in items:
+        pack = bank.packs.get(name)
+        if pack is None:
+            moves(bank.seats[name], resident, dense)
+        else:
+            packed.setdefault((pack, key, resident.dtype), {})[name] = resident
+    indices: dict[Pack, tuple[Tensor, Tensor]] = {}
+    for (pack, key, _), tensors in packed.items():
+        tables = pack.tables(widths, slots.spans, device)
+        if pack not in indices:
+            indices[pack] = tables.index(before), tables.index(after)
+        leaving, entering = (pack.part(index, tables, [*tensors]) for index in indices[pack])
+        flat = bank.flat(pack, key, next(iter(tensors.values())))
+        pack.swap(tensors, flat, leaving, entering)
 
 
 def _setter(state: dict[str, Any], key: str) -> Callable[[Tensor], None]:

@@ -22,7 +22,7 @@ FLOORS = (
     ("rules", "rules.*"),
     ("labels",),
     ("groups",),
-    ("cost", "budget", "resize", "saliency"),
+    ("cost", "budget", "resize", "saliency", "pack", "moves"),
     ("bank", "solve", "gates", "policies", "policies.*"),
     ("residents",),
     ("gated",),

@@ -1,0 +1,198 @@
+"""Packs: many banked tensors in one flat storage, so that a few kernels exchange them all.
+
+A tensor is seen as rows of *cells*: a cell is what lies behind the last dimension that belongs to
+channels, 9 numbers of a 3x3 kernel, one of a bias. Tensors with cells of one size and dtype share a
+pack. Where each compact cell lies in the flat storage is a sum of one number per dimension, which
+depends on the selection, looked up in tables that depend on the widths alone: no loop over tensors
+or channels, fixed shapes, and no wait for the device.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from fxprune.groups import Axis, Widths
+
+Axes = Mapping[int, Axis]
+Spans = Mapping[int, tuple[int, int]]
+"""By the id of an axis, where its positions begin in the line of all axes, and their number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seat:
+    """How one tensor lies in memory, dense and compact alike.
+
+    Attributes:
+        shape: its dense shape.
+        axes: its dimensions that belong to groups.
+        order: its dimensions from the outermost to the innermost; channels_last has C last.
+        lead: how many dimensions, in that order, are outside the cells.
+        cell: the size of a cell.
+    """
+
+    shape: tuple[int, ...]
+    axes: Axes
+    order: tuple[int, ...]
+    lead: int
+    cell: int
+
+    @classmethod
+    def of(cls, dense: Tensor, axes: Axes) -> "Seat":
+        """The seat of a tensor; it keeps its memory format."""
+        order = tuple(range(dense.dim()))
+        if dense.dim() > 3 and not dense.is_contiguous() and dense.stride(1) == 1:
+            order = (0, *order[2:], 1)
+        lead = max((order.index(dim) + 1 for dim in axes), default=0)
+        cell = math.prod(dense.shape[dim] for dim in order[lead:])
+        return cls(tuple(dense.shape), dict(axes), order, lead, cell)
+
+    @property
+    def cells(self) -> int:
+        """The number of its dense cells."""
+        return math.prod(self.shape[dim] for dim in self.order[: self.lead])
+
+    def strides(self) -> list[int]:
+        """By how many dense cells a step along each leading dimension moves."""
+        sizes = [self.shape[dim] for dim in self.order[: self.lead]]
+        return [math.prod(sizes[place + 1 :]) for place in range(self.lead)]
+
+    def lengths(self, widths: Widths) -> list[int]:
+        """The compact lengths of the leading dimensions."""
+        return [
+            self.axes[dim].length(widths) if dim in self.axes else self.shape[dim]
+            for dim in self.order[: self.lead]
+        ]
+
+    def inside_out(self, tensor: Tensor) -> Tensor:
+        """The tensor with its dimensions in the order in which they lie in memory; a view."""
+        return tensor if self.order[-1] == len(self.order) - 1 else tensor.permute(self.order)
+
+    def shaped(self, rows: Tensor) -> Tensor:
+        """Rows of dense cells, [cells, cell], as a view of the dense shape."""
+        lying = rows.view([self.shape[dim] for dim in self.order])
+        return lying.permute([self.order.index(dim) for dim in range(len(self.order))])
+
+
+class Tables:
+    """Where the compact cells of some tensors lie among their dense cells, at fixed widths.
+
+    The tensors' dense cells follow each other, and so do the compact ones.
+
+    Attributes:
+        ends: for each tensor, one past its last compact cell.
+    """
+
+    def __init__(
+        self, seats: Sequence[Seat], widths: Widths, spans: Spans, device: torch.device
+    ) -> None:
+        begins = accumulate((seat.cells for seat in seats), initial=0)
+        nothing = torch.zeros(1, dtype=torch.int64)
+        # An entry for each position of each leading dimension; the first stands for no dimension.
+        source, times, plus = [nothing], [nothing], [nothing]
+        depth = max(seat.lead for seat in seats)
+        levels: list[list[Tensor]] = [[] for _ in range(depth)]
+        entries, ends = 1, []
+        for seat, begin in zip(seats, begins):
+            lengths = seat.lengths(widths)
+            for place, (length, stride) in enumerate(zip(lengths, seat.strides())):
+                line = torch.arange(length)
+                axis = seat.axes.get(seat.order[place])
+                base = torch.full_like(line, begin if place == 0 else 0)
+                source.append(0 * line if axis is None else line + spans[id(axis)][0])
+                times.append(torch.full_like(line, 0 if axis is None else stride))
+                plus.append(base + stride * line if axis is None else base)
+                own = [1] * len(lengths)
+                own[place] = length
+                levels[place].append((line + entries).int().view(own).expand(lengths).flatten())
+                entries += length
+            count = math.prod(lengths)
+            for place in range(len(lengths), depth):
+                levels[place].append(torch.zeros(count, dtype=torch.int32))
+            ends.append(count)
+        self.ends = tuple(accumulate(ends))
+        self._source = torch.cat(source).to(device)
+        self._times, self._plus = torch.cat(times).to(device), torch.cat(plus).to(device)
+        self._levels = [torch.cat(level).to(device) for level in levels]
+
+    def index(self, line: Tensor) -> Tensor:
+        """The dense cell of each compact cell: int64.
+
+        Args:
+            line: the dense positions of all axes, one behind the other: int64.
+        """
+        entries = line.index_select(0, self._source).mul_(self._times).add_(self._plus)
+        first, *others = self._levels
+        index = entries.index_select(0, first)
+        for level in others:
+            index += entries.index_select(0, level)
+        return index
+
+
+class Pack:
+    """Tensors whose cells have one size and dtype.
+
+    Attributes:
+        seats: the tensors by name; parameters first, then buffers.
+        cell: the size of a cell.
+    """
+
+    def __init__(self, seats: Mapping[str, Seat], parameters: int) -> None:
+        """`parameters` says how many of the seats are parameters'."""
+        self.seats = dict(seats)
+        self.names = tuple(seats)
+        self.cell = next(iter(seats.values())).cell
+        ends = list(accumulate((seat.cells for seat in seats.values()), initial=0))
+        self._spans = dict(zip(seats, pairwise(ends)))
+        self._total, self._stateful = ends[-1], ends[parameters]
+        self._tables: tuple[object, Tables] | None = None
+
+    def flat(self, like: Tensor, states: bool = False) -> Tensor:
+        """A storage for all tensors, or for a state of all parameters, zeros: [cells, cell]."""
+        return like.new_zeros(self._stateful if states else self._total, self.cell)
+
+    def view(self, flat: Tensor, name: str) -> Tensor:
+        """One tensor of a storage, in its dense shape."""
+        begin, end = self._spans[name]
+        return self.seats[name].shaped(flat[begin:end])
+
+    def tables(self, widths: Widths, spans: Spans, device: torch.device) -> Tables:
+        """The tables at these widths; kept until the widths change."""
+        key = (widths, device)
+        if self._tables is None or self._tables[0] != key:
+            made = Tables(list(self.seats.values()), widths, spans, device)
+            self._tables = (key, made)
+        return self._tables[1]
+
+    def part(self, index: Tensor, tables: Tables, names: Sequence[str]) -> Tensor:
+        """The index of some of the tensors, in the order of `names`."""
+        names = tuple(names)
+        if names == self.names[: len(names)]:
+            return index[: tables.ends[len(names) - 1]]
+        ends = dict(zip(self.names, zip((0, *tables.ends), tables.ends)))
+        return torch.cat([index[ends[name][0] : ends[name][1]] for name in names])
+
+    def swap(
+        self, tensors: Mapping[str, Tensor], flat: Tensor, before: Tensor, after: Tensor
+    ) -> None:
+        """Stores compact tensors in the flat storage and loads others, in place.
+
+        Args:
+            tensors: the compact tensors by name.
+            flat: the storage.
+            before: int64, the dense cell of each of their cells, in order.
+            after: likewise, of those to be loaded.
+        """
+        lying = [self.seats[name].inside_out(tensor) for name, tensor in tensors.items()]
+        rows = [tensor.reshape(-1, self.cell) for tensor in lying]
+        staged = torch.cat(rows)
+        flat.index_copy_(0, before, staged)
+        torch.index_select(flat, 0, after, out=staged)
+        parts = staged.split_with_sizes([len(row) for row in rows])
+        if all(tensor.is_contiguous() for tensor in lying):  # then the rows are views
+            torch._foreach_copy_(rows, list(parts))
+        else:
+            torch._foreach_copy_(lying, [part.view(t.shape) for part, t in zip(parts, lying)])
