@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import residents
-from fxprune.bank import Bank, take
+from fxprune.bank import Bank, Slots, take
 from fxprune.budget import Budget, global_widths, uniform_widths
 from fxprune.cost import CostModel
 from fxprune.errors import GateError, RunError
 from fxprune.gates import TAP, Tap, to_gated
-from fxprune.groups import Axis, ChannelGraph, Widths
+from fxprune.groups import ChannelGraph, Widths
 from fxprune.policies import Policy, keep_slots, top
 from fxprune.residents import Chosen
 from fxprune.resize import resize
@@ -77,6 +77,7 @@ class GatedModule(TracedModule):
         self._peak_rate = 0.0
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._settled: Chosen | None = None
+        self._measured: tuple[Slots, Meter] | None = None
         self._homes = residents.homes(self, channels)
         for path, module in self.named_modules():
             name = f"{path}.weight" if path else "weight"
@@ -88,7 +89,8 @@ class GatedModule(TracedModule):
         whole = Chosen(
             torch.arange(channels.layout.total).to(self._device()), channels.layout.sizes
         )
-        prior = self._meter(whole).magnitude()
+        with torch.no_grad():
+            prior = self._meter(whole).magnitude(self._tensors())
         self.policy_state = settings.policy.start(channels.layout, prior, settings.seed)
         if settings.policy.reallocate:  # refuses now, not after hours, what floors make impossible
             global_widths(settings.budget, channels.layout, self.cost, prior)
@@ -199,12 +201,12 @@ class GatedModule(TracedModule):
         self.steps += 1
         if self._settled is not None:
             return
-        meter, policy = self._meter(self._chosen), self.settings.policy
+        meter, policy, tensors = self._meter(self._chosen), self.settings.policy, self._tensors()
         measures: dict[str, Callable[[], Tensor]] = {
-            "batch": meter.batch,
-            "sample": lambda: meter.sample(self._taps()),
-            "magnitude": meter.magnitude,
-            "bn_scale": meter.bn_scale,
+            "batch": lambda: meter.batch(tensors),
+            "sample": lambda: meter.sample(tensors, self._taps()),
+            "magnitude": lambda: meter.magnitude(tensors),
+            "bn_scale": lambda: meter.bn_scale(tensors),
             "none": lambda: torch.zeros(len(self.executing), device=self.executing.device),
         }
         saliency = measures[policy.observes]()
@@ -253,12 +255,13 @@ class GatedModule(TracedModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
-        kept = {name: self.__dict__.pop(name) for name in ("_optimizer", "_homes")}
+        kept = {name: self.__dict__.pop(name) for name in ("_optimizer", "_homes", "_measured")}
         try:
             twin = super().__deepcopy__(memo)
         finally:
             self.__dict__.update(kept)
-        twin._optimizer, twin._homes = None, residents.homes(twin, twin.channels)
+        twin._optimizer, twin._measured = None, None
+        twin._homes = residents.homes(twin, twin.channels)
         return twin
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -373,11 +376,14 @@ class GatedModule(TracedModule):
         return self.bank.places(chosen.channels, chosen.widths)
 
     def _meter(self, chosen: Chosen) -> Meter:
-        def slot_of(axis: Axis) -> Tensor:
-            return self.bank.slots(chosen.widths, chosen.channels.device).slot(axis)
+        """The meter for a selection's widths; kept until they change."""
+        slots = self.bank.slots(chosen.widths, chosen.channels.device)
+        if self._measured is None or self._measured[0] is not slots:
+            self._measured = (slots, Meter(self.channels, slots.slot, len(chosen.channels)))
+        return self._measured[1]
 
-        tensors = {name: home.tensor() for name, home in self._homes.items()}
-        return Meter(self.channels, tensors, slot_of, len(chosen.channels))
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: home.tensor() for name, home in self._homes.items()}
 
     def _taps(self) -> dict[int, Tensor]:
         taps = ((n, m) for n, m in self.named_children() if isinstance(m, Tap))

@@ -10,87 +10,165 @@ and behind a bare convolution it is sum w * dL/dw + b * dL/db, since a is linear
 channel that several layers make (a residual stage) has the sum of theirs.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fxprune.groups import Axis, ChannelGraph, Gate
 
-Read = Callable[[Tensor, int], Tensor]
-"""From a parameter and a dimension, a value for each position along it: float32 [length]."""
+Place = tuple[str, int]
+"""A parameter and the dimension along which it is read."""
+Tensors = Mapping[str, Tensor]
+"""The compact parameters by name."""
 
 
-@dataclass(frozen=True, eq=False)
 class Meter:
-    """Measures the executed channels of a network.
+    """Measures the executed channels of a network at fixed widths.
 
-    Attributes:
-        channels: the channel graph, whose gates say which parameters to read.
-        tensors: the compact parameters by name.
-        slot_of: for an axis, the slot of each compact position, int64 [length]; K where fixed.
-        total: K, the number of executed channels.
-
-    Every measure returns float32 [K], at least 0.
+    Every measure returns float32 [K], at least 0. Where each value goes is worked out once, so
+    that a measurement of a network with norms is a few kernels, whatever its depth.
     """
 
-    channels: ChannelGraph
-    tensors: Mapping[str, Tensor]
-    slot_of: Callable[[Axis], Tensor]
-    total: int
+    def __init__(
+        self, channels: ChannelGraph, slot_of: Callable[[Axis], Tensor], total: int
+    ) -> None:
+        """Takes what the widths decide.
 
-    def batch(self) -> Tensor:
+        Args:
+            channels: the channel graph, whose gates say which parameters to read.
+            slot_of: for an axis, the slot of each compact position, int64 [length]; K where fixed.
+            total: K, the number of executed channels.
+        """
+        self._channels, self._slot_of, self._total = channels, slot_of, total
+        self._readings: dict[Hashable, _Reading] = {}
+
+    def batch(self, tensors: Tensors) -> Tensor:
         """|sum of g * a| over the batch, from the parameters' gradients; 0 where there is none."""
-        return self._read(self.channels.gates, _taylor)
+        reading = self._reading("batch", self._channels.gates)
+        return reading(_taylor(reading.places, tensors))
 
-    def sample(self, taps: Mapping[int, Tensor]) -> Tensor:
+    def sample(self, tensors: Tensors, taps: Mapping[int, Tensor]) -> Tensor:
         """The mean over samples of |sum of g * a|, as the taps saw it in this step's backward.
 
         Args:
+            tensors: the parameters.
             taps: by the number of its gate, float32 [compact positions]; gates without a tap are
                 read as in `batch`.
         """
-        gates = self.channels.gates
-        seen = self._read((g for number, g in enumerate(gates) if number not in taps), _taylor)
-        for number, values in taps.items():
-            name, dim = gates[number].parameters[0]
-            self._add(seen, self.channels.axes[name][dim], values)
-        return seen
+        gates = self._channels.gates
+        tapped = self._reading(tuple(taps), [Gate(gates[n].parameters[:1]) for n in taps])
+        others = [gate for number, gate in enumerate(gates) if number not in taps]
+        rest = self._reading(("but", *taps), others)
+        values = {gates[number].parameters[0]: seen.float() for number, seen in taps.items()}
+        return tapped([values[place] for place in tapped.places]) + rest(
+            _taylor(rest.places, tensors)
+        )
 
-    def magnitude(self) -> Tensor:
+    def magnitude(self, tensors: Tensors) -> Tensor:
         """The L2 norm of a channel's slices of the weights that make it."""
-        return self._read(self.channels.makers, _square).sqrt()
+        reading = self._reading("makers", self._channels.makers)
+        return reading([_square(tensors[name], dim) for name, dim in reading.places]).sqrt()
 
-    def bn_scale(self) -> Tensor:
+    def bn_scale(self, tensors: Tensors) -> Tensor:
         """|gamma| of the norm at the gate point; behind a bare layer the norm of its weights."""
-        firsts = (Gate(gate.parameters[:1]) for gate in self.channels.gates)
-        return self._read(firsts, lambda parameter, dim: _square(parameter, dim).sqrt())
+        gates = self._channels.gates
+        reading = self._reading("firsts", [Gate(gate.parameters[:1]) for gate in gates])
+        return reading([_square(tensors[name], dim).sqrt() for name, dim in reading.places])
 
-    def _read(self, gates: Iterable[Gate], read: Read) -> Tensor:
-        device = next(iter(self.tensors.values())).device
-        seen = torch.zeros(self.total + 1, device=device)  # the last takes the fixed positions
+    def _reading(self, key: Hashable, gates: Sequence[Gate]) -> "_Reading":
+        if key not in self._readings:
+            self._readings[key] = _Reading(gates, self._channels, self._slot_of, self._total)
+        return self._readings[key]
+
+
+class _Reading:
+    """Adds up what is read at some gates: signed at each gate, absolute over the gates of a slot.
+
+    Both sums look their summands up in tables with a row for each result, filled up with a zero:
+    unlike atomic additions they give the same bits each time.
+
+    Attributes:
+        places: what has to be read, vectors first.
+    """
+
+    def __init__(
+        self,
+        gates: Sequence[Gate],
+        channels: ChannelGraph,
+        slot_of: Callable[[Axis], Tensor],
+        total: int,
+    ) -> None:
+        lines: list[tuple[Axis, list[Place]]] = []
         for gate in gates:
-            signed: dict[Axis, Tensor] = {}
+            along: dict[Axis, list[Place]] = {}
             for name, dim in gate.parameters:
-                axis, value = self.channels.axes[name][dim], read(self.tensors[name], dim)
-                signed[axis] = signed[axis] + value if axis in signed else value
-            for axis, value in signed.items():
-                self._add(seen, axis, value)
-        return seen[: self.total]
+                along.setdefault(channels.axes[name][dim], []).append((name, dim))
+            lines += along.items()
+        met = {place: axis for axis, places in lines for place in places}
+        self.places = sorted(met, key=lambda place: len(channels.shapes[place[0]]) > 1)
+        device = torch.device("cpu")
+        read, begin = dict[Place, Tensor](), 0
+        slots: dict[Axis, Tensor] = {}
+        for place in self.places:
+            axis = met[place]
+            if axis not in slots:
+                device = slot_of(axis).device
+                slots[axis] = slot_of(axis).cpu()
+            read[place] = torch.arange(begin, begin + len(slots[axis]))
+            begin += len(slots[axis])
+        nothing = torch.empty(0, dtype=torch.int64)
+        summands, results, end = [nothing], [nothing], 0
+        for axis, places in lines:
+            line = torch.arange(end, end + len(slots[axis]))
+            end += len(line)
+            for place in places:
+                summands.append(read[place])
+                results.append(line)
+        signed = _table(torch.cat(summands), torch.cat(results), end, empty=begin)
+        slot = torch.cat([nothing, *(slots[axis] for axis, _ in lines)])
+        at = (slot < total).nonzero().flatten()
+        absolute = _table(at, slot[at], total, empty=end)
+        self._signed, self._absolute = signed.to(device), absolute.to(device)
 
-    def _add(self, seen: Tensor, axis: Axis, values: Tensor) -> None:
-        seen.index_add_(0, self.slot_of(axis), values.abs())
+    def __call__(self, values: Sequence[Tensor]) -> Tensor:
+        """From the values at each place, one behind the other, to those of the slots."""
+        zero = torch.zeros(1, device=self._signed.device)
+        each = _sums(torch.cat([*values, zero]), self._signed).abs()
+        return _sums(torch.cat([each, zero]), self._absolute)
 
 
-def _taylor(parameter: Tensor, dim: int) -> Tensor:
-    if parameter.grad is None:
-        return parameter.new_zeros(parameter.shape[dim], dtype=torch.float32)
-    return _others(parameter.detach().float() * parameter.grad.float(), dim)
+def _table(summands: Tensor, results: Tensor, rows: int, empty: int) -> Tensor:
+    """For each result the summands that belong to it: int64 [most summands, rows]."""
+    order = results.argsort(stable=True)
+    results = results[order]
+    counts = torch.bincount(results, minlength=rows)
+    rank = torch.arange(len(results)) - (counts.cumsum(0) - counts)[results]
+    table = torch.full((max([1, *counts.tolist()]), rows), empty)
+    table[rank, results] = summands[order]
+    return table
+
+
+def _sums(values: Tensor, table: Tensor) -> Tensor:
+    return values.index_select(0, table.flatten()).view(table.shape).sum(0)
+
+
+def _taylor(places: Sequence[Place], tensors: Tensors) -> list[Tensor]:
+    """The values p * dL/dp, those of all vectors at once; places are in the order of a reading."""
+    read = [(tensors[name], dim) for name, dim in places]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in read]
+    vectors = sum(p.dim() == 1 for p, _ in read)
+    values = []
+    if vectors:
+        flat = torch.cat([p for p, _ in read[:vectors]])
+        values.append(flat.float() * torch.cat(grads[:vectors]).float())
+    for (parameter, dim), grad in zip(read[vectors:], grads[vectors:]):
+        values.append(_others(parameter.float() * grad.float(), dim))
+    return values
 
 
 def _square(parameter: Tensor, dim: int) -> Tensor:
-    return _others(parameter.detach().float().square(), dim)
+    return _others(parameter.float().square(), dim)
 
 
 def _others(values: Tensor, dim: int) -> Tensor:
