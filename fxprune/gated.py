@@ -12,8 +12,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parallel import DistributedDataParallel
 
-from fxprune import residents
+from fxprune import moments, parallel, residents
 from fxprune.bank import Bank, Slots, take
 from fxprune.budget import Budget, global_widths, uniform_widths
 from fxprune.cost import CostModel
@@ -76,6 +78,8 @@ class GatedModule(TracedModule):
         self.inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in example_inputs)
         self._peak_rate = 0.0
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
+        self._told = False  # of optimiser state that does not follow
+        self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self._settled: Chosen | None = None
         self._measured: tuple[Slots, Meter] | None = None
         self._homes = residents.homes(self, channels)
@@ -102,8 +106,10 @@ class GatedModule(TracedModule):
         resize(self, channels, widths)
         self.recompile()
         self._chosen = self._trained = first
+        self._known_widths: Widths = ()
         if not self.training:
             self._show(self.best())
+        self._follow_widths()
 
     # --- what a user asks -----------------------------------------------------------------
 
@@ -183,6 +189,17 @@ class GatedModule(TracedModule):
         """Makes the optimiser's per-element state follow its channels."""
         self._optimizer = weakref.ref(optimizer)
 
+    def join(self, wrapper: DistributedDataParallel) -> None:
+        """Becomes one of the equal replicas of a data-parallel wrapper, which is being made.
+
+        Takes over the first rank's bank, policy state and selection, as the wrapper does with the
+        parameters. `DistributedDataParallel(gated)` calls it by itself.
+        """
+        self.restore(
+            parallel.broadcast(self.training_state(), wrapper.process_group, self._device())
+        )
+        self._wrappers.add(wrapper)
+
     def note_rate(self, rate: float) -> None:
         """Shows cuts of the learning rate to the policy. Call it before `observe`.
 
@@ -210,6 +227,9 @@ class GatedModule(TracedModule):
             "none": lambda: torch.zeros(len(self.executing), device=self.executing.device),
         }
         saliency = measures[policy.observes]()
+        if policy.observes == "sample":  # each rank has seen its own; gradients are equal already
+            for wrapper in self._wrappers:
+                saliency = parallel.mean(saliency, wrapper.process_group)
         policy.observe(self.policy_state, self.channels.layout, self.executing, saliency)
 
     def advance(self) -> None:
@@ -251,17 +271,20 @@ class GatedModule(TracedModule):
         super().train(mode)
         if changes:
             self._show(self._trained if mode else self.best())
+        self._follow_widths()
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
-        kept = {name: self.__dict__.pop(name) for name in ("_optimizer", "_homes", "_measured")}
+        own = ("_optimizer", "_homes", "_measured", "_wrappers")
+        kept = {name: self.__dict__.pop(name) for name in own}
         try:
             twin = super().__deepcopy__(memo)
         finally:
             self.__dict__.update(kept)
         twin._optimizer, twin._measured = None, None
         twin._homes = residents.homes(twin, twin.channels)
+        twin._wrappers = weakref.WeakSet()
         return twin
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -325,6 +348,7 @@ class GatedModule(TracedModule):
         self._peak_rate = float(state["peak_rate"])
         if not self.training:
             self._show(self.best())
+        self._follow_widths()
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Makes `state_dict()` complete: the bank, the policy's state and the selection."""
@@ -337,6 +361,10 @@ class GatedModule(TracedModule):
     # --- inside -----------------------------------------------------------------------------
 
     def _select(self, chosen: Chosen) -> None:
+        if self.training:
+            self._drop_strays(chosen.widths)
+            for wrapper in self._wrappers:
+                parallel.share_buffers(self._gated_buffers(), wrapper)
         if not self.training:
             self._show(chosen)
         elif self._trained is self._chosen:  # the usual case: all travels at once
@@ -358,6 +386,7 @@ class GatedModule(TracedModule):
             resize(self, self.channels, chosen.widths)
             self.recompile()
         self._chosen = chosen
+        self._follow_widths()
 
     def _exchange_states(self, chosen: Chosen) -> None:
         residents.exchange(self._states(), self.bank, self._trained, chosen)
@@ -368,6 +397,37 @@ class GatedModule(TracedModule):
         if optimizer is None:
             return ()
         return residents.states(self._homes, self.bank, optimizer, self._trained.widths)
+
+    def _drop_strays(self, widths: Widths) -> None:
+        """Tells of state that cannot follow; at new widths the optimiser has to begin it anew."""
+        optimizer, old = self._optimizer() if self._optimizer else None, self._trained.widths
+        if optimizer is None or not optimizer.state or (self._told and widths == old):
+            return
+        strays = residents.strays(self._homes, self.bank, optimizer, old)
+        if not self._told:
+            for key in dict.fromkeys(key for keys in strays.values() for key in keys):
+                moments.warn_of_stray(optimizer, key)
+        self._told = True
+        if widths != old:
+            for parameter in strays:
+                del optimizer.state[parameter]
+
+    def _follow_widths(self) -> None:
+        """Autograd and data-parallel wrappers take up the widths that are trained.
+
+        Not those that only evaluate, where there are wrappers: one rank may validate alone.
+        """
+        if self._known_widths == self.widths or (self._wrappers and not self.training):
+            return
+        self._known_widths = self.widths
+        for home in self._homes.values():
+            home.renew()
+        for wrapper in self._wrappers:
+            parallel.rebuild_reducer(wrapper)
+
+    def _gated_buffers(self) -> list[Tensor]:
+        tensors = [home.tensor() for home in self._homes.values()]
+        return [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
 
     def _device(self) -> torch.device:
         return next(iter(self.parameters())).device
@@ -407,6 +467,18 @@ class GatedModule(TracedModule):
         if widths == self._chosen.widths:
             channels = keep_slots(self.executing, channels, self.channels.layout, widths)
         return Chosen(channels, widths)
+
+
+def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Called by PyTorch for every module that becomes a child of another."""
+    del name
+    if isinstance(parent, DistributedDataParallel) and child is not None:
+        for module in child.modules():
+            if isinstance(module, GatedModule):
+                module.join(parent)
+
+
+register_module_module_registration_hook(_registered)
 
 
 def _on(device: torch.device, chosen: Chosen) -> Chosen:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fxprune import moments
 from fxprune.bank import Bank, put, take
 from fxprune.groups import ChannelGraph, Widths
 from fxprune.moves import Moves
@@ -50,13 +51,21 @@ class Home:
     def install(self, data: Tensor) -> None:
         """Gives the tensor other data, of any shape; the tensor object stays the same."""
         tensor = self.tensor()
-        if tensor.shape != data.shape:
-            # While an old graph lives (a loop that keeps its last loss), autograd goes on with the
-            # old shape; it forgets it only when the dtype changes.
-            other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
-            tensor.data = data.new_empty(0, dtype=other)
         tensor.data = data
         tensor.grad = None
+
+    def renew(self) -> None:
+        """Makes autograd take up the tensor's shape.
+
+        While an old graph lives (a loop that keeps its last loss, the reducer of
+        DistributedDataParallel), autograd goes on with the shape it knew; it forgets it only when
+        the dtype changes.
+        """
+        tensor = self.tensor()
+        other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
+        data = tensor.data
+        tensor.data = data.new_empty(0, dtype=other)
+        tensor.data = data
 
 
 def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
@@ -92,8 +101,24 @@ def states(
         shape = bank.shape(name, widths)
         for key, tensor in list(state.items()):
             if isinstance(tensor, Tensor) and tensor.shape == shape:
+                begun = key in bank.states.get(name, {})
                 dense = bank.state(name, key, tensor)
+                if not begun:
+                    dense.fill_(moments.beginnings(optimizer, home.tensor()).get(key, 0.0))
                 yield Item(name, key, tensor, dense, _setter(state, key))
+
+
+def strays(
+    of: dict[str, Home], bank: Bank, optimizer: torch.optim.Optimizer, widths: Widths
+) -> dict[Tensor, tuple[str, ...]]:
+    """The parameters some of whose state cannot follow the channels, and its keys."""
+    found = {}
+    for name, home in of.items():
+        state = optimizer.state.get(home.tensor(), {})
+        keys = tuple(moments.strays(state, bank.shape(name, widths)))
+        if keys:
+            found[home.tensor()] = keys
+    return found
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ FLOORS = (
     ("rules", "rules.*"),
     ("labels",),
     ("groups",),
-    ("cost", "budget", "resize", "saliency", "pack", "moves"),
+    ("cost", "budget", "resize", "saliency", "pack", "moves", "moments"),
     ("bank", "solve", "gates", "policies", "policies.*"),
     ("residents",),
     ("gated",),
@@ -32,11 +32,11 @@ FLOORS = (
     ("train", "job", "export", "pt2"),
     ("demo",),
     ("views",),
-    ("cli",),
+    ("cli", "__main__"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
-BESIDE = ("traced", "source", "data", "recipe", "storage", "console")
+BESIDE = ("traced", "source", "data", "recipe", "storage", "console", "parallel")
 FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")
 

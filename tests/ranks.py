@@ -1,0 +1,343 @@
+"""What two processes do together over gloo, for tests/test_parallel.py; each case checks itself."""
+
+import copy
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+
+from fxprune import GatedModule, attach, instrument
+
+RANKS = 2
+Case = Callable[[int], None]
+CASES: dict[str, Case] = {}
+State = dict[str, Tensor]
+
+
+def case(function: Case) -> Case:
+    CASES[function.__name__] = function
+    return function
+
+
+def run_all(folder: Path) -> dict[str, str]:
+    """Runs all cases in two new processes; returns what failed, by the case's name."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_work, (port, folder), nprocs=RANKS)
+    names = [path.name for path in folder.iterdir()]
+    assert len(names) == RANKS * len(CASES)
+    return {
+        name: "".join((folder / f"{name}.{rank}").read_text() for rank in range(RANKS))
+        for name in CASES
+    }
+
+
+def _work(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS
+    )
+    for name, function in CASES.items():
+        said = ""
+        try:
+            function(rank)
+        except Exception:
+            said = traceback.format_exc()
+        (folder / f"{name}.{rank}").write_text(said)
+        distributed.barrier()
+    distributed.destroy_process_group()
+
+
+class Small(nn.Module):
+    """A stem and a residual block; with batch norms or without."""
+
+    def __init__(self, norms: bool = True) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d if norms else nn.Identity
+        self.stem, self.bn = nn.Conv2d(1, 8, 3), norm(8)
+        self.conv1, self.bn1 = nn.Conv2d(8, 12, 3, padding=1), norm(12)
+        self.conv2, self.bn2 = nn.Conv2d(12, 8, 3, padding=1), norm(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.bn(self.stem(x)))
+        x = torch.tanh(x + self.bn2(self.conv2(torch.tanh(self.bn1(self.conv1(x))))))
+        out: Tensor = self.fc(x.mean((2, 3)))
+        return out
+
+
+def build(seed: int, norms: bool = True, **settings: Any) -> GatedModule:
+    torch.manual_seed(seed)
+    model = Small(norms).double().train()
+    return instrument(model, (torch.zeros(1, 1, 6, 6).double(),), **settings)
+
+
+def batch(step: int, size: int = 8) -> tuple[Tensor, Tensor]:
+    """The joint batch of a step; each rank takes its rows."""
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(size, 1, 6, 6, generator=generator, dtype=torch.float64)
+    return images, torch.randint(4, (size,), generator=generator)
+
+
+def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, *data: Tensor) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(network(data[0]), data[1]).backward()
+    optimizer.step()
+
+
+def momentum(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def same_on_all(state: State) -> None:
+    """Every tensor has the same bits on all ranks."""
+    gathered: list[Any] = [None] * RANKS
+    distributed.all_gather_object(gathered, state)
+    assert gathered[0].keys() == gathered[1].keys()
+    wrong = [key for key in state if not torch.equal(gathered[0][key], gathered[1][key])]
+    assert wrong == []
+
+
+def everything(gated: GatedModule, optimizer: torch.optim.Optimizer) -> State:
+    state = dict(gated.training_state())
+    for name, parameter in gated.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            state[f"optimizer/{name}/{key}"] = torch.as_tensor(value)
+    return state
+
+
+def agree(
+    rank: int,
+    policy: str,
+    steps: int = 200,
+    validate: Callable[[int, DistributedDataParallel, GatedModule], None] = lambda *_: None,
+    **wrapping: Any,
+) -> set[tuple[int, ...]]:
+    """Trains on different data, from different weights; in every step the ranks are equal."""
+    gated = build(rank, policy=policy)
+    network = DistributedDataParallel(gated, **wrapping)
+    optimizer = momentum(network.parameters())
+    attach(gated, optimizer)
+    widths, seen = [], []
+    for step in range(steps):
+        images, labels = batch(step)
+        train_step(network, optimizer, images[rank::RANKS], labels[rank::RANKS])
+        widths.append(gated.widths)
+        seen.append(tuple(gated.executing.tolist()))
+        if step % 25 == 24:
+            validate(rank, network, gated)
+    same_on_all({str(step): torch.tensor(chosen) for step, chosen in enumerate(seen)})
+    same_on_all({"widths": torch.tensor(widths)})
+    same_on_all(everything(gated, optimizer))
+    assert len(set(seen)) > 5
+    return set(widths)
+
+
+def on_all(rank: int, network: DistributedDataParallel, gated: GatedModule) -> None:
+    """Every rank validates, through the wrapper."""
+    del gated
+    network.eval()
+    with torch.no_grad():
+        network(batch(rank)[0])
+    network.train()
+
+
+def alone(rank: int, network: DistributedDataParallel, gated: GatedModule) -> None:
+    """The first rank validates, as in many loops, and looks at all there is to save."""
+    del network
+    if rank == 0:
+        gated.eval()
+        with torch.no_grad():
+            gated(batch(rank)[0])
+        gated.state_dict()
+        gated.train()
+
+
+UTILITY = "utility{warmup=30,reallocate=7}"
+
+
+@case
+def cucb(rank: int) -> None:
+    agree(rank, "cucb", validate=on_all)
+
+
+@case
+def cucb_by_sample(rank: int) -> None:
+    agree(rank, "cucb{saliency=sample}", validate=alone)
+
+
+@case
+def random(rank: int) -> None:
+    agree(rank, "random", validate=on_all)
+
+
+@case
+def utility(rank: int) -> None:
+    widths = agree(rank, UTILITY, validate=alone)
+    assert len(widths) > 2
+
+
+@case
+def utility_by_sample(rank: int) -> None:
+    policy = "utility{warmup=30,reallocate=7,saliency=sample}"
+    widths = agree(rank, policy, steps=80, validate=on_all, gradient_as_bucket_view=True)
+    assert len(widths) > 2
+
+
+@case
+def unused_parameters(rank: int) -> None:
+    agree(rank, "cucb{c=1,discount=0.9}", steps=40, find_unused_parameters=True)
+
+
+@case
+def static_graph(rank: int) -> None:
+    widths = agree(rank, UTILITY, steps=60, validate=alone, static_graph=True)
+    assert len(widths) > 1
+
+
+@case
+def the_joint_batch(rank: int) -> None:
+    """Two halves on two ranks are one batch in one process; without norms this is well defined."""
+    for policy in ("cucb{c=1}", "cucb{c=1,saliency=sample}", "utility{warmup=3,reallocate=5}"):
+        gated, whole = (build(3, norms=False, policy=policy) for _ in range(2))
+        network = DistributedDataParallel(gated)
+        optimizers = [momentum(gated.parameters()), momentum(whole.parameters())]
+        attach(gated, optimizers[0])
+        attach(whole, optimizers[1])
+        for step in range(25):
+            images, labels = batch(step)
+            train_step(network, optimizers[0], images[rank::RANKS], labels[rank::RANKS])
+            train_step(whole, optimizers[1], images, labels)
+            assert gated.widths == whole.widths
+            assert torch.equal(gated.executing, whole.executing), (policy, step)
+        one, two = everything(gated, optimizers[0]), everything(whole, optimizers[1])
+        for key, value in two.items():
+            torch.testing.assert_close(one[key], value, rtol=1e-7, atol=1e-10)
+
+
+@contextmanager
+def collectives() -> Iterator[dict[str, int]]:
+    """Counts what goes over the wire, by its kind."""
+    found: dict[str, int] = {}
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        yield found
+    for event in seen.events():
+        if event.name.startswith("gloo:"):
+            found[event.name] = found.get(event.name, 0) + 1
+
+
+@case
+def what_goes_over_the_wire(rank: int) -> None:
+    """The narrow gradients; with saliency by sample one vector more."""
+    for policy, more in (("cucb{c=1}", 0), ("cucb{c=1,saliency=sample}", 1), ("random", 0)):
+        gated = build(rank, norms=False, policy=policy)
+        network = DistributedDataParallel(gated)
+        reduced: list[int] = []
+
+        def hook(
+            group: Any, bucket: distributed.GradBucket, reduced: Any = reduced
+        ) -> Future[Tensor]:
+            reduced.append(bucket.buffer().numel())
+            return allreduce_hook(group, bucket)
+
+        network.register_comm_hook(None, hook)
+        optimizer = momentum(network.parameters())
+        attach(gated, optimizer)
+        for step in range(3):
+            train_step(network, optimizer, *batch(step))
+        reduced.clear()
+        with collectives() as found:
+            train_step(network, optimizer, *batch(3))
+        assert sum(reduced) == sum(p.numel() for p in gated.parameters())
+        assert sum(reduced) < sum(p.numel() for p in Small().parameters()) / 2
+        assert found == {"gloo:all_reduce": len(reduced) + more}, (policy, found)
+
+
+@case
+def a_communication_hook_stays(rank: int) -> None:
+    gated = build(rank, policy="utility{warmup=2,reallocate=2}")
+    network = DistributedDataParallel(gated)
+    reduced: list[int] = []
+
+    def hook(group: Any, bucket: distributed.GradBucket) -> Future[Tensor]:
+        reduced.append(bucket.buffer().numel())
+        return allreduce_hook(group, bucket)
+
+    network.register_comm_hook(None, hook)
+    optimizer = momentum(network.parameters())
+    attach(gated, optimizer)
+    for step in range(8):
+        expected = sum(p.numel() for p in gated.parameters())
+        reduced.clear()
+        train_step(network, optimizer, *batch(2 * step + rank))
+        assert sum(reduced) == expected
+    same_on_all(everything(gated, optimizer))
+
+
+@case
+def accumulation(rank: int) -> None:
+    """no_sync, clipping, and widths that change meanwhile."""
+    gated = build(rank, policy="utility{warmup=2,reallocate=2}")
+    network = DistributedDataParallel(gated)
+    optimizer = momentum(network.parameters())
+    attach(gated, optimizer)
+    for step in range(8):
+        (a, b), (c, d) = (part.chunk(2) for part in batch(2 * step + rank))
+        optimizer.zero_grad()
+        with network.no_sync():
+            F.cross_entropy(network(a), c).backward()
+        F.cross_entropy(network(b), d).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 0.1)
+        optimizer.step()
+    same_on_all(everything(gated, optimizer))
+
+
+@case
+def a_state_dict_goes_through_the_wrapper(rank: int) -> None:
+    """Also one of other widths, into wrappers made before; training goes on to the same bits."""
+    networks, optimizers = [], []
+    for _ in range(2):
+        gated = build(rank, policy="utility{warmup=3,reallocate=2}")
+        networks.append(DistributedDataParallel(gated))
+        optimizers.append(momentum(gated.parameters()))
+        attach(gated, optimizers[-1])
+    for step in range(9):
+        train_step(networks[0], optimizers[0], *batch(2 * step + rank))
+    assert networks[0].module.widths != networks[1].module.widths
+    networks[1].load_state_dict(copy.deepcopy(networks[0].state_dict()))
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for step in range(9, 14):
+        for network, optimizer in zip(networks, optimizers):
+            train_step(network, optimizer, *batch(2 * step + rank))
+    one, two = (everything(n.module, o) for n, o in zip(networks, optimizers))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    same_on_all(one)
+
+
+@case
+def a_part_of_a_larger_module(rank: int) -> None:
+    """As Lightning wraps a module that holds the network; here compiled on the way."""
+    gated = build(rank, policy="utility{warmup=2,reallocate=2}")
+    outer = nn.Sequential(torch.compile(gated, backend="eager"), nn.Linear(4, 4).double())
+    network = DistributedDataParallel(outer)
+    optimizer = momentum(network.parameters())
+    attach(gated, optimizer)
+    widths = set()
+    for step in range(8):
+        train_step(network, optimizer, *batch(2 * step + rank))
+        widths.add(gated.widths)
+    assert len(widths) > 1
+    same_on_all(everything(gated, optimizer))
