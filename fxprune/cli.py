@@ -268,12 +268,15 @@ def train(
     """Train a run; called again, go on from its last epoch.
 
     Each epoch ends with the accuracy that the exported network would have now. Options that are
-    not given are those of the last call for this run. Ctrl-C loses the current epoch only.
+    not given are those of the last call for this run. Ctrl-C loses the current epoch only. The
+    processes of torchrun share each batch.
 
-    Example: [bold]fxprune train model.fxprune --data cifar10 --download --epochs 30[/bold].
+    Examples: [bold]fxprune train model.fxprune --data cifar10 --download --epochs 30[/bold],
+    [bold]torchrun --nproc-per-node 2 -m fxprune train model.fxprune --data cifar10[/bold].
     """
     from fxprune import views
     from fxprune.job import Job
+    from fxprune.parallel import first_alone, launched
     from fxprune.source import resolve
     from fxprune.train import fit
 
@@ -295,30 +298,33 @@ def train(
         "seed": seed,
         "device": device,
     }
-    job = Job.of(run, data, data_root, given)
-    with console.phases(["loading the data", "building the network"]) as begin:
-        begin()
-        images = job.load(run, download=download, workers=workers)
-        begin()
-        gated = run.load(resolve(run.spec, run.input, base=run.base).model)
-    job.write(run)
-    try:
-        with console.bar("training") as bar:
-            history = fit(
-                gated,
-                images,
-                job.options,
-                run=run.path,
-                progress=lambda tick: _show(bar, tick),
-                minutes=minutes,
-            )
-    except KeyboardInterrupt:
-        console.note(f"stopped; fxprune train {run.path} goes on from the last whole epoch")
-        raise typer.Exit(130) from None
-    if not history:
-        raise OptionError("no epoch was trained", why=f"--minutes {minutes} is over")
-    _print(views.of_training(run, job, gated, history), views.show_training, as_json)
-    console.note(f"next: fxprune export {run.path} --onnx")
+    with launched() as rank, console.heard(rank == 0):
+        job = Job.of(run, data, data_root, given)
+        with console.phases(["loading the data", "building the network"]) as begin:
+            begin()
+            with first_alone(rank, wanted=download):
+                images = job.load(run, download=download, workers=workers)
+            begin()
+            gated = run.load(resolve(run.spec, run.input, base=run.base).model)
+        if rank == 0:
+            job.write(run)
+        try:
+            with console.bar("training") as bar:
+                history = fit(
+                    gated,
+                    images,
+                    job.options,
+                    run=run.path,
+                    progress=lambda tick: _show(bar, tick),
+                    minutes=minutes,
+                )
+        except KeyboardInterrupt:
+            console.note(f"stopped; fxprune train {run.path} goes on from the last whole epoch")
+            raise typer.Exit(130) from None
+        if not history:
+            raise OptionError("no epoch was trained", why=f"--minutes {minutes} is over")
+        _print(views.of_training(run, job, gated, history), views.show_training, as_json)
+        console.note(f"next: fxprune export {run.path} --onnx")
 
 
 def _show(bar: console.Bar, tick: "Tick") -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -40,6 +41,20 @@ def stderr() -> Console:
     """The console for bars and notes."""
     free = not sys.stderr.isatty() and "COLUMNS" not in os.environ
     return Console(stderr=True, width=PIPED_WIDTH if free else None, highlight=False)
+
+
+@contextlib.contextmanager
+def heard(wanted: bool) -> Iterator[None]:
+    """Keeps silent meanwhile, unless it is wanted: one of several processes speaks for all."""
+    if wanted:
+        yield
+        return
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def note(text: str) -> None:

@@ -28,6 +28,22 @@ Batch = tuple[Tensor, Tensor]
 NAMES = ("cifar10", "cifar100", "fashion-mnist", "mnist", "digits", "folder:DIR")
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes takes of every batch: rows `rank`, `rank + of` and so on."""
+
+    rank: int = 0
+    of: int = 1
+
+    def __call__(self, batch: Tensor, even: bool) -> Tensor:
+        """Its rows of a batch [B, ...]; as many for every process if they have to be even."""
+        size = len(batch) // self.of * self.of if even else len(batch)
+        return batch[self.rank : size : self.of]
+
+
+WHOLE = Share()
+
+
 class Split(Protocol):
     """One half of a data set: what training sees, or what evaluation sees."""
 
@@ -41,6 +57,7 @@ class Split(Protocol):
         device: torch.device | str = "cpu",
         shuffle: torch.Generator | None = None,
         augment: bool = False,
+        share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """Yields the split once.
 
@@ -50,6 +67,8 @@ class Split(Protocol):
             device: where the batches are wanted.
             shuffle: source of the order and of the augmentation; None keeps the order.
             augment: crop and flip at random; needs `shuffle`.
+            share: the rows of each batch that are wanted. The batches are the same for all
+                shares; in a shuffled pass each has as many rows.
 
         Yields:
             Images, float32 [B, C, H, W], normalised; labels, int64 [B].
@@ -149,6 +168,7 @@ class TensorSplit:
         device: torch.device | str = "cpu",
         shuffle: torch.Generator | None = None,
         augment: bool = False,
+        share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """Yields the split once; see `Split.batches`."""
         if shuffle is None:
@@ -156,11 +176,14 @@ class TensorSplit:
         else:
             order = torch.randperm(len(self), generator=shuffle)
             order = order[: len(self) // size * size or len(self)]
+        even = shuffle is not None
         for index in torch.split(order, size):
             images, labels = self.images[index].to(device), self.labels[index].to(device)
-            if augment and shuffle is not None:
+            if augment and shuffle is not None:  # the crops of the whole batch, for any share
                 images = crop_and_flip(images, self.pad, self.flip, shuffle)
-            yield self.normalise(images), labels
+            images, labels = share(images, even), share(labels, even)
+            if len(labels):
+                yield self.normalise(images), labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,23 +213,29 @@ class FolderSplit:
         device: torch.device | str = "cpu",
         shuffle: torch.Generator | None = None,
         augment: bool = False,
+        share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """Yields the split once; see `Split.batches`.
 
         The transforms draw from torch's global generator, which is seeded from `shuffle` and
         put back afterwards.
         """
+        if shuffle is None:
+            order = torch.arange(len(self))
+        else:
+            order = torch.randperm(len(self), generator=shuffle)
+            order = order[: len(self) // size * size or len(self)]
+        even = shuffle is not None
+        batches = (share(batch, even).tolist() for batch in torch.split(order, size))
         loader: DataLoader[Any] = DataLoader(
             self.augmented if augment and shuffle is not None else self.plain,
-            batch_size=size,
-            shuffle=shuffle is not None,
-            drop_last=shuffle is not None and len(self) >= size,
+            batch_sampler=[batch for batch in batches if batch],
             generator=shuffle,
             num_workers=self.workers,
         )
         with torch.random.fork_rng(devices=[]):
             if shuffle is not None:
-                torch.manual_seed(int(torch.randint(2**62, (), generator=shuffle)))
+                torch.manual_seed(share.rank + int(torch.randint(2**62, (), generator=shuffle)))
             for images, labels in loader:
                 yield self.normalise(images.to(device)), labels.to(device)
 

@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
 from fxprune.artifact import CHECKPOINT, GATED, METRICS, Plan, gated_state, under
 from fxprune.controller import attach
-from fxprune.data import Batch, DataSet, Split
+from fxprune.data import WHOLE, Batch, DataSet, Share, Split
 from fxprune.errors import DataError, OptionError, RunError
 from fxprune.gated import GatedModule
+from fxprune.parallel import share_buffers
 from fxprune.recipe import Placement, TrainOptions, learning_rate, make_optimizer
 from fxprune.storage import read_tensors, write_bytes, write_tensors
 
@@ -78,22 +80,36 @@ class Tick:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, placement: Placement, batch_size: int = 128
+    model: nn.Module,
+    split: Split,
+    placement: Placement,
+    batch_size: int = 128,
+    share: Share = WHOLE,
 ) -> tuple[float, float]:
     """Mean cross-entropy and share of right answers over a split, in `model.eval()`.
 
-    The model is left in the mode in which it came.
+    The model is left in the mode in which it came. Several processes that give the share of each
+    share the work; all get the figures of the whole split.
     """
     was_training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=placement.device)
     right = torch.zeros((), dtype=torch.int64, device=placement.device)
-    for images, labels in split.batches(batch_size, device=placement.device):
+    for images, labels in split.batches(batch_size, device=placement.device, share=share):
         logits = placement.forward(model, images)
         loss += functional.cross_entropy(logits, labels, reduction="sum").double()
         right += (logits.argmax(1) == labels).sum()
     model.train(was_training)
+    loss, right = _sum(share, loss, right)
     return float(loss) / len(split), float(right) / len(split)
+
+
+def _sum(share: Share, *figures: Tensor) -> list[Tensor]:
+    """The sums of some figures, each [], over all processes."""
+    if share.of > 1:
+        for figure in figures:
+            distributed.all_reduce(figure)
+    return list(figures)
 
 
 def fit(
@@ -106,6 +122,9 @@ def fit(
     minutes: float | None = None,
 ) -> list[EpochMetrics]:
     """Trains `model` in place, and leaves it in eval mode.
+
+    The processes of a torch.distributed process group, if there is one, share each batch; the
+    first of them writes.
 
     Args:
         model: any module that maps images [B, C, H, W] to logits [B, classes]. A gated one
@@ -131,11 +150,12 @@ def fit(
     _check_fit(model, data, placement)
     session = _Session(model, make_optimizer(model, options), data, options, placement)
     history = session.resume(run) if run is not None else []
+    session.wrap()
     for epoch in range(len(history), options.epochs):
-        if history and time.monotonic() + history[-1].seconds > deadline:
+        if history and session.agree(time.monotonic() + history[-1].seconds > deadline):
             break
         history.append(session.epoch(epoch, progress))
-        if run is not None:
+        if run is not None and session.share.rank == 0:
             session.save(run, history)
     model.eval()
     return history
@@ -153,6 +173,8 @@ class _Session:
         placement: Placement,
     ) -> None:
         self.model, self.optimizer, self.data = model, optimizer, data
+        self.network: nn.Module = model
+        self.share = _share(len(data.train), options.batch_size)
         self.options, self.placement = options, placement
         self.scaler = torch.amp.GradScaler(
             placement.device.type, enabled=placement.amp is torch.float16
@@ -163,6 +185,19 @@ class _Session:
         self.gated = model if isinstance(model, GatedModule) else None
         if self.gated is not None:
             attach(self.gated, optimizer)
+
+    def wrap(self) -> None:
+        """Makes the network one of several equal ones, if there are several processes."""
+        if self.share.of > 1:
+            self.network = DistributedDataParallel(self.model)
+
+    def agree(self, answer: bool) -> bool:
+        """The first process's answer, on all of them."""
+        if self.share.of == 1:
+            return answer
+        first = torch.tensor(int(answer), device=self.placement.device)
+        distributed.broadcast(first, 0)
+        return bool(first)
 
     def epoch(self, epoch: int, progress: Callable[[Tick], None] | None) -> EpochMetrics:
         """Trains and evaluates once; `epoch` counts from 0."""
@@ -176,9 +211,9 @@ class _Session:
         seen = 0
         self.model.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed + self.share.rank * 2**40)
             done = epoch * self.steps_per_epoch
-            for images, labels in self._train_batches(generator):
+            for images, labels in self._train_batches(generator, self.share):
                 self._settle(done)
                 with clock:
                     loss, logits = self._step(images, labels, done)
@@ -192,7 +227,11 @@ class _Session:
             if epoch == self.options.epochs - 1:
                 self._settle(self.steps)
                 self._recalibrate(generator)
-        train_loss = float(loss_sum) / seen
+        if isinstance(self.network, DistributedDataParallel):  # as before each of its forwards
+            share_buffers(self.model.buffers(), self.network)
+        count = torch.full_like(right, seen)
+        loss_sum, right, count = _sum(self.share, loss_sum, right, count)
+        train_loss = float(loss_sum / count)
         if not math.isfinite(train_loss):
             raise OptionError(
                 f"the loss is {train_loss} in epoch {epoch + 1}",
@@ -200,13 +239,13 @@ class _Session:
                 do="give a smaller learning rate, or a warm-up",
             )
         val_loss, val_accuracy = evaluate(
-            self.model, self.data.val, self.placement, self.options.batch_size
+            self.model, self.data.val, self.placement, self.options.batch_size, self.share
         )
         metrics = EpochMetrics(
             epoch=epoch + 1,
             lr=self.optimizer.param_groups[0]["lr"],
             train_loss=train_loss,
-            train_accuracy=float(right) / seen,
+            train_accuracy=float(right / count),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             step_seconds=clock.median(),
@@ -221,7 +260,7 @@ class _Session:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.options, done / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.placement.forward(self.model, images)
+        logits = self.placement.forward(self.network, images)
         loss = functional.cross_entropy(
             logits, labels, label_smoothing=self.options.label_smoothing
         )
@@ -245,16 +284,17 @@ class _Session:
         widths, cost = self.gated.widths, self.gated.cost
         return {"macs": cost.macs(widths), "params": cost.params(widths)}
 
-    def _train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+    def _train_batches(self, generator: torch.Generator, share: Share = WHOLE) -> Iterator[Batch]:
         return self.data.train.batches(
             self.options.batch_size,
             device=self.placement.device,
             shuffle=generator,
             augment=self.options.augment,
+            share=share,
         )
 
     def _recalibrate(self, generator: torch.Generator) -> None:
-        """Batch norms measure the statistics of the network as it now is."""
+        """Batch norms measure the statistics of the network as it now is, on whole batches."""
         batches = islice(self._train_batches(generator), self.options.recalibrate)
         if self.options.recalibrate:
             with torch.autocast(
@@ -345,6 +385,19 @@ class _Session:
                 + ", ".join(f"{key} {old.get(key)} (now {new[key]})" for key in differ),
                 do="give the same options, or begin another run",
             )
+
+
+def _share(examples: int, batch_size: int) -> Share:
+    """What this process takes of every batch."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return WHOLE
+    share = Share(distributed.get_rank(), distributed.get_world_size())
+    if batch_size % share.of or examples < share.of:
+        raise OptionError(
+            f"{share.of} processes cannot share a batch of {min(batch_size, examples)} evenly",
+            do="give a batch size that is a multiple of their number",
+        )
+    return share
 
 
 class _Clock:
