@@ -6,7 +6,15 @@ import torch
 from PIL import Image
 
 from fxprune import data
-from fxprune.data import FolderSplit, Normalise, TensorSplit, crop_and_flip, from_tensors, load
+from fxprune.data import (
+    FolderSplit,
+    Normalise,
+    Share,
+    TensorSplit,
+    crop_and_flip,
+    from_tensors,
+    load,
+)
 from fxprune.errors import DataError
 
 
@@ -230,3 +238,19 @@ def test_folder_with_different_classes(tmp_path):
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
     with pytest.raises(DataError, match=r"do not have the same classes\n.*dog, wolf"):
         load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_shares_make_up_the_batches(shuffled):
+    digits = load("digits")
+
+    def batches(share):
+        options = {"shuffle": generator(5), "augment": True} if shuffled else {}
+        return list(digits.train.batches(100, share=share, **options))
+
+    whole, shares = batches(Share()), [batches(Share(rank, 3)) for rank in range(3)]
+    for number, (images, labels) in enumerate(whole):
+        size = len(labels) // 3 * 3 if shuffled else len(labels)
+        for rank, share in enumerate(shares):
+            assert torch.equal(share[number][0], images[rank:size:3])
+            assert torch.equal(share[number][1], labels[rank:size:3])
