@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.errors import GateError
 from fxprune.gated import GatedModule
+
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,7 @@ def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
         )
     gated.track(optimizer)
 
+    @_not_compiled
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         gated.note_rate(float(optimizer.param_groups[0]["lr"]))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
@@ -66,6 +69,7 @@ def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
             return None
         return (args[0], _observed(closure, gated)), {}
 
+    @_not_compiled
     def after(*_: Any) -> None:
         gated.advance()
 
@@ -74,6 +78,12 @@ def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
         optimizer.register_step_post_hook(after),
     )
     return Controller(gated, optimizer, handles)
+
+
+def _not_compiled(hook: _Hook) -> _Hook:
+    """Keeps torch.compile, where it compiles a user's whole step, out of what is done around it."""
+    disabled: _Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 def _observed(closure: Callable[[], Any], gated: GatedModule) -> Callable[[], Any]:

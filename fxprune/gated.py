@@ -221,7 +221,7 @@ class GatedModule(TracedModule):
         meter, policy, tensors = self._meter(self._chosen), self.settings.policy, self._tensors()
         measures: dict[str, Callable[[], Tensor]] = {
             "batch": lambda: meter.batch(tensors),
-            "sample": lambda: meter.sample(tensors, self._taps()),
+            "sample": lambda: meter.sample(tensors, self._seen()),
             "magnitude": lambda: meter.magnitude(tensors),
             "bn_scale": lambda: meter.bn_scale(tensors),
             "none": lambda: torch.zeros(len(self.executing), device=self.executing.device),
@@ -296,6 +296,7 @@ class GatedModule(TracedModule):
         self._chosen = _on(device, self._chosen)
         self._trained = self._chosen if same else _on(device, self._trained)
         self._settled = None if self._settled is None else _on(device, self._settled)
+        self._fit_taps()
         return self
 
     # --- saving -----------------------------------------------------------------------------
@@ -420,6 +421,7 @@ class GatedModule(TracedModule):
         if self._known_widths == self.widths or (self._wrappers and not self.training):
             return
         self._known_widths = self.widths
+        self._fit_taps()
         for home in self._homes.values():
             home.renew()
         for wrapper in self._wrappers:
@@ -445,10 +447,21 @@ class GatedModule(TracedModule):
     def _tensors(self) -> dict[str, Tensor]:
         return {name: home.tensor() for name, home in self._homes.items()}
 
-    def _taps(self) -> dict[int, Tensor]:
+    def _taps(self) -> dict[int, Tap]:
+        """The taps by the number of their gate."""
         taps = ((n, m) for n, m in self.named_children() if isinstance(m, Tap))
-        seen = ((int(name.removeprefix(TAP)), tap.take()) for name, tap in taps)
-        return {number: values for number, values in seen if values is not None}
+        return {int(name.removeprefix(TAP)): tap for name, tap in taps}
+
+    def _seen(self) -> dict[int, Tensor]:
+        """What the taps saw since this was last asked."""
+        taken = ((number, tap.take()) for number, tap in self._taps().items())
+        return {number: values for number, values in taken if values is not None}
+
+    def _fit_taps(self) -> None:
+        for number, tap in self._taps().items():
+            name, dim = self.channels.gates[number].parameters[0]
+            tensor = self._homes[name].tensor()
+            tap.fit(tensor.shape[dim], tensor.device)
 
     def _top(self, widths: Widths, explore: bool) -> Tensor:
         layout = self.channels.layout

@@ -87,45 +87,54 @@ _PLAIN = {gated: plain for plain, gated in _GATED.items()}
 class Tap(nn.Module):
     """Reads the per-sample saliency at a gate point; the identity otherwise.
 
+    What it reads is the gradient of a probe, a leaf that takes no part in the output: it adds up
+    over backwards as gradients do, once for each forward that is run twice (checkpointing), and
+    torch.compile needs to know nothing of it.
+
     Attributes:
         dim: the channel dimension of the activation.
-        seen: mean over samples of |sum of g * a| since it was last taken, float32 [channels].
+        probe: float32 [channels]; its gradient is the mean over samples of |sum of g * a|, summed
+            since it was last taken.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.seen: Tensor | None = None
+        self.probe = torch.zeros(0, requires_grad=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns a copy of x, so that what follows may work in place."""
         if not (self.training and torch.is_grad_enabled()):
             return x
-        out: Tensor = _Tapped.apply(x, self)
+        out: Tensor = _Tapped.apply(x, self.probe, self.dim)
         return out
+
+    def fit(self, channels: int, device: torch.device) -> None:
+        """Makes the probe anew if the number of channels, or the device, is another."""
+        if self.probe.shape != (channels,) or self.probe.device != device:
+            self.probe = torch.zeros(channels, device=device, requires_grad=True)
 
     def take(self) -> Tensor | None:
         """What was seen, once."""
-        seen, self.seen = self.seen, None
+        seen, self.probe.grad = self.probe.grad, None
         return seen
 
 
 class _Tapped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tap: Tap) -> Tensor:
+    def forward(ctx: Any, x: Tensor, probe: Tensor, dim: int) -> Tensor:
+        del probe
         ctx.save_for_backward(x)
-        ctx.tap = tap
+        ctx.dim = dim
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (x,), tap = ctx.saved_tensors, ctx.tap
-        rest = [dim for dim in range(1, x.dim()) if dim != tap.dim]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x,) = ctx.saved_tensors
+        rest = [dim for dim in range(1, x.dim()) if dim != ctx.dim]
         product = grads[0].float() * x.float()
         per_sample = product.sum(rest) if rest else product
-        seen = per_sample.abs().mean(0)
-        tap.seen = seen if tap.seen is None else tap.seen + seen
-        return grads[0], None
+        return grads[0], per_sample.abs().mean(0), None
 
 
 def to_gated(module: nn.Module, dense_shape: tuple[int, ...]) -> None:
