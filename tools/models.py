@@ -3,6 +3,8 @@
 He, Zhang, Ren & Sun, "Deep Residual Learning for Image Recognition", section 4.2: a 3x3
 convolution, three stages of n basic blocks with 16, 32 and 64 channels, global average pooling
 and a linear classifier; depth = 6 n + 2.
+
+`width` multiplies every number of channels, as a uniform budget does.
 """
 
 from typing import Literal
@@ -86,16 +88,25 @@ class CifarResNet(nn.Module):
         return self.fc(torch.flatten(self.pool(x), 1))
 
 
-def resnet20(classes: int = 10, shortcut: Shortcut = "pad") -> CifarResNet:
+def scaled(channels: int, width: float) -> int:
+    """A number of channels times `width`, at least 1."""
+    return max(1, int(channels * width + 1e-9))
+
+
+def _stages(width: float) -> tuple[int, int, int]:
+    return scaled(16, width), scaled(32, width), scaled(64, width)
+
+
+def resnet20(classes: int = 10, shortcut: Shortcut = "pad", width: float = 1.0) -> CifarResNet:
     """ResNet-20: 0.27 million parameters."""
-    return CifarResNet(20, classes, shortcut)
+    return CifarResNet(20, classes, shortcut, _stages(width))
 
 
-def resnet32(classes: int = 10, shortcut: Shortcut = "pad") -> CifarResNet:
+def resnet32(classes: int = 10, shortcut: Shortcut = "pad", width: float = 1.0) -> CifarResNet:
     """ResNet-32: 0.46 million parameters."""
-    return CifarResNet(32, classes, shortcut)
+    return CifarResNet(32, classes, shortcut, _stages(width))
 
 
-def resnet56(classes: int = 10, shortcut: Shortcut = "pad") -> CifarResNet:
+def resnet56(classes: int = 10, shortcut: Shortcut = "pad", width: float = 1.0) -> CifarResNet:
     """ResNet-56: 0.85 million parameters."""
-    return CifarResNet(56, classes, shortcut)
+    return CifarResNet(56, classes, shortcut, _stages(width))

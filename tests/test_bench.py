@@ -1,0 +1,94 @@
+"""The step benchmark runs; what it says of time is not looked at."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune import residents
+
+ROOT = Path(__file__).parent.parent
+CONTENDERS = (
+    *("dense", "masked", "gathered", "gated", "gated every=10", "settled"),
+    *("narrow", "compact", "torch-pruning"),
+)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    monkeypatch.setattr(residents, "exchange", residents.exchange)  # the benchmark wraps it
+    names = ("models", "contenders", "worker", "step")
+    return {name: importlib.import_module(f"bench_{name}") for name in names}
+
+
+def outputs(network: nn.Module) -> torch.Tensor:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return network(torch.randn(4, 3, 32, 32))
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_contenders(contender: str, bench: dict[str, ModuleType]) -> None:
+    assert tuple(bench["contenders"].CONTENDERS) == CONTENDERS
+    case = bench["contenders"].Case("vgg16_bn", 2, 0.25, 32, threads=torch.get_num_threads())
+    worker = bench["worker"].Worker(case, contender)
+    assert all(seconds > 0 for seconds in worker.turn(2))
+    assert all(math.isfinite(seconds) for seconds in worker.parts(1).values())
+    facts: dict[str, Any] = worker.facts()
+    narrow = sum(p.numel() for p in bench["models"].vgg16_bn(0.25).parameters())
+    dense = sum(p.numel() for p in bench["models"].vgg16_bn(1.0).parameters())
+    full = contender in ("dense", "masked", "gathered")
+    assert facts["params"] == (dense if full else narrow)
+    assert (facts["bank_bytes"] > 0) == contender.startswith(("gated", "settled"))
+
+
+def test_masked_gathered_and_compact_compute_the_same(bench: dict[str, ModuleType]) -> None:
+    contenders = bench["contenders"]
+    case = contenders.Case("resnet20", 2, 0.5, 32)
+    found = {}
+    for name in ("masked", "gathered", "compact"):
+        torch.manual_seed(0)
+        found[name] = outputs(contenders.CONTENDERS[name](case).eval())
+    torch.testing.assert_close(found["gathered"], found["compact"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["masked"], found["compact"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "resnet20", "densenet40", "mobilenet_v2", "resnet50"])
+def test_the_narrow_network_has_the_kept_widths(name: str, bench: dict[str, ModuleType]) -> None:
+    network = bench["models"].NETWORKS[name]
+    example = (torch.zeros(2, 3, 32, 32),)
+    gated = fxprune.instrument(network.build(1.0), example, budget="keep=0.25")
+    compact = dict(fxprune.shrink(gated).named_parameters())
+    narrow = dict(network.build(0.25).named_parameters())
+    assert {n: p.shape for n, p in compact.items()} == {n: p.shape for n, p in narrow.items()}
+
+
+def test_the_command_resumes(tmp_path: Path) -> None:
+    file, picture = tmp_path / "step.json", tmp_path / "step.svg"
+    command = [
+        *(sys.executable, ROOT / "tools" / "bench_step.py", "--contenders", "settled"),
+        *("--batch", "2", "--turns", "2", "--steps", "1", "--json", file, "--plot", picture),
+    ]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        written = file.read_bytes()
+        assert "settled" in done.stdout
+    assert file.read_bytes() == written
+    assert picture.stat().st_size > 0
+    ((title, record),) = json.loads(written).items()
+    assert title == "resnet20 32px batch=2 keep=0.5 sgd cpu x1"
+    narrow = record["contenders"]["narrow"]
+    assert narrow["ratio"] == 1
+    assert set(narrow["by_turn"]) == {1}
+    assert record["contenders"]["settled"]["ratio"] > 0
