@@ -4,6 +4,7 @@ It traces a CNN, trains it at the narrow network's cost, and emits the compact n
 """
 
 from fxprune.artifact import load, save
+from fxprune.averages import follow
 from fxprune.compiler import analyze, fold, instrument, shrink
 from fxprune.controller import attach
 from fxprune.gated import GatedModule
@@ -19,6 +20,7 @@ __all__ = [
     "attach",
     "export_onnx",
     "fold",
+    "follow",
     "instrument",
     "load",
     "save",

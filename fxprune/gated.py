@@ -61,6 +61,7 @@ class GatedModule(TracedModule):
         policy_state: the policy's tensors.
         steps: how many optimiser steps were observed.
         inputs: shape and dtype of each example input, with which it can be instrumented again.
+        copied_from: the network of which this is a deep copy.
     """
 
     def __init__(
@@ -80,6 +81,9 @@ class GatedModule(TracedModule):
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._told = False  # of optimiser state that does not follow
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
+        self._followers: weakref.WeakSet[GatedModule] = weakref.WeakSet()
+        self._lead: tuple[GatedModule, Chosen | None] | None = None
+        self.copied_from: weakref.ref[GatedModule] | None = None
         self._settled: Chosen | None = None
         self._measured: tuple[Slots, Meter] | None = None
         self._homes = residents.homes(self, channels)
@@ -109,7 +113,7 @@ class GatedModule(TracedModule):
         self._known_widths: Widths = ()
         if not self.training:
             self._show(self.best())
-        self._follow_widths()
+        self._announce()
 
     # --- what a user asks -----------------------------------------------------------------
 
@@ -156,6 +160,7 @@ class GatedModule(TracedModule):
 
     def best(self) -> Chosen:
         """The selection that export would take now: the whole budget, and no exploration."""
+        self._catch_up()
         if self._settled is not None:
             return self._settled
         if self.steps == 0 and self._trained.widths == self._budget_widths:
@@ -199,6 +204,36 @@ class GatedModule(TracedModule):
             parallel.broadcast(self.training_state(), wrapper.process_group, self._device())
         )
         self._wrappers.add(wrapper)
+
+    def follow(self, leader: "GatedModule") -> None:
+        """Always executes the selection of another network, slot for slot, on tensors of its own.
+
+        For an average of the other's parameters; see `fxprune.follow`, which is what to call.
+        """
+        self._lead = (leader, None)
+        leader._followers.add(self)
+        self._catch_up()
+        self.register_forward_pre_hook(_show_best)
+        self.register_forward_hook(_show_leaders, always_call=True)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it holds an average, and follows another network's selections."""
+        return self._lead is not None
+
+    def _catch_up(self) -> None:
+        """Takes the selection of the network that it follows, if it follows one."""
+        if self._lead is None:
+            return
+        leader, known = self._lead
+        device = self._device()
+        self._trained = _on(device, leader._trained)
+        self._settled = None if leader._settled is None else _on(device, leader._settled)
+        self.policy_state = {key: value.to(device) for key, value in leader.policy_state.items()}
+        self.steps, self._peak_rate = leader.steps, leader._peak_rate
+        if known is not leader._chosen:
+            self._lead = (leader, leader._chosen)
+            self._show(_on(device, leader._chosen))
 
     def note_rate(self, rate: float) -> None:
         """Shows cuts of the learning rate to the policy. Call it before `observe`.
@@ -269,14 +304,15 @@ class GatedModule(TracedModule):
         """Sets the mode; evaluation runs the export selection, training the explored one."""
         changes = mode != self.training
         super().train(mode)
-        if changes:
+        if changes and self._lead is None:
             self._show(self._trained if mode else self.best())
-        self._follow_widths()
+        self._announce()
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
-        own = ("_optimizer", "_homes", "_measured", "_wrappers")
+        self._catch_up()
+        own = ("_optimizer", "_homes", "_measured", "_wrappers", "_followers", "_lead")
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
             twin = super().__deepcopy__(memo)
@@ -284,7 +320,10 @@ class GatedModule(TracedModule):
             self.__dict__.update(kept)
         twin._optimizer, twin._measured = None, None
         twin._homes = residents.homes(twin, twin.channels)
-        twin._wrappers = weakref.WeakSet()
+        twin._wrappers, twin._followers = weakref.WeakSet(), weakref.WeakSet()
+        twin._lead, twin.copied_from = None, weakref.ref(self)
+        if self.follows and not twin.training:
+            twin._show(twin.best())
         return twin
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -306,6 +345,7 @@ class GatedModule(TracedModule):
 
         The selection in it is that of training mode, in whose order the optimiser's state lies.
         """
+        self._catch_up()
         state = {f"dense/{name}": tensor for name, tensor in self.dense_tensors().items()}
         state |= {f"policy/{name}": tensor for name, tensor in self.policy_state.items()}
         for name, states in self.bank.states.items():
@@ -349,7 +389,7 @@ class GatedModule(TracedModule):
         self._peak_rate = float(state["peak_rate"])
         if not self.training:
             self._show(self.best())
-        self._follow_widths()
+        self._announce()
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Makes `state_dict()` complete: the bank, the policy's state and the selection."""
@@ -387,7 +427,7 @@ class GatedModule(TracedModule):
             resize(self, self.channels, chosen.widths)
             self.recompile()
         self._chosen = chosen
-        self._follow_widths()
+        self._announce()
 
     def _exchange_states(self, chosen: Chosen) -> None:
         residents.exchange(self._states(), self.bank, self._trained, chosen)
@@ -413,11 +453,13 @@ class GatedModule(TracedModule):
             for parameter in strays:
                 del optimizer.state[parameter]
 
-    def _follow_widths(self) -> None:
-        """Autograd and data-parallel wrappers take up the widths that are trained.
+    def _announce(self) -> None:
+        """Averages take up the selection, autograd and data-parallel wrappers its widths.
 
-        Not those that only evaluate, where there are wrappers: one rank may validate alone.
+        Not widths that only evaluate, where there are wrappers: one rank may validate alone.
         """
+        for follower in self._followers:
+            follower._catch_up()
         if self._known_widths == self.widths or (self._wrappers and not self.training):
             return
         self._known_widths = self.widths
@@ -480,6 +522,19 @@ class GatedModule(TracedModule):
         if widths == self._chosen.widths:
             channels = keep_slots(self.executing, channels, self.channels.layout, widths)
         return Chosen(channels, widths)
+
+
+def _show_best(module: nn.Module, *_: Any) -> None:
+    """Before the forward of an average; a copy of it has the hook too, and is none."""
+    if isinstance(module, GatedModule) and module._lead is not None:
+        module._show(module.best())
+        module._lead = (module._lead[0], None)
+
+
+def _show_leaders(module: nn.Module, *_: Any) -> None:
+    """After it."""
+    if isinstance(module, GatedModule):
+        module._catch_up()
 
 
 def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:

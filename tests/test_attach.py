@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fxprune import GatedModule, attach, instrument
+from fxprune import GatedModule, attach, instrument, shrink
 from fxprune.residents import Chosen
 from tests.law import choose
 from tests.nets import BY_NAME, NETS, Net
@@ -295,3 +296,122 @@ def test_a_warm_up_evaluates_at_the_budget() -> None:
     assert gated.widths == tuple(size // 2 for size in gated.channels.layout.sizes)
     gated.train()
     assert gated.widths == gated.channels.layout.sizes
+
+
+@pytest.mark.parametrize("saliency", ["batch", "sample"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_runs_forward_twice_and_counts_once(saliency: str, reentrant: bool) -> None:
+    net = BY_NAME["raw"]  # without norms, whose statistics would be updated twice
+    states = []
+    for checkpointed in (False, True):
+        gated, optimizer = build(net, policy=f"cucb{{c=1,saliency={saliency}}}")
+        for step in range(5):
+            x = net.inputs(4, seed=step)[0].requires_grad_()
+            optimizer.zero_grad()
+            out = checkpoint(gated, x, use_reentrant=reentrant) if checkpointed else gated(x)
+            torch.tanh(out).square().mean().backward()
+            optimizer.step()
+        states.append(gated.training_state())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("saliency", ["batch", "sample"])
+def test_a_model_that_checkpoints_a_part_of_itself(saliency: str) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self, used: bool) -> None:
+            super().__init__()
+            self.used = used
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def part(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.second(torch.tanh(self.first(x))))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = checkpoint(self.part, x, use_reentrant=False) if self.used else self.part(x)
+            out: Tensor = self.last(x)
+            return out
+
+    states = []
+    for used in (False, True):
+        torch.manual_seed(0)
+        model = Checkpointed(used).train()
+        policy = f"cucb{{c=1,saliency={saliency}}}"
+        gated = instrument(model, (torch.zeros(1, 3, 8, 8),), policy=policy)
+        optimizer = sgd(gated.parameters())
+        attach(gated, optimizer)
+        for step in range(5):
+            generator = torch.Generator().manual_seed(step)
+            optimizer.zero_grad()
+            gated(torch.randn(4, 3, 8, 8, generator=generator)).square().mean().backward()
+            optimizer.step()
+        states.append(gated.training_state())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("policy", ["cucb", "cucb{saliency=sample}"])
+def test_bfloat16_autocast_trains_the_narrow_network(policy: str) -> None:
+    """To the bit as the compact network does, whose parameters stay in full precision."""
+    net = BY_NAME["resnet_projection"]
+    gated = instrument(net.model().float().train(), _single(net), policy=policy, every=100)
+    compact = shrink(gated)
+    optimizers = [sgd(gated.parameters()), sgd(compact.parameters())]
+    attach(gated, optimizers[0])
+    for step in range(4):
+        for network, optimizer in zip((gated, compact), optimizers):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                out = network(*_single(net, 4, step))
+            assert out.dtype == torch.bfloat16
+            out.float().square().mean().backward()
+            optimizer.step()
+    for one, two in zip(gated.parameters(), compact.parameters(), strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, two)
+    assert gated.policy_state["mean"].dtype == torch.float32
+    assert gated.policy_state["mean"][gated.executing].max() > 0.5
+
+
+def _single(net: Net, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+    return tuple(x.float() for x in net.inputs(batch, seed=seed))
+
+
+def test_after_a_skipped_step_the_taps_go_on() -> None:
+    """What was not finite is not observed, once; then all is as before."""
+    net = BY_NAME["vgg_bn"]
+    gated, optimizer = build(net, policy="cucb{c=1,saliency=sample}")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(6):
+        optimizer.zero_grad()
+        loss = loss_of(gated, net, step)
+        scaler.scale(loss * torch.inf if step == 2 else loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(gated.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    assert gated.steps == 5
+    state = gated.training_state()
+    assert all(value.isfinite().all() for value in state.values())
+    plays = state["policy/plays"]
+    assert plays.sum() >= 4 * len(gated.executing)
+
+
+@pytest.mark.parametrize("saliency", ["batch", "sample"])
+def test_accumulation_over_changes_of_width(saliency: str) -> None:
+    net = BY_NAME["raw"]
+    states = []
+    for parts in ((4,), (1, 3)):
+        policy = f"utility{{warmup=2,reallocate=2,saliency={saliency}}}"
+        gated, optimizer = build(net, policy=policy)
+        for step in range(8):
+            optimizer.zero_grad()
+            for part in net.inputs(4, seed=step)[0].split(parts):
+                (torch.tanh(gated(part)).square().mean() * len(part) / 4).backward()
+            optimizer.step()
+        states.append(gated.training_state())
+    if saliency == "batch":  # by sample, a mean over samples is not the sum over unequal parts
+        assert torch.equal(states[0]["trained/channels"], states[1]["trained/channels"])
+        for key, value in states[0].items():
+            torch.testing.assert_close(states[1][key], value, rtol=1e-5, atol=1e-9)
+    assert states[1]["dense/" + next(iter(gated.channels.axes))].isfinite().all()
+    assert states[1]["trained/widths"].sum() < sum(gated.channels.layout.sizes)

@@ -1,0 +1,86 @@
+"""Averages of a gated network's parameters: EMA and SWA.
+
+An average of compact tensors would mix channels, since a slot is another channel's after the next
+selection. So a copy that holds an average follows the network: whenever that exchanges channels,
+the copy exchanges the same ones with a bank of its own, and each slot of it holds the average of
+the channel that executes there. A channel that rests is not averaged meanwhile. When the copy is
+called it computes what export would take, as `eval()` does.
+"""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from fxprune.errors import GateError
+from fxprune.gated import GatedModule
+
+_AVERAGES = ("torch.optim.swa_utils", "timm.utils.model_ema")
+
+
+def follow(average: GatedModule, gated: GatedModule) -> None:
+    """Lets a copy that holds an average of a gated network's parameters follow its selections.
+
+    `AveragedModel` of torch.optim.swa_utils, and timm's `ModelEmaV3(exclude_buffers=True)`, are
+    recognised and do without. Call it for an average of your own, right after
+    `copy.deepcopy(gated)`.
+
+    Args:
+        average: a copy of `gated`; parameters and buffers of the two belong together in order.
+        gated: the network that trains.
+
+    Raises:
+        GateError: one of the two is no gated network, or they are not of the same model.
+
+    >>> import copy, torch, fxprune
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> gated = fxprune.instrument(model, (torch.zeros(1, 3, 8, 8),))
+    >>> average = copy.deepcopy(gated)
+    >>> fxprune.follow(average, gated)
+    """
+    for network in (average, gated):
+        if not isinstance(network, GatedModule):
+            raise GateError(
+                f"cannot average a {type(network).__name__}",
+                why="only a gated network has selections that can be followed",
+                do="give what fxprune.instrument returned, and a copy of it",
+            )
+    if average is gated or average.channels.shapes != gated.channels.shapes:
+        raise GateError(
+            "an average has to be a copy of the network that it follows",
+            do="make it with copy.deepcopy(gated)",
+        )
+    average.follow(gated)
+
+
+def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Called by PyTorch for every module that becomes a child of another."""
+    del name
+    if child is None or not any(kind.__module__ in _AVERAGES for kind in type(parent).__mro__):
+        return
+    for module in child.modules():
+        if isinstance(module, GatedModule) and module.copied_from is not None:
+            gated = module.copied_from()
+            if gated is not None and not module.follows:
+                follow(module, gated)
+                hooked: Any = module
+                hooked.register_state_dict_pre_hook(_refusing(parent))
+
+
+def _refusing(parent: nn.Module) -> Any:
+    """What refuses timm's averages of whole state dicts, which hold the bank and the policy."""
+
+    def refuse(module: GatedModule, *_: Any) -> None:
+        foreign = type(parent).__module__ not in _AVERAGES[:1]
+        if module.follows and foreign and not getattr(parent, "exclude_buffers", False):
+            raise GateError(
+                f"{type(parent).__name__} cannot average a gated network so",
+                why="it averages the state dict, which holds the bank and the policy too",
+                do="ModelEmaV3(gated, exclude_buffers=True), or AveragedModel of "
+                "torch.optim.swa_utils",
+            )
+
+    return refuse
+
+
+register_module_module_registration_hook(_registered)
