@@ -27,7 +27,7 @@ FLOORS = (
     ("residents",),
     ("gated",),
     ("passes", "passes.*"),
-    ("compiler", "controller", "onnx", "artifact", "report"),
+    ("compiler", "controller", "averages", "onnx", "artifact", "report"),
     ("",),  # the public names: fxprune/__init__.py
     ("train", "job", "export", "pt2"),
     ("demo",),
