@@ -34,7 +34,7 @@ class Value:
 
 
 Values = Any
-"""A Value, a tuple of Values for a node that returns several tensors, or None."""
+"""A Value, a Python number, a tuple or dict of such for a node that returns several, or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ class _Interpreter(fx.Interpreter):
             return tuple(self._describe(part) for part in result)
         if isinstance(result, dict):
             return {key: self._describe(part) for key, part in result.items()}
-        return None
+        return result if isinstance(result, (int, float)) else None
 
 
 class _Runner(nn.Module):

@@ -1,7 +1,8 @@
 """Sizes that are written into a network, and how they follow its widths.
 
-Two kinds of them: attributes of modules (`in_channels`, `groups`, `num_features` …) and literals
-in the graph (`view(n, 512, 7, 7)`, `split([32, 64])`, `x[:, :16]`, `pad` …). Both are worked out
+Three kinds of them: attributes of modules (`in_channels`, `groups`, `num_features` …), literals
+in the graph (`view(n, 512, 7, 7)`, `split([32, 64])`, `x[:, :16]`, `pad` …), and numbers that are
+computed from widths (`view(n, heads, c // heads)`), which become literals. All are worked out
 from what the dense run saw, which is kept on every node as a `Record`, so that a network can be
 resized again and again.
 """
@@ -37,14 +38,30 @@ class Shape:
         )
 
 
+@dataclass(frozen=True)
+class Number:
+    """A Python number that the network computes, and what it comes from.
+
+    Attributes:
+        value: what it was in the dense run.
+        follows: whether a size that follows the widths is in it.
+        free: whether any other size is in it, such as the batch's or an image's.
+    """
+
+    value: float
+    follows: bool = False
+    free: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
     """What is known of one node.
 
     Attributes:
-        result: the Shape of its tensor, a tuple or dict of such for several, or None.
+        result: the Shape of its tensor, a Number, a tuple or dict of such for several, or None.
         target: its target in the dense graph.
-        args: its dense arguments; what other nodes give is None.
+        args: its dense arguments; of what other nodes give, only a Number is here that follows
+            the widths and nothing else, and None for the others.
         kwargs: likewise.
     """
 
@@ -71,9 +88,8 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
         for node in graph.nodes:
             record = node.meta.get(KEY)
             if record is not None and _follows(node):
-                rewrite = _NODES.get((node.op, record.target))
-                if rewrite is not None:
-                    rewrite(node, record, widths)
+                rewrite = _NODES.get((node.op, record.target), _other)
+                rewrite(node, record, widths)
 
 
 def compact_shape(name: str, channels: ChannelGraph, widths: Widths) -> tuple[int, ...]:
@@ -84,8 +100,11 @@ def compact_shape(name: str, channels: ChannelGraph, widths: Widths) -> tuple[in
 
 def _follows(node: fx.Node) -> bool:
     """Whether the node's tensors, or those it reads, have axes that follow the widths."""
-    records = [node.meta[KEY], *(n.meta[KEY] for n in node.all_input_nodes if KEY in n.meta)]
-    return any(shape.axes for record in records for shape in _shapes(record.result))
+    own = node.meta[KEY]
+    records = [own, *(n.meta[KEY] for n in node.all_input_nodes if KEY in n.meta)]
+    return any(shape.axes for record in records for shape in _shapes(record.result)) or any(
+        isinstance(value, Number) for value in (*own.args, *own.kwargs.values())
+    )
 
 
 def _shapes(result: Any) -> list[Shape]:
@@ -175,12 +194,12 @@ Rewrite = Callable[[fx.Node, Record, Widths], None]
 
 
 def _literals(node: fx.Node, place: int, dense: Any, sizes: tuple[int, ...]) -> None:
-    """Puts sizes for the literal ones among the arguments from `place` on; -1 and nodes stay."""
+    """Puts sizes for literals and computed widths from `place` on; -1 and other nodes stay."""
     nested = place < len(dense) and isinstance(dense[place], (tuple, list))
     old = dense[place] if nested else dense[place:]
     now: Any = node.args[place] if nested else node.args[place:]
     new = [
-        size if isinstance(literal, int) and literal != -1 else current
+        size if isinstance(literal, (int, Number)) and literal != -1 else current
         for literal, current, size in zip(old, now, sizes, strict=True)
     ]
     head = node.args[:place]
@@ -229,8 +248,9 @@ def _getitem(node: fx.Node, record: Record, widths: Widths) -> None:
             continue
         if axis is not None and isinstance(part, slice):
             new.append(_slice(axis, part, now, widths))
-        elif axis is not None and isinstance(part, int) and not isinstance(part, bool):
-            new.append(_place(axis, part % source.sizes[dim], now, widths))
+        elif axis is not None and isinstance(part, (int, Number)) and not isinstance(part, bool):
+            place = int(part.value) if isinstance(part, Number) else part
+            new.append(_place(axis, place % source.sizes[dim], now, widths))
         else:
             new.append(now)
         dim += part is not None or now is not None
@@ -240,6 +260,7 @@ def _getitem(node: fx.Node, record: Record, widths: Widths) -> None:
 def _slice(axis: Axis, dense: slice, now: Any, widths: Widths) -> Any:
     """What takes those of a slice's positions that the template keeps; `now` is what did so."""
     if dense.step not in (None, 1):  # what is left of every n-th position has no fixed step
+        dense = slice(*(_plain(part) for part in (dense.start, dense.stop, dense.step)))
         inside = torch.zeros(len(axis.channel), dtype=torch.bool)
         inside[dense] = True
         return inside[axis.template(widths)].nonzero().flatten().tolist()
@@ -251,7 +272,7 @@ def _narrow(node: fx.Node, record: Record, widths: Widths) -> None:
     source = _input(node)
     if source is None or len(record.args) != 4:
         return
-    dim, start, length = record.args[1:]
+    dim, start, length = map(_plain, record.args[1:])
     axis = source.axes.get(dim % len(source.sizes))
     if axis is not None and isinstance(start, int) and isinstance(length, int):
         first, last = (_place(axis, end, end, widths) for end in (start, start + length))
@@ -310,11 +331,52 @@ def _layer_norm(node: fx.Node, record: Record, widths: Widths) -> None:
 
 def _place(axis: Axis, position: Any, now: Any, widths: Widths) -> Any:
     """How many positions the template keeps before a literal one; `now` where it is no literal."""
+    if isinstance(position, Number):
+        position = int(position.value)
     if not isinstance(position, int):
         return now
     size = len(axis.channel)
     position = position + size if position < 0 else position
     return int((axis.template(widths) < position).sum())
+
+
+def _other(node: fx.Node, record: Record, widths: Widths) -> None:
+    """Numbers that are no sizes (`x / c ** 0.5`) stay what they are in the dense network."""
+    del widths
+    if isinstance(record.result, Shape):
+        pairs = zip(record.args, node.args, strict=True)
+        node.args = tuple(_plain(d) if isinstance(d, Number) else now for d, now in pairs)
+        numbers = {name: v for name, v in record.kwargs.items() if isinstance(v, Number)}
+        node.kwargs = {**node.kwargs, **{name: _plain(v) for name, v in numbers.items()}}
+
+
+def _assertion(node: fx.Node, record: Record, widths: Widths) -> None:
+    """What the code asserts of widths was true of the dense ones."""
+    del widths
+    if isinstance(record.args[0], Number):
+        node.args = (True, *node.args[1:])
+
+
+def _repeat(node: fx.Node, record: Record, widths: Widths) -> None:
+    source = _input(node)
+    if source is None or not isinstance(record.result, Shape):
+        return
+    nested = isinstance(record.args[1], (tuple, list))
+    times = record.args[1] if nested else record.args[1:]
+    current = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+    shape, new = record.result.at(widths), list(current)
+    for place in range(1, len(times) + 1):
+        single = place > len(source.sizes) or source.sizes[-place] == 1
+        if single and isinstance(times[-place], (int, Number)):
+            new[-place] = shape[-place]
+        else:
+            new[-place] = _plain(times[-place]) if times[-place] is not None else current[-place]
+    node.args = (node.args[0], *new)
+
+
+def _plain(number: Any) -> Any:
+    """The dense value of what may be a Number."""
+    return number.value if isinstance(number, Number) else number
 
 
 def _shape(node: Any) -> Shape | None:
@@ -356,6 +418,7 @@ _NODES: dict[tuple[str, Any], Rewrite] = {
             ("tensor_split", _split),
             ("narrow", _narrow),
             ("roll", _roll),
+            ("repeat", _repeat),
         )
     },
     **{
@@ -368,6 +431,7 @@ _NODES: dict[tuple[str, Any], Rewrite] = {
             (torch.narrow, _narrow),
             (torch.roll, _roll),
             (operator.getitem, _getitem),
+            (torch._assert, _assertion),
             (F.pad, _pad),
             (F.conv1d, _conv),
             (F.conv2d, _conv),

@@ -6,6 +6,7 @@ and a channel's signature is the sum of the marks of its places.
 """
 
 import math
+import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,7 +30,7 @@ from fxprune.groups import (
     Term,
 )
 from fxprune.labels import Labelled, Value, components
-from fxprune.resize import KEY, Record, Shape
+from fxprune.resize import KEY, Number, Record, Shape
 from fxprune.rules.base import PINNED, Pin, Product, Role
 from fxprune.traced import TracedModule, where
 
@@ -86,9 +87,9 @@ class Solution:
             for node in graph.nodes:
                 old = node.meta.get(KEY)
                 target = old.target if old else node.target
-                args = old.args if old else fx.map_arg(node.args, lambda _: None)
-                kwargs = old.kwargs if old else dict(fx.map_arg(node.kwargs, lambda _: None))
-                result = self._shapes(values.get(node.name))
+                args = old.args if old else fx.map_arg(node.args, _given)
+                kwargs = old.kwargs if old else dict(fx.map_arg(node.kwargs, _given))
+                result = self._numbers(node, self._shapes(values.get(node.name)))
                 node.meta[KEY] = Record(result, target, args, kwargs)
 
     def axis(self, labels: Tensor) -> Axis | None:
@@ -274,12 +275,15 @@ class Solution:
             told[held] = True
             if not len(fresh):
                 continue
+            parameters = tuple(self._holders(fresh))
+            if not parameters:  # no channels, but the rows and columns of an image
+                continue
             yield Pinned(
                 reason=pin.reason,
                 node=pin.node.name if pin.node is not None else "",
                 where=where(pin.node) if pin.node is not None else "",
                 channels=len(fresh),
-                parameters=tuple(self._holders(fresh)),
+                parameters=parameters,
                 macs=self._macs_made(fresh),
             )
 
@@ -301,6 +305,35 @@ class Solution:
         )
         return round(sum(shares) / self.labelled.batch)
 
+    def _numbers(self, node: fx.Node, result: Any) -> Any:
+        """Says of the numbers in a node's result what they come from."""
+        if isinstance(result, Number):
+            sources = [n for source in node.all_input_nodes for n in self._sources(node, source)]
+            follows, free = (any(getattr(s, k) for s in sources) for k in ("follows", "free"))
+            return Number(result.value, follows, free)
+        if isinstance(result, tuple) and result and isinstance(result[0], Number):
+            shape = node.all_input_nodes[0].meta[KEY].result if node.all_input_nodes else None
+            if isinstance(shape, Shape) and len(shape.sizes) == len(result):
+                return tuple(_size_of(shape, dim) for dim in range(len(result)))
+            return tuple(self._numbers(node, part) for part in result)
+        return result
+
+    def _sources(self, node: fx.Node, source: fx.Node) -> list[Number]:
+        """The numbers that a node computes its own from."""
+        known = source.meta[KEY].result
+        place = node.args[1] if len(node.args) > 1 else None
+        if isinstance(known, Shape):
+            if node.target == "size" and isinstance(place, int):
+                return [_size_of(known, place)]
+            return [_size_of(known, dim) for dim in range(len(known.sizes))]
+        if isinstance(known, tuple) and node.target is operator.getitem and isinstance(place, int):
+            known = known[place]
+        return [
+            part
+            for part in (known if isinstance(known, tuple) else (known,))
+            if isinstance(part, Number)
+        ]
+
     def _shapes(self, value: Any) -> Any:
         if isinstance(value, Value):
             axes = {f.dim: axis for f in value.families if (axis := self.axis(f.labels))}
@@ -309,7 +342,7 @@ class Solution:
             return {key: self._shapes(part) for key, part in value.items()}
         if isinstance(value, tuple):
             return tuple(self._shapes(part) for part in value)
-        return None
+        return Number(value) if isinstance(value, (int, float)) else None
 
 
 def families(value: Any) -> Iterator[Tensor]:
@@ -319,6 +352,17 @@ def families(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, dict)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from families(part)
+
+
+def _given(node: fx.Node) -> Any:
+    """What a Record says of an argument that another node gives."""
+    result = node.meta[KEY].result
+    return result if isinstance(result, Number) and result.follows and not result.free else None
+
+
+def _size_of(shape: Shape, dim: int) -> Number:
+    dim %= len(shape.sizes)
+    return Number(shape.sizes[dim], dim in shape.axes, dim not in shape.axes)
 
 
 def _ranges(labelled: Labelled) -> tuple[list[tuple[str, int]], list[int], list[int]]:

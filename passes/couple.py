@@ -40,7 +40,7 @@ class Couple(Pass):
     def run(self, program: Program) -> Program:
         assert isinstance(program.module, TracedModule)
         module = twin_of(program.module, {})
-        labelled = propagate(module, program.inputs)
+        inputs, labelled = _propagate(module, program.inputs)
         extra: list[Pin] = []
         while True:
             solution = Solution(labelled, module, extra)
@@ -49,7 +49,7 @@ class Couple(Pass):
             if not channels.groups:  # nothing is left to refuse
                 return Program(module, program.inputs, channels)
             trials = (
-                _try(module, channels, widths, labelled, solution, program.inputs)
+                _try(module, channels, widths, labelled, solution, inputs)
                 for widths in _uneven(solution)
             )
             refusal = next((refusal for refusal in trials if refusal), None)
@@ -62,6 +62,27 @@ class Couple(Pass):
         assert isinstance(program.module, TracedModule)
         for graph in program.module.graphs:
             assert all(KEY in node.meta for node in graph.nodes)
+
+
+def _propagate(
+    module: TracedModule, inputs: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], Labelled]:
+    """Propagates labels, and returns the inputs it took for that.
+
+    A batch norm in training mode refuses a single value; then a batch of two is tried.
+    """
+    try:
+        return inputs, propagate(module, inputs)
+    except TraceError:
+        single = all(tensor.dim() > 0 and len(tensor) == 1 for tensor in inputs)
+        if not single:
+            raise
+        pairs = tuple(tensor.expand(2, *tensor.shape[1:]) for tensor in inputs)
+        try:
+            return pairs, propagate(module, pairs)
+        except TraceError:
+            pairs = ()
+        raise
 
 
 def _try(

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from fxprune import proxies
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
+from fxprune.proxies import KnowingTracer
 from fxprune.traced import Origin, TracedModule
 
-_INTERNAL = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")
+_INTERNAL = tuple(f"{Path(file).parent}/" for file in (torch.__file__, proxies.__file__, __file__))
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,13 @@ def _home(name: str | None, value: Any) -> tuple[str | None, Any]:
     return (None, value) if name is None else (name, None)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(KnowingTracer):
     """Notes the user's line of every node, and the innermost module whose code stops it."""
 
-    def __init__(self, leaves: set[str]) -> None:
-        super().__init__(autowrap_modules=())
+    def __init__(
+        self, model: nn.Module, inputs: tuple[Any, ...], leaves: set[str], *, exact: bool
+    ) -> None:
+        super().__init__(model, inputs, exact=exact)
         self.leaves = leaves
         self.stopped_in: str | None = None
 
@@ -143,14 +147,18 @@ class _Tracer(fx.Tracer):
 
 def _graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.Graph:
     leaves: set[str] = set()
+    defaults = _defaults(model, len(inputs))
+    exact = False
     while True:
-        tracer = _Tracer(leaves)
+        tracer = _Tracer(model, (*inputs, *defaults.values()), leaves, exact=exact)
         try:
-            graph = tracer.trace(model, concrete_args=_defaults(model, len(inputs)))
+            graph = tracer.trace(model, concrete_args=defaults)
         except Exception as error:
-            if not tracer.stopped_in or tracer.stopped_in in leaves:
+            if tracer.stopped_in and tracer.stopped_in not in leaves:
+                leaves.add(tracer.stopped_in)
+            elif exact:
                 raise _refusal(model, error) from error
-            leaves.add(tracer.stopped_in)
+            exact = exact or not tracer.stopped_in
             continue
         _drop_unused_placeholders(graph, len(inputs))
         return graph

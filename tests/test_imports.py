@@ -36,7 +36,7 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
-BESIDE = ("traced", "source", "data", "recipe", "storage", "console", "parallel")
+BESIDE = ("traced", "source", "data", "recipe", "storage", "console", "parallel", "proxies")
 FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")
 

@@ -136,7 +136,7 @@ def _torchvision() -> Iterator[Entry]:
         )
     for name in ("mc3_18", "r2plus1d_18", "r3d_18"):
         yield Entry(f"torchvision:{name}", "torchvision video", (3, 8, 64, 64))
-    yield Entry("torchvision:s3d", "torchvision video", (3, 14, 193, 193))
+    yield Entry("torchvision:s3d", "torchvision video", (3, 14, 224, 224))
     for name, outputs in _BACKBONES.items():
         side = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 160}.get(name, SIDE)
         yield Entry(

@@ -42,14 +42,16 @@ class Family:
     Attributes:
         dim: the dimension, counted from 0.
         labels: int64 [size of the dimension].
+        free: whether the dimension only repeats one value, so that nothing depends on its labels.
     """
 
     dim: int
     labels: Tensor
+    free: bool = False
 
     def at(self, dim: int) -> "Family":
         """The same labels along another dimension."""
-        return self if dim == self.dim else Family(dim, self.labels)
+        return self if dim == self.dim else Family(dim, self.labels, self.free)
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,27 @@ class Context:
         for other in found[1:]:
             self.meet(found[0], other)
         return found[0] if found else None
+
+    def overlay(self, places: Iterable[tuple[Tensor, int]], dim: int, reason: str) -> list[Family]:
+        """Lays dimensions of several tensors over each other, index by index.
+
+        Args:
+            places: the tensors, and the dimension of each.
+            dim: the dimension of the result that they become.
+            reason: why the others are pinned where one of them has a fixed size.
+
+        Returns:
+            What the result carries along `dim`: one family, or none.
+        """
+        given = list(places)
+        found = [self.along(tensor, own) for tensor, own in given]
+        known = next((labels for labels in found if labels is not None), None)
+        free = all(f.free for tensor, own in given for f in self.of(tensor) if f.dim == own)
+        if known is None or (free and any(labels is None for labels in found)):
+            return []
+        for labels in found:
+            self.meet(known, labels, reason)
+        return [Family(dim, known, free)]
 
     def carry(self, tensor: Tensor, families: Iterable[Family]) -> None:
         """Says what a result carries."""

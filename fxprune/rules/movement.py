@@ -5,6 +5,8 @@ op moves it like data, and the result is read back. Where a view has split a lab
 in two, the rows of the split are coupled, so that what is kept stays a rectangle.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -64,9 +66,12 @@ class Movement(Rule):
             for slot, labels in enumerate(moved):
                 found = read_back(context, labels)
                 if found is not None:
-                    carried[slot].append(found)
+                    carried[slot].append(Family(found.dim, found.labels, family.free))
+        if call.op.overloadpacket in _WIDENING:
+            carried[0] += _repeated(context, x, results[0])
         for result, families in zip(results, carried, strict=True):
-            context.carry(result, families)
+            bound = {family.dim for family in families if not family.free}
+            context.carry(result, [f for f in families if not f.free or f.dim not in bound])
 
 
 class Concatenate(Rule):
@@ -77,18 +82,17 @@ class Concatenate(Rule):
     def __call__(self, context: Context, call: Call) -> None:
         out, tensors = call.out, [t for t in call["tensors"] if t.dim() == call.out.dim()]
         dim = call.args.get("dim", 0) % out.dim()
+        parts = [context.along(tensor, dim) for tensor in tensors]
         families = []
+        if any(part is not None for part in parts):
+            families.append(Family(dim, self._joined(context, tensors, parts, dim)))
         for other in range(out.dim()):
-            parts = [context.along(tensor, other) for tensor in tensors]
-            if all(part is None for part in parts):
-                continue
-            if other == dim:
-                families.append(Family(dim, self._joined(context, tensors, parts, dim)))
-                continue
-            first = next(part for part in parts if part is not None)
-            for part in parts:
-                context.meet(first, part, "it is concatenated with a tensor of fixed size")
-            families.append(Family(other, first))
+            if other != dim:
+                families += context.overlay(
+                    [(tensor, other) for tensor in tensors],
+                    other,
+                    "it is concatenated with a tensor of fixed size",
+                )
         context.carry(out, families)
 
     def _joined(
@@ -111,15 +115,13 @@ class Stack(Rule):
     def __call__(self, context: Context, call: Call) -> None:
         out, tensors = call.out, call["tensors"]
         new = call["dim"] % out.dim()
-        families = []
+        families: list[Family] = []
         for dim in range(out.dim() - 1):
-            parts = [context.along(tensor, dim) for tensor in tensors]
-            first = next((part for part in parts if part is not None), None)
-            if first is None:
-                continue
-            for part in parts:
-                context.meet(first, part, "it is stacked with a tensor of fixed size")
-            families.append(Family(dim if dim < new else dim + 1, first))
+            families += context.overlay(
+                [(tensor, dim) for tensor in tensors],
+                dim if dim < new else dim + 1,
+                "it is stacked with a tensor of fixed size",
+            )
         context.carry(out, families)
 
 
@@ -240,6 +242,14 @@ def _coupled(context: Context, moved: Tensor, varying: list[int]) -> Family:
     return Family(kept, lines[kept])
 
 
+def _repeated(context: Context, x: Tensor, out: Tensor) -> Iterator[Family]:
+    """Labels for the dimensions that repeat a single value, which may be cut anywhere."""
+    for dim in range(out.dim()):
+        own = dim - out.dim() + x.dim()
+        if out.shape[dim] > 1 and (own < 0 or x.shape[own] == 1):
+            yield Family(dim, context.fresh(out.shape[dim]), free=True)
+
+
 def _first_line(moved: Tensor, dim: int) -> Tensor:
     for other in range(moved.dim()):
         if other != dim:
@@ -266,3 +276,4 @@ def _move(call: Call, labels: Tensor, x: Tensor) -> list[Tensor]:
 
 
 _PADS = frozenset(packet for packet in Movement.keys if "_pad" in str(packet))
+_WIDENING = (aten.expand, aten.repeat)

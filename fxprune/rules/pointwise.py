@@ -38,16 +38,14 @@ class Pointwise(Rule):
         results = call.results()
         out = results[0]
         operands = [tensor for tensor in call.tensors() if tensor.dim()]
-        carried = []
+        carried: list[Family] = []
         for dim in range(out.dim()):
-            spanning = [tensor for tensor in operands if _size(tensor, out, dim) > 1]
-            found = [context.along(tensor, dim - out.dim() + tensor.dim()) for tensor in spanning]
-            known = next((labels for labels in found if labels is not None), None)
-            if known is None:
-                continue
-            for labels in found:
-                context.meet(known, labels, "it is combined with a tensor of fixed size")
-            carried.append(Family(dim, known))
+            spanning = [
+                (tensor, dim - out.dim() + tensor.dim())
+                for tensor in operands
+                if _size(tensor, out, dim) > 1
+            ]
+            carried += context.overlay(spanning, dim, "it is combined with a tensor of fixed size")
         for result in results:
             context.carry(result, carried)
 

@@ -2,8 +2,10 @@
 
 import inspect
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fxprune.passes import Program, apply
 from fxprune.traced import TracedModule, where
@@ -81,6 +83,56 @@ def test_the_smallest_module_that_cannot_be_traced_is_a_leaf() -> None:
     module = trace(BY_NAME["opaque"])
     calls = [node.target for node in module.graph.nodes if node.op == "call_module"]
     assert calls == ["stem", "block", "head", "fc"]
+
+
+def test_control_flow_on_sizes_is_followed_and_asserted() -> None:
+    module = trace(BY_NAME["sized"])
+    calls = [node.target for node in module.graph.nodes if node.op == "call_module"]
+    assert calls == ["stem", "wide", "fc"]
+    assert module(torch.zeros(5, 3, 8, 8, dtype=torch.float64)).shape == (5, 5)  # the batch is free
+    with pytest.raises(AssertionError, match="traced for inputs of another size"):
+        module(torch.zeros(2, 3, 16, 16, dtype=torch.float64))  # its loop would have run twice
+
+
+class OnTheBatch(nn.Module):
+    """Control flow on the batch, which has to stay free: it makes a leaf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if len(x) > 1 else -self.conv(x)
+
+
+class OnTheImage(nn.Module):
+    """A number from the size of the image, which a leaf leaves free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.conv(x), int(x.shape[-1]))
+
+
+@pytest.mark.parametrize("block", [OnTheBatch, OnTheImage])
+def test_what_inputs_may_vary_is_not_fixed(block: type[nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), block()).eval()
+    module = apply("trace", Program(model, (torch.zeros(2, 3, 4, 4),))).graph_module
+    assert [node.target for node in module.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    for shape in ((1, 3, 4, 4), (3, 3, 6, 6)):
+        x = torch.randn(shape)
+        assert torch.equal(module(x), model(x))
+
+
+def test_a_number_of_the_image_is_fixed_where_nothing_else_helps() -> None:
+    model = OnTheImage().eval()
+    module = apply("trace", Program(model, (torch.zeros(2, 3, 4, 4),))).graph_module
+    x = torch.randn(3, 3, 4, 4)
+    assert torch.equal(module(x), model(x))
+    with pytest.raises(AssertionError, match="traced for inputs of another size"):
+        module(torch.zeros(2, 3, 6, 6))
 
 
 class Options(nn.Module):

@@ -218,7 +218,7 @@ MATMUL = (
         "by a kernel of each example",
         dynamic,
         4,
-        (8, 4),
+        (8, 4, 4),
         mixes=True,
         layers=one(nn.Linear, 8, 8),
     ),
@@ -387,10 +387,8 @@ REDUCTION = (
     ),
     Example(
         Reduction,
-        "normalised channels, expanded to a fixed size",
+        "normalised channels, expanded",
         lambda x: F.normalize(x, dim=1),
-        groups=(4,),
-        pinned=("it is combined with a tensor of fixed size",),
         mixes=True,
     ),
     Example(

@@ -1,5 +1,8 @@
 """Training and evaluation that differ, opaque submodules, several inputs and outputs."""
 
+import math
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,15 +55,14 @@ class Dropped(nn.Module):
 
 
 class Follows(nn.Module):
-    """Control flow on sizes, which the tracer cannot follow; nothing in it names a width."""
+    """Control flow on a dtype, which the tracer does not follow; nothing in it names a width."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        while x.shape[-1] > 4:
-            x = F.max_pool2d(x, 2)
+        x = x.float() if x.dtype == torch.bfloat16 else x
         return F.relu(self.bn(self.conv(x)))
 
 
@@ -72,8 +74,7 @@ class Literal(nn.Module):
         self.conv = nn.Conv2d(4, 6, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] > 4:
-            x = F.max_pool2d(x, 2)
+        x = x.float() if x.dtype == torch.bfloat16 else x
         return self.conv(x.reshape(-1, 4, x.shape[2], x.shape[3]))
 
 
@@ -85,8 +86,7 @@ class FirstThree(nn.Module):
         self.conv = nn.Conv2d(4, 6, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] > 4:
-            x = F.max_pool2d(x, 2)
+        x = x.float() if x.dtype == torch.bfloat16 else x
         return self.conv(x) * x[:, :3].mean(1, keepdim=True).sigmoid()
 
 
@@ -98,9 +98,26 @@ class Rolling(nn.Module):
         self.conv = nn.Conv2d(4, 6, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] > 4:
-            x = F.max_pool2d(x, 2)
+        x = x.float() if x.dtype == torch.bfloat16 else x
         return self.conv(x.roll(1, 1))
+
+
+class Sized(nn.Module):
+    """Control flow on sizes, of images and of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        while x.shape[-1] > 4:
+            x = F.max_pool2d(x, 2)
+        x = self.wide(x) if x.shape[1] < 6 else x
+        pairs = [x[:, 2 * place : 2 * place + 2] for place in range(x.shape[1] // 2)]
+        x = torch.cat([pair.flip(1) for pair in pairs], 1)
+        return self.fc(x.reshape(x.shape[0], 6, math.ceil(x.shape[2] / 2) * 8).mean(2))
 
 
 class Opaque(nn.Module):
@@ -160,7 +177,7 @@ NETS = (
         "opaque_literal",
         lambda: Opaque(Literal()),
         (group(4, makes_biased("head"), takes("fc")),),
-        pinned=(*ENDS, (f"{WIDTHS}: RuntimeError: shape '[-1, 4, 4, 4]' is invalid", 10)),
+        pinned=(*ENDS, (f"{WIDTHS}: RuntimeError: shape '[-1, 4, 8, 8]' is invalid", 10)),
     ),
     Net(
         "opaque_first_three",
@@ -174,6 +191,14 @@ NETS = (
         lambda: Opaque(Rolling()),
         (group(4, makes_biased("head"), takes("fc")),),
         pinned=(*ENDS, (f"{WIDTHS}: it reads other channels than with all of them", 10)),
+    ),
+    Net(
+        "sized",
+        Sized,
+        (
+            group(4, makes_biased("stem"), takes("wide")),
+            *(group(2, makes_biased("wide"), takes("fc")) for _ in range(3)),  # a group a pair
+        ),
     ),
     Net(
         "several",
