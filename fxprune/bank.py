@@ -42,13 +42,14 @@ class Slots:
             bases.append(base + dense)
             begin += len(slot)
             dense += len(order)
-        self._slot = torch.cat(slots).to(device)
+        self._slot = torch.cat(slots)
         self._order, self._step = torch.cat(orders).to(device), torch.cat(steps).to(device)
         self._base = torch.cat(bases).to(device)
-        self._source = self._slot.clamp(max=max(sum(widths) - 1, 0))  # fixed: any, step is 0
+        source = self._slot.clamp(max=max(sum(widths) - 1, 0))  # fixed: any, the step is 0
+        self._source = source.to(device)
 
     def slot(self, axis: Axis) -> Tensor:
-        """The slot that fills each position of the compact axis, K where it is fixed: [length]."""
+        """The slot of each position of a compact axis, K where fixed; on the CPU: [length]."""
         begin, length = self.spans[id(axis)]
         return self._slot[begin : begin + length]
 

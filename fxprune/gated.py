@@ -481,9 +481,10 @@ class GatedModule(TracedModule):
 
     def _meter(self, chosen: Chosen) -> Meter:
         """The meter for a selection's widths; kept until they change."""
-        slots = self.bank.slots(chosen.widths, chosen.channels.device)
+        slots = self.bank.slots(chosen.widths, device := chosen.channels.device)
         if self._measured is None or self._measured[0] is not slots:
-            self._measured = (slots, Meter(self.channels, slots.slot, len(chosen.channels)))
+            meter = Meter(self.channels, slots.slot, len(chosen.channels), device)
+            self._measured = (slots, meter)
         return self._measured[1]
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -154,13 +154,18 @@ def _swap(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
     slots = bank.slots(widths, device)
     before, after = slots.line(old.channels), slots.line(new.channels)
     packed: dict[tuple[Pack, str | None, torch.dtype], dict[str, Tensor]] = {}
-    moves = Moves(slots.places(before), slots.places(after))
+    large: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, key, resident, dense, _ in items:
         pack = bank.packs.get(name)
         if pack is None:
-            moves(bank.seats[name], resident, dense)
+            large.setdefault(name, []).append((resident, dense))
         else:
             packed.setdefault((pack, key, resident.dtype), {})[name] = resident
+    if large:
+        moves = Moves(slots.places(before), slots.places(after))
+        for name, pairs in large.items():  # a parameter and its states in a row
+            for resident, dense in pairs:
+                moves(bank.seats[name], resident, dense)
     indices: dict[Pack, tuple[Tensor, Tensor]] = {}
     for (pack, key, _), tensors in packed.items():
         tables = pack.tables(widths, slots.spans, device)

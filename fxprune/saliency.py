@@ -31,16 +31,23 @@ class Meter:
     """
 
     def __init__(
-        self, channels: ChannelGraph, slot_of: Callable[[Axis], Tensor], total: int
+        self,
+        channels: ChannelGraph,
+        slot_of: Callable[[Axis], Tensor],
+        total: int,
+        device: torch.device,
     ) -> None:
         """Takes what the widths decide.
 
         Args:
             channels: the channel graph, whose gates say which parameters to read.
-            slot_of: for an axis, the slot of each compact position, int64 [length]; K where fixed.
+            slot_of: for an axis, the slot of each compact position, K where it is fixed: int64
+                [length], on the CPU.
             total: K, the number of executed channels.
+            device: where the parameters are.
         """
         self._channels, self._slot_of, self._total = channels, slot_of, total
+        self._device = device
         self._readings: dict[Hashable, _Reading] = {}
 
     def batch(self, tensors: Tensors) -> Tensor:
@@ -78,7 +85,8 @@ class Meter:
 
     def _reading(self, key: Hashable, gates: Sequence[Gate]) -> "_Reading":
         if key not in self._readings:
-            self._readings[key] = _Reading(gates, self._channels, self._slot_of, self._total)
+            reading = _Reading(gates, self._channels, self._slot_of, self._total)
+            self._readings[key] = reading.to(self._device)
         return self._readings[key]
 
 
@@ -107,14 +115,11 @@ class _Reading:
             lines += along.items()
         met = {place: axis for axis, places in lines for place in places}
         self.places = sorted(met, key=lambda place: len(channels.shapes[place[0]]) > 1)
-        device = torch.device("cpu")
         read, begin = dict[Place, Tensor](), 0
         slots: dict[Axis, Tensor] = {}
         for place in self.places:
             axis = met[place]
-            if axis not in slots:
-                device = slot_of(axis).device
-                slots[axis] = slot_of(axis).cpu()
+            slots.setdefault(axis, slot_of(axis))
             read[place] = torch.arange(begin, begin + len(slots[axis]))
             begin += len(slots[axis])
         nothing = torch.empty(0, dtype=torch.int64)
@@ -125,11 +130,15 @@ class _Reading:
             for place in places:
                 summands.append(read[place])
                 results.append(line)
-        signed = _table(torch.cat(summands), torch.cat(results), end, empty=begin)
+        self._signed = _table(torch.cat(summands), torch.cat(results), end, empty=begin)
         slot = torch.cat([nothing, *(slots[axis] for axis, _ in lines)])
         at = (slot < total).nonzero().flatten()
-        absolute = _table(at, slot[at], total, empty=end)
-        self._signed, self._absolute = signed.to(device), absolute.to(device)
+        self._absolute = _table(at, slot[at], total, empty=end)
+
+    def to(self, device: torch.device) -> "_Reading":
+        """Takes the tables to a device."""
+        self._signed, self._absolute = self._signed.to(device), self._absolute.to(device)
+        return self
 
     def __call__(self, values: Sequence[Tensor]) -> Tensor:
         """From the values at each place, one behind the other, to those of the slots."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fxprune import GatedModule, bank, instrument
+from fxprune import GatedModule, attach, bank, instrument, moments
 from fxprune.bank import take
 from tests.law import choose
 from tests.nets import BY_NAME, Net
@@ -73,3 +73,27 @@ def test_a_frozen_parameter_has_no_state_to_move(
     assert torch.equal(
         optimizer.state_dict()["state"][0]["momentum_buffer"], before["momentum_buffer"]
     )
+
+
+POLICIES = ("cucb", "cucb{saliency=sample}", "magnitude", "bn_scale", "random", "utility{warmup=0}")
+
+
+@nets("resnet_projection", "densenet", "mobilenet")
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_no_step_waits_for_the_device(
+    net: Net, policy: str, kind: type[torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On meta tensors item(), cpu(), nonzero() and indexing by masks raise."""
+    monkeypatch.setattr(moments, "beginnings", lambda *_: {})  # asked once for each state
+    gated = instrument(net.model(), net.inputs(), policy=policy).train()
+    gated.to("meta")
+    optimizer = kind(gated.parameters(), lr=0.1)
+    attach(gated, optimizer)
+    for _ in range(3):
+        before = gated.executing
+        optimizer.zero_grad()
+        gated(*(x.to("meta") for x in net.inputs())).sum().backward()
+        optimizer.step()
+        assert gated.executing.is_meta
+        assert gated.executing is not before
