@@ -21,7 +21,7 @@ from fxprune.errors import GateError
 @contextmanager
 def launched() -> Iterator[int]:
     """Joins the other processes if torchrun started this one; yields the rank, 0 for a lone one."""
-    if not distributed.is_torchelastic_launched():
+    if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         yield 0
         return
     if torch.cuda.is_available():
@@ -38,7 +38,7 @@ def launched() -> Iterator[int]:
 @contextmanager
 def first_alone(rank: int, wanted: bool) -> Iterator[None]:
     """Lets the first rank go first, if that is wanted; the others find what it has fetched."""
-    wanted = wanted and distributed.is_initialized()
+    wanted = wanted and distributed.is_available() and distributed.is_initialized()
     if wanted and rank > 0:
         distributed.barrier()
     yield

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -18,6 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from fxprune import GatedModule, attach, instrument
+from fxprune.data import load
+from fxprune.errors import OptionError
+from fxprune.train import TrainOptions, fit
 
 RANKS = 2
 Case = Callable[[int], None]
@@ -31,17 +35,15 @@ def case(function: Case) -> Case:
 
 
 def run_all(folder: Path) -> dict[str, str]:
-    """Runs all cases in two new processes; returns what failed, by the case's name."""
+    """Runs all cases in two new processes; returns what failed, by the case's name and the rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(_work, (port, folder), nprocs=RANKS)
     names = [path.name for path in folder.iterdir()]
     assert len(names) == RANKS * len(CASES)
-    return {
-        name: "".join((folder / f"{name}.{rank}").read_text() for rank in range(RANKS))
-        for name in CASES
-    }
+    said = {path.name: path.read_text() for path in sorted(folder.iterdir())}
+    return {name: text for name, text in said.items() if text}
 
 
 def _work(rank: int, port: int, folder: Path) -> None:
@@ -291,9 +293,9 @@ def a_communication_hook_stays(rank: int) -> None:
 def accumulation(rank: int) -> None:
     """no_sync, clipping, and widths that change meanwhile."""
     gated = build(rank, policy="utility{warmup=2,reallocate=2}")
+    optimizer = momentum(gated.parameters())
+    attach(gated, optimizer)  # before it is wrapped, for once
     network = DistributedDataParallel(gated)
-    optimizer = momentum(network.parameters())
-    attach(gated, optimizer)
     for step in range(8):
         (a, b), (c, d) = (part.chunk(2) for part in batch(2 * step + rank))
         optimizer.zero_grad()
@@ -341,3 +343,31 @@ def a_part_of_a_larger_module(rank: int) -> None:
         widths.add(gated.widths)
     assert len(widths) > 1
     same_on_all(everything(gated, optimizer))
+
+
+@case
+def wrapped_and_settled_while_evaluating(rank: int) -> None:
+    """The widths of evaluation are others than those of the warm-up."""
+    gated = build(rank, policy="utility{warmup=3,reallocate=0}").eval()
+    network = DistributedDataParallel(gated)
+    optimizer = momentum(network.parameters())
+    attach(gated, optimizer)
+    network.train()
+    for step in range(2):
+        train_step(network, optimizer, *batch(2 * step + rank))
+    warm = gated.widths
+    network.eval()
+    gated.settle()
+    network.train()
+    assert gated.widths != warm
+    for step in range(2, 5):
+        train_step(network, optimizer, *batch(2 * step + rank))
+    same_on_all({name: p.detach() for name, p in gated.named_parameters()})
+
+
+@case
+def a_batch_that_cannot_be_shared(rank: int) -> None:
+    del rank
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(OptionError, match="2 processes cannot share a batch of 65 evenly"):
+        fit(model, load("digits"), TrainOptions(epochs=1, batch_size=65, device="cpu"))

@@ -77,9 +77,3 @@ def test_two_processes_do_what_one_does(folder: Path) -> None:
         metrics[name] = json.loads((folder / f"{name}.fxprune" / "metrics.jsonl").read_text())
     for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         assert metrics["two"][key] == pytest.approx(metrics["one"][key], rel=1e-4)
-
-
-def test_a_batch_that_cannot_be_shared(folder: Path) -> None:
-    train = ["--data", "digits", "--epochs", "1", "--batch-size", "65", "--device", "cpu"]
-    done = torchrun("train", "resumed.fxprune", *train, folder=folder, exit_code=1)
-    assert "2 processes cannot share a batch of 65 evenly" in done.stderr
