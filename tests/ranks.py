@@ -16,6 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.futures import Future
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import ProfilerActivity, profile
 
 from fxprune import GatedModule, attach, instrument
@@ -371,3 +372,34 @@ def a_batch_that_cannot_be_shared(rank: int) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(OptionError, match="2 processes cannot share a batch of 65 evenly"):
         fit(model, load("digits"), TrainOptions(epochs=1, batch_size=65, device="cpu"))
+
+
+@case
+def a_compiled_wrapper(rank: int) -> None:
+    """Dynamo compiles what is inside the wrapper, which goes on reducing at new widths."""
+    gated = build(rank, policy="utility{warmup=2,reallocate=2}")
+    network = torch.compile(DistributedDataParallel(gated), backend="eager")
+    optimizer = momentum(gated.parameters())
+    attach(gated, optimizer)
+    widths = set()
+    for step in range(8):
+        train_step(network, optimizer, *batch(2 * step + rank))
+        widths.add(gated.widths)
+    assert len(widths) > 1
+    same_on_all(everything(gated, optimizer))
+
+
+@case
+def averages(rank: int) -> None:
+    """Equal on all ranks, since what they average is."""
+    gated = build(rank, policy="utility{warmup=2,reallocate=2}")
+    network = DistributedDataParallel(gated)
+    optimizer = momentum(network.parameters())
+    attach(gated, optimizer)
+    average = AveragedModel(gated, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for step in range(8):
+        train_step(network, optimizer, *batch(2 * step + rank))
+        average.update_parameters(gated)
+    parameters = [name for name, _ in average.module.named_parameters()]
+    dense = average.module.dense_tensors()
+    same_on_all({name: dense[name].detach() for name in parameters})
