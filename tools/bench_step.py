@@ -126,6 +126,10 @@ def show(title: str, record: Record) -> None:
         cells.append("" if result["kernels"] is None else str(result["kernels"]))
         cells.append("" if result["moved"] is None else f"{result['moved']:.1%}")
         print(f"{name:16}" + "".join(f"{cell:>10}" for cell in cells))
+    seconds = {n: r["seconds"] for n, r in record["contenders"].items() if "seconds" in r}
+    for name in seconds:
+        if name.startswith("gated") and seconds[name] > seconds.get("dense", float("inf")):
+            print(f"{name} is slower than the dense network here: see README, What a step costs")
 
 
 def plot(records: Record, path: Path) -> None:
