@@ -35,6 +35,7 @@ Record = dict[str, Any]
 
 WARM_UP = 3
 PARTS = 5
+CLOSING = 12  # about as many steps of each contender are taken after the turns, for the other facts
 PART_NAMES = ("forward", "backward", "optimizer", "selection", "swap")
 
 
@@ -76,15 +77,17 @@ def measure(case: Case, names: list[str], turns: int, steps: int, deadline: floa
     for child in children.values():
         child.answer()  # that it is ready
     seconds: dict[str, list[list[float]]] = {name: [] for name in names}
-    load = []
+    load, round_seconds = [], 0.0
     for turn in range(WARM_UP + turns):
-        if turn > WARM_UP + 2 and time.monotonic() > deadline:
+        began = time.monotonic()
+        if turn > WARM_UP + 2 and began + round_seconds * (1 + CLOSING / steps) > deadline:
             break
         for name, child in children.items():
             taken = child.ask("turn", steps)
             if turn >= WARM_UP and child.error is None:
                 seconds[name].append(taken)
         load.append(os.getloadavg()[0])
+        round_seconds = time.monotonic() - began
     results: Record = {}
     for name, child in children.items():
         facts, parts = child.ask("facts"), child.ask("parts", PARTS)
