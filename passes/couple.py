@@ -23,6 +23,7 @@ from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, Shape, resize
 from fxprune.rules.base import Pin
 from fxprune.solve import Solution
+from fxprune.spread import gather_up, spread
 from fxprune.traced import TracedModule, twin_of
 
 Refusal = tuple[fx.Node | None, str]
@@ -41,6 +42,11 @@ class Couple(Pass):
         assert isinstance(program.module, TracedModule)
         module = twin_of(program.module, {})
         inputs, labelled = _propagate(module, program.inputs)
+        if spread(module, labelled.context.slides):
+            labelled = propagate(module, inputs)
+            axes = Solution(labelled, module, []).graph().axes
+            if gather_up(module, lambda places: places not in axes):
+                labelled = propagate(module, inputs)
         extra: list[Pin] = []
         while True:
             solution = Solution(labelled, module, extra)

@@ -23,7 +23,7 @@ FLOORS = (
     ("labels",),
     ("groups",),
     ("cost", "budget", "resize", "saliency", "pack", "moves", "moments"),
-    ("bank", "solve", "gates", "policies", "policies.*"),
+    ("bank", "solve", "spread", "gates", "policies", "policies.*"),
     ("residents",),
     ("gated",),
     ("passes", "passes.*"),

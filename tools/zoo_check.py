@@ -194,7 +194,19 @@ def _law(record: Record, model: nn.Module, inputs: tuple[Tensor, ...], tolerance
     record["permuted"] = _gap(model(*inputs), gated(*inputs), "permuted and dense")
     worst = max(*record["law"], record["permuted"])
     if not worst <= tolerance:
-        raise AssertionError(f"the law does not hold to {tolerance:.0e}")
+        record["noise"] = _noise(model, inputs)
+        if not worst <= 10 * record["noise"]:
+            raise AssertionError(f"the law does not hold to {tolerance:.0e}")
+
+
+def _noise(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    """What the dense network makes of a change in the last bits of its inputs.
+
+    A deep network of random weights may amplify it beyond the tolerance, and sums in another
+    order with it.
+    """
+    nudged = (tensor * (1 + 16 * torch.finfo(tensor.dtype).eps) for tensor in inputs)
+    return _gap(model(*inputs), model(*nudged), "dense and dense")
 
 
 def at_random(graph: fxprune.ChannelGraph, seed: int) -> Chosen:

@@ -110,6 +110,23 @@ class Product:
     made: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class Slide:
+    """A convolution whose kernel moves along labels, and gives as many as it takes.
+
+    Attributes:
+        node: the node that runs it.
+        dim: the dimension of its input.
+        rank: the number of that input's dimensions.
+        labels: those along the dimension.
+    """
+
+    node: Any
+    dim: int
+    rank: int
+    labels: Tensor
+
+
 Place = tuple[Hashable, ...]
 """Where in a run something was seen; the same place in a run of the compact network."""
 
@@ -134,6 +151,7 @@ class Context:
             where a norm follows, those of the norm.
         conv_inputs: for each convolution, the labels of its weight, the labels (or the size) of
             its input channels, and its number of conv groups.
+        slides: the convolutions that slide along labels.
         mixing: nodes that mix statistics across channels, so that removing a channel changes the
             others (layer norm over channels).
     """
@@ -150,6 +168,7 @@ class Context:
     roles: list[tuple[Tensor, Role]] = field(default_factory=list)
     gates: dict[int, tuple[Any, tuple[Tensor, ...]]] = field(default_factory=dict)
     conv_inputs: list[tuple[Tensor, Tensor | int, int]] = field(default_factory=list)
+    slides: list[Slide] = field(default_factory=list)
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
     _asked: Counter[str] = field(default_factory=Counter)

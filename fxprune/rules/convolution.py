@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxprune.rules.base import Call, Context, Family, Role, Rule
+from fxprune.rules.base import Call, Context, Family, Role, Rule, Slide
 
 
 class Convolution(Rule):
@@ -24,9 +24,13 @@ class Convolution(Rule):
     def __call__(self, context: Context, call: Call) -> None:
         x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"]
         out, transposed = call.out, call["transposed"]
-        for family in context.of(x):
-            if family.dim > 1:
+        kept = [family for family in context.of(x) if family.dim != 1]
+        for family in list(kept):
+            if family.dim > 1 and not _stands_still(call, family.dim - 2):
+                kept.remove(family)
                 context.pin(family.labels, "the convolution slides along this dimension")
+                if out.shape[family.dim] == x.shape[family.dim]:
+                    context.slides.append(Slide(context.node, family.dim, x.dim(), family.labels))
         for family in context.of(weight):
             if family.dim > 1:
                 context.pin(family.labels, "a position of the kernel", structural=True)
@@ -47,8 +51,7 @@ class Convolution(Rule):
         if own is not None:
             source = x.shape[1] if inputs is None else inputs
             context.conv_inputs.append((own, source, groups))
-        batch = [family for family in context.of(x) if family.dim == 0]
-        context.carry(out, batch if made is None else [*batch, Family(1, made)])
+        context.carry(out, kept if made is None else [*kept, Family(1, made)])
         context.gate(out, (made, context.along(bias, 0)))
         self._count(context, call, rows, columns, made)
 
@@ -116,14 +119,21 @@ class Convolution(Rule):
     ) -> None:
         weight, x = call["weight"], call["input"]
         grid = x if call["transposed"] else call.out
-        batch = [family.labels for family in context.of(x) if family.dim == 0]
+        along = {family.dim: family.labels for family in context.of(call.out)}
         context.multiplies(
-            math.prod(grid.shape[2:]) * math.prod(weight.shape[2:]),
-            *(batch or [x.shape[0]]),
+            math.prod(weight.shape[2:]),
+            *(along.get(dim, grid.shape[dim]) for dim in range(grid.dim()) if dim != 1),
             weight.shape[0] if rows is None else rows,
             weight.shape[1] if columns is None else columns,
             made=made,
         )
+
+
+def _stands_still(call: Call, place: int) -> bool:
+    """Whether the kernel has a single position along a spatial dimension, and takes each once."""
+    at = (call["weight"].shape[2 + place], call["stride"], call["padding"])
+    single, stride, padding = (v if isinstance(v, int) else v[place % len(v)] for v in at)
+    return (single, stride, padding) == (1, 1, 0)
 
 
 def _goes_whole(inputs: Tensor, groups: int) -> bool:

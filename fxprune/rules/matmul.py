@@ -4,8 +4,6 @@ A factor whose labels are a parameter's own is a weight: its contracted dimensio
 channels and its other dimension makes them.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -80,11 +78,12 @@ class MatMul(Rule):
     ) -> None:
         sizes = (left.shape[-2], left.shape[-1], right.shape[-1])
         known = (rows, contracted[0] if contracted[0] is not None else contracted[1], columns)
-        scale = math.prod(left.shape[:-2])
+        batch = context.along(left, 0) if left.dim() == 3 else None
         factors = [
             size if labels is None else labels for size, labels in zip(sizes, known, strict=True)
         ]
-        context.multiplies(scale, *factors, made=columns)
+        several = left.shape[:-2] if batch is None else (batch,)
+        context.multiplies(1, *several, *factors, made=columns)
 
 
 def _factors(call: Call) -> tuple[Tensor, Tensor]:

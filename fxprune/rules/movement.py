@@ -70,8 +70,7 @@ class Movement(Rule):
         if call.op.overloadpacket in _WIDENING:
             carried[0] += _repeated(context, x, results[0])
         for result, families in zip(results, carried, strict=True):
-            bound = {family.dim for family in families if not family.free}
-            context.carry(result, [f for f in families if not f.free or f.dim not in bound])
+            context.carry(result, _bound(families))
 
 
 class Concatenate(Rule):
@@ -141,6 +140,43 @@ class ChannelShuffle(Rule):
                 lead = context.couple_rows(family.labels, groups)
                 family = Family(1, lead.repeat_interleave(groups))
             carried.append(family)
+        context.carry(call.out, carried)
+
+
+class Gather(Rule):
+    """index_select by labelled places: what is taken goes along with the place it is taken from."""
+
+    keys = (aten.index_select,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, index = call["self"], call["index"]
+        dim = call["dim"] % x.dim()
+        if context.along(x, dim) is not None:
+            context.pin_all([x, index], "its channels are chosen by their numbers")
+            return
+        kept = [family for family in context.of(x) if family.dim != dim]
+        context.carry(call.out, [*kept, *(f.at(dim) for f in context.of(index))])
+
+
+class Scatter(Rule):
+    """index_copy by labelled places: what is put meets its places; the result has them all."""
+
+    keys = (aten.index_copy,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, index, source = call["self"], call["index"], call["source"]
+        dim = call["dim"] % x.dim()
+        fixed = context.along(x, dim)
+        if fixed is not None:
+            context.pin(fixed, "its channels are chosen by their numbers")
+        if (labels := context.along(source, dim)) is not None:
+            context.meet(labels, context.along(index, 0), "it is put to places of fixed number")
+            context.mixes()
+        carried: list[Family] = []
+        for other in range(x.dim()):
+            if other != dim:
+                reason = "it is put into a tensor of fixed size"
+                carried += context.overlay([(x, other), (source, other)], other, reason)
         context.carry(call.out, carried)
 
 
@@ -240,6 +276,13 @@ def _coupled(context: Context, moved: Tensor, varying: list[int]) -> Family:
     rows = moved.movedim(kept, -1).reshape(-1, moved.shape[kept])
     context.meet(rows[1:].reshape(-1), rows[:1].expand(len(rows) - 1, -1).reshape(-1))
     return Family(kept, lines[kept])
+
+
+def _bound(families: list[Family]) -> list[Family]:
+    """Leaves out free labels that another family has joined along its dimension."""
+    first = {family.dim: family for family in reversed(families)}
+    first |= {family.dim: family for family in families if not family.free}
+    return [f for f in families if not f.free or f is first[f.dim]]
 
 
 def _repeated(context: Context, x: Tensor, out: Tensor) -> Iterator[Family]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from fxprune.rules.base import Call, Context, Family, Rule
+from fxprune.rules.base import Call, Context, Rule
 
 aten = torch.ops.aten
 
@@ -34,10 +34,11 @@ class Reduction(Rule):
         carried = []
         for family in context.of(x):
             if family.dim in reduced:
-                context.mixes()
+                if not family.free:
+                    context.mixes()
                 continue
             gone = 0 if keepdim else sum(dim < family.dim for dim in reduced)
-            carried.append(Family(family.dim - gone, family.labels))
+            carried.append(family.at(family.dim - gone))
         for result in call.results():
             context.carry(result, carried)
 

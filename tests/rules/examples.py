@@ -15,9 +15,11 @@ from fxprune.rules.movement import (
     ChannelShuffle,
     Concatenate,
     ConstantPad,
+    Gather,
     Identity,
     Movement,
     New,
+    Scatter,
     Stack,
 )
 from fxprune.rules.norm import BatchNorm, GroupNorm, LayerNorm
@@ -41,6 +43,14 @@ class Around(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.op(torch.tanh(self.stem(x)), *self.layers)
         return self.fc(torch.tanh(self.tail(x.flatten(2))).mean(2))
+
+
+class Places(nn.Module):
+    """A buffer of numbers, one a channel."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__()
+        self.register_buffer("numbers", torch.tensor(numbers))
 
 
 @dataclass(frozen=True)
@@ -197,12 +207,10 @@ MATMUL = (
         "linear over positions",
         lambda x, layer: layer(x.flatten(2)),
         8,
-        (8, 4),
-        (
-            "it meets a dimension of fixed size in a matrix product",
-            "the convolution slides along this dimension",
-        ),
+        (8, 7, 4),
+        ("it meets a dimension of fixed size in a matrix product",),
         layers=one(nn.Linear, 36, 7),
+        mixes=True,  # the mean over what the layer makes
     ),
     Example(
         MatMul,
@@ -299,6 +307,30 @@ MOVEMENT = (
         lambda x: torch.stack([x, x.new_ones(x.shape[0], 8, 6, 6)]).sum(0),
         groups=(4,),
         pinned=("it is stacked with a tensor of fixed size",),
+    ),
+    Example(
+        Gather,
+        "from channels",
+        lambda x, places: x.index_select(1, places.numbers),
+        3,
+        (4,),
+        ("its channels are chosen by their numbers",) * 2,  # and the numbers stay as well
+        layers=one(Places, 5, 0, 5),
+    ),
+    Example(
+        Gather,
+        "from a fixed number of positions",
+        lambda x, places: x.flatten(2).index_select(2, places.numbers),
+        layers=one(Places, 30, 2, 2, 8, 0),
+        mixes=True,  # the mean over what is taken
+    ),
+    Example(
+        Scatter,
+        "into a fixed number of channels",
+        lambda x, places: x.new_zeros(x.shape[0], 9, 6, 6).index_copy(1, places.numbers, x),
+        9,
+        layers=one(Places, 8, 3, 0, 1, 4, 5, 7, 6),
+        mixes=True,
     ),
     Example(New, "broadcast", lambda x: x * x.new_full((1, 1, 6, 6), 2.0)),
     Example(

@@ -183,6 +183,21 @@ class ExpandedLike(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Neighbours(nn.Module):
+    """A convolution slides along the channels and gates them (ECA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.eca = nn.Conv2d(3, 8, 3), nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        gate = self.eca(x.mean((2, 3)).view(x.shape[0], 1, -1))
+        x = x * gate.view(x.shape[0], -1, 1, 1).sigmoid()
+        return self.fc(x.amax((2, 3)))
+
+
 class Other(nn.Module):
     """One and three spatial dimensions."""
 
@@ -321,6 +336,12 @@ NETS = (
         mixes=True,
     ),
     Net("expanded_like", ExpandedLike, (group(6, makes_biased("conv"), takes("fc")),)),
+    Net(
+        "neighbours",
+        Neighbours,
+        (group(8, makes_biased("stem"), takes("fc"), along("fxprune_places_0")),),
+        mixes=True,
+    ),
     Net(
         "one_and_three",
         Other,

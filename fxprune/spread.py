@@ -1,0 +1,93 @@
+"""Convolutions that slide along the channels (ECA), made to run at any selection of them.
+
+Neighbours matter to such a convolution, and a compact tensor has others than the dense one. So
+its input is spread over the dense positions, with zeros where a channel is gone, and what it
+returns is gathered back:
+
+    full = x.new_zeros(n, 1, C).index_copy(2, places, x)
+    y = conv(full).index_select(2, places)
+
+`places` is a buffer with one entry a channel. In the bank it counts from 0 to C - 1, and its
+compact form holds the positions of the channels that execute, like any other buffer's.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fxprune.rules.base import Slide
+from fxprune.traced import TracedModule
+
+PLACES = "fxprune_places_"
+"""The buffers are the network's own; their names are this and a number."""
+
+
+def spread(module: TracedModule, slides: Iterable[Slide]) -> bool:
+    """Rewrites convolutions that slide along channels, in place; returns whether there are any.
+
+    Args:
+        module: the traced network.
+        slides: what was seen in a run of it.
+    """
+    device = next((tensor.device for tensor in module.parameters()), None)
+    mine = [slide for slide in slides if _is_convolution(module, slide.node)]
+    for number, slide in enumerate(mine):
+        places = torch.arange(len(slide.labels), device=device)
+        module.register_buffer(f"{PLACES}{number}", places)
+        _rewrite(slide, f"{PLACES}{number}")
+    return bool(mine)
+
+
+def gather_up(module: TracedModule, fixed: Callable[[str], bool]) -> bool:
+    """Takes back what `spread` did in vain, in place; returns whether there was any.
+
+    Args:
+        module: the network that was rewritten.
+        fixed: whether all channels of a buffer of places are pinned.
+    """
+    vain = [name for name, _ in module.named_buffers() if name.startswith(PLACES) and fixed(name)]
+    for name in vain:
+        delattr(module, name)
+    for graph in module.graphs:
+        for index in [node for node in graph.nodes if node.op == "get_attr"]:
+            if index.target in vain:
+                for user in list(index.users):
+                    user.replace_all_uses_with(user.args[-1 if user.target == "index_copy" else 0])
+                    graph.erase_node(user)
+                graph.erase_node(index)
+        if vain:
+            graph.eliminate_dead_code(_stays)
+    return bool(vain)
+
+
+def _stays(node: fx.Node) -> bool:
+    """Whether a node has to stay though nothing uses it: all but what `_rewrite` adds."""
+    return node.target not in ("size", "new_zeros")
+
+
+def _is_convolution(module: TracedModule, node: fx.Node) -> bool:
+    if node.op == "call_module":  # and no leaf, whose convolutions are out of reach
+        return isinstance(module.get_submodule(str(node.target)), nn.modules.conv._ConvNd)
+    return node.op == "call_function" and node.target in (F.conv1d, F.conv2d, F.conv3d)
+
+
+def _rewrite(slide: Slide, places: str) -> None:
+    node, dim, graph = slide.node, slide.dim, slide.node.graph
+    x = node.args[0]
+    with graph.inserting_before(node):
+        index = graph.get_attr(places)
+        sizes = [
+            len(slide.labels) if other == dim else graph.call_method("size", (x, other))
+            for other in range(slide.rank)
+        ]
+        zeros = graph.call_method("new_zeros", (x, tuple(sizes)))
+        full = graph.call_method("index_copy", (zeros, dim, index, x))
+    node.args = (full, *node.args[1:])
+    with graph.inserting_after(node):
+        gathered = graph.call_method("index_select", (node, dim, index))
+    node.replace_all_uses_with(gathered, delete_user_cb=lambda user: user is not gathered)
+    for new in (index, *sizes, zeros, full, gathered):
+        if isinstance(new, fx.Node):
+            new.stack_trace = node.stack_trace
