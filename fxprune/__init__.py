@@ -3,13 +3,17 @@
 It traces a CNN, trains it at the narrow network's cost, and emits the compact network as ONNX.
 """
 
-from fxprune.artifact import load, save
-from fxprune.averages import follow
-from fxprune.compiler import analyze, fold, instrument, shrink
-from fxprune.controller import attach
-from fxprune.gated import GatedModule
-from fxprune.groups import ChannelGraph
-from fxprune.onnx import export_onnx
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxprune.artifact import load, save
+    from fxprune.averages import follow
+    from fxprune.compiler import analyze, fold, instrument, shrink
+    from fxprune.controller import attach
+    from fxprune.gated import GatedModule
+    from fxprune.groups import ChannelGraph
+    from fxprune.onnx import export_onnx
 
 __version__ = "0.1.0"
 
@@ -26,3 +30,29 @@ __all__ = [
     "save",
     "shrink",
 ]
+
+_HOMES = {
+    "ChannelGraph": "groups",
+    "GatedModule": "gated",
+    "analyze": "compiler",
+    "attach": "controller",
+    "export_onnx": "onnx",
+    "fold": "compiler",
+    "follow": "averages",
+    "instrument": "compiler",
+    "load": "artifact",
+    "save": "artifact",
+    "shrink": "compiler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: torch takes seconds to import (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"fxprune.{_HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
