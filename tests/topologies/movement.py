@@ -183,6 +183,24 @@ class ExpandedLike(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Reckoned(nn.Module):
+    """Sizes that are reckoned from widths: of views, of repeats, of slices, and as a factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1)
+        self.scale, self.fc = nn.Parameter(torch.ones(1, 1, 1)), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x)) / (self.stem.out_channels * 1.0)
+        x = F.relu(self.conv(x / x.shape[1] ** 0.5))
+        c = x.shape[1]
+        torch._assert(c % 3 == 0, "three heads")
+        heads = x.reshape(x.shape[0], 3, c // 3, -1) * 2
+        x = heads.reshape(x.shape[0], c, -1) * self.scale.repeat(1, c, 1)
+        return self.fc(x[:, c // 2 :].amax(2))
+
+
 class Neighbours(nn.Module):
     """A convolution slides along the channels and gates them (ECA)."""
 
@@ -213,6 +231,8 @@ class Other(nn.Module):
         x = F.relu(self.bn1(self.one(x.flatten(2))))
         return self.out(F.relu(self.bn(self.fc(x.mean(2)))))
 
+
+PAIR = ("conv.weight[0] out x2", "conv.bias[0] along x2")  # the two rows of a head
 
 NETS = (
     Net(
@@ -336,6 +356,16 @@ NETS = (
         mixes=True,
     ),
     Net("expanded_like", ExpandedLike, (group(6, makes_biased("conv"), takes("fc")),)),
+    Net(
+        "reckoned",
+        Reckoned,
+        (
+            group(8, makes_biased("stem"), takes("conv")),
+            group(1, *PAIR),
+            group(1, *PAIR, takes("fc")),
+            group(1, *PAIR, takes("fc", times=2)),
+        ),
+    ),
     Net(
         "neighbours",
         Neighbours,
