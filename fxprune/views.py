@@ -27,6 +27,13 @@ STEP = 3
 """Forward, gradient of the activations and gradient of the weights cost about the same macs."""
 
 
+SHORT = 0.1
+"""By how much the share of macs may exceed the square of the share of channels, as it does in
+depthwise layers, before `fxprune instrument` names what is pinned."""
+HOLDS = 0.01
+"""The share of the dense macs from which a pin is named there."""
+
+
 def of_graph(source: Source, graph: ChannelGraph) -> Record:
     """What `fxprune inspect` found."""
     cost = CostModel(graph.macs_terms, graph.params_terms, graph.layout.sizes)
@@ -50,20 +57,25 @@ def of_graph(source: Source, graph: ChannelGraph) -> Record:
             }
             for group in graph.groups
         ],
-        "pinned": [
-            {
-                "channels": pinned.channels,
-                "reason": pinned.reason,
-                "node": pinned.node,
-                "where": pinned.where,
-                "parameters": list(pinned.parameters),
-                "macs": pinned.macs,
-                "macs_share": pinned.macs / macs,
-            }
-            for pinned in graph.pinned
-        ],
+        "pinned": _of_pinned(graph, macs),
         "mixing": list(graph.mixing),
     }
+
+
+def _of_pinned(graph: ChannelGraph, macs: int) -> list[Record]:
+    trained = {term.name for term in graph.params_terms}  # the others are buffers
+    return [
+        {
+            "channels": pinned.channels,
+            "reason": pinned.reason,
+            "node": pinned.node,
+            "where": pinned.where,
+            "parameters": [name for name in pinned.parameters if name in trained],
+            "macs": pinned.macs,
+            "macs_share": pinned.macs / macs,
+        }
+        for pinned in graph.pinned
+    ]
 
 
 def show_graph(record: Record) -> RenderableType:
@@ -127,6 +139,7 @@ def of_widths(graph: ChannelGraph, cost: CostModel, widths: Widths) -> Record:
         ],
         "dense": {"params": cost.dense_params, "macs": cost.dense_macs},
         "gated": {"params": cost.params(widths), "macs": cost.macs(widths)},
+        "pinned": _of_pinned(graph, max(cost.dense_macs, 1)),
     }
 
 
@@ -158,7 +171,12 @@ def show_widths(record: Record) -> RenderableType:
         text=("",),
     )
     head = f"{record['run']}   policy {record['policy']}   budget {record['budget']}"
-    return Group(console.heading(head), groups, totals)
+    parts: list[RenderableType] = [console.heading(head), groups, totals]
+    channels = [sum(group[kind] for group in record["groups"]) for kind in ("gated", "dense")]
+    holding = [pinned for pinned in record["pinned"] if pinned["macs_share"] >= HOLDS]
+    if gated["macs"] / max(dense["macs"], 1) > (channels[0] / channels[1]) ** 2 + SHORT and holding:
+        parts += [console.heading("Pinned channels that keep the macs up"), _pinned(holding)]
+    return Group(*parts)
 
 
 def epoch_line(metrics: EpochMetrics) -> str:
