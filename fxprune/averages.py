@@ -7,15 +7,8 @@ the channel that executes there. A channel that rests is not averaged meanwhile.
 called it computes what export would take, as `eval()` does.
 """
 
-from typing import Any
-
-from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
-
 from fxprune.errors import GateError
 from fxprune.gated import GatedModule
-
-_AVERAGES = ("torch.optim.swa_utils", "timm.utils.model_ema")
 
 
 def follow(average: GatedModule, gated: GatedModule) -> None:
@@ -33,6 +26,7 @@ def follow(average: GatedModule, gated: GatedModule) -> None:
         GateError: one of the two is no gated network, or they are not of the same model.
 
     >>> import copy, torch, fxprune
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     >>> gated = fxprune.instrument(model, (torch.zeros(1, 3, 8, 8),))
     >>> average = copy.deepcopy(gated)
@@ -51,36 +45,3 @@ def follow(average: GatedModule, gated: GatedModule) -> None:
             do="make it with copy.deepcopy(gated)",
         )
     average.follow(gated)
-
-
-def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Called by PyTorch for every module that becomes a child of another."""
-    del name
-    if child is None or not any(kind.__module__ in _AVERAGES for kind in type(parent).__mro__):
-        return
-    for module in child.modules():
-        if isinstance(module, GatedModule) and module.copied_from is not None:
-            gated = module.copied_from()
-            if gated is not None and not module.follows:
-                follow(module, gated)
-                hooked: Any = module
-                hooked.register_state_dict_pre_hook(_refusing(parent))
-
-
-def _refusing(parent: nn.Module) -> Any:
-    """What refuses timm's averages of whole state dicts, which hold the bank and the policy."""
-
-    def refuse(module: GatedModule, *_: Any) -> None:
-        foreign = type(parent).__module__ not in _AVERAGES[:1]
-        if module.follows and foreign and not getattr(parent, "exclude_buffers", False):
-            raise GateError(
-                f"{type(parent).__name__} cannot average a gated network so",
-                why="it averages the state dict, which holds the bank and the policy too",
-                do="ModelEmaV3(gated, exclude_buffers=True), or AveragedModel of "
-                "torch.optim.swa_utils",
-            )
-
-    return refuse
-
-
-register_module_module_registration_hook(_registered)

@@ -4,6 +4,7 @@ import gc
 
 from torch import Tensor, fx, nn
 
+import fxprune.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
 from fxprune.budget import Budget
 from fxprune.errors import OptionError
 from fxprune.gated import GatedModule, Settings

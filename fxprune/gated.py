@@ -7,43 +7,26 @@ channels that leave the selection for those that enter it.
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from fxprune import moments, parallel, residents
+from fxprune import parallel, residents
 from fxprune.bank import Bank, Slots, take
-from fxprune.budget import Budget, global_widths, uniform_widths
+from fxprune.choosing import Chooser, Settings
 from fxprune.cost import CostModel
-from fxprune.errors import GateError, RunError
-from fxprune.gates import TAP, Tap, to_gated
+from fxprune.gates import seen, taps, to_gated
 from fxprune.groups import ChannelGraph, Widths
-from fxprune.policies import Policy, keep_slots, top
 from fxprune.residents import Chosen
 from fxprune.resize import resize
 from fxprune.saliency import Meter
+from fxprune.snapshot import Snapshot
 from fxprune.traced import TracedModule
+from fxprune.tracked import Tracked
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How channels are chosen.
-
-    Attributes:
-        policy: ranks the channels.
-        budget: how much may execute.
-        every: optimiser steps between two selections.
-        seed: for policies that draw.
-    """
-
-    policy: Policy
-    budget: Budget
-    every: int = 1
-    seed: int = 0
+__all__ = ["GatedModule", "Settings"]
 
 
 class GatedModule(TracedModule):
@@ -58,8 +41,6 @@ class GatedModule(TracedModule):
         cost: macs and params as a function of the widths.
         settings: policy, budget, interval, seed.
         bank: where channels rest.
-        policy_state: the policy's tensors.
-        steps: how many optimiser steps were observed.
         inputs: shape and dtype of each example input, with which it can be instrumented again.
         copied_from: the network of which this is a deep copy.
     """
@@ -75,11 +56,8 @@ class GatedModule(TracedModule):
         super().__init__(dense, *dense.both_graphs, origin=dense.origin)
         self.channels, self.settings = channels, settings
         self.cost = CostModel(channels.macs_terms, channels.params_terms, channels.layout.sizes)
-        self.steps = 0
         self.inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in example_inputs)
-        self._peak_rate = 0.0
-        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
-        self._told = False  # of optimiser state that does not follow
+        self._tracked = Tracked()
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self._followers: weakref.WeakSet[GatedModule] = weakref.WeakSet()
         self._lead: tuple[GatedModule, Chosen | None] | None = None
@@ -93,21 +71,17 @@ class GatedModule(TracedModule):
                 to_gated(module, channels.shapes[name])
         dense_tensors = {name: home.tensor().detach() for name, home in self._homes.items()}
         self.bank = Bank(channels, dense_tensors)
-        self._budget_widths = uniform_widths(settings.budget, channels.layout, self.cost)
         whole = Chosen(
             torch.arange(channels.layout.total).to(self._device()), channels.layout.sizes
         )
         with torch.no_grad():
             prior = self._meter(whole).magnitude(self._tensors())
-        self.policy_state = settings.policy.start(channels.layout, prior, settings.seed)
-        if settings.policy.reallocate:  # refuses now, not after hours, what floors make impossible
-            global_widths(settings.budget, channels.layout, self.cost, prior)
-        widths = whole.widths if settings.policy.warmup else self._budget_widths
-        first = Chosen(self._top(widths, explore=True).sort().values, widths)
+        self._chooser = Chooser(settings, channels.layout, self.cost, prior)
+        first = self._chooser.first()
         places = self._places(first)
         for name, home in self._homes.items():
             home.install(take(self.bank.dense[name], self.bank.of(name, places)))
-        resize(self, channels, widths)
+        resize(self, channels, first.widths)
         self.recompile()
         self._chosen = self._trained = first
         self._known_widths: Widths = ()
@@ -126,6 +100,16 @@ class GatedModule(TracedModule):
     def executing(self) -> Tensor:
         """The selection that executes now: int64 [K], channel numbers in slot order."""
         return self._chosen.channels
+
+    @property
+    def steps(self) -> int:
+        """How many optimiser steps were observed."""
+        return self._chooser.steps
+
+    @property
+    def policy_state(self) -> dict[str, Tensor]:
+        """The policy's tensors."""
+        return self._chooser.state
 
     def selection(self) -> dict[str, dict[int, Tensor]]:
         """The kept indices of each parameter, as export would take them now.
@@ -163,10 +147,7 @@ class GatedModule(TracedModule):
         self._catch_up()
         if self._settled is not None:
             return self._settled
-        if self.steps == 0 and self._trained.widths == self._budget_widths:
-            return self._trained
-        widths = self._allocated()
-        return self._aligned(self._top(widths, explore=False), widths)
+        return self._chooser.best(self._trained, self._chosen)
 
     def settle(self, chosen: Chosen | None = None) -> None:
         """Stays on the export selection, or on a given one, from now on, in training too.
@@ -192,7 +173,7 @@ class GatedModule(TracedModule):
 
     def track(self, optimizer: torch.optim.Optimizer) -> None:
         """Makes the optimiser's per-element state follow its channels."""
-        self._optimizer = weakref.ref(optimizer)
+        self._tracked.track(optimizer)
 
     def join(self, wrapper: DistributedDataParallel) -> None:
         """Becomes one of the equal replicas of a data-parallel wrapper, which is being made.
@@ -227,57 +208,32 @@ class GatedModule(TracedModule):
             return
         leader, known = self._lead
         device = self._device()
-        self._trained = _on(device, leader._trained)
-        self._settled = None if leader._settled is None else _on(device, leader._settled)
-        self.policy_state = {key: value.to(device) for key, value in leader.policy_state.items()}
-        self.steps, self._peak_rate = leader.steps, leader._peak_rate
+        self._trained = leader._trained.to(device)
+        self._settled = None if leader._settled is None else leader._settled.to(device)
+        self._chooser.take_over(leader._chooser, device)
         if known is not leader._chosen:
             self._lead = (leader, leader._chosen)
-            self._show(_on(device, leader._chosen))
+            self._show(leader._chosen.to(device))
 
     def note_rate(self, rate: float) -> None:
-        """Shows cuts of the learning rate to the policy. Call it before `observe`.
-
-        A cut is a rate of at most half of the highest one since the last cut.
-        """
-        if self._peak_rate > 0 and rate <= self._peak_rate / 2:
-            self.settings.policy.milestone(self.policy_state)
-            self._peak_rate = rate
-        self._peak_rate = max(self._peak_rate, rate)
+        """Shows the learning rate to the policy, which minds cuts. Call it before `observe`."""
+        self._chooser.note_rate(rate)
 
     @torch.no_grad()
     def observe(self) -> None:
         """Shows this step's saliencies to the policy. Call it before the optimiser's step."""
         if self._trained is not self._chosen:  # trained in eval mode: go on with that selection
             self._exchange_states(self._chosen)
-        self.steps += 1
-        if self._settled is not None:
-            return
-        meter, policy, tensors = self._meter(self._chosen), self.settings.policy, self._tensors()
-        measures: dict[str, Callable[[], Tensor]] = {
-            "batch": lambda: meter.batch(tensors),
-            "sample": lambda: meter.sample(tensors, self._seen()),
-            "magnitude": lambda: meter.magnitude(tensors),
-            "bn_scale": lambda: meter.bn_scale(tensors),
-            "none": lambda: torch.zeros(len(self.executing), device=self.executing.device),
-        }
-        saliency = measures[policy.observes]()
-        if policy.observes == "sample":  # each rank has seen its own; gradients are equal already
-            for wrapper in self._wrappers:
-                saliency = parallel.mean(saliency, wrapper.process_group)
-        policy.observe(self.policy_state, self.channels.layout, self.executing, saliency)
+        self._chooser.steps += 1
+        if self._settled is None:
+            self._chooser.observe(self.executing, self._saliency())
 
     def advance(self) -> None:
         """Takes the next selection if one is due. Call it after the optimiser's step."""
-        policy = self.settings.policy
-        if self._settled is not None or not self.training or self.steps < policy.warmup:
-            return
-        widths = self._trained.widths
-        since = self.steps - policy.warmup
-        if since == 0 or (policy.reallocate and since % policy.reallocate == 0):
-            widths = self._allocated()
-        if widths != self._trained.widths or self.steps % self.settings.every == 0:
-            self._select(self._aligned(self._top(widths, explore=True), widths))
+        if self._settled is None and self.training:
+            chosen = self._chooser.following(self._trained, self._chosen)
+            if chosen is not None:
+                self._select(chosen)
 
     def select(self, chosen: Chosen) -> None:
         """Executes another selection: stores what leaves and loads what enters, in place.
@@ -285,17 +241,7 @@ class GatedModule(TracedModule):
         Raises:
             GateError: the selection does not fit the groups and its widths.
         """
-        self.cost.macs(chosen.widths)  # refuses widths that do not fit
-        layout, channels = self.channels.layout, chosen.channels
-        asked = torch.arange(len(layout.sizes)).repeat_interleave(torch.tensor(chosen.widths))
-        fits = len(channels) == len(asked) and 0 <= channels.min() <= channels.max() < layout.total
-        if not fits or not torch.equal(layout.group_of()[channels.cpu()], asked):
-            raise GateError(
-                "a selection does not fit the channel groups",
-                why=f"the widths {chosen.widths} ask for as many channels of each group, in order",
-            )
-        if torch.bincount(channels, minlength=layout.total).max() > 1:
-            raise GateError("a selection names a channel twice")
+        self._chooser.check(chosen)
         self._select(chosen)
 
     # --- modes, copies, devices -------------------------------------------------------------
@@ -312,13 +258,13 @@ class GatedModule(TracedModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
-        own = ("_optimizer", "_homes", "_measured", "_wrappers", "_followers", "_lead")
+        own = ("_tracked", "_homes", "_measured", "_wrappers", "_followers", "_lead")
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
             twin = super().__deepcopy__(memo)
         finally:
             self.__dict__.update(kept)
-        twin._optimizer, twin._measured = None, None
+        twin._tracked, twin._measured = Tracked(), None
         twin._homes = residents.homes(twin, twin.channels)
         twin._wrappers, twin._followers = weakref.WeakSet(), weakref.WeakSet()
         twin._lead, twin.copied_from = None, weakref.ref(self)
@@ -330,11 +276,11 @@ class GatedModule(TracedModule):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.bank.apply(fn)
         device = self._device()
-        self.policy_state = {key: value.to(device) for key, value in self.policy_state.items()}
+        self._chooser.take_over(self._chooser, device)
         same = self._trained is self._chosen
-        self._chosen = _on(device, self._chosen)
-        self._trained = self._chosen if same else _on(device, self._trained)
-        self._settled = None if self._settled is None else _on(device, self._settled)
+        self._chosen = self._chosen.to(device)
+        self._trained = self._chosen if same else self._trained.to(device)
+        self._settled = None if self._settled is None else self._settled.to(device)
         self._fit_taps()
         return self
 
@@ -346,17 +292,15 @@ class GatedModule(TracedModule):
         The selection in it is that of training mode, in whose order the optimiser's state lies.
         """
         self._catch_up()
-        state = {f"dense/{name}": tensor for name, tensor in self.dense_tensors().items()}
-        state |= {f"policy/{name}": tensor for name, tensor in self.policy_state.items()}
-        for name, states in self.bank.states.items():
-            state |= {f"state/{key}/{name}": tensor for key, tensor in states.items()}
-        for kind, chosen in (("trained", self._trained), ("settled", self._settled)):
-            if chosen is not None:
-                state[f"{kind}/channels"] = chosen.channels
-                state[f"{kind}/widths"] = torch.tensor(chosen.widths)
-        state["steps"] = torch.tensor(self.steps)
-        state["peak_rate"] = torch.tensor(self._peak_rate, dtype=torch.float64)
-        return {name: tensor.detach().clone() for name, tensor in state.items()}
+        return Snapshot(
+            dense=self.dense_tensors(),
+            policy=self._chooser.state,
+            states=self.bank.states,
+            trained=self._trained,
+            settled=self._settled,
+            steps=self._chooser.steps,
+            peak_rate=self._chooser.peak_rate,
+        ).tensors()
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -365,28 +309,22 @@ class GatedModule(TracedModule):
         Raises:
             RunError: it belongs to another network; nothing was changed.
         """
-        dense = self.dense_tensors()
-        _check(state, dense)
-        device = self._device()
-        trained, settled = _read(state, "trained", device), _read(state, "settled", device)
-        assert trained is not None
+        dense, chooser = self.dense_tensors(), self._chooser
+        saved = Snapshot.read(state, dense, self._device())
         for name, tensor in dense.items():
-            tensor.copy_(state[f"dense/{name}"])
-        places = self._places(trained)
+            tensor.copy_(saved.dense[name])
+        for name, states in saved.states.items():
+            for key, tensor in states.items():
+                self.bank.state(name, key, tensor).copy_(tensor)
+        places = self._places(saved.trained)
         for name, home in self._homes.items():
             home.install(take(self.bank.dense[name], self.bank.of(name, places)))
-        for key, tensor in state.items():
-            kind, _, rest = key.partition("/")
-            if kind == "policy":
-                self.policy_state[rest] = tensor.to(device, copy=True)
-            elif kind == "state":
-                slot, _, name = rest.partition("/")
-                self.bank.state(name, slot, tensor).copy_(tensor)
-        resize(self, self.channels, trained.widths)
+        resize(self, self.channels, saved.trained.widths)
         self.recompile()
-        self._chosen = self._trained = trained
-        self._settled, self.steps = settled, int(state["steps"])
-        self._peak_rate = float(state["peak_rate"])
+        self._chosen = self._trained = saved.trained
+        self._settled = saved.settled
+        chooser.state |= saved.policy
+        chooser.steps, chooser.peak_rate = saved.steps, saved.peak_rate
         if not self.training:
             self._show(self.best())
         self._announce()
@@ -403,7 +341,8 @@ class GatedModule(TracedModule):
 
     def _select(self, chosen: Chosen) -> None:
         if self.training:
-            self._drop_strays(chosen.widths)
+            old = self._trained.widths
+            self._tracked.drop_strays(self._homes, self.bank, old, chosen.widths)
             for wrapper in self._wrappers:
                 parallel.share_buffers(self._gated_buffers(), wrapper)
         if not self.training:
@@ -434,24 +373,7 @@ class GatedModule(TracedModule):
         self._trained = chosen
 
     def _states(self) -> Iterable[residents.Item]:
-        optimizer = self._optimizer() if self._optimizer is not None else None
-        if optimizer is None:
-            return ()
-        return residents.states(self._homes, self.bank, optimizer, self._trained.widths)
-
-    def _drop_strays(self, widths: Widths) -> None:
-        """Tells of state that cannot follow; at new widths the optimiser has to begin it anew."""
-        optimizer, old = self._optimizer() if self._optimizer else None, self._trained.widths
-        if optimizer is None or not optimizer.state or (self._told and widths == old):
-            return
-        strays = residents.strays(self._homes, self.bank, optimizer, old)
-        if not self._told:
-            for key in dict.fromkeys(key for keys in strays.values() for key in keys):
-                moments.warn_of_stray(optimizer, key)
-        self._told = True
-        if widths != old:
-            for parameter in strays:
-                del optimizer.state[parameter]
+        return self._tracked.items(self._homes, self.bank, self._trained.widths)
 
     def _announce(self) -> None:
         """Averages take up the selection, autograd and data-parallel wrappers its widths.
@@ -487,42 +409,23 @@ class GatedModule(TracedModule):
             self._measured = (slots, meter)
         return self._measured[1]
 
+    def _saliency(self) -> Tensor:
+        """What the policy observes of this step, on all ranks alike: float32 [K]."""
+        observes, meter = self.settings.policy.observes, self._meter(self._chosen)
+        saliency = meter.measure(observes, self._tensors(), lambda: seen(self))
+        if observes == "sample":  # each rank has seen its own; gradients are equal already
+            for wrapper in self._wrappers:
+                saliency = parallel.mean(saliency, wrapper.process_group)
+        return saliency
+
     def _tensors(self) -> dict[str, Tensor]:
         return {name: home.tensor() for name, home in self._homes.items()}
 
-    def _taps(self) -> dict[int, Tap]:
-        """The taps by the number of their gate."""
-        taps = ((n, m) for n, m in self.named_children() if isinstance(m, Tap))
-        return {int(name.removeprefix(TAP)): tap for name, tap in taps}
-
-    def _seen(self) -> dict[int, Tensor]:
-        """What the taps saw since this was last asked."""
-        taken = ((number, tap.take()) for number, tap in self._taps().items())
-        return {number: values for number, values in taken if values is not None}
-
     def _fit_taps(self) -> None:
-        for number, tap in self._taps().items():
+        for number, tap in taps(self).items():
             name, dim = self.channels.gates[number].parameters[0]
             tensor = self._homes[name].tensor()
             tap.fit(tensor.shape[dim], tensor.device)
-
-    def _top(self, widths: Widths, explore: bool) -> Tensor:
-        layout = self.channels.layout
-        return top(self.settings.policy.score(self.policy_state, layout, explore), layout, widths)
-
-    def _allocated(self) -> Widths:
-        """The widths that spend the budget: one share for all groups, or what each deserves."""
-        policy, layout = self.settings.policy, self.channels.layout
-        if not policy.reallocate or self.steps == 0:
-            return self._budget_widths
-        score = policy.score(self.policy_state, layout, explore=False)
-        return global_widths(self.settings.budget, layout, self.cost, score)
-
-    def _aligned(self, channels: Tensor, widths: Widths) -> Chosen:
-        """Channels that stay keep their slots, so that only the others have to move."""
-        if widths == self._chosen.widths:
-            channels = keep_slots(self.executing, channels, self.channels.layout, widths)
-        return Chosen(channels, widths)
 
 
 def _show_best(module: nn.Module, *_: Any) -> None:
@@ -536,41 +439,3 @@ def _show_leaders(module: nn.Module, *_: Any) -> None:
     """After it."""
     if isinstance(module, GatedModule):
         module._catch_up()
-
-
-def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Called by PyTorch for every module that becomes a child of another."""
-    del name
-    if isinstance(parent, DistributedDataParallel) and child is not None:
-        for module in child.modules():
-            if isinstance(module, GatedModule):
-                module.join(parent)
-
-
-register_module_module_registration_hook(_registered)
-
-
-def _on(device: torch.device, chosen: Chosen) -> Chosen:
-    return Chosen(chosen.channels.to(device), chosen.widths)
-
-
-def _read(state: Mapping[str, Tensor], kind: str, device: torch.device) -> Chosen | None:
-    if f"{kind}/channels" not in state:
-        return None
-    channels = state[f"{kind}/channels"].to(device, copy=True)
-    return Chosen(channels, tuple(state[f"{kind}/widths"].tolist()))
-
-
-def _check(state: Mapping[str, Tensor], dense: Mapping[str, Tensor]) -> None:
-    saved = {k.removeprefix("dense/"): v for k, v in state.items() if k.startswith("dense/")}
-    wrong = sorted(
-        name
-        for name in {*saved, *dense}
-        if name not in saved or name not in dense or saved[name].shape != dense[name].shape
-    )
-    if wrong or not {"steps", "peak_rate", "trained/channels", "trained/widths"} <= state.keys():
-        raise RunError(
-            "the saved state belongs to another network",
-            why=f"these tensors differ: {', '.join(wrong[:5])}" if wrong else "it is incomplete",
-            do="load it into the model it was saved from",
-        )

@@ -137,6 +137,18 @@ class _Tapped(torch.autograd.Function):
         return grads[0], per_sample.abs().mean(0), None
 
 
+def taps(network: nn.Module) -> dict[int, Tap]:
+    """The taps of a gated network by the number of their gate."""
+    found = ((name, child) for name, child in network.named_children() if isinstance(child, Tap))
+    return {int(name.removeprefix(TAP)): tap for name, tap in found}
+
+
+def seen(network: nn.Module) -> dict[int, Tensor]:
+    """What its taps saw since this was last asked, by the number of the gate: as `Tap.probe`."""
+    taken = ((number, tap.take()) for number, tap in taps(network).items())
+    return {number: values for number, values in taken if values is not None}
+
+
 def to_gated(module: nn.Module, dense_shape: tuple[int, ...]) -> None:
     """Turns a plain module into the gated one that derives from it, in place, if there is one."""
     gated = _GATED.get(type(module))

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fxprune import moments
 from fxprune.bank import Bank, put, take
 from fxprune.groups import ChannelGraph, Widths
 from fxprune.moves import Moves
@@ -20,6 +19,10 @@ class Chosen:
 
     channels: Tensor
     widths: Widths
+
+    def to(self, device: torch.device) -> "Chosen":
+        """The selection on a device."""
+        return Chosen(self.channels.to(device), self.widths)
 
 
 class Item(NamedTuple):
@@ -87,40 +90,6 @@ def parameters(of: dict[str, Home], bank: Bank) -> Iterator[Item]:
         yield Item(name, None, home.tensor().detach(), bank.dense[name], home.install)
 
 
-def states(
-    of: dict[str, Home], bank: Bank, optimizer: torch.optim.Optimizer, widths: Widths
-) -> Iterator[Item]:
-    """The optimiser's state tensors that have an element for each element of their parameter.
-
-    `widths` are those for which the state was last exchanged.
-    """
-    for name, home in of.items():
-        state = optimizer.state.get(home.tensor())
-        if not state:
-            continue
-        shape = bank.shape(name, widths)
-        for key, tensor in list(state.items()):
-            if isinstance(tensor, Tensor) and tensor.shape == shape:
-                begun = key in bank.states.get(name, {})
-                dense = bank.state(name, key, tensor)
-                if not begun:
-                    dense.fill_(moments.beginnings(optimizer, home.tensor()).get(key, 0.0))
-                yield Item(name, key, tensor, dense, _setter(state, key))
-
-
-def strays(
-    of: dict[str, Home], bank: Bank, optimizer: torch.optim.Optimizer, widths: Widths
-) -> dict[Tensor, tuple[str, ...]]:
-    """The parameters some of whose state cannot follow the channels, and its keys."""
-    found = {}
-    for name, home in of.items():
-        state = optimizer.state.get(home.tensor(), {})
-        keys = tuple(moments.strays(state, bank.shape(name, widths)))
-        if keys:
-            found[home.tensor()] = keys
-    return found
-
-
 @torch.no_grad()
 def store(items: Iterable[Item], bank: Bank, at: Chosen) -> None:
     """Writes residents to the bank; they stay as they are."""
@@ -174,10 +143,3 @@ def _swap(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
         leaving, entering = (pack.part(index, tables, [*tensors]) for index in indices[pack])
         flat = bank.flat(pack, key, next(iter(tensors.values())))
         pack.swap(tensors, flat, leaving, entering)
-
-
-def _setter(state: dict[str, Any], key: str) -> Callable[[Tensor], None]:
-    def install(tensor: Tensor) -> None:
-        state[key] = tensor
-
-    return install

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fxprune.groups import Axis, ChannelGraph, Gate
+from fxprune.policies.base import Observes
 
 Place = tuple[str, int]
 """A parameter and the dimension along which it is read."""
@@ -49,6 +50,23 @@ class Meter:
         self._channels, self._slot_of, self._total = channels, slot_of, total
         self._device = device
         self._readings: dict[Hashable, _Reading] = {}
+
+    def measure(
+        self, observes: Observes, tensors: Tensors, seen: Callable[[], Mapping[int, Tensor]]
+    ) -> Tensor:
+        """What a policy observes.
+
+        Args:
+            observes: which measure, a method of that name; `none` is all zeros.
+            tensors: the parameters.
+            seen: asked for `sample`, for what its taps saw.
+        """
+        if observes == "sample":
+            return self.sample(tensors, seen())
+        if observes == "none":
+            return torch.zeros(self._total, device=self._device)
+        measures = {"batch": self.batch, "magnitude": self.magnitude, "bn_scale": self.bn_scale}
+        return measures[observes](tensors)
 
     def batch(self, tensors: Tensors) -> Tensor:
         """|sum of g * a| over the batch, from the parameters' gradients; 0 where there is none."""

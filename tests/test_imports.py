@@ -22,12 +22,13 @@ FLOORS = (
     ("rules", "rules.*"),
     ("labels",),
     ("groups",),
-    ("cost", "budget", "resize", "saliency", "pack", "moves", "moments"),
-    ("bank", "solve", "spread", "gates", "policies", "policies.*"),
+    ("cost", "budget", "resize", "pack", "moves", "moments"),
+    ("bank", "solve", "spread", "gates", "policies", "policies.*", "saliency"),
     ("residents",),
+    ("choosing", "snapshot", "tracked"),
     ("gated",),
     ("passes", "passes.*"),
-    ("compiler", "controller", "averages", "onnx", "artifact", "report"),
+    ("compiler", "controller", "averages", "wrappers", "onnx", "artifact", "report"),
     ("",),  # the public names: fxprune/__init__.py
     ("train", "job", "export", "pt2"),
     ("demo",),
@@ -36,7 +37,10 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
-BESIDE = ("traced", "source", "data", "recipe", "storage", "console", "parallel", "proxies")
+BESIDE = (
+    *("traced", "source", "data", "recipe", "storage", "console", "parallel", "proxies"),
+    "weights",
+)
 FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")
 

@@ -1,0 +1,150 @@
+"""Choosing: a policy and a budget at work on one network, whose tensors they never see.
+
+Letters: N channels in all, K of them chosen.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxprune.budget import Budget, global_widths, uniform_widths
+from fxprune.cost import CostModel
+from fxprune.errors import GateError
+from fxprune.groups import Layout, Widths
+from fxprune.policies import Policy, keep_slots, top
+from fxprune.residents import Chosen
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How channels are chosen.
+
+    Attributes:
+        policy: ranks the channels.
+        budget: how much may execute.
+        every: optimiser steps between two selections.
+        seed: for policies that draw.
+    """
+
+    policy: Policy
+    budget: Budget
+    every: int = 1
+    seed: int = 0
+
+
+class Chooser:
+    """What a network's policy has seen, and the selections it takes from that.
+
+    Attributes:
+        state: the policy's tensors.
+        steps: how many optimiser steps were observed.
+        peak_rate: the highest learning rate since the last cut; 0 before the first step.
+    """
+
+    def __init__(self, settings: Settings, layout: Layout, cost: CostModel, prior: Tensor) -> None:
+        """Starts the policy.
+
+        Args:
+            settings: the policy, the budget, and how often to select.
+            layout: the channel groups.
+            cost: macs and params as a function of the widths.
+            prior: float32 [N] >= 0, the weight magnitude of each channel.
+
+        Raises:
+            BudgetError: no widths meet the budget.
+        """
+        self._settings, self._layout, self._cost = settings, layout, cost
+        self._uniform = uniform_widths(settings.budget, layout, cost)
+        self.state = settings.policy.start(layout, prior, settings.seed)
+        self.steps, self.peak_rate = 0, 0.0
+        if settings.policy.reallocate:  # refuses now, not after hours, what floors make impossible
+            global_widths(settings.budget, layout, cost, prior)
+
+    def first(self) -> Chosen:
+        """The selection of the first step: all channels where the policy wants a warm-up."""
+        widths = self._layout.sizes if self._settings.policy.warmup else self._uniform
+        return Chosen(self._top(widths, explore=True).sort().values, widths)
+
+    def check(self, chosen: Chosen) -> None:
+        """Refuses a selection that does not fit.
+
+        Raises:
+            GateError: the widths do not fit the groups, or the selection not its widths.
+        """
+        self._cost.macs(chosen.widths)  # refuses widths that do not fit
+        layout, channels = self._layout, chosen.channels
+        asked = torch.arange(len(layout.sizes)).repeat_interleave(torch.tensor(chosen.widths))
+        fits = len(channels) == len(asked) and 0 <= channels.min() <= channels.max() < layout.total
+        if not fits or not torch.equal(layout.group_of()[channels.cpu()], asked):
+            raise GateError(
+                "a selection does not fit the channel groups",
+                why=f"the widths {chosen.widths} ask for as many channels of each group, in order",
+            )
+        if torch.bincount(channels, minlength=layout.total).max() > 1:
+            raise GateError("a selection names a channel twice")
+
+    def note_rate(self, rate: float) -> None:
+        """Shows cuts of the learning rate to the policy.
+
+        A cut is a rate of at most half of the highest one since the last cut.
+        """
+        if self.peak_rate > 0 and rate <= self.peak_rate / 2:
+            self._settings.policy.milestone(self.state)
+            self.peak_rate = rate
+        self.peak_rate = max(self.peak_rate, rate)
+
+    def observe(self, executing: Tensor, saliency: Tensor) -> None:
+        """Shows the saliencies, float32 [K], of the channels that executed, int64 [K]."""
+        self._settings.policy.observe(self.state, self._layout, executing, saliency)
+
+    def following(self, trained: Chosen, executing: Chosen) -> Chosen | None:
+        """The selection after the step just taken; None while it stays.
+
+        Args:
+            trained: the selection of training mode.
+            executing: the one that executes, whose channels keep their slots.
+        """
+        policy, widths = self._settings.policy, trained.widths
+        since = self.steps - policy.warmup
+        if since < 0:
+            return None
+        if since == 0 or (policy.reallocate and since % policy.reallocate == 0):
+            widths = self._allocated()
+        if widths == trained.widths and self.steps % self._settings.every > 0:
+            return None
+        return self._aligned(self._top(widths, explore=True), widths, executing)
+
+    def best(self, trained: Chosen, executing: Chosen) -> Chosen:
+        """The selection that export would take: the whole budget, and no exploration.
+
+        Before the first step that is the one of training mode, if its widths are the budget's.
+        Arguments are those of `following`.
+        """
+        if self.steps == 0 and trained.widths == self._uniform:
+            return trained
+        widths = self._allocated()
+        return self._aligned(self._top(widths, explore=False), widths, executing)
+
+    def take_over(self, other: "Chooser", device: torch.device) -> None:
+        """Knows what another one knows, on a device."""
+        self.state = {key: value.to(device) for key, value in other.state.items()}
+        self.steps, self.peak_rate = other.steps, other.peak_rate
+
+    def _top(self, widths: Widths, explore: bool) -> Tensor:
+        score = self._settings.policy.score(self.state, self._layout, explore)
+        return top(score, self._layout, widths)
+
+    def _allocated(self) -> Widths:
+        """The widths that spend the budget: one share for all groups, or what each deserves."""
+        policy, layout = self._settings.policy, self._layout
+        if not policy.reallocate or self.steps == 0:
+            return self._uniform
+        score = policy.score(self.state, layout, explore=False)
+        return global_widths(self._settings.budget, layout, self._cost, score)
+
+    def _aligned(self, channels: Tensor, widths: Widths, executing: Chosen) -> Chosen:
+        """Channels that stay keep their slots, so that only the others have to move."""
+        if widths == executing.widths:
+            channels = keep_slots(executing.channels, channels, self._layout, widths)
+        return Chosen(channels, widths)

@@ -1,0 +1,110 @@
+"""Snapshots: the state of a training as named tensors, and back.
+
+The names are those on disk and in `state_dict()`'s extra state: `dense/NAME`, `policy/NAME`,
+`state/KEY/NAME` for what an optimiser keeps of resting channels, `trained/…` and `settled/…` for
+the selections, `steps`, `peak_rate`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import RunError
+from fxprune.residents import Chosen
+
+Tensors = Mapping[str, Tensor]
+NEEDED = {"steps", "peak_rate", "trained/channels", "trained/widths"}
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """All that is needed to go on, beside the optimiser's own state dict.
+
+    Attributes:
+        dense: the dense network's parameters and buffers by name.
+        policy: the policy's tensors.
+        states: by parameter and key, the banks of the optimiser's state.
+        trained: the selection of training mode, in whose order the optimiser's state lies.
+        settled: the selection that is fixed for good, if there is one.
+        steps: how many optimiser steps were observed.
+        peak_rate: the highest learning rate since the last cut.
+    """
+
+    dense: Tensors
+    policy: Tensors
+    states: Mapping[str, Tensors]
+    trained: Chosen
+    settled: Chosen | None
+    steps: int
+    peak_rate: float
+
+    def tensors(self) -> dict[str, Tensor]:
+        """One dict of all; copies."""
+        named = {f"dense/{name}": tensor for name, tensor in self.dense.items()}
+        named |= {f"policy/{name}": tensor for name, tensor in self.policy.items()}
+        for name, states in self.states.items():
+            named |= {f"state/{key}/{name}": tensor for key, tensor in states.items()}
+        for kind, chosen in (("trained", self.trained), ("settled", self.settled)):
+            if chosen is not None:
+                named[f"{kind}/channels"] = chosen.channels
+                named[f"{kind}/widths"] = torch.tensor(chosen.widths)
+        named["steps"] = torch.tensor(self.steps)
+        named["peak_rate"] = torch.tensor(self.peak_rate, dtype=torch.float64)
+        return {name: tensor.detach().clone() for name, tensor in named.items()}
+
+    @classmethod
+    def read(cls, named: Tensors, dense: Tensors, device: torch.device) -> "Snapshot":
+        """What `tensors` wrote.
+
+        Args:
+            named: what it returned.
+            dense: the tensors of the network that is to take it over, by name.
+            device: where selections and the policy's tensors go, as copies; the others stay.
+
+        Raises:
+            RunError: it belongs to another network, or is incomplete.
+        """
+        kinds: dict[str, dict[str, Tensor]] = {"dense": {}, "policy": {}, "state": {}}
+        for key, tensor in named.items():
+            kind, _, rest = key.partition("/")
+            if kind in kinds:
+                kinds[kind][rest] = tensor
+        _check(named, kinds["dense"], dense)
+        states: dict[str, dict[str, Tensor]] = {}
+        for rest, tensor in kinds["state"].items():
+            key, _, name = rest.partition("/")
+            states.setdefault(name, {})[key] = tensor
+        trained = _chosen(named, "trained", device)
+        assert trained is not None
+        return cls(
+            dense=kinds["dense"],
+            policy={name: t.to(device, copy=True) for name, t in kinds["policy"].items()},
+            states=states,
+            trained=trained,
+            settled=_chosen(named, "settled", device),
+            steps=int(named["steps"]),
+            peak_rate=float(named["peak_rate"]),
+        )
+
+
+def _chosen(named: Tensors, kind: str, device: torch.device) -> Chosen | None:
+    if f"{kind}/channels" not in named:
+        return None
+    channels = named[f"{kind}/channels"].to(device, copy=True)
+    return Chosen(channels, tuple(named[f"{kind}/widths"].tolist()))
+
+
+def _check(named: Tensors, saved: Tensors, dense: Tensors) -> None:
+    wrong = sorted(
+        name
+        for name in {*saved, *dense}
+        if name not in saved or name not in dense or saved[name].shape != dense[name].shape
+    )
+    if wrong or not named.keys() >= NEEDED:
+        raise RunError(
+            "the saved state belongs to another network",
+            why=f"these tensors differ: {', '.join(wrong[:5])}" if wrong else "it is incomplete",
+            do="load it into the model it was saved from",
+        )

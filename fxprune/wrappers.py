@@ -1,0 +1,66 @@
+"""Wrappers: what happens when a gated network becomes a part of another module.
+
+Under DistributedDataParallel it becomes one of several equal replicas. The copies that averages
+make (AveragedModel of torch.optim.swa_utils, timm's ModelEmaV3) follow the network's selections.
+Both are recognised by themselves: PyTorch calls `_registered` for every module that becomes a child
+of another. Whatever makes gated networks has to import this module.
+"""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from fxprune.averages import follow
+from fxprune.errors import GateError
+from fxprune.gated import GatedModule
+
+_TIMM = "timm.utils.model_ema"
+
+
+def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    del name
+    if child is None:
+        return
+    if isinstance(parent, DistributedDataParallel):
+        for gated in _inside(child):
+            gated.join(parent)
+    elif isinstance(parent, AveragedModel):
+        for copy in _inside(child):
+            _average(copy)
+    elif any(kind.__module__ == _TIMM for kind in type(parent).__mro__):
+        for copy in _inside(child):
+            _average(copy)
+            hooked: Any = copy
+            hooked.register_state_dict_pre_hook(_refusing(parent))
+
+
+def _inside(module: nn.Module) -> list[GatedModule]:
+    return [child for child in module.modules() if isinstance(child, GatedModule)]
+
+
+def _average(copy: GatedModule) -> None:
+    """Lets the copy that an average has made follow what it is a copy of."""
+    gated = copy.copied_from() if copy.copied_from is not None else None
+    if gated is not None and not copy.follows:
+        follow(copy, gated)
+
+
+def _refusing(parent: nn.Module) -> Any:
+    """What refuses timm's averages of whole state dicts, which hold the bank and the policy."""
+
+    def refuse(module: GatedModule, *_: Any) -> None:
+        if module.follows and not getattr(parent, "exclude_buffers", False):
+            raise GateError(
+                f"{type(parent).__name__} cannot average a gated network so",
+                why="it averages the state dict, which holds the bank and the policy too",
+                do="ModelEmaV3(gated, exclude_buffers=True), or AveragedModel of "
+                "torch.optim.swa_utils",
+            )
+
+    return refuse
+
+
+register_module_module_registration_hook(_registered)
