@@ -128,6 +128,15 @@ def instrument(
         typer.Option(help="Widths are multiples of this; kernels are fastest at 8 or 16."),
     ] = 8,
     every: Annotated[int, typer.Option(help="Optimiser steps between two selections.")] = 1,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Trained weights of the dense network to start from: .safetensors, or .pt and "
+            ".pth with a state dict.",
+            show_default=False,
+        ),
+    ] = None,
     shape: Input = None,
     seed: Annotated[
         int,
@@ -152,7 +161,8 @@ def instrument(
 
     Examples: [bold]fxprune instrument model.py[/bold],
     [bold]fxprune instrument 'torchvision:resnet18{num_classes=10}' --input 3x32x32 --budget
-    macs=0.25[/bold].
+    macs=0.25[/bold],
+    [bold]fxprune instrument model.py --weights dense.safetensors[/bold].
     """
     import torch
 
@@ -161,12 +171,15 @@ def instrument(
     from fxprune.budget import Budget
     from fxprune.policies import parse
     from fxprune.source import resolve
+    from fxprune.weights import load_weights
 
     chosen, spent = parse(policy), Budget.parse(budget, round_to)  # refused before any work
     with console.phases(["building the network", "instrumenting it", "writing the run"]) as begin:
         begin()
         torch.manual_seed(seed)
         source = resolve(spec, shape)
+        if weights is not None:
+            load_weights(source.model, weights)
         begin()
         gated = compiler.instrument(
             source.model, source.example_inputs, chosen, spent, every=every, seed=seed

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 import typer
 
@@ -165,6 +166,23 @@ def test_instrument_with_options(here: Path) -> None:
     assert found["gated"]["macs"] <= 0.4 * found["dense"]["macs"]
     assert all(group["gated"] % 4 == 0 for group in found["groups"])
     assert (here / "other.fxprune" / "plan.json").exists()
+
+
+def test_instrument_starts_from_trained_weights(here: Path) -> None:
+    net = _net()
+    with torch.no_grad():
+        net(torch.randn(9, 1, 8, 8))
+    safetensors.torch.save_file(net.state_dict(), here / "dense.safetensors")
+    run("instrument", "model.py", "--weights", "dense.safetensors", folder=here)
+    gated = fxprune.load(here / "model.fxprune" / "checkpoint.safetensors", _net())
+    found = gated.dense_state_dict()
+    assert all(torch.equal(found[name], value) for name, value in net.state_dict().items())
+
+    del (state := net.state_dict())["bn2.bias"]
+    torch.save(state, here / "part.pt")  # noqa: TID251 - a file of somebody else
+    refused = run("instrument", "model.py", "--weights", "part.pt", folder=here, exit_code=2)
+    assert "error: the weights in part.pt do not fit the network\n" in refused.stderr
+    assert "why  1 missing: bn2.bias\n" in refused.stderr
 
 
 def test_export_before_training_works_with_a_note(here: Path) -> None:

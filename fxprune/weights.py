@@ -1,0 +1,124 @@
+"""Trained weights for a network that has just been built: what a run starts from.
+
+Files of safetensors, and of `torch.save` as far as `torch.load(weights_only=True)` reads them:
+tensors and plain containers, never code.
+"""
+
+import pickle  # noqa: TID251 - for its error only
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fxprune.errors import RunError
+
+ENDINGS = (".safetensors", ".pt", ".pth")
+INSIDE = ("state_dict", "model_state_dict", "model")
+"""Under what training scripts keep a state dict that they save with other things."""
+
+WRAPPED = "module."
+"""What DataParallel and DistributedDataParallel put before each name."""
+
+SHOWN = 3  # names of each kind in a message
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Gives `model` the parameters and buffers that a file holds for it.
+
+    Args:
+        model: a network; after a refusal it is not to be used.
+        path: `*.safetensors`, or `*.pt` and `*.pth` with a state dict, by itself or under one of
+            the names in `INSIDE`. Names may all begin with "module.".
+
+    Raises:
+        RunError: the file is missing, damaged, or of another kind, or its tensors are not those
+            of the model.
+    """
+    weights = read_weights(path)
+    own: Mapping[str, Any] = model.state_dict()
+    reshaped = [
+        f"{name} is {_shape(value)}, the network's is {_shape(own[name])}"
+        for name, value in weights.items()
+        if isinstance(own.get(name), Tensor) and own[name].shape != value.shape
+    ]
+    if reshaped:
+        raise _unfit(path, {"of another shape": reshaped})
+    try:
+        fit = model.load_state_dict(weights, strict=False)
+    except Exception as error:  # a network's own hooks may raise anything
+        raise RunError(
+            f"the weights in {path} do not fit the network", why=str(error).splitlines()[0]
+        ) from error
+    if fit.missing_keys or fit.unexpected_keys:
+        raise _unfit(path, {"missing": fit.missing_keys, "unexpected": fit.unexpected_keys})
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, on the CPU; see `load_weights`.
+
+    Raises:
+        RunError: the file is missing, damaged, or of another kind.
+    """
+    if path.suffix not in ENDINGS:
+        raise RunError(
+            f"cannot tell what kind of weights {path} holds",
+            do=f"give a file that ends in {', '.join(ENDINGS)}",
+        )
+    if not path.is_file():
+        raise RunError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+    except pickle.UnpicklingError as error:
+        raise RunError(
+            f"cannot read {path}",
+            why="it is damaged, or holds more than tensors and plain containers, and code is "
+            "never run from it",
+            do="save model.state_dict() and nothing else, best as safetensors",
+        ) from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"cannot read {path}", why=f"it is damaged: {reason}") from error
+    return _named(found, path)
+
+
+def _named(found: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file held, without the names of wrappers."""
+    for key in INSIDE:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+            break
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise RunError(
+            f"there are no weights in {path}",
+            why="it holds no mapping from names to tensors, nor one under "
+            + ", ".join(map(repr, INSIDE)),
+            do="save model.state_dict()",
+        )
+    if found and all(str(name).startswith(WRAPPED) for name in found):
+        return {str(name).removeprefix(WRAPPED): value for name, value in found.items()}
+    return {str(name): value for name, value in found.items()}
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a number"
+
+
+def _unfit(path: Path, kinds: Mapping[str, list[str]]) -> RunError:
+    lines = []
+    for kind, names in kinds.items():
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            lines.append(f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{more}")
+    return RunError(
+        f"the weights in {path} do not fit the network",
+        why="\n".join(lines),
+        do="build the network that they are of; options of its factory go into the SPEC: "
+        "model.py:Net{width=64}",
+    )

@@ -1,0 +1,108 @@
+"""What a run starts from: weights that fit exactly, or a message that says which do not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fxprune.errors import RunError
+from fxprune.weights import load_weights
+
+
+def net(width: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.Conv2d(width, 2, 3))
+
+
+def write(path: Path, state: object) -> Path:
+    if path.suffix == ".safetensors":
+        assert isinstance(state, dict)
+        save_file(state, path)
+    else:
+        torch.save(state, path)  # noqa: TID251 - a file of somebody else
+    return path
+
+
+def wrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+FORMS = {
+    "dense.safetensors": lambda state: state,
+    "dense.pt": lambda state: state,
+    "dense.pth": lambda state: {"epoch": 3, "state_dict": state, "note": "made by hand"},
+    "model.pt": lambda state: {"model": state},
+    "wrapped.pt": lambda state: {"model_state_dict": wrapped(state)},
+    "wrapped.safetensors": wrapped,
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_tensor_is_taken_over(name: str, tmp_path: Path) -> None:
+    trained, fresh = net(), net()
+    with torch.no_grad():
+        trained(torch.randn(8, 1, 9, 9))  # running statistics of its own
+    state = dict(trained.state_dict())
+    load_weights(fresh, write(tmp_path / name, FORMS[name](state)))
+    assert all(torch.equal(value, state[key]) for key, value in fresh.state_dict().items())
+
+
+def test_norms_of_old_files_count_no_batches(tmp_path: Path) -> None:
+    state = {k: v for k, v in net().state_dict().items() if not k.endswith("num_batches_tracked")}
+    load_weights(net(), write(tmp_path / "old.safetensors", state))
+
+
+def test_which_keys_do_not_fit(tmp_path: Path) -> None:
+    state = dict(net().state_dict())
+    state["head.weight"] = state.pop("2.weight")
+    del state["0.bias"]
+    path = write(tmp_path / "dense.safetensors", state)
+    with pytest.raises(RunError) as caught:
+        load_weights(net(), path)
+    assert str(caught.value) == (
+        f"the weights in {path} do not fit the network\n"
+        "  why  2 missing: 0.bias, 2.weight\n"
+        "       1 unexpected: head.weight\n"
+        "  do   build the network that they are of; options of its factory go into the SPEC: "
+        "model.py:Net{width=64}"
+    )
+    assert caught.value.exit_code == 2
+
+
+def test_which_shapes_do_not_fit(tmp_path: Path) -> None:
+    path = write(tmp_path / "dense.pt", net(8).state_dict())
+    with pytest.raises(RunError) as caught:
+        load_weights(net(), path)
+    assert (
+        "why  7 of another shape: 0.weight is 8 x 1 x 3 x 3, the network's is 4 x 1 x 3 x 3, "
+        "0.bias is 8, the network's is 4, 1.weight is 8, the network's is 4 and 4 more\n"
+    ) in str(caught.value)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no file"):
+        load_weights(net(), tmp_path / "dense.pt")
+    with pytest.raises(RunError, match=r"ends in \.safetensors, \.pt, \.pth"):
+        load_weights(net(), tmp_path / "dense.h5")
+    for name in ("dense.safetensors", "dense.pt"):
+        path = write(tmp_path / name, dict(net().state_dict()))
+        path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(RunError, match="it is damaged"):
+            load_weights(net(), path)
+        path.write_bytes(b"")
+        with pytest.raises(RunError, match="it is damaged"):
+            load_weights(net(), path)
+        path.write_text("no weights at all")
+        with pytest.raises(RunError, match="it is damaged"):
+            load_weights(net(), path)
+    with pytest.raises(RunError, match="there are no weights in"):
+        load_weights(net(), write(tmp_path / "list.pt", [torch.ones(2)]))
+    with pytest.raises(RunError, match="there are no weights in"):
+        load_weights(net(), write(tmp_path / "more.pt", {"epoch": 3}))
+
+
+def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
+    path = write(tmp_path / "whole.pt", net())
+    with pytest.raises(RunError, match="code is never run from it"):
+        load_weights(net(), path)
