@@ -97,7 +97,8 @@ class _Watch:
         if module is None:
             return self
         self.asked = True
-        return module.__dict__["training"]
+        own = module.__dict__
+        return own["training"] if "training" in own else module.__getattr__("training")
 
     def __set__(self, module: nn.Module, mode: bool) -> None:
         module.__dict__["training"] = mode

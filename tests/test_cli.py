@@ -154,6 +154,18 @@ def test_instrument_writes_a_run_without_pickles(folder: Path) -> None:
     assert names == {"plan.json", "checkpoint.safetensors"}
 
 
+def test_instrument_names_what_keeps_the_macs_up(here: Path) -> None:
+    source = (
+        "import torch.nn as nn\nmodel = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 99, 3))\n"
+    )
+    (here / "wide.py").write_text(source)
+    text = run("instrument", "wide.py", "--input", "3x8x8", folder=here).stdout
+    _, _, told = text.partition("Pinned channels that keep the macs up")
+    assert "it reaches the model's output" in told
+    other = run("instrument", "model.py", "-o", "other.fxprune", folder=here).stdout
+    assert "keep the macs up" not in other
+
+
 def test_instrument_with_options(here: Path) -> None:
     done = run(
         *("instrument", "model.py:Net", "--policy", "utility{decay=0.7}", "--budget", "macs=0.4"),
