@@ -138,16 +138,14 @@ class Bank:
         self._lay(dense, {})
 
     def slots(self, widths: Widths, device: torch.device) -> Slots:
-        """The slots of all axes at the given widths; kept for the last widths asked for."""
+        """The slots of all axes at the given widths; kept for the last two asked for."""
         known = self._fitted.get((widths, device))
         if known is None:
             each = (axis for dims in self.channels.axes.values() for axis in dims.values())
             axes = {id(axis): axis for axis in each}
             known = Slots(axes.values(), widths, device)
-            self._fitted = dict(
-                [*self._fitted.items()][-1:]
-            )  # evaluation may have widths of its own
-            self._fitted[widths, device] = known
+            last = [*self._fitted.items()][-1:]  # evaluation may have widths of its own
+            self._fitted = {**dict(last), (widths, device): known}
         return known
 
     def shape(self, name: str, widths: Widths) -> tuple[int, ...]:
@@ -176,6 +174,12 @@ class Bank:
             else:
                 states[key] = pack.view(self.flat(pack, key, like), name)
         return states[key]
+
+    def forget_states(self) -> None:
+        """Drops the banks of the optimiser's state; they begin anew when they are asked for."""
+        self.states.clear()
+        for key in [key for key in self._flats if key[1] is not None]:
+            del self._flats[key]
 
     def flat(self, pack: Pack, key: str | None, like: Tensor) -> Tensor:
         """A pack's storage: of the tensors themselves for the key None, else of a state."""

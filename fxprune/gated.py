@@ -14,17 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fxprune import parallel, residents
-from fxprune.bank import Bank, Slots, take
 from fxprune.choosing import Chooser, Settings
 from fxprune.cost import CostModel
 from fxprune.gates import seen, taps, to_gated
 from fxprune.groups import ChannelGraph, Widths
+from fxprune.holdings import Holdings
 from fxprune.residents import Chosen
 from fxprune.resize import resize
-from fxprune.saliency import Meter
 from fxprune.snapshot import Snapshot
 from fxprune.traced import TracedModule
-from fxprune.tracked import Tracked
 
 __all__ = ["GatedModule", "Settings"]
 
@@ -57,30 +55,24 @@ class GatedModule(TracedModule):
         self.channels, self.settings = channels, settings
         self.cost = CostModel(channels.macs_terms, channels.params_terms, channels.layout.sizes)
         self.inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in example_inputs)
-        self._tracked = Tracked()
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self._followers: weakref.WeakSet[GatedModule] = weakref.WeakSet()
         self._lead: tuple[GatedModule, Chosen | None] | None = None
         self.copied_from: weakref.ref[GatedModule] | None = None
         self._settled: Chosen | None = None
-        self._measured: tuple[Slots, Meter] | None = None
-        self._homes = residents.homes(self, channels)
+        self._holdings = Holdings(self, channels)
+        self.bank = self._holdings.bank
         for path, module in self.named_modules():
             name = f"{path}.weight" if path else "weight"
             if name in channels.axes:
                 to_gated(module, channels.shapes[name])
-        dense_tensors = {name: home.tensor().detach() for name, home in self._homes.items()}
-        self.bank = Bank(channels, dense_tensors)
-        whole = Chosen(
-            torch.arange(channels.layout.total).to(self._device()), channels.layout.sizes
-        )
+        layout = channels.layout
+        whole = Chosen(torch.arange(layout.total).to(self._device()), layout.sizes)
         with torch.no_grad():
-            prior = self._meter(whole).magnitude(self._tensors())
-        self._chooser = Chooser(settings, channels.layout, self.cost, prior)
+            prior = self._holdings.meter(whole).magnitude(self._holdings.tensors())
+        self._chooser = Chooser(settings, layout, self.cost, prior)
         first = self._chooser.first()
-        places = self._places(first)
-        for name, home in self._homes.items():
-            home.install(take(self.bank.dense[name], self.bank.of(name, places)))
+        self._holdings.load(first)
         resize(self, channels, first.widths)
         self.recompile()
         self._chosen = self._trained = first
@@ -118,11 +110,12 @@ class GatedModule(TracedModule):
             For each gated parameter of the original model, by name, and each of its gated
             dimensions: int64 [kept] on the CPU, in the order of the compact tensor.
         """
-        places = self._places(self.best())
+        best = self.best()
+        places = self.bank.places(best.channels, best.widths)
         return {
             name: {dim: line.cpu() for dim, line in self.bank.of(name, places).items()}
-            for name, home in self._homes.items()
-            if isinstance(home.tensor(), nn.Parameter)
+            for name, tensor in self._holdings.tensors().items()
+            if isinstance(tensor, nn.Parameter)
         }
 
     def dense_state_dict(self) -> dict[str, Any]:
@@ -138,9 +131,8 @@ class GatedModule(TracedModule):
 
         They are the tensors themselves, not copies.
         """
-        residents.store(residents.parameters(self._homes, self.bank), self.bank, self._chosen)
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        return own | self.bank.dense
+        return {**own, **self._holdings.store(self._chosen)}
 
     def best(self) -> Chosen:
         """The selection that export would take now: the whole budget, and no exploration."""
@@ -173,7 +165,7 @@ class GatedModule(TracedModule):
 
     def track(self, optimizer: torch.optim.Optimizer) -> None:
         """Makes the optimiser's per-element state follow its channels."""
-        self._tracked.track(optimizer)
+        self._holdings.track(optimizer)
 
     def join(self, wrapper: DistributedDataParallel) -> None:
         """Becomes one of the equal replicas of a data-parallel wrapper, which is being made.
@@ -258,14 +250,13 @@ class GatedModule(TracedModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
-        own = ("_tracked", "_homes", "_measured", "_wrappers", "_followers", "_lead")
+        own = ("_holdings", "_wrappers", "_followers", "_lead")
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
             twin = super().__deepcopy__(memo)
         finally:
             self.__dict__.update(kept)
-        twin._tracked, twin._measured = Tracked(), None
-        twin._homes = residents.homes(twin, twin.channels)
+        twin._holdings = Holdings(twin, twin.channels, twin.bank)
         twin._wrappers, twin._followers = weakref.WeakSet(), weakref.WeakSet()
         twin._lead, twin.copied_from = None, weakref.ref(self)
         if self.follows and not twin.training:
@@ -313,12 +304,11 @@ class GatedModule(TracedModule):
         saved = Snapshot.read(state, dense, self._device())
         for name, tensor in dense.items():
             tensor.copy_(saved.dense[name])
+        self.bank.forget_states()  # those of another time that the saved one did not have yet
         for name, states in saved.states.items():
             for key, tensor in states.items():
                 self.bank.state(name, key, tensor).copy_(tensor)
-        places = self._places(saved.trained)
-        for name, home in self._homes.items():
-            home.install(take(self.bank.dense[name], self.bank.of(name, places)))
+        self._holdings.load(saved.trained)
         resize(self, self.channels, saved.trained.widths)
         self.recompile()
         self._chosen = self._trained = saved.trained
@@ -341,14 +331,15 @@ class GatedModule(TracedModule):
 
     def _select(self, chosen: Chosen) -> None:
         if self.training:
-            old = self._trained.widths
-            self._tracked.drop_strays(self._homes, self.bank, old, chosen.widths)
+            self._holdings.drop_strays(self._trained.widths, chosen.widths)
+            tensors = self._holdings.tensors().values()
+            buffers = [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
             for wrapper in self._wrappers:
-                parallel.share_buffers(self._gated_buffers(), wrapper)
+                parallel.share_buffers(buffers, wrapper)
         if not self.training:
             self._show(chosen)
         elif self._trained is self._chosen:  # the usual case: all travels at once
-            self._show(chosen, self._states())
+            self._show(chosen, self._holdings.states(self._trained.widths))
             self._trained = chosen
         else:
             self._exchange_states(chosen)
@@ -360,7 +351,7 @@ class GatedModule(TracedModule):
         `others` travel with the parameters.
         """
         old = self._chosen
-        items = itertools.chain(others, residents.parameters(self._homes, self.bank))
+        items = itertools.chain(others, self._holdings.parameters())
         residents.exchange(items, self.bank, old, chosen)
         if chosen.widths != old.widths:
             resize(self, self.channels, chosen.widths)
@@ -369,11 +360,9 @@ class GatedModule(TracedModule):
         self._announce()
 
     def _exchange_states(self, chosen: Chosen) -> None:
-        residents.exchange(self._states(), self.bank, self._trained, chosen)
+        states = self._holdings.states(self._trained.widths)
+        residents.exchange(states, self.bank, self._trained, chosen)
         self._trained = chosen
-
-    def _states(self) -> Iterable[residents.Item]:
-        return self._tracked.items(self._homes, self.bank, self._trained.widths)
 
     def _announce(self) -> None:
         """Averages take up the selection, autograd and data-parallel wrappers its widths.
@@ -386,46 +375,28 @@ class GatedModule(TracedModule):
             return
         self._known_widths = self.widths
         self._fit_taps()
-        for home in self._homes.values():
-            home.renew()
+        self._holdings.renew()
         for wrapper in self._wrappers:
             parallel.rebuild_reducer(wrapper)
-
-    def _gated_buffers(self) -> list[Tensor]:
-        tensors = [home.tensor() for home in self._homes.values()]
-        return [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
 
     def _device(self) -> torch.device:
         return next(iter(self.parameters())).device
 
-    def _places(self, chosen: Chosen) -> dict[int, Tensor]:
-        return self.bank.places(chosen.channels, chosen.widths)
-
-    def _meter(self, chosen: Chosen) -> Meter:
-        """The meter for a selection's widths; kept until they change."""
-        slots = self.bank.slots(chosen.widths, device := chosen.channels.device)
-        if self._measured is None or self._measured[0] is not slots:
-            meter = Meter(self.channels, slots.slot, len(chosen.channels), device)
-            self._measured = (slots, meter)
-        return self._measured[1]
-
     def _saliency(self) -> Tensor:
         """What the policy observes of this step, on all ranks alike: float32 [K]."""
-        observes, meter = self.settings.policy.observes, self._meter(self._chosen)
-        saliency = meter.measure(observes, self._tensors(), lambda: seen(self))
+        observes, tensors = self.settings.policy.observes, self._holdings.tensors()
+        meter = self._holdings.meter(self._chosen)
+        saliency = meter.measure(observes, tensors, lambda: seen(self))
         if observes == "sample":  # each rank has seen its own; gradients are equal already
             for wrapper in self._wrappers:
                 saliency = parallel.mean(saliency, wrapper.process_group)
         return saliency
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: home.tensor() for name, home in self._homes.items()}
-
     def _fit_taps(self) -> None:
+        tensors = self._holdings.tensors()
         for number, tap in taps(self).items():
             name, dim = self.channels.gates[number].parameters[0]
-            tensor = self._homes[name].tensor()
-            tap.fit(tensor.shape[dim], tensor.device)
+            tap.fit(tensors[name].shape[dim], tensors[name].device)
 
 
 def _show_best(module: nn.Module, *_: Any) -> None:

@@ -1,6 +1,6 @@
 """Residents: the compact tensors that execute, and their exchange with the bank."""
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,12 +82,6 @@ def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
                     name = names.setdefault(id(tensor), f"{path}.{key}" if path else key)
                     found.setdefault(name, Home(own, key))
     return {name: found[name] for name in channels.axes}
-
-
-def parameters(of: dict[str, Home], bank: Bank) -> Iterator[Item]:
-    """The gated parameters and buffers."""
-    for name, home in of.items():
-        yield Item(name, None, home.tensor().detach(), bank.dense[name], home.install)
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """Averages of a gated network: each channel has its own, whatever slot it executes in."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -162,3 +164,30 @@ def test_what_cannot_be_followed() -> None:
     for average in (net.model(), gated, other):
         with pytest.raises(GateError, match="average"):
             fxprune.follow(average, gated)
+
+
+def test_averages_are_recognised_whatever_was_imported() -> None:
+    """In a process of its own, since here `fxprune.averages` is imported already."""
+    code = (
+        "import torch, fxprune\n"
+        "from torch.optim.swa_utils import AveragedModel\n"
+        "model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), torch.nn.Conv2d(4, 1, 1))\n"
+        "gated = fxprune.instrument(model, (torch.zeros(1, 1, 2, 2),))\n"
+        "assert AveragedModel(gated).module.follows\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_kind_of_averaged_model_of_ones_own() -> None:
+    class Own(AveragedModel):
+        pass
+
+    gated, optimizer = build(BY_NAME["resnet_projection"], "cucb{c=1}")
+    average = Own(gated)
+    train_step(gated, optimizer, BY_NAME["resnet_projection"], 0)
+    average.update_parameters(gated)
+    assert average.module.follows
+    assert torch.equal(average.module.executing, gated.executing)
+    other = Own(gated)
+    other.load_state_dict(average.state_dict())

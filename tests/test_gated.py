@@ -337,3 +337,15 @@ def test_global_allocation_gives_groups_different_shares() -> None:
     train(gated, net, 6)
     shares = [w / s for w, s in zip(gated.widths, gated.channels.layout.sizes, strict=True)]
     assert any(a != b for a, b in itertools.pairwise(shares))
+
+
+def test_a_restored_beginning_has_no_momentum_of_later() -> None:
+    """What rests begins anew as well, as in the run that the state was saved in."""
+    net = BY_NAME["resnet_projection"]
+    first, again = (instrument(net.model(), net.inputs(), policy="cucb{c=1}") for _ in range(2))
+    start = again.training_state()
+    train(again, net, 4)
+    again.restore(start)
+    assert again.bank.states == {}
+    optimizers = [train(gated, net, 6) for gated in (first, again)]
+    assert_same_bits(everything(first, optimizers[0]), everything(again, optimizers[1]))

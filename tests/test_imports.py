@@ -25,7 +25,7 @@ FLOORS = (
     ("cost", "budget", "resize", "pack", "moves", "moments"),
     ("bank", "solve", "spread", "gates", "policies", "policies.*", "saliency"),
     ("residents",),
-    ("choosing", "snapshot", "tracked"),
+    ("choosing", "snapshot", "holdings"),
     ("gated",),
     ("passes", "passes.*"),
     ("compiler", "controller", "averages", "wrappers", "onnx", "artifact", "report"),
