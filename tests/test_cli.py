@@ -157,7 +157,7 @@ def test_instrument_writes_a_run_without_pickles(folder: Path) -> None:
 
 def test_instrument_names_what_keeps_the_macs_up(here: Path) -> None:
     source = (
-        "import torch.nn as nn\nmodel = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 99, 3))\n"
+        "import torch.nn as nn\nmodel = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 99, 3))\n"
     )
     (here / "wide.py").write_text(source)
     text = run("instrument", "wide.py", "--input", "3x8x8", folder=here).stdout
