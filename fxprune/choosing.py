@@ -3,6 +3,7 @@
 Letters: N channels in all, K of them chosen.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fxprune.budget import Budget, global_widths, uniform_widths
 from fxprune.cost import CostModel
-from fxprune.errors import GateError
+from fxprune.errors import BudgetError, GateError
 from fxprune.groups import Layout, Widths
 from fxprune.policies import Policy, keep_slots, top
 from fxprune.residents import Chosen
@@ -40,6 +41,7 @@ class Chooser:
         state: the policy's tensors.
         steps: how many optimiser steps were observed.
         peak_rate: the highest learning rate since the last cut; 0 before the first step.
+        share: of the dense network, what executes in training; the budget's, or more.
     """
 
     def __init__(self, settings: Settings, layout: Layout, cost: CostModel, prior: Tensor) -> None:
@@ -58,6 +60,7 @@ class Chooser:
         self._uniform = uniform_widths(settings.budget, layout, cost)
         self.state = settings.policy.start(layout, prior, settings.seed)
         self.steps, self.peak_rate = 0, 0.0
+        self.share = settings.budget.value
         if settings.policy.reallocate:  # refuses now, not after hours, what floors make impossible
             global_widths(settings.budget, layout, cost, prior)
 
@@ -110,8 +113,36 @@ class Chooser:
         if since < 0:
             return None
         if since == 0 or (policy.reallocate and since % policy.reallocate == 0):
-            widths = self._allocated()
+            widths = self._allocated(self.share)
         if widths == trained.widths and self.steps % self._settings.every > 0:
+            return None
+        return self._aligned(self._top(widths, explore=True), widths, executing)
+
+    def spend(self, share: float, trained: Chosen, executing: Chosen) -> Chosen | None:
+        """The selection at another share; None while it stays.
+
+        Args:
+            share: of the dense network, counted as the budget counts.
+            trained: as for `following`.
+            executing: likewise.
+
+        Raises:
+            BudgetError: the share is below the budget's, or above 1.
+        """
+        if share == self.share:
+            return None
+        budget = self._settings.budget
+        if not budget.value <= share <= 1:
+            raise BudgetError(
+                f"a training cannot execute the share {share} of the network",
+                why=f"its budget is {budget}",
+                do=f"give a share from {budget.value} to 1",
+            )
+        self.share = share
+        if self.steps < self._settings.policy.warmup:
+            return None
+        widths = self._allocated(share)
+        if widths == trained.widths:
             return None
         return self._aligned(self._top(widths, explore=True), widths, executing)
 
@@ -123,25 +154,28 @@ class Chooser:
         """
         if self.steps == 0 and trained.widths == self._uniform:
             return trained
-        widths = self._allocated()
+        widths = self._allocated(self._settings.budget.value)
         return self._aligned(self._top(widths, explore=False), widths, executing)
 
     def take_over(self, other: "Chooser", device: torch.device) -> None:
         """Knows what another one knows, on a device."""
         self.state = {key: value.to(device) for key, value in other.state.items()}
-        self.steps, self.peak_rate = other.steps, other.peak_rate
+        self.steps, self.peak_rate, self.share = other.steps, other.peak_rate, other.share
 
     def _top(self, widths: Widths, explore: bool) -> Tensor:
         score = self._settings.policy.score(self.state, self._layout, explore)
         return top(score, self._layout, widths)
 
-    def _allocated(self) -> Widths:
-        """The widths that spend the budget: one share for all groups, or what each deserves."""
+    def _allocated(self, share: float) -> Widths:
+        """The widths that spend a share: the same of all groups, or what each deserves."""
         policy, layout = self._settings.policy, self._layout
-        if not policy.reallocate or self.steps == 0:
+        budget = dataclasses.replace(self._settings.budget, value=share)
+        if policy.reallocate and self.steps > 0:
+            score = policy.score(self.state, layout, explore=False)
+            return global_widths(budget, layout, self._cost, score)
+        if budget == self._settings.budget:
             return self._uniform
-        score = policy.score(self.state, layout, explore=False)
-        return global_widths(self._settings.budget, layout, self._cost, score)
+        return uniform_widths(budget, layout, self._cost)
 
     def _aligned(self, channels: Tensor, widths: Widths, executing: Chosen) -> Chosen:
         """Channels that stay keep their slots, so that only the others have to move."""

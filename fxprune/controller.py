@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.errors import GateError
+from fxprune.errors import GateError, OptionError
 from fxprune.gated import GatedModule
+from fxprune.schedule import Pace, Schedule, parse
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
@@ -32,7 +33,13 @@ class Controller:
             handle.remove()
 
 
-def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
+def attach(
+    gated: GatedModule,
+    optimizer: torch.optim.Optimizer,
+    *,
+    schedule: str | Schedule | None = None,
+    steps: int | None = None,
+) -> Controller:
     """Lets each step of the optimiser observe the channels, select anew, and exchange them.
 
     A step that GradScaler skips is not observed. Learning-rate cuts (the first group's rate
@@ -41,9 +48,13 @@ def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
     Args:
         gated: what `fxprune.instrument` returned; not a wrapper around it.
         optimizer: any torch optimiser over `gated.parameters()`.
+        schedule: from all channels down to the budget, such as `"cubic{begin=0.1,end=0.6}"`;
+            without one the budget holds from the beginning, but for `gated.spend`.
+        steps: optimiser steps of the whole run, from the network's first one on, for a schedule.
 
     Raises:
         GateError: `gated` is no gated network, or the optimiser holds none of its parameters.
+        OptionError: the schedule is not understood, or the steps are missing.
     """
     if not isinstance(gated, GatedModule):
         raise GateError(
@@ -59,6 +70,9 @@ def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
             do="make it from gated.parameters()",
         )
     gated.track(optimizer)
+    pace = None if schedule is None else _pace(gated, parse(schedule), steps)
+    if pace is not None:
+        gated.spend(pace.share(gated.steps))
 
     @_not_compiled
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -71,6 +85,8 @@ def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
 
     @_not_compiled
     def after(*_: Any) -> None:
+        if pace is not None:
+            gated.spend(pace.share(gated.steps))
         gated.advance()
 
     handles = (
@@ -78,6 +94,15 @@ def attach(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Controller:
         optimizer.register_step_post_hook(after),
     )
     return Controller(gated, optimizer, handles)
+
+
+def _pace(gated: GatedModule, schedule: Schedule, steps: int | None) -> Pace:
+    if steps is None or steps < 1:
+        raise OptionError(
+            f"a schedule cannot be planned for {'no' if steps is None else steps} steps",
+            do="give attach(…, steps=…) the number of optimiser steps of the whole run",
+        )
+    return schedule.plan(gated.settings.budget.value, steps)
 
 
 def _not_compiled(hook: _Hook) -> _Hook:

@@ -161,6 +161,24 @@ class GatedModule(TracedModule):
         """Whether the selection is fixed for good."""
         return self._settled is not None
 
+    def spend(self, share: float) -> None:
+        """Executes the widths of another share of the network in training, until told otherwise.
+
+        Without effect once the network is settled, and in evaluation mode, which goes on to show
+        what the budget allows. A schedule given to `fxprune.attach` calls it.
+
+        Args:
+            share: of the dense network, counted as the budget counts: the budget's, up to 1.
+
+        Raises:
+            BudgetError: the share is below the budget's, or above 1.
+        """
+        if self.settled or not self.training:
+            return
+        chosen = self._chooser.spend(share, self._trained, self._chosen)
+        if chosen is not None:
+            self._select(chosen)
+
     # --- what happens around an optimiser step --------------------------------------------
 
     def track(self, optimizer: torch.optim.Optimizer) -> None:
@@ -291,6 +309,7 @@ class GatedModule(TracedModule):
             settled=self._settled,
             steps=self._chooser.steps,
             peak_rate=self._chooser.peak_rate,
+            share=self._chooser.share,
         ).tensors()
 
     @torch.no_grad()
@@ -315,6 +334,7 @@ class GatedModule(TracedModule):
         self._settled = saved.settled
         chooser.state |= saved.policy
         chooser.steps, chooser.peak_rate = saved.steps, saved.peak_rate
+        chooser.share = self.settings.budget.value if saved.share is None else saved.share
         if not self.training:
             self._show(self.best())
         self._announce()

@@ -2,7 +2,7 @@
 
 The names are those on disk and in `state_dict()`'s extra state: `dense/NAME`, `policy/NAME`,
 `state/KEY/NAME` for what an optimiser keeps of resting channels, `trained/…` and `settled/…` for
-the selections, `steps`, `peak_rate`.
+the selections, `steps`, `peak_rate`, `share`.
 """
 
 from collections.abc import Mapping
@@ -30,6 +30,7 @@ class Snapshot:
         settled: the selection that is fixed for good, if there is one.
         steps: how many optimiser steps were observed.
         peak_rate: the highest learning rate since the last cut.
+        share: of the dense network, what executed in training; None if that is not known.
     """
 
     dense: Tensors
@@ -39,6 +40,7 @@ class Snapshot:
     settled: Chosen | None
     steps: int
     peak_rate: float
+    share: float | None
 
     def tensors(self) -> dict[str, Tensor]:
         """One dict of all; copies."""
@@ -52,6 +54,8 @@ class Snapshot:
                 named[f"{kind}/widths"] = torch.tensor(chosen.widths)
         named["steps"] = torch.tensor(self.steps)
         named["peak_rate"] = torch.tensor(self.peak_rate, dtype=torch.float64)
+        if self.share is not None:
+            named["share"] = torch.tensor(self.share, dtype=torch.float64)
         return {name: tensor.detach().clone() for name, tensor in named.items()}
 
     @classmethod
@@ -86,6 +90,7 @@ class Snapshot:
             settled=_chosen(named, "settled", device),
             steps=int(named["steps"]),
             peak_rate=float(named["peak_rate"]),
+            share=float(named["share"]) if "share" in named else None,
         )
 
 

@@ -22,7 +22,7 @@ FLOORS = (
     ("rules", "rules.*"),
     ("labels",),
     ("groups",),
-    ("cost", "budget", "resize", "pack", "moves", "moments"),
+    ("cost", "budget", "schedule", "recipe", "resize", "pack", "moves", "moments"),
     ("bank", "solve", "spread", "gates", "policies", "policies.*", "saliency"),
     ("residents",),
     ("choosing", "snapshot", "holdings"),
@@ -38,7 +38,7 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
 BESIDE = (
-    *("traced", "source", "data", "recipe", "storage", "console", "parallel", "proxies"),
+    *("traced", "source", "data", "storage", "console", "parallel", "proxies"),
     "weights",
 )
 FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
