@@ -94,6 +94,28 @@ def test_control_flow_on_sizes_is_followed_and_asserted() -> None:
         module(torch.zeros(2, 3, 16, 16, dtype=torch.float64))  # its loop would have run twice
 
 
+class Counted(nn.Module):
+    """Counts how often its code runs; it may ask for its mode."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.conv, self.asks, self.runs = nn.Conv2d(3, 4, 1), asks, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        x = self.conv(x)
+        return F.dropout(x) if self.asks and self.training else x
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_model_is_traced_for_each_mode_that_it_asks_for(asks: bool) -> None:
+    model = Counted(asks).train()
+    module = apply("trace", Program(model, (torch.zeros(1, 3, 2, 2),))).module
+    assert model.runs == 1 + asks
+    assert len(module.graphs) == 1 + asks
+    assert model.training and "training" not in vars(nn.Module)
+
+
 class OnTheBatch(nn.Module):
     """Control flow on the batch, which has to stay free: it makes a leaf."""
 
