@@ -113,7 +113,8 @@ def test_a_model_is_traced_for_each_mode_that_it_asks_for(asks: bool) -> None:
     module = apply("trace", Program(model, (torch.zeros(1, 3, 2, 2),))).module
     assert model.runs == 1 + asks
     assert len(module.graphs) == 1 + asks
-    assert model.training and "training" not in vars(nn.Module)
+    assert model.training
+    assert "training" not in vars(nn.Module)
 
 
 class OnTheBatch(nn.Module):
