@@ -1,6 +1,7 @@
 """What two processes do together over gloo, for tests/test_parallel.py; each case checks itself."""
 
 import copy
+import multiprocessing
 import os
 import socket
 import traceback
@@ -40,7 +41,10 @@ def run_all(folder: Path) -> dict[str, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_work, (port, folder), nprocs=RANKS)
+    multiprocessing.set_forkserver_preload([__name__])  # what takes the longest is done once
+    torch.multiprocessing.start_processes(
+        _work, (port, folder), nprocs=RANKS, start_method="forkserver"
+    )
     names = [path.name for path in folder.iterdir()]
     assert len(names) == RANKS * len(CASES)
     said = {path.name: path.read_text() for path in sorted(folder.iterdir())}
@@ -95,6 +99,29 @@ def batch(step: int, size: int = 8) -> tuple[Tensor, Tensor]:
     return images, torch.randint(4, (size,), generator=generator)
 
 
+def wrapped(
+    seed: int, policy: str, norms: bool = True, **options: Any
+) -> tuple[GatedModule, DistributedDataParallel, torch.optim.Optimizer]:
+    """A network in its wrapper, and the optimiser that it is attached to."""
+    gated = build(seed, norms, policy=policy)
+    network = DistributedDataParallel(gated, **options)
+    optimizer = momentum(network.parameters())
+    attach(gated, optimizer)
+    return gated, network, optimizer
+
+
+def reductions(network: DistributedDataParallel) -> list[int]:
+    """Fills, from now on, with the sizes of the gradients that are reduced."""
+    sizes: list[int] = []
+
+    def hook(group: Any, bucket: distributed.GradBucket) -> Future[Tensor]:
+        sizes.append(bucket.buffer().numel())
+        return allreduce_hook(group, bucket)
+
+    network.register_comm_hook(None, hook)
+    return sizes
+
+
 def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, *data: Tensor) -> None:
     optimizer.zero_grad()
     F.cross_entropy(network(data[0]), data[1]).backward()
@@ -125,22 +152,19 @@ def everything(gated: GatedModule, optimizer: torch.optim.Optimizer) -> State:
 def agree(
     rank: int,
     policy: str,
-    steps: int = 200,
+    steps: int,
     validate: Callable[[int, DistributedDataParallel, GatedModule], None] = lambda *_: None,
     **wrapping: Any,
 ) -> set[tuple[int, ...]]:
     """Trains on different data, from different weights; in every step the ranks are equal."""
-    gated = build(rank, policy=policy)
-    network = DistributedDataParallel(gated, **wrapping)
-    optimizer = momentum(network.parameters())
-    attach(gated, optimizer)
+    gated, network, optimizer = wrapped(rank, policy, **wrapping)
     widths, seen = [], []
     for step in range(steps):
         images, labels = batch(step)
         train_step(network, optimizer, images[rank::RANKS], labels[rank::RANKS])
         widths.append(gated.widths)
         seen.append(tuple(gated.executing.tolist()))
-        if step % 25 == 24:
+        if step % 10 == 9:
             validate(rank, network, gated)
     same_on_all({str(step): torch.tensor(chosen) for step, chosen in enumerate(seen)})
     same_on_all({"widths": torch.tensor(widths)})
@@ -169,45 +193,46 @@ def alone(rank: int, network: DistributedDataParallel, gated: GatedModule) -> No
         gated.train()
 
 
-UTILITY = "utility{warmup=30,reallocate=7}"
+UTILITY = "utility{warmup=15,reallocate=7}"
+OFTEN = "utility{warmup=2,reallocate=2}"
 
 
 @case
 def cucb(rank: int) -> None:
-    agree(rank, "cucb", validate=on_all)
+    agree(rank, "cucb", steps=200, validate=on_all)
 
 
 @case
 def cucb_by_sample(rank: int) -> None:
-    agree(rank, "cucb{saliency=sample}", validate=alone)
+    agree(rank, "cucb{saliency=sample}", steps=50, validate=alone)
 
 
 @case
 def random(rank: int) -> None:
-    agree(rank, "random", validate=on_all)
+    agree(rank, "random", steps=30, validate=on_all)
 
 
 @case
 def utility(rank: int) -> None:
-    widths = agree(rank, UTILITY, validate=alone)
+    widths = agree(rank, UTILITY, steps=200, validate=alone)
     assert len(widths) > 2
 
 
 @case
 def utility_by_sample(rank: int) -> None:
-    policy = "utility{warmup=30,reallocate=7,saliency=sample}"
-    widths = agree(rank, policy, steps=80, validate=on_all, gradient_as_bucket_view=True)
+    policy = "utility{warmup=10,reallocate=4,saliency=sample}"
+    widths = agree(rank, policy, steps=60, validate=on_all, gradient_as_bucket_view=True)
     assert len(widths) > 2
 
 
 @case
 def unused_parameters(rank: int) -> None:
-    agree(rank, "cucb{c=1,discount=0.9}", steps=40, find_unused_parameters=True)
+    agree(rank, "cucb{c=1,discount=0.9}", steps=20, find_unused_parameters=True)
 
 
 @case
 def static_graph(rank: int) -> None:
-    widths = agree(rank, UTILITY, steps=60, validate=alone, static_graph=True)
+    widths = agree(rank, UTILITY, steps=30, validate=alone, static_graph=True)
     assert len(widths) > 1
 
 
@@ -215,18 +240,17 @@ def static_graph(rank: int) -> None:
 def the_joint_batch(rank: int) -> None:
     """Two halves on two ranks are one batch in one process; without norms this is well defined."""
     for policy in ("cucb{c=1}", "cucb{c=1,saliency=sample}", "utility{warmup=3,reallocate=5}"):
-        gated, whole = (build(3, norms=False, policy=policy) for _ in range(2))
-        network = DistributedDataParallel(gated)
-        optimizers = [momentum(gated.parameters()), momentum(whole.parameters())]
-        attach(gated, optimizers[0])
-        attach(whole, optimizers[1])
+        gated, network, optimizer = wrapped(3, policy, norms=False)
+        whole = build(3, norms=False, policy=policy)
+        whole_optimizer = momentum(whole.parameters())
+        attach(whole, whole_optimizer)
         for step in range(25):
             images, labels = batch(step)
-            train_step(network, optimizers[0], images[rank::RANKS], labels[rank::RANKS])
-            train_step(whole, optimizers[1], images, labels)
+            train_step(network, optimizer, images[rank::RANKS], labels[rank::RANKS])
+            train_step(whole, whole_optimizer, images, labels)
             assert gated.widths == whole.widths
             assert torch.equal(gated.executing, whole.executing), (policy, step)
-        one, two = everything(gated, optimizers[0]), everything(whole, optimizers[1])
+        one, two = everything(gated, optimizer), everything(whole, whole_optimizer)
         for key, value in two.items():
             torch.testing.assert_close(one[key], value, rtol=1e-7, atol=1e-10)
 
@@ -246,19 +270,8 @@ def collectives() -> Iterator[dict[str, int]]:
 def what_goes_over_the_wire(rank: int) -> None:
     """The narrow gradients; with saliency by sample one vector more."""
     for policy, more in (("cucb{c=1}", 0), ("cucb{c=1,saliency=sample}", 1), ("random", 0)):
-        gated = build(rank, norms=False, policy=policy)
-        network = DistributedDataParallel(gated)
-        reduced: list[int] = []
-
-        def hook(
-            group: Any, bucket: distributed.GradBucket, reduced: Any = reduced
-        ) -> Future[Tensor]:
-            reduced.append(bucket.buffer().numel())
-            return allreduce_hook(group, bucket)
-
-        network.register_comm_hook(None, hook)
-        optimizer = momentum(network.parameters())
-        attach(gated, optimizer)
+        gated, network, optimizer = wrapped(rank, policy, norms=False)
+        reduced = reductions(network)
         for step in range(3):
             train_step(network, optimizer, *batch(step))
         reduced.clear()
@@ -271,17 +284,8 @@ def what_goes_over_the_wire(rank: int) -> None:
 
 @case
 def a_communication_hook_stays(rank: int) -> None:
-    gated = build(rank, policy="utility{warmup=2,reallocate=2}")
-    network = DistributedDataParallel(gated)
-    reduced: list[int] = []
-
-    def hook(group: Any, bucket: distributed.GradBucket) -> Future[Tensor]:
-        reduced.append(bucket.buffer().numel())
-        return allreduce_hook(group, bucket)
-
-    network.register_comm_hook(None, hook)
-    optimizer = momentum(network.parameters())
-    attach(gated, optimizer)
+    gated, network, optimizer = wrapped(rank, OFTEN)
+    reduced = reductions(network)
     for step in range(8):
         expected = sum(p.numel() for p in gated.parameters())
         reduced.clear()
@@ -293,7 +297,7 @@ def a_communication_hook_stays(rank: int) -> None:
 @case
 def accumulation(rank: int) -> None:
     """no_sync, clipping, and widths that change meanwhile."""
-    gated = build(rank, policy="utility{warmup=2,reallocate=2}")
+    gated = build(rank, policy=OFTEN)
     optimizer = momentum(gated.parameters())
     attach(gated, optimizer)  # before it is wrapped, for once
     network = DistributedDataParallel(gated)
@@ -311,12 +315,8 @@ def accumulation(rank: int) -> None:
 @case
 def a_state_dict_goes_through_the_wrapper(rank: int) -> None:
     """Also one of other widths, into wrappers made before; training goes on to the same bits."""
-    networks, optimizers = [], []
-    for _ in range(2):
-        gated = build(rank, policy="utility{warmup=3,reallocate=2}")
-        networks.append(DistributedDataParallel(gated))
-        optimizers.append(momentum(gated.parameters()))
-        attach(gated, optimizers[-1])
+    twins = [wrapped(rank, "utility{warmup=3,reallocate=2}") for _ in range(2)]
+    networks, optimizers = ([twin[place] for twin in twins] for place in (1, 2))
     for step in range(9):
         train_step(networks[0], optimizers[0], *batch(2 * step + rank))
     assert networks[0].module.widths != networks[1].module.widths
@@ -333,7 +333,7 @@ def a_state_dict_goes_through_the_wrapper(rank: int) -> None:
 @case
 def a_part_of_a_larger_module(rank: int) -> None:
     """As Lightning wraps a module that holds the network; here compiled on the way."""
-    gated = build(rank, policy="utility{warmup=2,reallocate=2}")
+    gated = build(rank, policy=OFTEN)
     outer = nn.Sequential(torch.compile(gated, backend="eager"), nn.Linear(4, 4).double())
     network = DistributedDataParallel(outer)
     optimizer = momentum(network.parameters())
@@ -377,7 +377,7 @@ def a_batch_that_cannot_be_shared(rank: int) -> None:
 @case
 def a_compiled_wrapper(rank: int) -> None:
     """Dynamo compiles what is inside the wrapper, which goes on reducing at new widths."""
-    gated = build(rank, policy="utility{warmup=2,reallocate=2}")
+    gated = build(rank, policy=OFTEN)
     network = torch.compile(DistributedDataParallel(gated), backend="eager")
     optimizer = momentum(gated.parameters())
     attach(gated, optimizer)
@@ -392,10 +392,7 @@ def a_compiled_wrapper(rank: int) -> None:
 @case
 def averages(rank: int) -> None:
     """Equal on all ranks, since what they average is."""
-    gated = build(rank, policy="utility{warmup=2,reallocate=2}")
-    network = DistributedDataParallel(gated)
-    optimizer = momentum(network.parameters())
-    attach(gated, optimizer)
+    gated, network, optimizer = wrapped(rank, OFTEN)
     average = AveragedModel(gated, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     for step in range(8):
         train_step(network, optimizer, *batch(2 * step + rank))

@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -37,16 +36,29 @@ def outputs(network: nn.Module) -> torch.Tensor:
         return network(torch.randn(4, 3, 32, 32))
 
 
+def small(width: float = 1.0) -> nn.Module:
+    """A network that costs no time; of the networks themselves only the widths are tested here."""
+    inner, last = int(16 * width), int(32 * width)
+    return nn.Sequential(
+        nn.Conv2d(3, inner, 3, bias=False), nn.BatchNorm2d(inner), nn.ReLU(inplace=True),
+        nn.Conv2d(inner, last, 3, bias=False), nn.BatchNorm2d(last), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 10),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("contender", CONTENDERS)
-def test_contenders(contender: str, bench: dict[str, ModuleType]) -> None:
+def test_contenders(
+    contender: str, bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert tuple(bench["contenders"].CONTENDERS) == CONTENDERS
-    case = bench["contenders"].Case("vgg16_bn", 2, 0.25, 32, threads=torch.get_num_threads())
+    models = bench["models"]
+    monkeypatch.setitem(models.NETWORKS, "small", models.Network(small))
+    case = bench["contenders"].Case("small", 2, 0.25, 8, threads=torch.get_num_threads())
     worker = bench["worker"].Worker(case, contender)
     assert all(seconds > 0 for seconds in worker.turn(2))
     assert all(math.isfinite(seconds) for seconds in worker.parts(1).values())
     facts: dict[str, Any] = worker.facts()
-    narrow = sum(p.numel() for p in bench["models"].vgg16_bn(0.25).parameters())
-    dense = sum(p.numel() for p in bench["models"].vgg16_bn(1.0).parameters())
+    narrow, dense = (sum(p.numel() for p in small(width).parameters()) for width in (0.25, 1.0))
     full = contender in ("dense", "masked", "gathered")
     assert facts["params"] == (dense if full else narrow)
     assert (facts["bank_bytes"] > 0) == contender.startswith(("gated", "settled"))
@@ -73,17 +85,25 @@ def test_the_narrow_network_has_the_kept_widths(name: str, bench: dict[str, Modu
     assert {n: p.shape for n, p in compact.items()} == {n: p.shape for n, p in narrow.items()}
 
 
-def test_the_command_resumes(tmp_path: Path) -> None:
+def test_the_command_resumes(
+    tmp_path: Path,
+    bench: dict[str, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, but its contenders in theirs."""
     file, picture = tmp_path / "step.json", tmp_path / "step.svg"
-    command = [
-        *(sys.executable, ROOT / "tools" / "bench_step.py", "--contenders", "settled"),
-        *("--batch", "2", "--turns", "2", "--steps", "1", "--json", file, "--plot", picture),
+    arguments = [
+        *("--contenders", "settled", "--batch", "2", "--turns", "2", "--steps", "1"),
+        *("--json", str(file), "--plot", str(picture)),
     ]
-    for _ in range(2):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        written = file.read_bytes()
-        assert "settled" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["bench_step.py", *arguments])
+    bench["step"].main()
+    assert "settled" in capsys.readouterr().out
+    written = file.read_bytes()
+    monkeypatch.setattr(bench["step"], "measure", None)  # what is done is not measured again
+    bench["step"].main()
+    assert "settled" in capsys.readouterr().out
     assert file.read_bytes() == written
     assert picture.stat().st_size > 0
     ((title, record),) = json.loads(written).items()
