@@ -237,6 +237,8 @@ class GatedModule(TracedModule):
         self._chooser.steps += 1
         if self._settled is None:
             self._chooser.observe(self.executing, self._saliency())
+        else:
+            seen(self)  # or it would add up until the policy chooses again
 
     def advance(self) -> None:
         """Takes the next selection if one is due. Call it after the optimiser's step."""
@@ -318,9 +320,13 @@ class GatedModule(TracedModule):
 
         Raises:
             RunError: it belongs to another network; nothing was changed.
+            GateError: its selection does not fit the channel groups; nothing was changed.
         """
         dense, chooser = self.dense_tensors(), self._chooser
         saved = Snapshot.read(state, dense, self._device())
+        chooser.check(saved.trained)
+        if saved.settled is not None:
+            chooser.check(saved.settled)
         for name, tensor in dense.items():
             tensor.copy_(saved.dense[name])
         self.bank.forget_states()  # those of another time that the saved one did not have yet

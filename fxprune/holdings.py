@@ -74,13 +74,14 @@ class Holdings:
             if not state:
                 continue
             shape = self.bank.shape(name, widths)
-            for key, tensor in list(state.items()):
-                if isinstance(tensor, Tensor) and tensor.shape == shape:
-                    begun = key in self.bank.states.get(name, {})
-                    dense = self.bank.state(name, key, tensor)
-                    if not begun:
-                        dense.fill_(moments.beginnings(optimizer, home.tensor()).get(key, 0.0))
-                    yield Item(name, key, tensor, dense, _setter(state, key))
+            tensors = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape}
+            new = tensors.keys() - self.bank.states.get(name, {}).keys()
+            beginnings = moments.beginnings(optimizer, home.tensor()) if new else {}
+            for key, tensor in tensors.items():
+                dense = self.bank.state(name, key, tensor)
+                if key in new:
+                    dense.fill_(beginnings.get(key, 0.0))
+                yield Item(name, key, tensor, dense, _setter(state, key))
 
     def store(self, at: Chosen) -> Mapping[str, Tensor]:
         """Brings the bank up to date with the residents of a selection; returns it, by name."""

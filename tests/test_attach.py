@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fxprune import GatedModule, attach, instrument, shrink
+from fxprune.gates import Tap
 from fxprune.residents import Chosen
 from tests.law import choose
 from tests.nets import BY_NAME, NETS, Net
@@ -415,3 +416,16 @@ def test_accumulation_over_changes_of_width(saliency: str) -> None:
             torch.testing.assert_close(states[1][key], value, rtol=1e-5, atol=1e-9)
     assert states[1]["dense/" + next(iter(gated.channels.axes))].isfinite().all()
     assert states[1]["trained/widths"].sum() < sum(gated.channels.layout.sizes)
+
+
+def test_what_the_taps_see_while_settled_is_not_kept() -> None:
+    """The first observation afterwards is of its own step alone."""
+    net = BY_NAME["vgg_bn"]
+    gated, optimizer = build(net, policy="cucb{c=1,saliency=sample}")
+    train_step(gated, optimizer, net, 0)
+    gated.settle()
+    for step in range(3):
+        train_step(gated, optimizer, net, step)
+    taps = [module for module in gated.modules() if isinstance(module, Tap)]
+    assert taps
+    assert [tap.take() for tap in taps] == [None] * len(taps)

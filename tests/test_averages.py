@@ -140,7 +140,7 @@ def test_statistics_measured_for_an_average() -> None:
         torch.testing.assert_close(one, two, msg=name)
 
 
-def test_an_average_that_trains_nothing_is_not_attached() -> None:
+def test_only_what_an_average_holds_follows() -> None:
     net = BY_NAME["resnet_projection"]
     gated, _ = build(net, "cucb{c=1}")
     average, _ = ema(gated)

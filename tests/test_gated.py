@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune import GatedModule, attach, instrument, shrink
+from fxprune.errors import GateError
 from tests.law import at_random, choose, gap
 from tests.nets import BY_NAME, NETS, Net
 from tests.oracle import moments
@@ -349,3 +350,19 @@ def test_a_restored_beginning_has_no_momentum_of_later() -> None:
     assert again.bank.states == {}
     optimizers = [train(gated, net, 6) for gated in (first, again)]
     assert_same_bits(everything(first, optimizers[0]), everything(again, optimizers[1]))
+
+
+def test_a_state_whose_selection_does_not_fit_changes_nothing() -> None:
+    """As from a release that found other groups in the same model."""
+    net = BY_NAME["resnet_projection"]
+    gated = instrument(net.model(), net.inputs(), policy="cucb{c=1}")
+    optimizer = train(gated, net, 2)
+    before = everything(gated, optimizer)
+    for key in ("trained", "settled"):
+        state = gated.training_state()
+        widths = state["trained/widths"].clone()
+        widths[0] += 1
+        state |= {f"{key}/channels": state["trained/channels"], f"{key}/widths": widths}
+        with pytest.raises(GateError, match="does not fit the channel groups"):
+            gated.restore(state)
+        assert_same_bits(everything(gated, optimizer), before)
