@@ -1,14 +1,15 @@
 """From labels to channels: solves the equalities and reads the channel dependency graph off them.
 
 Components of equal labels become channels. Channels are interchangeable, and form a group, where
-they stood in the same tensors as often: every place where labels stood has a random 64-bit mark,
-and a channel's signature is the sum of the marks of its places.
+they stood in the same tensors as often, and with their positions in the same order: every place
+where labels stood has a random 64-bit mark, and a channel's signature is the sum of the marks of
+its places, each mixed with what stood there which time.
 """
 
 import math
 import operator
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,10 +148,7 @@ class Solution:
         for pin in self.pins:
             held[self._of(pin.labels)] = True
         alive = np.zeros(self.number, dtype=bool)
-        signature = np.zeros(self.number, dtype=np.uint64)
         first = np.full(self.number, np.iinfo(np.int64).max)
-        for vector, mark in self._sightings():
-            np.add.at(signature, self.component[vector], mark)
         for start, size in zip(self.starts, self.sizes, strict=True):
             np.minimum.at(
                 first, self.component[start : start + size], np.arange(start, start + size)
@@ -161,11 +159,33 @@ class Solution:
         alive |= sizes > 1  # a label that met no other and has no role belongs to no layer
         chosen = np.flatnonzero(alive & ~held & (first < np.iinfo(np.int64).max))
         chosen = chosen[np.argsort(first[chosen])]
-        _, leader, group = np.unique(signature[chosen], return_index=True, return_inverse=True)
-        rank = np.argsort(np.argsort(leader))  # groups in the order of their first channel
-        order = np.argsort(rank[group], kind="stable")
+        marks = self._signatures()[chosen]
+        _, leader, group = np.unique(marks, return_index=True, return_inverse=True)
+        place = np.argsort(np.argsort(leader))  # groups in the order of their first channel
+        order = np.argsort(place[group], kind="stable")
         self.channel_of[chosen[order]] = np.arange(len(chosen))
-        self.layout = Layout(tuple(np.bincount(rank[group]).tolist()) if len(chosen) else ())
+        self.layout = Layout(tuple(np.bincount(place[group]).tolist()) if len(chosen) else ())
+
+    def _signatures(self) -> npt.NDArray[np.uint64]:
+        """What tells channels of different groups apart: uint64 [components]."""
+        signatures = np.zeros(self.number, dtype=np.uint64)
+        vectors, marks = zip(*self._sightings(), strict=True) if self.names else ((), ())
+        labels, times = _joined(vectors), [len(vector) for vector in vectors]
+        own = self.component[labels]
+        line = own + self.number * np.repeat(np.arange(len(times)), times)
+        with np.errstate(over="ignore"):
+            mixed = _mixed(_occurrence(line), self._ranks()[labels])
+            np.add.at(signatures, own, np.repeat(np.array(marks, dtype=np.uint64), times) * mixed)
+        return signatures
+
+    def _ranks(self) -> Ints:
+        """Which of its channel's labels each one is in the parameter that it was given to."""
+        ranks = np.zeros(self.labelled.context.next_label, dtype=np.int64)
+        ranges = [np.arange(first, first + n) for first, n in zip(self.starts, self.sizes)]
+        labels = _joined(ranges)
+        line = self.component[labels] + self.number * np.repeat(np.arange(len(ranges)), self.sizes)
+        ranks[labels] = _occurrence(line)
+        return ranks
 
     def _sightings(self) -> Iterator[tuple[Ints, np.uint64]]:
         """Every vector of labels that stood anywhere, with a random mark for where it stood."""
@@ -343,6 +363,28 @@ class Solution:
         if isinstance(value, tuple):
             return tuple(self._shapes(part) for part in value)
         return Number(value) if isinstance(value, (int, float)) else None
+
+
+def _joined(vectors: Sequence[Ints]) -> Ints:
+    return np.concatenate(vectors) if vectors else np.zeros(0, dtype=np.int64)
+
+
+def _occurrence(entries: Ints) -> Ints:
+    """How often each entry occurred before: int64 [n]."""
+    order = np.argsort(entries, kind="stable")
+    line = entries[order]
+    starts = np.flatnonzero(np.append(True, line[1:] != line[:-1]))
+    before = np.empty_like(entries)
+    before[order] = np.arange(len(line)) - np.repeat(starts, np.diff(np.append(starts, len(line))))
+    return before
+
+
+def _mixed(occurrence: Ints, rank: Ints) -> npt.NDArray[np.uint64]:
+    """A hash of pairs (splitmix64): uint64 [n], odd."""
+    mixed = (occurrence.astype(np.uint64) << np.uint64(32)) + rank.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return (mixed ^ (mixed >> np.uint64(31))) | np.uint64(1)
 
 
 def families(value: Any) -> Iterator[Tensor]:
