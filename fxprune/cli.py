@@ -249,6 +249,24 @@ def train(
         Literal["auto", "off", "on"] | None,
         typer.Option(help="NHWC memory; auto where it helps.", show_default="auto"),
     ] = None,
+    budget_schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="How the network falls from all channels to its budget: constant (the budget "
+            "from the first step on), linear or cubic, with options in braces: "
+            "'cubic{begin=0.1,end=0.6}'. auto is constant, or cubic with --train-macs.",
+            show_default="auto",
+        ),
+    ] = None,
+    train_macs: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="What the whole run may cost, as a share of the dense run's forward macs; plans "
+            "how long the network takes to fall to its budget.",
+            show_default=False,
+        ),
+    ] = None,
     settle: Annotated[
         float | None,
         typer.Option(
@@ -291,7 +309,7 @@ def train(
     from fxprune.job import Job
     from fxprune.parallel import first_alone, launched
     from fxprune.source import resolve
-    from fxprune.train import fit
+    from fxprune.train import fit, plan
 
     run = _run(folder)
     given = {
@@ -307,6 +325,8 @@ def train(
         "augment": augment,
         "amp": amp,
         "channels_last": channels_last,
+        "budget_schedule": budget_schedule,
+        "train_macs": train_macs,
         "settle": settle,
         "seed": seed,
         "device": device,
@@ -319,6 +339,7 @@ def train(
                 images = job.load(run, download=download, workers=workers)
             begin()
             gated = run.load(resolve(run.spec, run.input, base=run.base).model)
+        plan(gated, images, job.options)  # refused before it is kept for the next call
         if rank == 0:
             job.write(run)
         try:

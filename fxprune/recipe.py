@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import OptionError
+from fxprune.schedule import Schedule, parse
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class TrainOptions:
         amp: reduced precision: "auto" is bfloat16 (else float16 with loss scaling) on a GPU, off
             on a CPU.
         channels_last: NHWC memory: "auto" is on, but for a GPU in full precision.
+        budget_schedule: how a gated network falls from all channels to its budget, such as
+            "cubic{begin=0.1,end=0.6}"; see `fxprune.schedule`. "auto" is "constant", the budget
+            from the first step on, but "cubic" if `train_macs` is given.
+        train_macs: what the whole run may cost, as a share of the dense run's forward macs; the
+            length of the budget's fall is planned by it. None for no limit.
         settle: last share of the run, in which a gated network trains on the selection that is
             exported.
         recalibrate: batches over which batch norms measure their statistics anew at the end;
@@ -53,6 +59,8 @@ class TrainOptions:
     augment: bool = True
     amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
     channels_last: Literal["auto", "off", "on"] = "auto"
+    budget_schedule: str = "auto"
+    train_macs: float | None = None
     settle: float = 0.1
     recalibrate: int = 100
     seed: int = 0
@@ -86,6 +94,34 @@ class TrainOptions:
                     f"{field.name} cannot be {getattr(self, field.name)!r}",
                     do=f"one of {', '.join(choices)}",
                 )
+        if self.train_macs is not None and not 0 < self.train_macs <= 1:
+            raise OptionError(
+                f"train_macs cannot be {self.train_macs}",
+                why="it is a share of the macs of the dense run",
+                do="give a number above 0, and at most 1",
+            )
+        end = self.schedule_of_budget.end
+        if self.train_macs is None and self.falls and end > 1 - self.settle + 1e-9:
+            raise OptionError(
+                f"the budget cannot fall until {end:g} of the run",
+                why=f"the channels settle after {1 - self.settle:g} of it",
+                do="give the schedule an earlier end, or a smaller settle",
+            )
+
+    @property
+    def schedule_of_budget(self) -> Schedule:
+        """The budget's schedule, what "auto" stands for included."""
+        automatic = "constant" if self.train_macs is None else "cubic"
+        return parse(automatic if self.budget_schedule == "auto" else self.budget_schedule)
+
+    @property
+    def falls(self) -> bool:
+        """Whether the budget's schedule begins above the budget."""
+        return self.schedule_of_budget.left(0.0) > 0
+
+    def settles_at(self, steps: int) -> int:
+        """The step, of all steps of a run, from which on the selection is fixed."""
+        return steps - int(self.settle * steps)
 
 
 @dataclass(frozen=True)

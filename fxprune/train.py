@@ -32,9 +32,10 @@ from fxprune.errors import DataError, OptionError, RunError
 from fxprune.gated import GatedModule
 from fxprune.parallel import share_buffers
 from fxprune.recipe import Placement, TrainOptions, learning_rate, make_optimizer
+from fxprune.spending import Spending, plan_spending
 from fxprune.storage import read_tensors, write_bytes, write_tensors
 
-__all__ = ["EpochMetrics", "Placement", "Tick", "TrainOptions", "evaluate", "fit"]
+__all__ = ["EpochMetrics", "Placement", "Tick", "TrainOptions", "evaluate", "fit", "plan"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class EpochMetrics:
         seconds: of the whole epoch, with data and evaluation.
         macs: multiply-accumulates of one example in the epoch's last training step, and
         params: elements of the parameters that executed in it; None for a plain network.
+        run_macs: forward macs of all training steps of the run so far, of all examples;
+        run_macs_planned: what was planned for them, the most where it depends on scores, None
+            where that is not known;
+        run_macs_dense: what they are for the dense network. None for a plain network.
     """
 
     epoch: int
@@ -64,6 +69,9 @@ class EpochMetrics:
     seconds: float
     macs: int | None = None
     params: int | None = None
+    run_macs: int | None = None
+    run_macs_planned: int | None = None
+    run_macs_dense: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,19 @@ def _sum(share: Share, *figures: Tensor) -> list[Tensor]:
     return list(figures)
 
 
+def plan(gated: GatedModule, data: DataSet, options: TrainOptions) -> Spending:
+    """What `fit` will spend.
+
+    Raises:
+        OptionError: the options ask for less than is possible.
+    """
+    return plan_spending(gated, options, _steps_per_epoch(data, options) * options.epochs)
+
+
+def _steps_per_epoch(data: DataSet, options: TrainOptions) -> int:
+    return max(len(data.train) // options.batch_size, 1)
+
+
 def fit(
     model: nn.Module,
     data: DataSet,
@@ -141,7 +162,7 @@ def fit(
 
     Raises:
         DataError: the data do not fit the model.
-        OptionError: the loss became infinite or NaN.
+        OptionError: the loss became infinite or NaN, or the run cannot cost as little as it has to.
         RunError: the checkpoint is damaged or belongs to another model or other options.
     """
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -179,12 +200,19 @@ class _Session:
         self.scaler = torch.amp.GradScaler(
             placement.device.type, enabled=placement.amp is torch.float16
         )
-        batch = options.batch_size
-        self.steps_per_epoch = max(len(data.train) // batch, 1)
+        self.steps_per_epoch = _steps_per_epoch(data, options)
         self.steps = self.steps_per_epoch * options.epochs
         self.gated = model if isinstance(model, GatedModule) else None
+        self.spending: Spending | None = None
+        self.spent: int | None = 0
         if self.gated is not None:
+            self.spending = plan(self.gated, data, options)
             attach(self.gated, optimizer)
+        elif options.train_macs is not None:
+            raise OptionError(
+                "train_macs is for gated networks",
+                why="a plain network executes all of its macs in every step",
+            )
 
     def wrap(self) -> None:
         """Makes the network one of several equal ones, if there are several processes."""
@@ -215,6 +243,7 @@ class _Session:
             done = epoch * self.steps_per_epoch
             for images, labels in self._train_batches(generator, self.share):
                 self._settle(done)
+                self._spend(done)
                 with clock:
                     loss, logits = self._step(images, labels, done)
                 loss_sum += loss.double() * len(labels)
@@ -223,7 +252,7 @@ class _Session:
                 done += 1
                 if progress is not None:
                     progress(Tick(done, self.steps))
-            cost = self._cost()
+            cost = self._cost(done)
             if epoch == self.options.epochs - 1:
                 self._settle(self.steps)
                 self._recalibrate(generator)
@@ -274,15 +303,36 @@ class _Session:
         if self.gated is not None and not self.gated.settled and done >= self._settles_at:
             self.gated.settle()
 
+    def _spend(self, done: int) -> None:
+        """Gives a gated network the widths that are planned for a step, and counts its macs."""
+        if self.gated is None or self.spending is None:
+            return
+        self.gated.spend(self.spending.pace.share(done))
+        if self.spent is not None:
+            self.spent += self._examples * self.gated.cost.macs(self.gated.widths)
+
     @property
     def _settles_at(self) -> int:
-        return self.steps - int(self.options.settle * self.steps)
+        return self.options.settles_at(self.steps)
 
-    def _cost(self) -> dict[str, int]:
-        if self.gated is None:
+    @property
+    def _examples(self) -> int:
+        """Of a step, of all processes."""
+        return min(self.options.batch_size, len(self.data.train))
+
+    def _cost(self, done: int) -> dict[str, int | None]:
+        """What the last step executed, and what `done` steps cost, as `EpochMetrics` has it."""
+        if self.gated is None or self.spending is None:
             return {}
         widths, cost = self.gated.widths, self.gated.cost
-        return {"macs": cost.macs(widths), "params": cost.params(widths)}
+        planned = self.spending.macs(done)
+        return {
+            "macs": cost.macs(widths),
+            "params": cost.params(widths),
+            "run_macs": self.spent,
+            "run_macs_planned": None if planned is None else self._examples * planned,
+            "run_macs_dense": self._examples * done * cost.dense_macs,
+        }
 
     def _train_batches(self, generator: torch.Generator, share: Share = WHOLE) -> Iterator[Batch]:
         return self.data.train.batches(
@@ -361,7 +411,9 @@ class _Session:
                 do="give another folder, or delete this one's checkpoint",
             ) from error
         self.scaler.load_state_dict(meta["scaler"])
-        return [EpochMetrics(**metrics) for metrics in meta["history"]]
+        history = [EpochMetrics(**metrics) for metrics in meta["history"]]
+        self.spent = history[-1].run_macs
+        return history
 
     def _check_plan(self, path: Path, meta: dict[str, Any]) -> None:
         """A dense network goes on from a dense one, a gated one from one with the same plan."""
@@ -377,6 +429,7 @@ class _Session:
     def _check_options(self, path: Path, old: dict[str, Any]) -> None:
         """A longer run may go on from a shorter one; anything else has to be the same."""
         new = json.loads(json.dumps(dataclasses.asdict(self.options)))
+        old = {field.name: field.default for field in dataclasses.fields(TrainOptions)} | old
         differ = [key for key in new if key != "epochs" and new[key] != old.get(key)]
         if differ:
             raise RunError(

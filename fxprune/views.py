@@ -196,6 +196,11 @@ def of_training(run: Run, job: Job, gated: GatedModule, history: list[EpochMetri
         "data": job.data,
         "epochs": len(history),
         "of_epochs": job.options.epochs,
+        "run_macs": {
+            "dense": history[-1].run_macs_dense,
+            "planned": history[-1].run_macs_planned,
+            "spent": history[-1].run_macs,
+        },
         "step_seconds": median(metrics.step_seconds for metrics in history),
         "seconds": sum(metrics.seconds for metrics in history),
         "history": [asdict(metrics) for metrics in history],
@@ -210,11 +215,22 @@ def show_training(record: Record) -> RenderableType:
         ("right on the validation split", console.share(last["val_accuracy"], 2)),
         ("loss on the validation split", f"{last['val_loss']:.4f}"),
         ("macs, of the dense network's", console.share(cost["compact"] / max(cost["dense"], 1))),
+        ("forward macs of the run", _run_macs(record["run_macs"])),
         ("a training step", console.milliseconds(record["step_seconds"])),
         ("in all", f"{record['seconds']:.0f} s"),
     ]
     head = console.heading(f"{record['run']}   {record['data']}")
     return Group(head, console.table(("", " "), rows, text=("",)))
+
+
+def _run_macs(macs: Record) -> str:
+    dense = max(macs["dense"] or 0, 1)
+    if macs["spent"] is None:
+        return "–"
+    planned = (
+        "" if macs["planned"] is None else f", planned {console.share(macs['planned'] / dense)}"
+    )
+    return f"{console.share(macs['spent'] / dense)} of dense{planned}"
 
 
 def of_run(run: Run, gated: GatedModule) -> Record:

@@ -238,6 +238,26 @@ def test_train_goes_on_and_export_takes_the_newest_state(here: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(onnx), pt2, rtol=1e-5, atol=1e-5)
 
 
+def test_train_spends_what_it_may(here: Path) -> None:
+    train = ("train", "--data", "digits", "--batch-size", "64", "--epochs", "2", "--train-macs")
+    refused = run(*train, "0.1", folder=here, exit_code=2)
+    assert refused.stderr.startswith("error: the run cannot cost 0.1 of the dense run's macs")
+    assert not (here / "model.fxprune" / "train.json").exists(), "the next call need not know"
+    run(*train, "0.35", "--budget-schedule", "linear", "--minutes", "0", folder=here)
+    text = run("train", folder=here).stdout
+    (row,) = (line for line in text.splitlines() if "forward macs of the run" in line)
+    last = json.loads((here / "model.fxprune" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["run_macs"] == last["run_macs_planned"]
+    assert 0.33 < last["run_macs"] / last["run_macs_dense"] <= 0.35
+    share = f"{100 * last['run_macs'] / last['run_macs_dense']:.1f} %"
+    assert f"{share} of dense, planned {share}" in row
+    assert json.loads(run("train", "--json", folder=here).stdout)["run_macs"] == {
+        "dense": last["run_macs_dense"],
+        "planned": last["run_macs_planned"],
+        "spent": last["run_macs"],
+    }
+
+
 def test_a_trained_run_is_not_overwritten(here: Path) -> None:
     run("instrument", "model.py", folder=here)  # never trained: may be written anew
     (here / "model.fxprune" / "metrics.jsonl").write_text("{}\n")
@@ -290,6 +310,14 @@ REFUSED = {
         "cannot read the data set cifar10",
     ),
     "a rate that is none": (("train", "--data", "digits", "--lr", "nan"), "lr cannot be nan"),
+    "a schedule that is none": (
+        ("train", "--data", "digits", "--budget-schedule", "cubic{to=3}"),
+        "the budget schedule 'cubic' has no option 'to'",
+    ),
+    "macs that are none": (
+        ("train", "--data", "digits", "--train-macs", "2"),
+        "train_macs cannot be 2.0",
+    ),
     "two runs": (("export", "a.fxprune", "b.fxprune"), "name one run"),
     "a place that is not there": (("export", "-o", "no/such/folder"), "there is no folder"),
     "an option that is none": (("export", "--nonsense"), "--nonsense"),

@@ -30,7 +30,7 @@ FLOORS = (
     ("passes", "passes.*"),
     ("compiler", "controller", "averages", "wrappers", "onnx", "artifact", "report"),
     ("",),  # the public names: fxprune/__init__.py
-    ("train", "job", "export", "pt2"),
+    ("train", "job", "export", "pt2", "spending"),
     ("demo",),
     ("views",),
     ("cli", "__main__"),

@@ -33,7 +33,7 @@ for block in json.load(sys.stdin):
 def test_the_readme_has_a_loop_and_three_recipes() -> None:
     plugins = [match.group(1) for block in BLOCKS if (match := PLUGIN.match(block))]
     assert plugins == ["rules", "policies", "passes"]
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 9
 
 
 def test_every_python_block_runs(tmp_path: Path) -> None:
