@@ -42,6 +42,7 @@ def follow(average: GatedModule, gated: GatedModule) -> None:
     if average is gated or average.channels.shapes != gated.channels.shapes:
         raise GateError(
             "an average has to be a copy of the network that it follows",
+            why="each of its channels holds the average of the other's channel of that number",
             do="make it with copy.deepcopy(gated)",
         )
     average.follow(gated)

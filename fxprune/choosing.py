@@ -83,9 +83,15 @@ class Chooser:
             raise GateError(
                 "a selection does not fit the channel groups",
                 why=f"the widths {chosen.widths} ask for as many channels of each group, in order",
+                do="number them as gated.channels.layout does, group after group",
             )
-        if torch.bincount(channels, minlength=layout.total).max() > 1:
-            raise GateError("a selection names a channel twice")
+        times = torch.bincount(channels, minlength=layout.total)
+        if times.max() > 1:
+            raise GateError(
+                "a selection names a channel twice",
+                why=f"channel {int(times.argmax())} has one slot at most",
+                do="name each channel once",
+            )
 
     def note_rate(self, rate: float) -> None:
         """Shows cuts of the learning rate to the policy.

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 import fxprune
 from fxprune import GatedModule, attach, instrument, shrink
 from fxprune.errors import GateError
+from fxprune.residents import Chosen
 from tests.nets import BY_NAME, Net
 from tests.oracle import loss_of, resting
 
@@ -83,9 +84,9 @@ def test_each_channel_has_its_own_average(make: Any, policy: str, name: str) -> 
             average(*net.inputs(seed=step))
             gated.train()
         update(gated)
-        now = gated.dense_tensors()
+        now, chosen = gated.dense_tensors(), Chosen(gated.executing, gated.widths)
         for key in parameters:
-            rests = resting(gated, key, gated._chosen) if key in gated.channels.axes else None
+            rests = resting(gated, key, chosen) if key in gated.channels.axes else None
             moved = torch.lerp(wanted[key], now[key].detach(), 1 - DECAY)
             wanted[key] = moved if rests is None else torch.where(rests, wanted[key], moved)
     assert (len(widths) > 1) == policy.startswith("utility")

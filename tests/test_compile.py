@@ -74,13 +74,17 @@ def test_selections_that_change_in_every_step_compile_once(policy: str) -> None:
     assert_same(plain, gated)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["random", "cucb{c=1,saliency=sample}"])
 def test_new_widths_compile_once_each(policy: str) -> None:
-    """As often as they change; dynamo gives up on a function only if its code stays the same."""
+    """As often as they change; dynamo gives up on a function only if its code stays the same.
+
+    It would at its limit, the eighth time.
+    """
+    assert torch._dynamo.config.recompile_limit == 8
     gated, optimizer = build(policy)
     plain, plain_optimizer = build(policy)
     compiled = torch.compile(gated, backend="aot_eager", fullgraph=True)
-    for number in range(12):
+    for number in range(9):
         chosen = Chosen(torch.tensor([*range(2 + number % 3), *range(8, 10 + number % 4)]),
                         (2 + number % 3, 2 + number % 4))  # fmt: skip
         for one in (gated, plain):

@@ -5,6 +5,7 @@ import torch
 
 from fxprune import GatedModule, attach, bank, instrument, moments
 from fxprune.bank import take
+from fxprune.residents import Chosen
 from tests.law import choose
 from tests.nets import BY_NAME, Net
 
@@ -65,7 +66,7 @@ def test_a_frozen_parameter_has_no_state_to_move(
     gated(*net.inputs()).square().sum().backward()
     optimizer.step()
     before = {key: value.clone() for key, value in optimizer.state_dict()["state"][0].items()}
-    first = gated._chosen
+    first = Chosen(gated.executing.clone(), gated.widths)
     gated.select(choose(gated.channels, gated.widths, 1))
     changed = optimizer.state_dict()["state"][0]["momentum_buffer"]
     assert not torch.equal(changed, before["momentum_buffer"])

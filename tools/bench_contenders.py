@@ -29,10 +29,16 @@ class Case:
 
     Attributes:
         network: a name of `NETWORKS`.
+        batch: images in a step.
         keep: the share of the channels of each group that executes.
         side: height and width of the images.
         optimizer: `sgd` (momentum 0.9, weight decay) or `adamw`.
+        policy: that of the gated networks.
+        device: as PyTorch names it: `cpu`, `cuda`.
         amp: `off`, or the type that autocast computes in: `bf16`, `fp16`.
+        channels_last: whether images and weights lie so in memory.
+        compile: whether `torch.compile` runs the network.
+        threads: of a CPU.
     """
 
     network: str

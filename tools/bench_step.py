@@ -7,8 +7,8 @@ Every contender (`bench_contenders.py`) runs in a process of its own, so that it
 own, and they take turns in one run, so that a busy machine slows all of them alike. Printed are
 medians of all steps as ratios to `narrow`, the plain network of the kept widths from the dense
 one's factory under the same optimiser, and the quartiles of the ratios turn by turn, which say how
-far to trust them. The first turns are warm-up. Masked and gathered networks
-are given their channels; only the gated ones also pay for choosing them.
+far to trust them. The first turns are warm-up. Masked and gathered networks are given their
+channels; only the gated ones also pay for choosing them.
 
 A case that is in the JSON file is not measured again; call it with more cases, or until
 `--minutes` was enough for all.
