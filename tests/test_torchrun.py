@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that begin alike, two by two."""
     folder = tmp_path_factory.mktemp("torchrun")
     (folder / "model.py").write_text(MODEL)
-    for name in ("straight", "resumed"):
-        policy = ["--policy", "utility{warmup=8,reallocate=5}", "--budget", "macs=0.4"]
-        run("instrument", "model.py", *policy, "-o", f"{name}.fxprune", folder=folder)
+    policy = ["--policy", "utility{warmup=8,reallocate=5}", "--budget", "macs=0.4"]
+    run("instrument", "model.py", *policy, "-o", "straight.fxprune", folder=folder)
+    shutil.copytree(folder / "straight.fxprune", folder / "resumed.fxprune")
     return folder
 
 
@@ -69,9 +70,10 @@ def test_a_run_of_two_processes(folder: Path) -> None:
 def test_two_processes_do_what_one_does(folder: Path) -> None:
     """They share the same batches with the same crops; without norms that is well defined."""
     (folder / "plain.py").write_text(re.sub(r"nn\.BatchNorm2d\(.*\)", "nn.Identity()", MODEL))
+    run("instrument", "plain.py", "-o", "one.fxprune", folder=folder)
+    shutil.copytree(folder / "one.fxprune", folder / "two.fxprune")
     metrics = {}
     for name, start in (("one", run), ("two", torchrun)):
-        run("instrument", "plain.py", "-o", f"{name}.fxprune", folder=folder)
         train = ["--data", "digits", "--epochs", "1", "--batch-size", "64", "--device", "cpu"]
         start("train", f"{name}.fxprune", *train, folder=folder)
         metrics[name] = json.loads((folder / f"{name}.fxprune" / "metrics.jsonl").read_text())
