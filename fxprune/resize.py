@@ -312,16 +312,17 @@ def _roll(node: fx.Node, record: Record, widths: Widths) -> None:
 
 
 def _conv(node: fx.Node, record: Record, widths: Widths) -> None:
+    """The number of conv groups; one that the batch is in (a kernel an example) stays a node."""
     groups = _argument(record, 6, "groups", 1)
     source, weight = _operand(node, 0, "input"), _operand(node, 1, "weight")
-    if groups != 1 and source is not None and weight is not None:
+    if groups not in (1, None) and source is not None and weight is not None:
         _set(node, 6, "groups", source.at(widths)[1] // weight.at(widths)[1])
 
 
 def _conv_transpose(node: fx.Node, record: Record, widths: Widths) -> None:
     groups, source = _argument(record, 6, "groups", 1), _operand(node, 0, "input")
-    if groups != 1 and source is not None and 1 in source.axes:
-        _set(node, 6, "groups", source.axes[1].blocks(groups, widths))
+    if groups not in (1, None) and source is not None and 1 in source.axes:
+        _set(node, 6, "groups", source.axes[1].blocks(int(_plain(groups)), widths))
 
 
 def _layer_norm(node: fx.Node, record: Record, widths: Widths) -> None:

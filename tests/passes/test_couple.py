@@ -1,9 +1,14 @@
 """Couple: the channels of a traced network, tried on a compact one before they are believed."""
 
 import networkx as nx
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from fxprune import instrument
 from fxprune.groups import Factor
 from fxprune.resize import KEY
+from tests.law import choose, gap, zeroed
 from tests.passes.tiny import coupled
 
 GRAPH = """\
@@ -89,3 +94,30 @@ def test_the_batch_of_the_example_does_not_matter() -> None:
     conv = next(term for term in program.channels.macs_terms if term.name == "conv")
     assert conv.scale == 16 * 9
     assert conv.factors == (Factor(0, ((0, 2),)), Factor(3))
+
+
+class KernelForEach(nn.Module):
+    """A conv group for each example, so that their number is the batch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.weight = nn.Conv2d(3, 8, 1), nn.Parameter(torch.randn(4, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, _, height, width = x.shape
+        weights = self.weight.repeat(n, 1, 1, 1)
+        x = F.conv2d(x.reshape(1, -1, height, width), weights, groups=n)
+        return x.view(n, 4, height, width)
+
+
+@torch.no_grad()
+def test_conv_groups_that_are_the_batch_stay_so() -> None:
+    model = KernelForEach().eval()
+    gated = instrument(model, (torch.zeros(1, 3, 2, 2),))
+    assert gated.widths == (4,)
+    x = torch.randn(3, 3, 2, 2)
+    chosen = choose(gated.channels, (5,))
+    gated.settle(chosen)
+    dense = zeroed(model, gated, chosen)
+    assert gap(dense(x), gated(x)) <= 1e-6

@@ -118,6 +118,14 @@ def dynamic(x: Tensor, layer: nn.Module) -> Tensor:
     return F.conv2d(x, template).expand(-1, 4, -1, -1)
 
 
+def kernel_each(x: Tensor, layer: nn.Module) -> Tensor:
+    """Kernels computed from each example, in a convolution with a conv group an example."""
+    n, c, height, width = x.shape
+    kernels = layer(x.mean((2, 3))).view(-1, c, 1, 1)
+    out = F.conv2d(x.reshape(1, -1, height, width), kernels, groups=n)
+    return out.view(n, 4, out.shape[2], out.shape[3])
+
+
 def swap_halves(x: Tensor) -> Tensor:
     """The second half of the channels first."""
     a, b = x.chunk(2, dim=1)
@@ -229,6 +237,16 @@ MATMUL = (
         (8, 4, 4),
         mixes=True,
         layers=one(nn.Linear, 8, 8),
+    ),
+    Example(
+        Convolution,
+        "with a conv group an example",
+        kernel_each,
+        4,
+        (4,),
+        ("a grouped convolution over channels of fixed number",) * 2,
+        mixes=True,
+        layers=one(nn.Linear, 8, 32),
     ),
     Example(MatMul, "baddbmm", baddbmm, 6, (8, 6, 4), layers=one(nn.Linear, 8, 6)),
     Example(
