@@ -19,6 +19,8 @@ from torch.fx.proxy import TraceError
 _HIDDEN = ("device", "dtype", "grad", "item", "layout", "requires_grad", "stride", "tolist")
 """What is not asked of a tensor here: it may be another one when the network runs."""
 
+_VALUES = "the code branches on, or counts by, what is in a tensor"
+
 
 class Example:
     """What the nodes of a growing graph are for the example inputs, on meta tensors.
@@ -63,7 +65,7 @@ class Example:
             return torch.func.functional_call(module, lent, args, kwargs)
         asked = args[1] if node.target is getattr else node.target
         if isinstance(asked, str) and (asked in _HIDDEN or asked.startswith(("is_", "get_"))):
-            raise TraceError(f"{asked} is not a matter of sizes")
+            raise TraceError(f"the code branches on, or counts by, {asked} of a tensor")
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -121,7 +123,7 @@ class KnowingTracer(fx.Tracer):
         """
         found = self._values(proxy, (self._plain, self._batch, self._image))
         if not isinstance(found[0], (tuple, list)) or len({len(x) for x in found}) > 1:
-            raise TraceError(f"the length of {proxy.node.name} is not known")
+            raise TraceError("the code goes through a tensor, or a tuple of unknown length")
         return len(found[0])
 
     def known(self, proxy: fx.Proxy, *, free: bool = False) -> Any:
@@ -136,8 +138,10 @@ class KnowingTracer(fx.Tracer):
         """
         others = (self._batch,) if free or self.exact else (self._batch, self._image)
         value, *rest = self._values(proxy, (self._plain, *others))
-        if not isinstance(value, (int, float)) or any(other != value for other in rest):
-            raise TraceError(f"the value of {proxy.node.name} is not known")
+        if not isinstance(value, (int, float)):
+            raise TraceError(_VALUES)
+        if any(other != value for other in rest):
+            raise TraceError("the code branches on, or counts by, the size of the batch or image")
         same = self.create_proxy("call_function", operator.eq, (proxy, value), {})
         text = "the network was traced for inputs of another size, for which it does another thing"
         self.create_proxy("call_function", torch._assert, (same, text), {})
@@ -148,7 +152,8 @@ class KnowingTracer(fx.Tracer):
         try:
             return [example.value(proxy.node) for example in examples]
         except Exception as error:
-            raise TraceError(f"the value of {proxy.node.name} depends on data") from error
+            known = isinstance(error, TraceError)
+            raise TraceError(str(error) if known else _VALUES) from error
         finally:
             self._looking = False
 

@@ -204,10 +204,11 @@ def _refusal(model: nn.Module, error: Exception) -> TraceError:
             at = _line(path, frame.tb_lineno)
         frame = frame.tb_next
     first = (str(error).strip().splitlines() or [""])[0]
+    ours = isinstance(error, fx.proxy.TraceError)
     return TraceError(
         f"cannot trace {type(model).__name__}",
         at=at,
-        why=f"{type(error).__name__}: {first}",
+        why=first if ours else f"{type(error).__name__}: {first}",
         do="move the code that stops the trace into a submodule of its own: it becomes a leaf",
     )
 

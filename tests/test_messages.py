@@ -77,7 +77,7 @@ def test_a_model_that_looks_at_values() -> None:
     assert refused(TraceError, lambda: fxprune.analyze(Branches(), (IMAGE,))).splitlines() == [
         "cannot trace Branches",
         f"  at   {line_of('if x.sum() > 0:')}",
-        "  why  TraceError: symbolically traced variables cannot be used as inputs to control flow",
+        "  why  the code branches on, or counts by, what is in a tensor",
         "  do   move the code that stops the trace into a submodule of its own: it becomes a leaf",
     ]
 
