@@ -30,9 +30,12 @@ from fxprune.cost import CostModel, Widths
 from fxprune.errors import BudgetError
 from fxprune.groups import Layout
 
-Kind = Literal["keep", "macs", "params"]
+Kind = Literal["keep", "macs", "params", "latency"]
 KINDS: tuple[str, ...] = typing.get_args(Kind)
-EXAMPLE = "write keep=…, macs=… or params=… with a share of the dense network, such as keep=0.5"
+EXAMPLE = (
+    "write keep=…, macs=…, params=… or latency=… with a share of the dense network, such as "
+    "keep=0.5"
+)
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,13 @@ class Budget:
 
     Attributes:
         kind: what is counted: channels (`keep`), multiply-accumulates of one example (`macs`) or
-            elements of the parameters (`params`).
+            elements of the parameters (`params`); or the time of one example in ONNX Runtime
+            (`latency`), which `fxprune.latency` measures.
         value: the share of the dense network's count, above 0 and at most 1.
         round_to: widths are multiples of this, or the whole group; a group that is smaller than
             this stays whole.
         floor: the share of each group that global allocation must leave it.
+        widths: what a latency budget was measured to mean; empty before that.
 
     Raises:
         BudgetError: a field is out of its range.
@@ -55,6 +60,7 @@ class Budget:
     value: float
     round_to: int = 1
     floor: float = 0.05
+    widths: Widths = ()
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -73,14 +79,21 @@ class Budget:
                 f"the floor of a budget cannot be {self.floor}",
                 do="give the share of each group that always stays, from 0 to 1",
             )
+        if self.widths and self.kind != "latency":
+            raise BudgetError(
+                f"the budget {self} cannot have widths", why="only latency budgets are measured"
+            )
 
     def __str__(self) -> str:
         floor = f",floor={self.floor}" if self.floor != Budget.floor else ""
-        return f"{self.kind}={self.value}{floor}"
+        widths = f",widths={'/'.join(map(str, self.widths))}" if self.widths else ""
+        return f"{self.kind}={self.value}{floor}{widths}"
 
     @staticmethod
     def parse(budget: "str | Budget", round_to: int = 1) -> "Budget":
-        """Reads `kind=share`, optionally followed by `,floor=share`; the inverse of `str`.
+        """Reads `kind=share`; the inverse of `str`.
+
+        It may be followed by `,floor=share`, and for a latency by `,widths=8/16/…`.
 
         Args:
             budget: the text, or a `Budget`, which is taken as it is.
@@ -96,10 +109,14 @@ class Budget:
             if round_to in (1, budget.round_to):
                 return budget
             return dataclasses.replace(budget, round_to=round_to)
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*([^,\s]+)\s*(?:,\s*floor\s*=\s*(\S+)\s*)?", budget)
+        match = re.fullmatch(
+            r"\s*(\w+)\s*=\s*([^,\s]+)\s*(?:,\s*floor\s*=\s*([^,\s]+)\s*)?"
+            r"(?:,\s*widths\s*=\s*(\d+(?:/\d+)*)\s*)?",
+            budget,
+        )
         if match is None:
             raise BudgetError(f"cannot read the budget {budget!r}", do=EXAMPLE)
-        kind, value, floor = match.groups()
+        kind, value, floor, widths = match.groups()
         if kind not in KINDS:
             raise _unknown(kind)
         return Budget(
@@ -107,7 +124,24 @@ class Budget:
             _number(value, budget),
             round_to,
             Budget.floor if floor is None else _number(floor, budget),
+            tuple(map(int, widths.split("/"))) if widths else (),
         )
+
+    def at(self, share: float, sizes: Widths) -> "Budget":
+        """The budget of another share, not below its own.
+
+        Measured widths grow evenly towards the `sizes` of the groups, in rounding steps: their
+        latency is not measured again.
+        """
+        if share == self.value or self.kind != "latency":
+            return dataclasses.replace(self, value=share)
+        way = (share - self.value) / (1 - self.value)
+        pairs = zip(self.widths, sizes, strict=True)
+        widths = tuple(
+            n if way >= 1 else w + int(way * (n - w) / self.round_to + 1e-9) * self.round_to
+            for w, n in pairs
+        )
+        return dataclasses.replace(self, value=share, widths=widths)
 
     def share(self, widths: Widths, cost: CostModel) -> float:
         """The share of the dense network that the widths cost, counted as the budget counts."""
@@ -131,7 +165,7 @@ def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
     the smallest one: no group is more than one rounding step away from r * n. `macs` and
     `params` take the largest common share that fits, each group rounded down; groups may then
     climb one step where that still fits. The cost does not exceed the budget, and it would if
-    every group were one step wider.
+    every group were one step wider. A latency budget has its widths.
 
     Args:
         budget: the budget. Its floor does not matter here.
@@ -142,19 +176,22 @@ def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
         One width per group.
 
     Raises:
-        BudgetError: even the smallest widths cost more than the budget.
+        BudgetError: even the smallest widths cost more than the budget, or a latency budget was
+            not measured, or for another network.
     """
+    if budget.kind == "latency":
+        return _measured(budget, layout)
     if budget.kind == "keep":
         targets = [budget.value * size + 1e-6 for size in layout.sizes]
         return tuple(
             max(width for i, width in enumerate(allowed) if i == 0 or width <= target)
-            for allowed, target in zip(_allowed(budget.round_to, layout), targets)
+            for allowed, target in zip(allowed_widths(budget.round_to, layout), targets)
         )
 
     def urgency(group: int, _low: int, high: int) -> float:
         return -high / layout.sizes[group]
 
-    return _spend(budget, cost, _allowed(budget.round_to, layout), urgency)
+    return _spend(budget, cost, allowed_widths(budget.round_to, layout), urgency)
 
 
 def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tensor) -> Widths:
@@ -165,7 +202,7 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
     were one step wider.
 
     Args:
-        budget: the budget; `keep` counts the channels of all groups together.
+        budget: not one of latency; `keep` counts the channels of all groups together.
         layout: the channel groups.
         cost: the costs of the same groups.
         scores: float [N], one per channel, comparable between groups; any scale. A NaN counts
@@ -177,6 +214,7 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
     Raises:
         BudgetError: the floors alone cost more than the budget.
     """
+    assert budget.kind != "latency"  # `Settings` refuses it
     known = torch.where(scores.isnan(), -math.inf, scores.detach().double())
     values: list[float] = known.clamp(-1e30, 1e30).tolist()
     best_first = [
@@ -187,10 +225,27 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
     def urgency(group: int, low: int, high: int) -> float:
         return sum(best_first[group][low:high]) / (high - low)
 
-    return _spend(budget, cost, _allowed(budget.round_to, layout, budget.floor), urgency)
+    return _spend(budget, cost, allowed_widths(budget.round_to, layout, budget.floor), urgency)
 
 
-def _allowed(round_to: int, layout: Layout, floor: float = 0.0) -> list[list[int]]:
+def _measured(budget: Budget, layout: Layout) -> Widths:
+    if not budget.widths:
+        raise BudgetError(
+            f"the budget {budget} has not been measured", do="fxprune.instrument measures it"
+        )
+    fits = len(budget.widths) == len(layout.sizes) and all(
+        1 <= width <= size for width, size in zip(budget.widths, layout.sizes)
+    )
+    if not fits:
+        raise BudgetError(
+            f"the budget {budget} does not fit the channel groups",
+            why=f"there are {len(layout.sizes)}, of {'/'.join(map(str, layout.sizes))} channels",
+            do="leave out the widths, to have them measured",
+        )
+    return budget.widths
+
+
+def allowed_widths(round_to: int, layout: Layout, floor: float = 0.0) -> list[list[int]]:
     """The widths that each group may have, in rising order; the last is its size."""
     widths = [[*range(round_to, size, round_to), size] for size in layout.sizes]
     return [
@@ -261,10 +316,6 @@ def _number(text: str, budget: str) -> float:
 
 
 def _unknown(kind: str) -> BudgetError:
-    if kind == "latency":
-        return BudgetError(
-            "latency budgets are not built yet", do="budget macs=… and measure the exported file"
-        )
     return BudgetError(f"unknown budget {kind!r}", do=EXAMPLE)
 
 

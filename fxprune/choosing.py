@@ -3,7 +3,6 @@
 Letters: N channels in all, K of them chosen.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +31,19 @@ class Settings:
     budget: Budget
     every: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks that policy and budget go together.
+
+        Raises:
+            BudgetError: the policy allocates widths, and the budget is one of latency.
+        """
+        if self.policy.reallocate and self.budget.kind == "latency":
+            raise BudgetError(
+                "a latency budget cannot be allocated by scores",
+                why="its widths are those that were measured, and the policy changes them",
+                do="give the policy the option reallocate=0, or take a budget macs=…",
+            )
 
 
 class Chooser:
@@ -175,7 +187,7 @@ class Chooser:
     def _allocated(self, share: float) -> Widths:
         """The widths that spend a share: the same of all groups, or what each deserves."""
         policy, layout = self._settings.policy, self._layout
-        budget = dataclasses.replace(self._settings.budget, value=share)
+        budget = self._settings.budget.at(share, layout.sizes)
         if policy.reallocate and self.steps > 0:
             score = policy.score(self.state, layout, explore=False)
             return global_widths(budget, layout, self._cost, score)

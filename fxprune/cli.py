@@ -120,7 +120,7 @@ def instrument(
         str,
         typer.Option(
             help="How much may execute, as a share of the dense network: keep=0.5 (channels), "
-            "macs=0.25, params=0.11."
+            "macs=0.25, params=0.11, latency=0.4 (time in ONNX Runtime, measured here)."
         ),
     ] = "keep=0.5",
     round_to: Annotated[
@@ -169,17 +169,27 @@ def instrument(
     from fxprune import compiler, views
     from fxprune.artifact import SUFFIX, Run
     from fxprune.budget import Budget
+    from fxprune.gated import Settings
     from fxprune.policies import parse
     from fxprune.source import resolve
     from fxprune.weights import load_weights
 
     chosen, spent = parse(policy), Budget.parse(budget, round_to)  # refused before any work
-    with console.phases(["building the network", "instrumenting it", "writing the run"]) as begin:
+    Settings(chosen, spent)  # likewise
+    measures = spent.kind == "latency" and not spent.widths
+    phases = ["building the network", *(["measuring latencies"] if measures else [])]
+    phases += ["instrumenting it", "writing the run"]
+    fitted = None
+    with console.phases(phases) as begin:
         begin()
         torch.manual_seed(seed)
         source = resolve(spec, shape)
         if weights is not None:
             load_weights(source.model, weights)
+        if measures:
+            begin()
+            fitted = compiler.fit_latency(source.model, source.example_inputs, spent)
+            spent = fitted.budget
         begin()
         gated = compiler.instrument(
             source.model, source.example_inputs, chosen, spent, every=every, seed=seed
@@ -192,6 +202,7 @@ def instrument(
         "budget": run.plan.budget,
         "round_to": run.plan.round_to,
         **views.of_widths(gated.channels, gated.cost, gated.best().widths),
+        **({} if fitted is None else {"latency": views.of_latency(fitted)}),
     }
     _print(record, views.show_widths, as_json)
     console.note(f"next: fxprune train {run.path} --data …, then fxprune export {run.path} --onnx")

@@ -1,6 +1,8 @@
 """The compiler's public functions: pipelines of passes."""
 
+import dataclasses
 import gc
+from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
@@ -11,6 +13,9 @@ from fxprune.gated import GatedModule, Settings
 from fxprune.groups import ChannelGraph
 from fxprune.passes import Program, apply
 from fxprune.policies import Policy, parse
+
+if TYPE_CHECKING:
+    from fxprune.latency import Choice
 
 
 def analyze(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ChannelGraph:
@@ -50,7 +55,8 @@ def instrument(
             parameters.
         example_inputs: as for `analyze`.
         policy: how channels are chosen, such as `"cucb{c=0.5}"`, or a Policy.
-        budget: how much may execute, such as `"macs=0.25"`, or a Budget.
+        budget: how much may execute, such as `"macs=0.25"`, or a Budget. For `"latency=0.4"`
+            networks of some widths are measured first, see `fit_latency`.
         round_to: widths are multiples of this; a Budget has its own.
         every: optimiser steps between two selections.
         seed: for policies that draw.
@@ -66,10 +72,42 @@ def instrument(
     """
     if every < 1:
         raise OptionError(f"every cannot be {every}", do="give a number of steps, 1 or more")
-    settings = Settings(parse(policy), Budget.parse(budget, round_to), every, seed)
+    chosen, spent = parse(policy), Budget.parse(budget, round_to)
+    settings = Settings(chosen, spent, every, seed)
+    if spent.kind == "latency" and not spent.widths:
+        fitted = fit_latency(model, example_inputs, spent)
+        settings = dataclasses.replace(settings, budget=fitted.budget)
     gated = apply("gate", _coupled(model, example_inputs), settings=settings).module
     assert isinstance(gated, GatedModule)
     return gated
+
+
+def fit_latency(model: nn.Module, example_inputs: tuple[Tensor, ...], budget: Budget) -> "Choice":
+    """Measures in ONNX Runtime, on this machine, which widths meet a latency budget.
+
+    It takes some seconds for each of at most 20 networks. What was measured is kept in the
+    user's cache directory.
+
+    Args:
+        model: as for `instrument`.
+        example_inputs: likewise.
+        budget: a latency budget.
+
+    Returns:
+        The budget with its widths, and what was measured.
+
+    Raises:
+        BudgetError: the narrowest network takes longer.
+        ExportError: the network cannot be exported.
+    """
+    from fxprune.latency import Bench, choose  # which brings ONNX Runtime
+
+    whole = Settings(parse("fixed"), Budget("keep", 1.0))
+    program = apply("gate", _coupled(model, example_inputs), settings=whole)
+    gated = program.module
+    assert isinstance(gated, GatedModule)
+    with Bench(program, example_inputs) as bench:
+        return choose(budget, gated.channels.layout, gated.cost, bench)
 
 
 def shrink(gated: GatedModule) -> fx.GraphModule:

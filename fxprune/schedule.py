@@ -125,9 +125,7 @@ class Cubic(Schedule):
         return (1 - way) ** 3
 
 
-KNOWN: Mapping[Hashable, type[Schedule]] = {
-    cls.keys[0]: cls for cls in (Constant, Linear, Cubic)
-}
+KNOWN: Mapping[Hashable, type[Schedule]] = {cls.keys[0]: cls for cls in (Constant, Linear, Cubic)}
 
 
 def parse(schedule: str | Schedule) -> Schedule:

@@ -17,6 +17,7 @@ from fxprune.export import Comparison
 from fxprune.gated import GatedModule
 from fxprune.groups import ChannelGraph, Member
 from fxprune.job import Job
+from fxprune.latency import Choice
 from fxprune.pt2 import Pt2Report
 from fxprune.source import Source
 from fxprune.train import EpochMetrics
@@ -172,11 +173,35 @@ def show_widths(record: Record) -> RenderableType:
     )
     head = f"{record['run']}   policy {record['policy']}   budget {record['budget']}"
     parts: list[RenderableType] = [console.heading(head), groups, totals]
+    if "latency" in record:
+        parts.append(Text(_latency(record["latency"])))
     channels = [sum(group[kind] for group in record["groups"]) for kind in ("gated", "dense")]
     holding = [pinned for pinned in record["pinned"] if pinned["macs_share"] >= HOLDS]
     if gated["macs"] / max(dense["macs"], 1) > (channels[0] / channels[1]) ** 2 + SHORT and holding:
         parts += [console.heading("Pinned channels that keep the macs up"), _pinned(holding)]
     return Group(*parts)
+
+
+def of_latency(choice: Choice) -> Record:
+    """What was measured for a latency budget; seconds."""
+    return {
+        "dense": choice.dense,
+        "chosen": choice.chosen,
+        "share": choice.share,
+        "met": choice.met,
+        "measured": {
+            "/".join(map(str, widths)): seconds for widths, seconds in choice.measured.items()
+        },
+    }
+
+
+def _latency(record: Record) -> str:
+    close = "" if record["met"] else "; of the widths tried, none are closer"
+    return (
+        f"ONNX Runtime, one example, measured at {len(record['measured'])} choices of widths: "
+        f"dense {console.milliseconds(record['dense'])}, "
+        f"these {console.milliseconds(record['chosen'])} ({console.share(record['share'])}{close})"
+    )
 
 
 def epoch_line(metrics: EpochMetrics) -> str:

@@ -343,7 +343,10 @@ def test_parse() -> None:
 
 
 OUT_OF_RANGE = "is out of range\n  why  it is a share of the dense network: above 0 and at most 1"
-HOW = "write keep=…, macs=… or params=… with a share of the dense network, such as keep=0.5"
+HOW = (
+    "write keep=…, macs=…, params=… or latency=… with a share of the dense network, such as "
+    "keep=0.5"
+)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +358,8 @@ HOW = "write keep=…, macs=… or params=… with a share of the dense network,
         ("params=nan", f"the budget params=nan {OUT_OF_RANGE}"),
         ("keep=inf", f"the budget keep=inf {OUT_OF_RANGE}"),
         ("flops=0.5", f"unknown budget 'flops'\n  do   {HOW}"),
-        ("latency=0.4", "latency budgets are not built yet\n  do   budget macs="),
+        ("keep=0.5,widths=4", "the budget keep=0.5,widths=4 cannot have widths"),
+        ("latency=0.5,widths=4/a", "cannot read the budget 'latency=0.5,widths=4/a'"),
         ("0.5", f"cannot read the budget '0.5'\n  do   {HOW}"),
         ("", f"cannot read the budget ''\n  do   {HOW}"),
         ("keep=half", "cannot read the budget 'keep=half'\n  why  'half' is not a number"),
@@ -375,5 +379,5 @@ def test_bad_fields_are_refused() -> None:
         Budget.parse("keep=0.5", round_to=0)
     with pytest.raises(BudgetError, match="the budget keep=nan is out of range"):
         Budget("keep", math.nan)
-    with pytest.raises(BudgetError, match="latency budgets are not built yet"):
-        Budget("latency", 0.5)  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match="unknown budget 'flops'"):
+        Budget("flops", 0.5)  # type: ignore[arg-type]

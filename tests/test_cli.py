@@ -181,6 +181,20 @@ def test_instrument_with_options(here: Path) -> None:
     assert (here / "other.fxprune" / "plan.json").exists()
 
 
+def test_instrument_says_what_was_measured(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    measure = ("instrument", "model.py", "--budget", "latency=1")
+    found = json.loads(run(*measure, "--json", folder=here).stdout)
+    assert found["budget"] == "latency=1.0,widths=16/32"
+    assert found["latency"]["share"] == 1
+    assert found["latency"]["measured"] == {"16/32": found["latency"]["dense"]}
+    text = " ".join(run(*measure, folder=here).stdout.split())
+    assert "ONNX Runtime, one example, measured at 1 choices of widths: dense" in text
+    train = ("train", "--data", "digits", "--epochs", "1", "--train-macs", "1", "--json")
+    trained = json.loads(run(*train, folder=here).stdout)
+    assert trained["run_macs"]["spent"] == trained["run_macs"]["dense"]
+
+
 def test_instrument_starts_from_trained_weights(here: Path) -> None:
     net = _net()
     with torch.no_grad():
@@ -301,6 +315,10 @@ REFUSED = {
     "budget 0": (("instrument", "model.py", "--budget", "keep=0"), "out of range"),
     "budget 1.5": (("instrument", "model.py", "--budget", "keep=1.5"), "out of range"),
     "budget nan": (("instrument", "model.py", "--budget", "keep=nan"), "out of range"),
+    "a latency that a policy would change": (
+        ("instrument", "model.py", "--policy", "utility", "--budget", "latency=0.5"),
+        "a latency budget cannot be allocated by scores",
+    ),
     "every 0": (("instrument", "model.py", "--every", "0"), "every cannot be 0"),
     "no run": (("export", "nothing.fxprune"), "there is no run nothing.fxprune"),
     "no data named": (("train", "model.fxprune"), "nothing says what to train"),

@@ -28,7 +28,9 @@ FLOORS = (
     ("choosing", "snapshot", "holdings"),
     ("gated",),
     ("passes", "passes.*"),
-    ("compiler", "controller", "averages", "wrappers", "onnx", "artifact", "report"),
+    ("onnx",),
+    ("latency",),
+    ("compiler", "controller", "averages", "wrappers", "artifact", "report"),
     ("",),  # the public names: fxprune/__init__.py
     ("train", "job", "export", "pt2", "spending"),
     ("demo",),
