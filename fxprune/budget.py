@@ -81,7 +81,9 @@ class Budget:
             )
         if self.widths and self.kind != "latency":
             raise BudgetError(
-                f"the budget {self} cannot have widths", why="only latency budgets are measured"
+                f"the budget {self} cannot have widths",
+                why="only latency budgets are measured",
+                do=EXAMPLE,
             )
 
     def __str__(self) -> str:

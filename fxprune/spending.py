@@ -4,6 +4,8 @@ The measure is the macs of one example in the forward pass, summed over the trai
 times the examples of a batch. Forward and backward together cost about three times as much, of a
 dense and of a narrow network alike, so the shares are the same. Evaluation, which the dense run
 has as well, and the measuring of the batch norms at the end are not in it.
+
+Steps that GradScaler skips (amp in float16) prolong a policy's warm-up, which is not planned.
 """
 
 import dataclasses

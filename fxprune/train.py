@@ -212,6 +212,7 @@ class _Session:
             raise OptionError(
                 "train_macs is for gated networks",
                 why="a plain network executes all of its macs in every step",
+                do="give what fxprune.instrument returned, or leave train_macs out",
             )
 
     def wrap(self) -> None:

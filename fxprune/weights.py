@@ -51,7 +51,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         fit = model.load_state_dict(weights, strict=False)
     except Exception as error:  # a network's own hooks may raise anything
         raise RunError(
-            f"the weights in {path} do not fit the network", why=str(error).splitlines()[0]
+            f"the weights in {path} do not fit the network",
+            why=(str(error).splitlines() or [type(error).__name__])[0],
+            do="build the network that they are of",
         ) from error
     if fit.missing_keys or fit.unexpected_keys:
         raise _unfit(path, {"missing": fit.missing_keys, "unexpected": fit.unexpected_keys})
@@ -69,7 +71,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             do=f"give a file that ends in {', '.join(ENDINGS)}",
         )
     if not path.is_file():
-        raise RunError(f"there is no file {path}")
+        raise RunError(f"there is no file {path}", do="give the path of the weights")
     try:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)
@@ -84,7 +86,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"cannot read {path}", why=f"it is damaged: {reason}") from error
+        raise RunError(
+            f"cannot read {path}", why=f"it is damaged: {reason}", do="save it again"
+        ) from error
     return _named(found, path)
 
 
