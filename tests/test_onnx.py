@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import onnx
 import onnxruntime
 import pytest
@@ -187,3 +189,15 @@ def test_fresh_inputs_are_like_the_example():
     assert float(drawn[0].std()) == pytest.approx(2, abs=0.1)
     assert drawn[1].unique().tolist() == [3, 9]
     assert float(drawn[3].std()) == pytest.approx(1, abs=0.2)
+
+
+def test_a_runtime_that_changes_the_network_is_named(tmp_path: Path) -> None:
+    # ONNX Runtime's fusion takes the zeros for the pooling's own padding, which is -inf
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ConstantPad2d(1, 0.0), nn.MaxPool2d(3, 2), nn.Conv2d(8, 4, 3)
+    ).eval()
+    path = tmp_path / "padded.onnx"
+    with pytest.raises(ParityError, match="without ONNX Runtime's graph optimisations") as caught:
+        export_onnx(model, (torch.zeros(2, 3, 16, 16),), path)
+    assert onnxruntime.__version__ in caught.value.do
+    assert not path.exists()
