@@ -105,7 +105,7 @@ class Budget:
             BudgetError: the text cannot be read or says something out of range.
 
         >>> Budget.parse("macs=0.25", round_to=8)
-        Budget(kind='macs', value=0.25, round_to=8, floor=0.05)
+        Budget(kind='macs', value=0.25, round_to=8, floor=0.05, widths=())
         """
         if isinstance(budget, Budget):
             if round_to in (1, budget.round_to):

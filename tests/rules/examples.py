@@ -245,7 +245,6 @@ MATMUL = (
         4,
         (4,),
         ("a grouped convolution over channels of fixed number",) * 2,
-        mixes=True,
         layers=one(nn.Linear, 8, 32),
     ),
     Example(MatMul, "baddbmm", baddbmm, 6, (8, 6, 4), layers=one(nn.Linear, 8, 6)),
