@@ -6,6 +6,7 @@ channels meet that were strangers in the dense network, the code around that nod
 follow narrow widths: its channels are pinned with that reason, and the rest is tried again.
 """
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -84,10 +85,8 @@ def _propagate(
         if not single:
             raise
         pairs = tuple(tensor.expand(2, *tensor.shape[1:]) for tensor in inputs)
-        try:
+        with contextlib.suppress(TraceError):  # the first refusal says more
             return pairs, propagate(module, pairs)
-        except TraceError:
-            pairs = ()
         raise
 
 

@@ -121,3 +121,23 @@ def test_conv_groups_that_are_the_batch_stay_so() -> None:
     gated.settle(chosen)
     dense = zeroed(model, gated, chosen)
     assert gap(dense(x), gated(x)) <= 1e-6
+
+
+class PooledNorm(nn.Module):
+    """A norm of single values, which PyTorch refuses to train on one example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).mean((2, 3))
+        if self.training:
+            x = F.batch_norm(x, None, None, self.scale, training=True)
+        return self.fc(x)
+
+
+def test_a_single_example_is_enough_for_a_norm_that_wants_two() -> None:
+    gated = instrument(PooledNorm(), (torch.zeros(1, 3, 2, 2),))
+    assert [group.size for group in gated.channels.groups] == [8]
