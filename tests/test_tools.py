@@ -1,4 +1,4 @@
-"""The benchmarks run, on data of the right form but of no meaning."""
+"""The tables come out of their tool, on data of the right form but of no meaning."""
 
 import io
 import json
@@ -33,30 +33,45 @@ def data_file(tmp_path_factory):
     return path
 
 
-def test_cifar_run(data_file, tmp_path):
+def reproduce(data_file, folder, *arguments):
     command = [
-        *(sys.executable, ROOT / "tools" / "cifar_run.py", "--data-file", data_file),
-        *("--policy", "cucb", "--batch-size", "32", "--threads", "1", "--run", tmp_path / "run"),
+        *(sys.executable, ROOT / "tools" / "reproduce.py", *arguments, "--data", data_file),
+        *("--recipe", "trial", "--seeds", "1", "--threads", "1", "--jobs", "2"),
+        *("--results", folder / "results", "--work", folder / "work"),
     ]
-    for epochs in ("1", "2"):  # the second call goes on from the first
-        done = subprocess.run(
-            [*command, "--epochs", epochs], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-    assert "epoch   1" not in done.stdout
-    assert "epoch   2" in done.stdout
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["epochs"] == 2
-    assert result["macs"] == 10248512, "a quarter of ResNet-20's 40.6 million, for keep=0.5"
-    assert result["onnx_max_rel_error"] < 2e-5
-    assert 0 <= result["accuracy"] <= 1
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_table_goes_on_where_it_stopped(data_file, tmp_path):
+    stopped = reproduce(data_file, tmp_path, "peers", "--budget-minutes", "0")
+    assert stopped.returncode == 1
+    assert "call it again" in stopped.stderr
+    done = reproduce(data_file, tmp_path, "peers", "--networks", "vgg_small")
+    assert done.returncode == 0, done.stderr
+    records = json.loads((tmp_path / "results" / "peers.json").read_text())["runs"]
+    by_arm = {record["arm"]: record for record in records}
+    assert len(by_arm) == len(records) == 7
+    for arm, record in by_arm.items():
+        assert record["macs"] <= (1 if arm == "dense" else 0.27), arm
+        spent = [epoch["run_macs"] for epoch in record["curve"]]
+        assert spent == sorted(spent), arm
+        assert spent[-1] == pytest.approx(record["run_macs"]), arm
+        assert len(spent) == record["epochs"], arm
+    found = by_arm["narrow, widths found, equal epochs"]
+    assert found["widths"] == by_arm["fxprune"]["widths"]
+    assert found["run_macs"] == pytest.approx(found["macs"])
+    text = (tmp_path / "results" / "README.md").read_text()
+    assert all(f"| {arm} (1) |" in text for arm in by_arm)
+    again = reproduce(data_file, tmp_path, "peers", "--networks", "vgg_small")
+    assert again.returncode == 0
+    assert again.stdout == "", "nothing is trained twice"
 
 
 def test_the_images_are_decoded_in_order(data_file, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tools")
-    import cifar_run
+    import cifar
 
-    images = cifar_run.load_npz(data_file)
+    images = cifar.load(data_file, None, torch.device("cpu"))
     assert images.train.images.shape == (64, 3, 32, 32)
     assert images.val.images.dtype == torch.uint8
     arrays = np.load(data_file)

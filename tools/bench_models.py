@@ -92,13 +92,17 @@ class Residual(nn.Module):
         return self.last(self.body(x) + self.shortcut(x))
 
 
-def mobilenet_v2(width: float = 1.0) -> nn.Module:
-    """MobileNetV2 for 1,000 classes: 3.5 million parameters."""
+def mobilenet_v2(
+    width: float = 1.0, classes: int = 1000, strides: tuple[int, ...] = (2, 1, 2, 2, 2, 1, 2, 1)
+) -> nn.Module:
+    """MobileNetV2, for 1,000 classes with 3.5 million parameters.
+
+    `strides` are those of the first convolution and of each stage.
+    """
     channels = scaled(32, width)
-    layers: list[nn.Module] = [block(3, channels, 3, 2), nn.ReLU6(inplace=True)]
-    rows = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2))
-    rows += ((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-    for expansion, out, count, first_stride in rows:
+    layers: list[nn.Module] = [block(3, channels, 3, strides[0]), nn.ReLU6(inplace=True)]
+    rows = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+    for (expansion, out, count), first_stride in zip(rows, strides[1:], strict=True):
         for number in range(count):
             stride = first_stride if number == 0 else 1
             hidden, narrow = expansion * channels, scaled(out, width)
@@ -112,7 +116,7 @@ def mobilenet_v2(width: float = 1.0) -> nn.Module:
             channels = narrow
     layers += [block(channels, scaled(1280, width), 1), nn.ReLU6(inplace=True)]
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *pool, nn.Linear(scaled(1280, width), 1000))
+    return nn.Sequential(*layers, *pool, nn.Linear(scaled(1280, width), classes))
 
 
 def resnet50(width: float = 1.0) -> nn.Module:

@@ -78,14 +78,25 @@ class CifarResNet(nn.Module):
         self.blocks = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width_in, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialised(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images [N, 3, H, W] to logits [N, classes]."""
         x = self.blocks(self.relu(self.bn(self.conv(x))))
         return self.fc(torch.flatten(self.pool(x), 1))
+
+
+def initialised(model: nn.Module) -> nn.Module:
+    """Draws all parameters anew: He's normal ones for convolutions, else each module's own."""
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif reset is not None:
+            reset()
+    return model
 
 
 def scaled(channels: int, width: float) -> int:

@@ -1,0 +1,230 @@
+"""results/README.md and its plots, from results/*.json: nothing in it is written by hand."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from paper_tables import PUBLISHED, RECIPES, TABLES, Table
+
+Record = dict[str, Any]
+Group = dict[str, list[Record]]  # by arm, the runs of all seeds
+
+HEADS = ("arm (seeds)", "accuracy, %", "against dense", "macs", "params")
+HEADS += ("macs of the training", "its time", "peak memory")
+
+PREAMBLE = (
+    "Written by `python tools/reproduce.py TABLE --data FILE --recipe RECIPE`. Accuracy: share of "
+    "the 10,000 test images that is right after the last epoch, mean and standard deviation over "
+    "the seeds; nothing was chosen by it. Macs, params and the macs of the training (forward ones "
+    "of all steps) are shares of the dense network's. Time, that of all training steps, and peak "
+    "memory are shares of the dense run's; taken beside other trainings they are rough."
+)
+
+
+def render(results: Path) -> None:
+    """Writes README.md and the plots beside the JSON files."""
+    parts = ["# What the tables show", "", PREAMBLE, ""]
+    for name, table in TABLES.items():
+        path = results / f"{name}.json"
+        if path.exists():
+            parts += [f"## {table.title}", ""]
+            parts += _sections(name, table, json.loads(path.read_text())["runs"], results)
+    (results / "README.md").write_text("\n".join(parts).rstrip() + "\n")
+
+
+def _sections(name: str, table: Table, runs: list[Record], results: Path) -> list[str]:
+    lines = []
+    by_case: dict[tuple[str, str], Group] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        by_case[run["recipe"], run["network"]][run["arm"]].append(run)
+    for (recipe, network), group in sorted(by_case.items()):
+        lines += [f"### {network}, recipe `{recipe}`", "", _conditions(recipe, group), ""]
+        lines += ["| " + " | ".join(HEADS) + " |", "| --- |" + " ---: |" * (len(HEADS) - 1)]
+        dense = group.get("dense", [])
+        for arm in table.arms:
+            if arm.name in group:
+                lines.append(_row(arm.name, group[arm.name], dense))
+        lines.append("")
+        for title, plot in PLOTS.items():
+            file = f"{name}-{recipe}-{network}-{title.replace(' ', '-')}.png"
+            if plot(group, network, results / file):
+                lines.append(f"![{title}]({file})")
+        lines.append("")
+    return lines
+
+
+def _conditions(recipe: str, group: Group) -> str:
+    every = [run for runs in group.values() for run in runs]
+    images = RECIPES[recipe].images
+    return (
+        f"{images or 50_000:,} images, {_range(run['epochs'] for run in every)} epochs; "
+        f"{', '.join(sorted({run['device'] for run in every}))}, "
+        f"{_range(run['threads'] for run in every)} thread(s), "
+        f"{_range(run['jobs'] for run in every)} training(s) at a time; "
+        f"torch {', '.join(sorted({run['torch'] for run in every}))}."
+    )
+
+
+def _range(values: Any) -> str:
+    known = sorted(values)
+    low, high = known[0], known[-1]
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _row(arm: str, runs: list[Record], dense: list[Record]) -> str:
+    """One line of a table; comparisons are with the dense runs of the same seeds."""
+    twins = {run["seed"]: run for run in dense}
+    pairs = [(run, twins[run["seed"]]) for run in runs if run["seed"] in twins]
+
+    def mean(of: Callable[[Record], float]) -> float:
+        return statistics.mean(map(of, runs))
+
+    def ratio(key: str) -> str:
+        return f"{statistics.mean(a[key] / b[key] for a, b in pairs):.2f}" if pairs else ""
+
+    accuracy = f"{100 * mean(lambda run: run['accuracy']):.2f}"
+    if len(runs) > 1:
+        accuracy += f" ± {100 * statistics.stdev(run['accuracy'] for run in runs):.2f}"
+    gain = [100 * (a["accuracy"] - b["accuracy"]) for a, b in pairs]
+    cells = [
+        f"{arm} ({len(runs)})",
+        accuracy,
+        f"{statistics.mean(gain):+.2f}" if gain and arm != "dense" else "",
+        *(f"{mean(lambda run, key=key: run[key]):.3f}" for key in ("macs", "params", "run_macs")),
+        ratio("seconds"),
+        ratio("peak_mb"),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _accuracy_by_macs(group: Group, network: str, path: Path) -> bool:
+    """Mean accuracy of each arm at its macs, and what papers publish for the network."""
+    if len(group) < 2:
+        return False
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for arm, runs in group.items():
+        axes.errorbar(
+            statistics.mean(run["macs"] for run in runs),
+            100 * statistics.mean(run["accuracy"] for run in runs),
+            100 * statistics.pstdev(run["accuracy"] for run in runs),
+            fmt="o",
+            label=arm,
+        )
+    for source, macs, accuracy in PUBLISHED.get(network, ()):
+        axes.plot(macs, accuracy, "k*")
+        axes.annotate(source, (macs, accuracy), fontsize=7)
+    axes.set(xlabel="macs, share of dense", ylabel="test accuracy, %", title=network)
+    return _save(figure, axes, path)
+
+
+def _accuracy_by_training(group: Group, network: str, path: Path) -> bool:
+    """The accuracy after each epoch against the macs that were spent until then, first seed."""
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for arm, runs in group.items():
+        curve = min(runs, key=lambda run: run["seed"])["curve"]
+        spent = [epoch["run_macs"] for epoch in curve]
+        axes.plot(spent, [100 * epoch["accuracy"] for epoch in curve], label=arm)
+    axes.set(xlabel="macs of the training so far, share of dense", ylabel="test accuracy, %")
+    axes.set_title(network)
+    return _save(figure, axes, path)
+
+
+def _watched(group: Group) -> list[tuple[str, Record]]:
+    """The first seed of each gated arm."""
+    firsts = [(arm, min(runs, key=lambda run: run["seed"])) for arm, runs in group.items()]
+    return [(arm, run) for arm, run in firsts if run.get("churn")]
+
+
+def _churn(group: Group, network: str, path: Path) -> bool:
+    """Share of the slots that change hands in a step, epoch by epoch."""
+    if not (watched := _watched(group)):
+        return False
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for arm, run in watched:
+        axes.plot([100 * churn for churn in run["churn"]], label=arm)
+    axes.set(xlabel="epoch", ylabel="slots that change in a step, %", title=network)
+    axes.set_yscale("symlog", linthresh=0.1)
+    return _save(figure, axes, path)
+
+
+def _widths(group: Group, network: str, path: Path) -> bool:
+    """Each group's width as a share of its size, over the epochs, of the arms whose widths vary."""
+    moving = [
+        (arm, run)
+        for arm, run in _watched(group)
+        if len(set(map(tuple, run["widths_by_epoch"]))) > 2
+    ]
+    return _maps(
+        [(arm, [_shares(w, run["sizes"]) for w in run["widths_by_epoch"]]) for arm, run in moving],
+        "channel group",
+        f"{network}: width, share of the group",
+        path,
+    )
+
+
+def _scores(group: Group, network: str, path: Path) -> bool:
+    """What the policies hold of each channel over the epochs; of its own group the largest is 1."""
+    rows = []
+    for arm, run in _watched(group):
+        scaled = [_by_group(scores, run["sizes"]) for scores in run["scores"]]
+        rows.append((arm, scaled))
+    return _maps(rows, "channel", f"{network}: score, share of the group's largest", path)
+
+
+def _shares(widths: Sequence[int], sizes: Sequence[int]) -> list[float]:
+    return [width / size for width, size in zip(widths, sizes, strict=True)]
+
+
+def _by_group(scores: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    """Shares of the largest score of each group; what was never observed is below 0 and stays 0."""
+    scaled, begin = [], 0
+    for size in sizes:
+        own = [max(score, 0.0) for score in scores[begin : begin + size]]
+        most = max(own) or 1.0
+        scaled += [score / most for score in own]
+        begin += size
+    return scaled
+
+
+def _maps(
+    rows: Sequence[tuple[str, Sequence[Sequence[float]]]], what: str, title: str, path: Path
+) -> bool:
+    """For each arm a picture: epochs to the right, `what` downwards."""
+    if not rows:
+        return False
+    figure, axes = pyplot.subplots(
+        1, len(rows), figsize=(3 * len(rows), 4), squeeze=False, layout="constrained"
+    )
+    for place, (arm, values) in zip(axes[0], rows, strict=True):
+        image = place.imshow(
+            list(map(list, zip(*values, strict=True))), aspect="auto", vmin=0, vmax=1, cmap="magma"
+        )
+        place.set(title=arm, xlabel="epoch", ylabel=what)
+    figure.colorbar(image, ax=axes)
+    figure.suptitle(title)
+    return _save(figure, None, path)
+
+
+def _save(figure: Any, axes: Any, path: Path) -> bool:
+    if axes is not None:
+        axes.legend(fontsize=7)
+        figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+    return True
+
+
+PLOTS: dict[str, Callable[[Group, str, Path], bool]] = {
+    "accuracy by macs": _accuracy_by_macs,
+    "accuracy by macs of the training": _accuracy_by_training,
+    "widths": _widths,
+    "churn": _churn,
+    "scores": _scores,
+}

@@ -1,0 +1,59 @@
+"""What a gated network did while it was trained: widths, churn and scores, epoch by epoch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import fxprune
+from fxprune import train
+
+
+class Trail:
+    """Watches a training through `train.fit`'s progress, and keeps what it saw in a file.
+
+    Each line of the file is an epoch: `widths` at its end; `churn`, the mean share of the slots
+    that changed hands in a step, over the steps that kept their widths; `scores`, what the policy
+    holds of each channel, without exploration.
+    """
+
+    def __init__(self, gated: fxprune.GatedModule, path: Path) -> None:
+        self.gated, self.path = gated, path
+        self.lines: list[dict[str, Any]] = []
+        if path.exists():
+            self.lines = [json.loads(line) for line in path.read_text().splitlines()]
+        self._before: Tensor | None = None
+        self._changed: list[float] = []
+
+    def step(self, tick: train.Tick) -> None:
+        """To be called after each step, and at the end of each epoch."""
+        if tick.metrics is not None:
+            self._epoch(tick.metrics.epoch)
+            return
+        now = self.gated.executing
+        if self._before is not None and len(now) == len(self._before):
+            self._changed.append(float((now != self._before).float().mean()))
+        self._before = now.clone()
+
+    def record(self) -> dict[str, Any]:
+        """All epochs, by what was seen: `widths` apart, which a record has already."""
+        return {
+            "widths_by_epoch": [line["widths"] for line in self.lines],
+            "churn": [line["churn"] for line in self.lines],
+            "scores": [line["scores"] for line in self.lines],
+        }
+
+    def _epoch(self, epoch: int) -> None:
+        gated = self.gated
+        scores = gated.settings.policy.score(gated.policy_state, gated.channels.layout, False)
+        self.lines[epoch - 1 :] = [
+            {
+                "widths": list(gated.widths),
+                "churn": round(sum(self._changed) / max(len(self._changed), 1), 5),
+                "scores": [round(score, 4) for score in scores.tolist()],
+            }
+        ]
+        self._changed = []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))

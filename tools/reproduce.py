@@ -1,0 +1,194 @@
+"""Trains what a table compares, on CIFAR-10, and writes results/TABLE.json and results/README.md.
+
+    python tools/reproduce.py ablation --data cifar10.npz --recipe small --budget-minutes 10
+
+A table (`paper_tables.py`) is networks times arms times seeds; each training runs in a process of
+its own. Call it again until nothing is left to do: finished trainings are in results/TABLE.json,
+unfinished ones go on from their checkpoints (`--work`). Accuracy is on the test images after the
+last epoch; nothing is chosen by it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cifar
+import paper_report
+import torch
+from paper_arms import Arm, Job
+from paper_tables import NETWORKS, RECIPES, TABLES
+
+from fxprune import __version__, storage, train
+
+Record = dict[str, Any]
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a table: a network, an arm, a seed, under a recipe."""
+
+    recipe: str
+    network: str
+    arm: Arm
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return "/".join((self.recipe, self.network, self.arm.name, str(self.seed)))
+
+    @property
+    def before(self) -> str:
+        """The key of the run that this one needs; empty for none."""
+        return (
+            self.key.replace(f"/{self.arm.name}/", f"/{self.arm.after}/") if self.arm.after else ""
+        )
+
+
+def work(run: Run, other: Record, arguments: argparse.Namespace, minutes: float) -> Record | None:
+    """Trains, in a process of its own; None where the minutes were not enough."""
+    torch.set_num_threads(arguments.threads)
+    torch.backends.cudnn.benchmark = True
+    device = torch.device(arguments.device)
+    recipe = RECIPES[run.recipe]
+    options = recipe.options_of(run.network) | dict(run.arm.options)
+    data = cifar.load(arguments.data, recipe.images, device)
+    start = peak_megabytes(device)
+    job = Job(
+        build=NETWORKS[run.network],
+        data=data,
+        options=train.TrainOptions(**options, seed=run.seed, device=arguments.device),
+        folder=arguments.work / run.key,
+        minutes=minutes,
+        other=other,
+    )
+    record = run.arm.train(job)
+    return record and {
+        "key": run.key,
+        "recipe": run.recipe,
+        "network": run.network,
+        "arm": run.arm.name,
+        "seed": run.seed,
+        "threads": arguments.threads,
+        "jobs": arguments.jobs,
+        "peak_mb": peak_megabytes(device) - (start if device.type == "cpu" else 0),
+        **versions(device),
+        **record,
+    }
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """The largest memory so far: the GPU's, or that of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def versions(device: torch.device) -> Record:
+    """What a figure depends on."""
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
+    return {"fxprune": __version__, "torch": torch.__version__, "device": name}
+
+
+def runs_of(table: str, recipe: str, networks: Iterable[str], seeds: int) -> list[Run]:
+    """All trainings of a table, seed by seed, so that there is something to see early."""
+    return [
+        Run(recipe, network, arm, seed)
+        for seed in range(seeds)
+        for network in networks
+        for arm in TABLES[table].arms
+    ]
+
+
+def read(results: Path) -> dict[str, Record]:
+    """The finished trainings of all tables, by key; the same training may be in several."""
+    tables = [json.loads(path.read_text())["runs"] for path in sorted(results.glob("*.json"))]
+    return {record["key"]: record for runs in tables for record in runs}
+
+
+def write(path: Path, records: list[Record]) -> None:
+    """A line for each training."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(record, separators=(",", ":")) for record in records)
+    storage.write_bytes(path, f'{{"runs": [\n{lines}\n]}}\n'.encode())
+
+
+def train_all(runs: list[Run], path: Path, arguments: argparse.Namespace) -> bool:
+    """Trains what is not there yet, until the time is up; whether all is done.
+
+    A training that fails is told of, and left out with those that need its record.
+    """
+    deadline = time.monotonic() + 60 * arguments.budget_minutes
+    done = read(path.parent)
+    left = [run for run in runs if run.key not in done]
+    context = multiprocessing.get_context("spawn")
+    going: dict[Future[Record | None], Run] = {}
+    # A process each: its peak memory is its own.
+    with ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool:
+        while left or going:
+            ready = [run for run in left if not run.before or run.before in done]
+            minutes = (deadline - time.monotonic()) / 60
+            for run in ready[: arguments.jobs - len(going) if minutes > 0 else 0]:
+                left.remove(run)
+                other = done.get(run.before, {})
+                going[pool.submit(work, run, other, arguments, minutes)] = run
+            if not going:
+                break
+            for future in wait(going, return_when=FIRST_COMPLETED).done:
+                run = going.pop(future)
+                try:
+                    record = future.result()
+                except Exception as error:  # of any of the networks and tools in the table
+                    print(f"{run.key}: failed: {type(error).__name__}: {error}", flush=True)
+                    continue
+                if record is None:
+                    print(f"{run.key}: not finished yet", flush=True)
+                    continue
+                done[run.key] = record
+                write(path, [done[run.key] for run in runs if run.key in done])
+                print(
+                    f"{run.key}: accuracy {record['accuracy']:.4f}, macs {record['macs']:.3f}, "
+                    f"macs of the training {record['run_macs']:.3f}, {record['seconds']:.0f} s",
+                    flush=True,
+                )
+    write(path, [done[run.key] for run in runs if run.key in done])
+    return all(run.key in done for run in runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--data", type=Path, required=True, help="NAME.npz, or CIFAR10's folder")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="small")
+    parser.add_argument("--networks", nargs="*", choices=sorted(NETWORKS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget-minutes", type=float, default=float("inf"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each training")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "reproduce")
+    arguments = parser.parse_args()
+
+    table = TABLES[arguments.table]
+    small = arguments.recipe == "small"
+    networks = arguments.networks or (table.small_networks if small else table.networks)
+    runs = runs_of(arguments.table, arguments.recipe, networks, arguments.seeds)
+    finished = train_all(runs, arguments.results / f"{arguments.table}.json", arguments)
+    paper_report.render(arguments.results)
+    sys.exit(0 if finished else "not all is trained yet; call it again")
+
+
+if __name__ == "__main__":
+    main()
