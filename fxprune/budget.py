@@ -1,14 +1,17 @@
 """Budgets: how much may execute, and the widths that spend it.
 
 Two ways to spend one. *Uniform*: every group keeps the same share of its channels. *Global*: one
-threshold over the scores of all channels, so that a group keeps what it deserves, but never less
-than its floor.
+threshold over the scores of all channels, each divided by its price, so that a group keeps what it
+deserves, but never less than its floor. The price of a channel is what it costs in the budget's own
+measure: 1 where channels are counted, else the mean macs or params that a channel of its group
+takes along when half of the dense group goes.
 
 Both walk one list. Every group's width climbs from its least allowed width to its size in
 *rounding steps* of `round_to` channels (the last may be shorter). The steps of all groups are
 put in order: by the share that the group reaches (uniform) or by the mean score of the step's
-channels (global). The longest beginning of that list that the budget can pay is taken; then
-the rest of the list is walked once, and each group may climb one more step if that still fits.
+channels over their price (global), as is usual for knapsacks. The longest beginning of that list
+that the budget can pay is taken; then the rest of the list is walked once, and each group may climb
+one more step if that still fits.
 So the cost never exceeds the budget, and it would if every group climbed one step more.
 """
 
@@ -197,7 +200,7 @@ def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
 
 
 def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tensor) -> Widths:
-    """The widths that one threshold over the scores of all channels gives.
+    """The widths that one threshold over the scores of all channels, by their prices, gives.
 
     Every group keeps at least its floor: the smallest allowed width that is no less than
     `budget.floor` of its size. The cost does not exceed the budget, and it would if every group
@@ -207,8 +210,8 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
         budget: not one of latency; `keep` counts the channels of all groups together.
         layout: the channel groups.
         cost: the costs of the same groups.
-        scores: float [N], one per channel, comparable between groups; any scale. A NaN counts
-            as the lowest.
+        scores: float [N], one per channel, comparable between groups; any scale, but a channel
+            of score 0 is worth nothing at any price. A NaN counts as the lowest.
 
     Returns:
         One width per group.
@@ -224,10 +227,22 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
         for offset, size in zip(layout.offsets, layout.sizes)
     ]
 
+    prices = [_price(budget, cost, group) for group in range(len(layout.sizes))]
+
     def urgency(group: int, low: int, high: int) -> float:
-        return sum(best_first[group][low:high]) / (high - low)
+        return sum(best_first[group][low:high]) / (high - low) / prices[group]
 
     return _spend(budget, cost, allowed_widths(budget.round_to, layout, budget.floor), urgency)
+
+
+def _price(budget: Budget, cost: CostModel, group: int) -> float:
+    """What a channel of a group costs, above 0, in the budget's measure; any unit."""
+    size = cost.sizes[group]
+    if budget.kind == "keep" or size == 1:
+        return 1.0
+    half = (*cost.sizes[:group], size // 2, *cost.sizes[group + 1 :])
+    saved = 1.0 - budget.share(half, cost)
+    return max(saved / (size - size // 2), 1e-12)  # what costs nothing comes first
 
 
 def _measured(budget: Budget, layout: Layout) -> Widths:

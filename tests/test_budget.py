@@ -208,19 +208,32 @@ def test_global_budgets_are_met_and_floors_hold(
     assert all(width >= least for width, least in zip(widths, floors))
 
 
-@given(cases(), kinds, values, st.data())
-def test_only_the_order_of_the_scores_matters(
-    case: Case, kind: Kind, value: float, data: st.DataObject
+@given(cases(), values, st.data())
+def test_where_channels_are_counted_only_the_order_of_the_scores_matters(
+    case: Case, value: float, data: st.DataObject
 ) -> None:
     layout, cost = case
     order = data.draw(st.permutations(range(layout.total)))
     scores = torch.tensor(order, dtype=torch.float64)
-    budget = Budget(kind, value, floor=0.0)
+    budget = Budget("keep", value, floor=0.0)
     try:
         widths = global_widths(budget, layout, cost, scores)
     except BudgetError:
         return
     assert widths == global_widths(budget, layout, cost, (scores / 10).exp())
+
+
+def test_a_channel_must_be_worth_its_price() -> None:
+    """Two convolutions in a row whose channels have the same scores; the first sees 4 x as many
+    positions, so a channel of the first group costs 4 x the macs and the same params."""
+    layout, cost = chain((8, 8), scales=(16, 1, 1))
+    scores = torch.cat([torch.linspace(2, 1, 8)] * 2)
+    assert cost.macs((8, 8)) - cost.macs((4, 8)) > cost.macs((8, 8)) - cost.macs((8, 4))
+    narrow, wide = global_widths(Budget("macs", 0.5), layout, cost, scores)
+    assert narrow < wide
+    assert global_widths(Budget("keep", 0.5), layout, cost, scores) == (4, 4)
+    dear = torch.cat([10 * scores[:8], scores[8:]])
+    assert global_widths(Budget("macs", 0.7), layout, cost, dear)[0] > narrow
 
 
 @given(cases(), kinds, values, values, st.data())
@@ -281,9 +294,13 @@ def test_widths_are_those_of_a_plain_walk(
 
     order = data.draw(st.permutations(range(layout.total)))
     scores = torch.tensor(order, dtype=torch.float32)
-    ranked = [
-        sorted(part.tolist(), reverse=True) for part in torch.split(scores, list(layout.sizes))
-    ]
+    ranked = []
+    for group, part in enumerate(torch.split(scores, list(layout.sizes))):
+        size = layout.sizes[group]
+        half = (*layout.sizes[:group], max(size // 2, 1), *layout.sizes[group + 1 :])
+        price = (1.0 - budget.share(half, cost)) / (size - size // 2)
+        price = 1.0 if size == 1 else max(price, 1e-12)
+        ranked.append([score / price for score in sorted(part.tolist(), reverse=True)])
     assert global_widths(budget, layout, cost, scores) == walked(budget, case, ranked)
 
 

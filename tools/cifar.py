@@ -31,22 +31,23 @@ def load(where: Path, images: int | None, device: torch.device) -> data.DataSet:
         device: where they are wanted.
     """
     if where.suffix == ".npz":
-        train, test = load_npz(where)
+        train, test = load_npz(where, images)
     else:
         whole = data.load("cifar10", root=where)
-        train, test = [(split.images, split.labels) for split in (whole.train, whole.val)]
-    train, test = [(x.to(device), y.to(device)) for x, y in ((t[:images] for t in train), test)]
+        train = whole.train.images[:images], whole.train.labels[:images]
+        test = whole.val.images, whole.val.labels
+    train, test = [(part[0].to(device), part[1].to(device)) for part in (train, test)]
     return data.from_tensors("cifar10", train, test, CLASSES, pad=4, flip=True)
 
 
-def load_npz(path: Path) -> tuple[Part, Part]:
-    """Decodes all images once: for training and testing, uint8 [N, 3, 32, 32] and int64 [N]."""
+def load_npz(path: Path, images: int | None = None) -> tuple[Part, Part]:
+    """Decodes the images to train on and to test on: uint8 [N, 3, 32, 32] and int64 [N] each."""
     arrays = np.load(path)
     parts = []
-    for name in ("train", "test"):
+    for name, count in (("train", images), ("test", None)):
         content = arrays[f"{name}_jpeg"].tobytes()
-        spans = pairwise(arrays[f"{name}_offsets"].tolist())
-        images = np.stack([np.asarray(Image.open(BytesIO(content[a:b]))) for a, b in spans])
-        labels = torch.from_numpy(arrays[f"{name}_labels"]).to(torch.int64)
-        parts.append((torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels))
+        spans = list(pairwise(arrays[f"{name}_offsets"].tolist()))[:count]
+        pixels = np.stack([np.asarray(Image.open(BytesIO(content[a:b]))) for a, b in spans])
+        labels = torch.from_numpy(arrays[f"{name}_labels"][:count]).to(torch.int64)
+        parts.append((torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels))
     return parts[0], parts[1]

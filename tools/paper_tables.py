@@ -54,7 +54,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "mobilenet_v2": lambda: bench_models.mobilenet_v2(classes=10, strides=(1, 1, 1, 2, 2, 1, 2, 1)),
     "vgg_small": vgg_small,
     "resnet56_projection": lambda: models.resnet56(shortcut="projection"),
-    "resnet20_half": lambda: models.resnet20(shortcut="projection", width=0.5),
+    "resnet8": lambda: models.CifarResNet(8, shortcut="projection"),
 }
 
 STEPS = {"schedule": "step", "decay": 0.1, "lr": 0.1, "weight_decay": 1e-4, "batch_size": 64}
@@ -83,27 +83,34 @@ class Table:
     title: str
     arms: tuple[Arm, ...]
     networks: tuple[str, ...]
-    small_networks: tuple[str, ...] = ("vgg_small", "resnet20_half")
+    small_networks: tuple[str, ...] = ("vgg_small", "resnet8")
 
 
 BUDGET = "macs=0.27"
-SCHEDULES = {
-    "constant": {},
-    "linear": {"budget_schedule": "linear{begin=0.1,end=0.4}", "settle": 0.5},
-    "cubic": {"budget_schedule": "cubic{begin=0.1,end=0.4}", "settle": 0.5},
-}
-POLICIES = {
-    "cucb": "cucb",
-    "utility": "utility",
-    "random": "random",
-    "fixed": "fixed",
-    "magnitude": "magnitude",
-}
-DENSE, FXPRUNE = Dense("dense"), Gated("fxprune", budget=BUDGET)
-ABLATION = tuple(
-    Gated(f"{name}, {schedule}", policy=policy, budget=BUDGET, options=options)
-    for name, policy in POLICIES.items()
-    for schedule, options in SCHEDULES.items()
+LINEAR = {"budget_schedule": "linear{begin=0.1,end=0.4}", "settle": 0.5}
+CUBIC = {"budget_schedule": "cubic{begin=0.1,end=0.4}", "settle": 0.5}
+CONSTANT = {"budget_schedule": "constant", "settle": 0.5}
+
+DENSE = Dense("dense")
+FXPRUNE = Gated("fxprune", policy="utility", budget=BUDGET, options=CUBIC)
+HALF = Gated("fxprune macs=0.5", policy="utility", budget="macs=0.5", options=CUBIC)
+FEW = Gated("fxprune params=0.11", policy="utility", budget="params=0.11", options=CUBIC)
+ABLATION = (
+    Gated("utility, linear", policy="utility", budget=BUDGET, options=LINEAR),
+    Gated("utility, constant", policy="utility", budget=BUDGET, options=CONSTANT),
+    Gated(
+        "utility, uniform widths, cubic",
+        policy="utility{reallocate=0}",
+        budget=BUDGET,
+        options=CUBIC,
+    ),
+    Gated("cucb, cubic", policy="cucb", budget=BUDGET, options=CUBIC),
+    Gated("cucb, constant", policy="cucb", budget=BUDGET, options=CONSTANT),
+    Gated("magnitude, cubic", policy="magnitude", budget=BUDGET, options=CUBIC),
+    Gated("magnitude, constant", policy="magnitude", budget=BUDGET, options=CONSTANT),
+    Gated("fixed, cubic", policy="fixed", budget=BUDGET, options=CUBIC),
+    Gated("fixed, constant", policy="fixed", budget=BUDGET, options=CONSTANT),
+    Gated("random, constant", policy="random", budget=BUDGET, options=CONSTANT),
 )
 CONTROLS = (
     Narrow("narrow, widths found, equal macs", after=FXPRUNE.name),
@@ -112,10 +119,6 @@ CONTROLS = (
     Peer("Torch-Pruning, GroupMagnitude", after=FXPRUNE.name),
     Peer("Torch-Pruning, GroupNorm, sparse", after=FXPRUNE.name, sparse=True),
 )
-HALF, FEW = (
-    Gated("fxprune macs=0.5", budget="macs=0.5"),
-    Gated("fxprune params=0.11", budget="params=0.11"),
-)
 TABLES: Mapping[str, Table] = {
     "cifar10": Table(
         "Accuracy by size",
@@ -123,7 +126,10 @@ TABLES: Mapping[str, Table] = {
         ("vgg16_bn", "resnet32", "resnet56", "densenet40", "mobilenet_v2"),
     ),
     "ablation": Table(
-        "Policies and schedules", (DENSE, FXPRUNE, *ABLATION), ("resnet32", "vgg16_bn")
+        "Policies and schedules; fxprune is utility, cubic",
+        (DENSE, FXPRUNE, *ABLATION),
+        ("resnet32", "vgg16_bn"),
+        ("vgg_small",),
     ),
     "cost": Table("What a whole training costs", (DENSE, HALF, FXPRUNE), ("resnet32", "vgg16_bn")),
     "peers": Table(

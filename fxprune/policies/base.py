@@ -80,8 +80,8 @@ class Policy(abc.ABC):
             state: what `start` returned.
             layout: the channel groups.
             selection: int64 [K], the channels that executed, each once.
-            saliency: float [K] >= 0, in any unit that is the same within a group. A channel
-                whose value is not finite is treated as not executed.
+            saliency: float [K] >= 0, in any unit that is the same for all, of a Taylor saliency
+                that of the loss. A channel whose value is not finite is treated as not executed.
         """
 
     @abc.abstractmethod

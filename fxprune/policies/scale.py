@@ -1,7 +1,7 @@
-"""Saliencies made comparable: each divided by a norm of its group, over the executed channels.
+"""Saliencies made comparable: each divided by a norm of its group, or of the whole network.
 
-Both norms ignore what is not finite and give 0, not 0/0, to a group in which all is zero. Neither
-minds the unit of a group's saliencies, so loss scaling does not matter.
+All are taken over the executed channels, ignore what is not finite and give 0, not 0/0, where all
+is zero. None minds the unit of the saliencies, so loss scaling does not matter.
 """
 
 import torch
@@ -39,6 +39,21 @@ def per_group_l2(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[T
         return value, valid
     norm = _by_group(value, selection, layout).square().sum(dim=1).sqrt()
     return _divide(value, norm[group_of(layout, selection.device)[selection]]), valid
+
+
+def per_sum(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Divides by the sum over all groups; takes and gives as `per_group_max`.
+
+    The Taylor saliency is a first-order change of the loss in any layer, so what is left are
+    shares of it that add up to 1, and groups keep what sets them apart.
+    """
+    value = saliency.float()
+    valid = torch.isfinite(value)
+    value = torch.where(valid, value, 0.0)
+    if not value.numel():
+        return value, valid
+    value = _divide(value, value.amax())  # the sum cannot overflow
+    return _divide(value, _by_group(value, selection, layout).sum()), valid
 
 
 def _by_group(value: Tensor, selection: Tensor, layout: Layout) -> Tensor:

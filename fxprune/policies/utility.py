@@ -2,14 +2,19 @@
 
 Executed channels: U <- lambda * U + v, v the saliency made comparable between groups. The others
 stand still while those decay, which is how a channel comes back. The highest utilities of the
-whole network execute: one threshold over all groups, which allocates the widths. lambda starts at
-0.6, grows by 0.1 at each cut of the learning rate and ends at 1.
+whole network execute: one threshold over all groups, which allocates the widths.
 
-Two things differ from the published code by default. v is divided by its group's L2 norm, because
-`scale=max`, the code's, starved the early layers when measured; and widths are allocated anew every
-`reallocate` steps instead of every step, since new widths mean new tensors; in between each group's
-best k execute. Groups keep the budget's floor, without which a layer can vanish. The code's own
-form is `utility{scale=max,saliency=sample,reallocate=1,warmup=W}`, W the steps of 10 epochs.
+The defaults are what trained best when measured (results/README.md): v is a channel's share of the
+saliency of the whole network, lambda is 0.99, and the widths, for which a utility is weighed
+against what a channel costs (`fxprune.budget`), are allocated anew every `reallocate` steps, since
+new widths mean new tensors; in between each group's best k execute. Groups keep the budget's floor,
+without which a layer can vanish.
+
+The published code's own form is
+`utility{decay=0.6,scale=max,saliency=sample,reallocate=1,warmup=W}` with a budget that counts
+channels, `keep=K`; W are the steps of 10 epochs. There v is divided by the largest of its group,
+which starved the early layers when measured, lambda grows by 0.1 at each cut of the learning rate,
+up to 1, and widths are allocated in every step.
 """
 
 from dataclasses import dataclass
@@ -28,9 +33,10 @@ from fxprune.policies.base import (
     mark_seen,
     unseen_last,
 )
-from fxprune.policies.scale import per_group_l2, per_group_max
+from fxprune.policies.scale import per_group_l2, per_group_max, per_sum
 
-Scale = Literal["l2", "max"]
+Scale = Literal["sum", "l2", "max"]
+SCALES = {"sum": per_sum, "l2": per_group_l2, "max": per_group_max}
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Utility(Policy):
     Attributes:
         decay: lambda before the first cut of the learning rate.
         decay_step: what each cut adds to lambda, up to 1.
-        scale: what a group's saliencies are divided by: their L2 norm or their largest.
+        scale: what saliencies are divided by: their sum over all groups, the L2 norm of their
+            group, or the largest of it.
         saliency: form of the Taylor saliency.
         warmup: steps at the start in which all channels execute.
         reallocate: steps between global allocations of the widths; 0 for uniform widths.
@@ -48,9 +55,9 @@ class Utility(Policy):
 
     keys: ClassVar[tuple[str, ...]] = ("utility",)
 
-    decay: float = 0.6
+    decay: float = 0.99
     decay_step: float = 0.1
-    scale: Scale = "l2"
+    scale: Scale = "sum"
     saliency: Taylor = "batch"
     warmup: int = 100
     reallocate: int = 100
@@ -78,8 +85,7 @@ class Utility(Policy):
 
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
         """Decays the utility of the executed channels and adds their saliency."""
-        scaled = per_group_l2 if self.scale == "l2" else per_group_max
-        value, valid = scaled(saliency, selection, layout)
+        value, valid = SCALES[self.scale](saliency, selection, layout)
         decay = (self.decay + self.decay_step * state["milestones"]).clamp_max(1.0)
         old = state["utility"][selection]
         state["utility"].index_copy_(0, selection, torch.where(valid, decay * old + value, old))

@@ -13,6 +13,7 @@ from fxprune.errors import OptionError
 from fxprune.groups import Layout
 from fxprune.policies import Policy, keep_slots, known, parse, top
 from fxprune.policies.base import State
+from fxprune.policies.cucb import Cucb
 from fxprune.registry import to_text
 
 LAYOUT = Layout((5, 1, 8, 3))
@@ -174,6 +175,16 @@ def test_the_unit_of_a_taylor_saliency_does_not_matter(policy: Policy) -> None:
     selection = torch.tensor([0, 1, 4, 5, 7, 8])
     saliency = draws(1)(6)
     policy.observe(one, LAYOUT, selection, saliency)
+    policy.observe(two, LAYOUT, selection, saliency * 2.0**100)
+    assert_same(one, two)
+
+
+@policies(lambda policy: isinstance(policy, Cucb) or getattr(policy, "scale", "sum") != "sum")
+def test_where_groups_are_scaled_apart_the_units_of_groups_do_not_matter(policy: Policy) -> None:
+    one, two = after(policy, 3), after(policy, 3)
+    selection = torch.tensor([0, 1, 4, 5, 7, 8])
+    saliency = draws(1)(6)
+    policy.observe(one, LAYOUT, selection, saliency)
     unit = torch.tensor([1024.0, 1024.0, 1024.0, 2.0**-30, 2.0**100, 2.0**100])
     policy.observe(two, LAYOUT, selection, saliency * unit)
     assert_same(one, two)
@@ -284,7 +295,7 @@ BAD = {
     "utility{decay_step=-0.1}": "option 'decay_step' of the policy 'utility' cannot be -0.1",
     "utility{reallocate=-1}": "option 'reallocate' of the policy 'utility' cannot be -1",
     "utility{scale=l1}": "option 'scale' of the policy 'utility' cannot be 'l1'\n"
-    "  do   one of l2, max",
+    "  do   one of sum, l2, max",
     "fixed{choice=best}": "option 'choice' of the policy 'fixed' cannot be 'best'\n"
     "  do   one of magnitude, first, random",
     "random{seed=1}": "the policy 'random' has no option 'seed'\n  do   known options: none",

@@ -36,7 +36,7 @@ def test_runs_as_the_published_code_does(scale: str) -> None:
     """10 of 16 channels execute after a warm-up; the learning rate is cut four times."""
     chance = random.Random(1)
     worth = [chance.uniform(0.6, 1.0) for _ in range(LAYOUT.total)]
-    policy = parse(f"utility{{scale={scale},reallocate=1,warmup=5}}")
+    policy = parse(f"utility{{decay=0.6,scale={scale},reallocate=1,warmup=5}}")
     state = policy.start(LAYOUT, torch.rand(LAYOUT.total), 0)
     utility, decay = [0.0] * LAYOUT.total, 0.6
     executed = set(range(LAYOUT.total))
@@ -72,7 +72,7 @@ def test_runs_as_the_published_code_does(scale: str) -> None:
 
 
 def test_decay_ends_at_one() -> None:
-    policy = parse("utility")
+    policy = parse("utility{decay=0.6}")
     layout = Layout((1,))
     seen = []
     for milestones in range(7):
@@ -87,7 +87,7 @@ def test_decay_ends_at_one() -> None:
 
 def test_a_channel_that_rests_comes_back_when_the_others_fade() -> None:
     layout = Layout((3,))
-    policy = parse("utility{scale=max}")
+    policy = parse("utility{decay=0.6,scale=max}")
     state = policy.start(layout, torch.ones(3), 0)
     policy.observe(state, layout, torch.arange(3), torch.tensor([1.0, 0.9, 0.8]))
     assert top(policy.score(state, layout, True), layout, (2,)).tolist() == [0, 1]
@@ -96,7 +96,7 @@ def test_a_channel_that_rests_comes_back_when_the_others_fade() -> None:
 
 
 def test_a_layer_that_the_global_threshold_would_delete_keeps_its_floor() -> None:
-    policy = parse("utility{scale=max}")
+    policy = parse("utility{decay=0.6,scale=max}")
     state = policy.start(LAYOUT, torch.ones(LAYOUT.total), 0)
     saliency = torch.full((LAYOUT.total,), 1.0)
     saliency[4:11] = 0.0  # the middle layer is silent: 0 / 0 without a guard
@@ -109,7 +109,7 @@ def test_a_layer_that_the_global_threshold_would_delete_keeps_its_floor() -> Non
 
 
 def test_the_largest_of_each_layer_starves_the_layer_with_one_strong_channel() -> None:
-    """Why L2 is the default: a narrow even layer against a wide one with a long tail."""
+    """Why it is not the default: a narrow even layer against a wide one with a long tail."""
     layout = Layout((4, 64))
     cost = CostModel((), (), layout.sizes)
     saliency = torch.cat([torch.tensor([1.0, 0.3, 0.3, 0.3]), torch.linspace(1.0, 0.4, 64)])
@@ -121,6 +121,19 @@ def test_the_largest_of_each_layer_starves_the_layer_with_one_strong_channel() -
         score = policy.score(state, layout, True)
         widths[scale] = global_widths(Budget("keep", 0.5), layout, cost, score)
     assert widths == {"max": (1, 33), "l2": (4, 30)}
+
+
+def test_shares_of_the_network_keep_what_sets_layers_apart() -> None:
+    layout = Layout((2, 3))
+    policy = parse("utility{decay=0.5}")
+    state = policy.start(layout, torch.ones(5), 0)
+    every = torch.arange(5)
+    policy.observe(state, layout, every, torch.tensor([4.0, 3.0, 1.0, 2.0, math.nan]))
+    policy.observe(state, layout, every, 1e30 * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]))
+    expected = [0.5 * share + 0.25 for share in (0.4, 0.3, 0.1, 0.2)]
+    torch.testing.assert_close(policy.score(state, layout, False)[:4], torch.tensor(expected))
+    policy.observe(state, layout, every, torch.zeros(5))
+    assert torch.isfinite(policy.score(state, layout, False)).all()
 
 
 def test_defaults() -> None:
