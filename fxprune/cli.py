@@ -265,7 +265,8 @@ def train(
         typer.Option(
             help="How the network falls from all channels to its budget: constant (the budget "
             "from the first step on), linear or cubic, with options in braces: "
-            "'cubic{begin=0.1,end=0.6}'. auto is constant, or cubic with --train-macs.",
+            "'linear{begin=0.2,end=0.5}'. auto is "
+            "cubic{begin=0.1,end=0.4}, or an earlier end where the channels settle earlier.",
             show_default="auto",
         ),
     ] = None,
@@ -282,7 +283,7 @@ def train(
         float | None,
         typer.Option(
             help="Last share of the run, in which only the channels that are exported train.",
-            show_default="0.1",
+            show_default="0.5",
         ),
     ] = None,
     seed: Annotated[

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import OptionError
-from fxprune.schedule import Schedule, parse
+from fxprune.schedule import Cubic, Schedule, parse
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class TrainOptions:
             on a CPU.
         channels_last: NHWC memory: "auto" is on, but for a GPU in full precision.
         budget_schedule: how a gated network falls from all channels to its budget, such as
-            "cubic{begin=0.1,end=0.6}"; see `fxprune.schedule`. "auto" is "constant", the budget
-            from the first step on, but "cubic" if `train_macs` is given.
+            "linear{begin=0.1,end=0.6}"; see `fxprune.schedule`. "auto" is "cubic" from the first
+            tenth to 0.4 of the run, or earlier where the network settles earlier; "constant" is
+            the budget from the first step on.
         train_macs: what the whole run may cost, as a share of the dense run's forward macs; the
             length of the budget's fall is planned by it. None for no limit.
         settle: last share of the run, in which a gated network trains on the selection that is
@@ -61,7 +62,7 @@ class TrainOptions:
     channels_last: Literal["auto", "off", "on"] = "auto"
     budget_schedule: str = "auto"
     train_macs: float | None = None
-    settle: float = 0.1
+    settle: float = 0.5
     recalibrate: int = 100
     seed: int = 0
     device: str = "auto"
@@ -111,8 +112,10 @@ class TrainOptions:
     @property
     def schedule_of_budget(self) -> Schedule:
         """The budget's schedule, what "auto" stands for included."""
-        automatic = "constant" if self.train_macs is None else "cubic"
-        return parse(automatic if self.budget_schedule == "auto" else self.budget_schedule)
+        if self.budget_schedule != "auto":
+            return parse(self.budget_schedule)
+        end = min(0.4, 1 - self.settle)
+        return Cubic(begin=end / 4, end=end)
 
     @property
     def falls(self) -> bool:

@@ -75,7 +75,7 @@ def test_a_plan_takes_what_it_is_given(
 
 
 def test_without_a_limit_the_schedule_is_taken_as_it_is() -> None:
-    options = TrainOptions(budget_schedule="linear{begin=0.1,end=0.6,changes=5}")
+    options = TrainOptions(budget_schedule="linear{begin=0.1,end=0.6,changes=5}", settle=0.1)
     spending = plan_spending(GATED, options, 100)
     assert spending.pace.starts == (0, 20, 30, 40, 50, 60)
     assert spending.spans is not None
@@ -93,7 +93,10 @@ def test_without_a_limit_the_schedule_is_taken_as_it_is() -> None:
     ("how", "change"),
     [
         ({"budget": "keep=0.4"}, {"train_macs": 0.3}),
-        ({"budget": "params=0.2"}, {"train_macs": 0.5, "budget_schedule": "linear{begin=0.2}"}),
+        (
+            {"budget": "params=0.2"},
+            {"train_macs": 0.5, "budget_schedule": "linear{begin=0.2}", "settle": 0.1},
+        ),
         ({"budget": "macs=0.3", "every": 3}, {"train_macs": 0.38, "settle": 0.4}),
         ({"budget": "keep=0.4", "policy": "utility{warmup=9,reallocate=0}"}, {"train_macs": 0.33}),
     ],
@@ -213,7 +216,7 @@ def test_a_plain_network_cannot_spend_less(digits: DataSet) -> None:
         (
             {"budget_schedule": "cubic{end=0.95}"},
             "the budget cannot fall until 0.95 of the run\n"
-            "  why  the channels settle after 0.9 of it",
+            "  why  the channels settle after 0.5 of it",
         ),
     ],
 )

@@ -128,7 +128,7 @@ def test_a_longer_run_selects_again(digits, tmp_path):
     fit(
         gated,
         digits,
-        dataclasses.replace(FAST, epochs=2),
+        dataclasses.replace(FAST, epochs=3),
         run=tmp_path,
         progress=lambda _: settled.append(gated.settled),
     )
