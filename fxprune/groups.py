@@ -20,6 +20,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import networkx as nx
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,11 +111,12 @@ class Axis:
     @cached_property
     def factor(self) -> Factor:
         """The dimension's length as a function of the widths."""
-        owned = self.channel[self.channel != FIXED]
-        groups, counts = torch.unique(self.layout.groups[owned], return_counts=True)
+        channel = self.channel.numpy()
+        owned = channel[channel != FIXED]
+        counts = np.bincount(self.layout.groups.numpy()[owned])
         per_channel = tuple(
-            (group, count // self.layout.sizes[group])
-            for group, count in zip(groups.tolist(), counts.tolist(), strict=True)
+            (group, int(counts[group]) // self.layout.sizes[group])
+            for group in np.flatnonzero(counts).tolist()
         )
         return Factor(len(self.channel) - len(owned), per_channel)
 

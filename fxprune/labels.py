@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -33,6 +34,7 @@ class Value:
     families: tuple[Family, ...]
 
 
+Ints = npt.NDArray[np.int64]
 Values = Any
 """A Value, a Python number, a tuple or dict of such for a node that returns several, or None."""
 
@@ -53,22 +55,42 @@ class Labelled:
     values: tuple[Mapping[str, Values], ...]
     batch: int
 
-    def components(self) -> tuple[int, np.ndarray[Any, np.dtype[np.int64]]]:
+    def components(self) -> tuple[int, Ints]:
         """Solves the equalities: the number of components, and that of each label, int64."""
-        return components(self.context.next_label, self.context.edges)
+        return components(self.context, self.context.edges)
 
 
-def components(
-    size: int, edges: Sequence[tuple[Tensor, Tensor, Any]]
-) -> tuple[int, np.ndarray[Any, np.dtype[np.int64]]]:
-    """The number of components among the labels 0 .. size - 1, and that of each, int64 [size]."""
-    if not edges:
-        return size, np.arange(size)
-    a = torch.cat([edge[0] for edge in edges]).numpy()
-    b = torch.cat([edge[1] for edge in edges]).numpy()
+def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) -> tuple[int, Ints]:
+    """The number of components among the labels of a run, and that of each: int64 [next_label].
+
+    Components are numbered in the order of their first labels. Where an edge is between vectors
+    that were made as such, as most are, the two are connected as a whole.
+    """
+    lead = np.arange(context.next_label)  # the first label of the component of each
+    made = {id(labels): place for place, labels in enumerate(context.made)}
+    ends = [(made.get(id(a), -1), made.get(id(b), -1)) for a, b, _ in edges]
+    whole = [pair for pair in ends if -1 not in pair]
+    if whole:
+        starts = np.array(context.starts)
+        shift = starts - starts[_lowest(len(starts), *np.array(whole).T)]
+        lead[starts[0] :] -= np.repeat(shift, np.diff(starts, append=len(lead)))
+    rest = [edge[:2] for edge, pair in zip(edges, ends, strict=True) if -1 in pair]
+    if rest:
+        a, b = (lead[torch.cat(side).numpy()] for side in zip(*rest, strict=True))
+        differ = a != b
+        if differ.any():
+            lead = _lowest(len(lead), a[differ], b[differ])[lead]
+    number = np.cumsum(lead == np.arange(len(lead))) - 1
+    return int(number[-1]) + 1, number[lead]
+
+
+def _lowest(size: int, a: Ints, b: Ints) -> Ints:
+    """The lowest of the vertices that each one is connected with: int64 [size]."""
     links = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(size, size))
-    count, component = connected_components(links, directed=False)
-    return int(count), component.astype(np.int64)
+    _, component = connected_components(links, directed=False)
+    lowest = np.empty(size, dtype=np.int64)
+    lowest[component[::-1]] = np.arange(size)[::-1]  # the last one to be put stays
+    return lowest[component]
 
 
 def propagate(

@@ -10,6 +10,7 @@ import math
 import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -97,10 +98,10 @@ class Solution:
         """The axis that labels stand for; None where all of it is fixed."""
         if id(labels) not in self.axes:
             channel = self.channel_of[self._of(labels)]
-            same = self.known.setdefault(
-                channel.tobytes(), Axis(torch.from_numpy(channel), self.layout)
-            )
-            self.axes[id(labels)] = same
+            key = channel.tobytes()
+            if key not in self.known:
+                self.known[key] = Axis(torch.from_numpy(channel), self.layout)
+            self.axes[id(labels)] = self.known[key]
         axis = self.axes[id(labels)]
         return axis if axis.factor.per_channel else None
 
@@ -170,12 +171,11 @@ class Solution:
         """What tells channels of different groups apart: uint64 [components]."""
         signatures = np.zeros(self.number, dtype=np.uint64)
         vectors, marks = zip(*self._sightings(), strict=True) if self.names else ((), ())
-        labels, times = _joined(vectors), [len(vector) for vector in vectors]
+        labels, lengths = _joined(vectors), [len(vector) for vector in vectors]
         own = self.component[labels]
-        line = own + self.number * np.repeat(np.arange(len(times)), times)
         with np.errstate(over="ignore"):
-            mixed = _mixed(_occurrence(line), self._ranks()[labels])
-            np.add.at(signatures, own, np.repeat(np.array(marks, dtype=np.uint64), times) * mixed)
+            mixed = _mixed(_occurrence(own, lengths), self._ranks()[labels])
+            np.add.at(signatures, own, np.repeat(np.array(marks, dtype=np.uint64), lengths) * mixed)
         return signatures
 
     def _ranks(self) -> Ints:
@@ -183,55 +183,57 @@ class Solution:
         ranks = np.zeros(self.labelled.context.next_label, dtype=np.int64)
         ranges = [np.arange(first, first + n) for first, n in zip(self.starts, self.sizes)]
         labels = _joined(ranges)
-        line = self.component[labels] + self.number * np.repeat(np.arange(len(ranges)), self.sizes)
-        ranks[labels] = _occurrence(line)
+        ranks[labels] = _occurrence(self.component[labels], self.sizes)
         return ranks
 
     def _sightings(self) -> Iterator[tuple[Ints, np.uint64]]:
         """Every vector of labels that stood anywhere, with a random mark for where it stood."""
-        random = np.random.default_rng(0)
-        marks = random.integers(0, 2**63, len(self.context.sightings) + len(self.names), np.uint64)
-        vectors: dict[int, tuple[Ints, np.uint64]] = {}
+        places = [labels for _, labels in self.context.sightings]
+        places += [self.labelled.axes[name][dim] for name, dim in self.names]
+        marks = np.random.default_rng(0).integers(0, 2**63, len(places), np.uint64)
+        vectors = {id(labels): labels for labels in places}
+        number = {key: place for place, key in enumerate(vectors)}
+        sums = np.zeros(len(vectors), dtype=np.uint64)
         with np.errstate(over="ignore"):
-            for (_, labels), mark in zip(self.context.sightings, marks, strict=False):
-                vector, before = vectors.get(id(labels), (labels.numpy(), np.uint64(0)))
-                vectors[id(labels)] = vector, before + mark
-        for vector, mark in vectors.values():
-            yield vector, mark
-        tail = marks[len(self.context.sightings) :]
-        for start, size, mark in zip(self.starts, self.sizes, tail, strict=True):
-            yield np.arange(start, start + size), mark
+            np.add.at(sums, [number[id(labels)] for labels in places], marks)
+        for labels, mark in zip(vectors.values(), sums, strict=True):
+            yield labels.numpy(), mark
 
     def _groups(self, axes: Axes) -> Iterator[ChannelGroup]:
         roles = self._roles()
         members: list[list[Member]] = [[] for _ in self.layout.sizes]
-        group_of = self.layout.groups
+        laid_out = {id(axis): axis for dims in axes.values() for axis in dims.values()}
+        positions = {key: self._positions(axis) for key, axis in laid_out.items()}
         for name, dims in axes.items():
             for dim, axis in dims.items():
-                order = torch.argsort(axis.channel, stable=True)
-                owned = order[axis.channel[order] != FIXED]
-                groups = group_of[axis.channel[owned]]
                 role = roles.get((name, dim), Role.ALONG)
-                for group, _ in axis.factor.per_channel:
-                    positions = owned[groups == group].view(self.layout.sizes[group], -1)
-                    members[group].append(Member(name, dim, role, positions))
+                for group, owned in positions[id(axis)]:
+                    members[group].append(Member(name, dim, role, owned))
         macs = self._macs_by_group()
         for index, (size, own) in enumerate(zip(self.layout.sizes, members, strict=True)):
             lead = next((m for m in own if m.role is Role.OUT), own[0])
             name = lead.parameter.removesuffix(".weight").removesuffix(".bias")
             yield ChannelGroup(index, name, size, tuple(own), int(macs[index]))
 
+    def _positions(self, axis: Axis) -> list[tuple[int, Tensor]]:
+        """The groups along an axis, and the positions of each one's channels."""
+        order = np.argsort(axis.channel.numpy(), kind="stable")
+        end = axis.factor.fixed  # what is fixed comes first
+        found = []
+        for group, count in axis.factor.per_channel:
+            begin, end = end, end + count * self.layout.sizes[group]
+            found.append((group, torch.from_numpy(order[begin:end]).view(-1, count)))
+        return found
+
     def _roles(self) -> dict[tuple[str, int], Role]:
         """The role of each parameter dimension, also of those that a layer's weight comes from."""
-        _, tied = components(self.context.next_label, self.context.computed)
-        roles_of: dict[int, Role] = {}
+        count, tied = components(self.context, self.context.computed)
+        roles = np.full(count, -1)
         for labels, role in self.context.roles:
-            roles_of |= dict.fromkeys(np.unique(tied[labels.numpy()]).tolist(), role)
-        first = tied[self.starts].tolist()
+            roles[tied[labels.numpy()]] = role
+        first = roles[tied[self.starts]].tolist()
         return {
-            name: roles_of[component]
-            for name, component in zip(self.names, first, strict=True)
-            if component in roles_of
+            place: Role(role) for place, role in zip(self.names, first, strict=True) if role >= 0
         }
 
     def _gates(self, axes: Axes) -> Iterator[Gate]:
@@ -267,13 +269,20 @@ class Solution:
 
     def _macs_by_group(self) -> Ints:
         """The dense macs of the layers that make each group's channels."""
-        total = np.zeros(len(self.layout.sizes) + 1)
-        group_of = np.append(self.layout.groups.numpy(), FIXED)
-        for product in self.context.products:
-            if product.made is not None:
-                groups = group_of[self.channel_of[self._of(product.made)]]
-                np.add.at(total, groups, _dense(product) / len(groups))
-        return np.rint(total[:-1] / self.labelled.batch).astype(np.int64)
+        is_channel = self.channel_of != FIXED
+        groups = self.layout.groups.numpy()[self.channel_of[is_channel]]
+        sizes = len(self.layout.sizes)
+        total = np.bincount(groups, self.macs_made[is_channel], minlength=sizes)
+        return np.rint(total / self.labelled.batch).astype(np.int64)
+
+    @cached_property
+    def macs_made(self) -> npt.NDArray[np.float64]:
+        """The dense macs of the whole batch by the component whose channel they make."""
+        products = [(p, p.made) for p in self.context.products if p.made is not None]
+        own = self.component[_joined([made.numpy() for _, made in products])]
+        lengths = np.array([len(made) for _, made in products], dtype=np.int64)
+        shares = np.array([_dense(product) for product, _ in products]) / lengths
+        return np.bincount(own, np.repeat(shares, lengths), minlength=self.number)
 
     def _factor(self, labels: Tensor) -> Factor:
         axis = self.axis(labels)
@@ -304,7 +313,7 @@ class Solution:
                 where=where(pin.node) if pin.node is not None else "",
                 channels=len(fresh),
                 parameters=parameters,
-                macs=self._macs_made(fresh),
+                macs=round(self.macs_made[fresh].sum() / self.labelled.batch),
             )
 
     def _holders(self, components: Ints) -> list[str]:
@@ -316,14 +325,6 @@ class Solution:
         ends = self.starts[-1] + self.sizes[-1]
         often = np.add.reduceat(held[self.component[:ends]], self.starts)
         return list(dict.fromkeys(self.names[i][0] for i in np.flatnonzero(often)))
-
-    def _macs_made(self, components: Ints) -> int:
-        shares = (
-            _dense(product) * float(np.isin(self._of(product.made), components).mean())
-            for product in self.context.products
-            if product.made is not None
-        )
-        return round(sum(shares) / self.labelled.batch)
 
     def _numbers(self, node: fx.Node, result: Any) -> Any:
         """Says of the numbers in a node's result what they come from."""
@@ -369,13 +370,19 @@ def _joined(vectors: Sequence[Ints]) -> Ints:
     return np.concatenate(vectors) if vectors else np.zeros(0, dtype=np.int64)
 
 
-def _occurrence(entries: Ints) -> Ints:
-    """How often each entry occurred before: int64 [n]."""
-    order = np.argsort(entries, kind="stable")
-    line = entries[order]
-    starts = np.flatnonzero(np.append(True, line[1:] != line[:-1]))
-    before = np.empty_like(entries)
-    before[order] = np.arange(len(line)) - np.repeat(starts, np.diff(np.append(starts, len(line))))
+def _occurrence(lines: Ints, lengths: Sequence[int]) -> Ints:
+    """How often each entry occurred before in its line; lines follow each other: int64 [n]."""
+    before = np.zeros(len(lines), dtype=np.int64)
+    number = np.repeat(np.arange(len(lengths)), lengths)
+    repeats = (lines[1:] <= lines[:-1]) & (number[1:] == number[:-1])  # none in a rising line
+    doubtful = np.zeros(len(lengths), dtype=bool)
+    doubtful[number[1:][repeats]] = True
+    places = np.flatnonzero(doubtful[number])
+    order = places[np.lexsort((lines[places], number[places]))]
+    entries = number[order], lines[order]
+    new = np.append(True, np.logical_or(*(entry[1:] != entry[:-1] for entry in entries)))
+    starts = np.flatnonzero(new[: len(order)])
+    before[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
     return before
 
 

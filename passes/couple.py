@@ -196,12 +196,11 @@ def _elsewhere(
 
 def _strangers(module: TracedModule, solution: Solution, compact: Labelled) -> Refusal | None:
     """The first node where the compact network couples channels that the dense one does not."""
-    edges = compact.context.edges
-    if not edges:
+    count, merged = compact.components()
+    if count == len(merged):
         return None
-    _, merged = compact.components()
     crowd = np.bincount(merged[: solution.number], minlength=merged.max() + 1) > 1
-    for labels, _, node in edges:
+    for labels, _, node in compact.context.edges:
         if crowd[merged[labels.numpy()]].any():
             return _named(module, node.name), "channels meet that belong to different layers"
     return None

@@ -136,6 +136,8 @@ class Context:
     """What the rules have said so far about one run of a network.
 
     Attributes:
+        made: the vectors of new labels, in their order; together they are all but the first ones.
+        starts: the first label of each.
         choices: what `choose` answered, by the node's name and how often it had asked before.
         node: the fx node that is running.
         edges: pairs of int64 label tensors of equal length that became equal, element by element,
@@ -157,6 +159,8 @@ class Context:
     """
 
     next_label: int = 1
+    made: list[Tensor] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     choices: dict[tuple[str, int], bool] = field(default_factory=dict)
     node: Any = None
     edges: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
@@ -190,6 +194,8 @@ class Context:
     def fresh(self, size: int) -> Tensor:
         """New labels: int64 [size]."""
         labels = torch.arange(self.next_label, self.next_label + size)
+        self.made.append(labels)
+        self.starts.append(self.next_label)
         self.next_label += size
         return labels
 
@@ -260,12 +266,16 @@ class Context:
 
     def couple_rows(self, labels: Tensor, rows: int) -> Tensor:
         """Views labels as [rows, n] and makes every row equal to the first, which is returned."""
+        if rows == 1:
+            return labels
         table = labels.view(rows, -1)
         self.meet(table[1:].reshape(-1), table[:1].expand(rows - 1, -1).reshape(-1))
         return table[0]
 
     def couple_within_rows(self, labels: Tensor, rows: int) -> Tensor:
         """Views labels as [rows, n] and makes each row one channel; returns its first column."""
+        if rows == len(labels):
+            return labels
         table = labels.view(rows, -1)
         self.meet(table[:, 1:].reshape(-1), table[:, :1].expand(-1, table.shape[1] - 1).reshape(-1))
         return table[:, 0]
