@@ -6,6 +6,7 @@ call does to labels. The equalities they find are solved once, at the end, as th
 components of a graph whose vertices are labels.
 """
 
+import contextlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.errors import TraceError
+from fxprune.foretold import Recipe, call_of, foretold, made
 from fxprune.registry import collect
 from fxprune.rules.base import PINNED, Call, Context, Family, Rule
 from fxprune.traced import TracedModule, where
@@ -129,17 +131,11 @@ def propagate(
         context.parametric(tensor)
         context.carry(tensor, [Family(dim, labels) for dim, labels in axes[name].items()])
     context.sightings.clear()  # parameters are known by their axes
-    modes = [(child, child.training) for child in module.modules()]
-    for child, _ in modes:
-        child.training = False
-    try:
+    with _lent(module, {id(tensor): meta[name] for name, tensor in tensors.items()}):
         values = tuple(
-            _run(module, number, graph, meta, inputs, context)
+            _run(module, number, graph, inputs, context)
             for number, graph in enumerate(module.graphs)
         )
-    finally:
-        for child, training in modes:
-            child.training = training
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
     return Labelled(context, axes, values, batch)
 
@@ -147,17 +143,32 @@ def propagate(
 class _Interpreter(fx.Interpreter):
     """Runs a graph and keeps, for each node, what its tensors carried."""
 
-    def __init__(self, module: TracedModule, graph: fx.Graph, context: Context) -> None:
+    def __init__(self, module: TracedModule, graph: fx.Graph, mode: "_LabelMode") -> None:
         super().__init__(module, graph=graph, garbage_collect_values=False)
-        self.context = context
+        self.mode, self.context = mode, mode.context
         self.values: dict[str, Values] = {}
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
         self.context.node = n
-        result = super().run_node(n)
+        args, kwargs = (fx.map_arg(given, self.env.__getitem__) for given in (n.args, n.kwargs))
+        result = self._plain(n, args, kwargs)
+        if result is None:
+            with self.mode:
+                result = getattr(self, n.op)(n.target, args, kwargs)
         self.values[n.name] = self._describe(result)
         return result
+
+    def _plain(self, node: fx.Node, args: Any, kwargs: Any) -> Tensor | None:
+        """The result of a node that is one foretold ATen call; None for all others."""
+        target = self.submodules.get(node.target) if node.op == "call_module" else node.target
+        call = None if isinstance(target, str) else call_of(target, args, kwargs)
+        look = None if call is None else foretold(*call)
+        if call is None or look is None:
+            return None
+        out = _made(look, call[1])
+        self.mode.follow(*call, {}, out)
+        return out[0] if look[0] else out
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         for tensor in _tensors(args):
@@ -175,33 +186,42 @@ class _Interpreter(fx.Interpreter):
         return result if isinstance(result, (int, float)) else None
 
 
-class _Runner(nn.Module):
-    """Gives the interpreter a forward, so that `functional_call` can lend it meta parameters."""
-
-    def __init__(self, module: TracedModule, interpreter: _Interpreter) -> None:
-        super().__init__()
-        self.module = module
-        self.interpreter = interpreter
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.interpreter.run(*inputs, enable_io_processing=False)
+@contextlib.contextmanager
+def _lent(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Puts a module into evaluation mode, with other tensors in the place of its own, by id."""
+    modes, homes = [], []
+    for child in module.modules():
+        modes.append((child, child.training))
+        for home in (child._parameters, child._buffers):
+            homes += [(home, name, own) for name, own in home.items() if own is not None]
+    try:
+        for child, training in modes:
+            if training:
+                child.training = False
+        for home, name, own in homes:
+            home[name] = tensors[id(own)]
+        yield
+    finally:
+        for home, name, own in homes:
+            home[name] = own
+        for child, training in modes:
+            if training:
+                child.training = True
 
 
 def _run(
     module: TracedModule,
     number: int,
     graph: fx.Graph,
-    meta: Mapping[str, Tensor],
     inputs: tuple[Tensor, ...],
     context: Context,
 ) -> dict[str, Values]:
-    interpreter = _Interpreter(module, graph, context)
+    interpreter = _Interpreter(module, graph, _LabelMode(context, number))
     context.products.clear()  # macs are those of the last graph, which is the evaluation graph
-    lent = {f"module.{name}": tensor for name, tensor in meta.items()}
     examples = tuple(_to_meta(tensor) for tensor in inputs)
     try:
-        with torch.no_grad(), _LabelMode(context, number):
-            torch.func.functional_call(_Runner(module, interpreter), lent, examples)
+        with torch.no_grad():
+            interpreter.run(*examples, enable_io_processing=False)
     except Exception as error:
         node = context.node
         first = str(error).strip().splitlines() or [""]
@@ -230,9 +250,14 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = list(_tensors((args, kwargs)))
         if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
             args, kwargs = _lift((args, kwargs))
-            inputs = list(_tensors((args, kwargs)))
         out = self._run(func, args, kwargs)
+        self.follow(func, args, kwargs, out)
+        return out
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Hands a call and its result to the rule of its op."""
         context = self.context
+        inputs = list(_tensors((args, kwargs)))
         computed = bool(inputs) and all(context.is_parametric(tensor) for tensor in inputs)
         known = len(context.edges)
         rule = _rule(func)
@@ -245,30 +270,23 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             context.computed += context.edges[known:]
             for tensor in _tensors((out,)):
                 context.parametric(tensor)
-        return out
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs an op; what was seen before is not run again, since meta ops are slow."""
         if func.is_view or not kwargs.keys().isdisjoint(("out", "device")):
             return func(*args, **kwargs)
+        if not kwargs and (look := foretold(func, args)) is not None:
+            return _made(look, args)
         key = _key((func, args, tuple(kwargs.items())))
         if key is None:
             return func(*args, **kwargs)
-        if key not in self.seen and (look := foretold(func, args)) is not None:
-            self.seen[key] = look
         if key not in self.seen:
             out = func(*args, **kwargs)
             parts = out if isinstance(out, tuple) else (out,)
             if all(isinstance(part, Tensor) and part.is_meta for part in parts):
                 self.seen[key] = isinstance(out, tuple), [_recipe(part, args) for part in parts]
             return out
-        several, recipes = self.seen[key]
-        made = tuple(_made(recipe, args) for recipe in recipes)
-        return made if several else made[0]
-
-
-Recipe = int | tuple[torch.Size, tuple[int, ...], torch.dtype]
-"""How to make a result without its op: the argument that it is, or the look of a new tensor."""
+        return _made(self.seen[key], args)
 
 
 def _recipe(result: Tensor, args: tuple[Any, ...]) -> Recipe:
@@ -276,58 +294,10 @@ def _recipe(result: Tensor, args: tuple[Any, ...]) -> Recipe:
     return (result.shape, result.stride(), result.dtype) if same is None else same
 
 
-def foretold(func: Any, args: tuple[Any, ...]) -> tuple[bool, list[Recipe]] | None:
-    """Results that are plain to see, of ops that PyTorch's meta kernels take milliseconds for.
-
-    Those of element-wise floating-point ops among operands that agree in dtype, or are Python
-    numbers, where one dense operand is as large as the result; and those of batch norms.
-
-    Returns:
-        Whether the op returns a tuple, and a recipe for each result.
-    """
-    tensors = [value for value in args if isinstance(value, Tensor)]
-    if func is torch.ops.aten.native_batch_norm.default:
-        x, *rest = tensors
-        good = x.dim() > 1 and all(tensor.shape == x.shape[1:2] for tensor in rest)
-        statistics = (x.shape[1:2], (1,), x.dtype)
-        found = (x.shape, x.stride(), x.dtype), statistics, statistics
-        return (True, [*found]) if good else None
-    if func.overloadpacket not in _PLAIN:
-        return None
-    largest = max(tensors, key=Tensor.numel)
-    for tensor in tensors:
-        fits = tensor.dtype is largest.dtype and tensor.dim() <= largest.dim()
-        sizes = zip(reversed(tensor.shape), reversed(largest.shape), strict=False)
-        if not fits or any(own not in (1, size) for own, size in sizes):
-            return None
-    plain = largest.dtype.is_floating_point and largest.is_contiguous()
-    return (False, [(largest.shape, largest.stride(), largest.dtype)]) if plain else None
-
-
-_PLAIN = frozenset(
-    (
-        torch.ops.aten.add,
-        torch.ops.aten.div,
-        torch.ops.aten.gelu,
-        torch.ops.aten.hardsigmoid,
-        torch.ops.aten.hardswish,
-        torch.ops.aten.hardtanh,
-        torch.ops.aten.leaky_relu,
-        torch.ops.aten.mul,
-        torch.ops.aten.relu,
-        torch.ops.aten.sigmoid,
-        torch.ops.aten.silu,
-        torch.ops.aten.sub,
-        torch.ops.aten.tanh,
-    )
-)
-
-
-def _made(recipe: Recipe, args: tuple[Any, ...]) -> Any:
-    if isinstance(recipe, int):
-        return args[recipe]
-    shape, stride, dtype = recipe
-    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+def _made(look: tuple[bool, list[Recipe]], args: tuple[Any, ...]) -> Any:
+    several, recipes = look
+    parts = tuple(made(recipe, args) for recipe in recipes)
+    return parts if several else parts[0]
 
 
 @cache

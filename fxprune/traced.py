@@ -53,7 +53,7 @@ class TracedModule(fx.GraphModule):
         origin: Origin | None = None,
     ) -> None:
         super().__init__(root, eval_graph)
-        for node in train_graph.nodes:
+        for node in () if train_graph is eval_graph else train_graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 _adopt(self, root, node.target)
         self.origin = origin or Origin({})
@@ -102,6 +102,26 @@ class TracedModule(fx.GraphModule):
         return twin
 
 
+class DraftModule(TracedModule):
+    """A traced network whose code is made when it is first run or read; analysis needs none."""
+
+    def recompile(self) -> Any:
+        """Drops the code of the graph as it was."""
+        self.__dict__.pop("_code", None)
+        type(self).forward = DraftModule.forward
+
+    def forward(self, *inputs: Any) -> Any:
+        """Makes the code, which takes this method's place, and runs it."""
+        super().recompile()
+        return self.forward(*inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_code":
+            super().recompile()
+            return self.__dict__[name]
+        return super().__getattr__(name)
+
+
 def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule:
     """A copy with graphs of its own that shares all but the tensors given, quicker than deepcopy.
 
@@ -139,7 +159,9 @@ def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
     """Gives a GraphModule the modes of its source; fx makes new containers, in training mode."""
     for path, module in graph_module.named_modules():
-        module.training = source.get_submodule(path).training
+        own = source.get_submodule(path)
+        if own is not module:
+            module.training = own.training
 
 
 def where(node: fx.Node) -> str:

@@ -21,7 +21,7 @@ from fxprune import proxies
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.proxies import KnowingTracer
-from fxprune.traced import Origin, TracedModule
+from fxprune.traced import DraftModule, Origin, TracedModule
 
 _INTERNAL = tuple(f"{Path(file).parent}/" for file in (torch.__file__, proxies.__file__, __file__))
 
@@ -67,9 +67,10 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
         training = evaluation if same else _graph(model.train(), inputs)
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training is not mode:
+                module.training = mode
     same = same or _calls(training) == _calls(evaluation)
-    module = TracedModule(model, evaluation if same else training, evaluation)
+    module = DraftModule(model, evaluation if same else training, evaluation)
     named = (*module.named_parameters(), *module.named_buffers())
     names = {id(tensor): name for name, tensor in named}
     state = model.state_dict(keep_vars=True)

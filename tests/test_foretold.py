@@ -1,17 +1,41 @@
-"""What label propagation foretells of an op is what PyTorch's own meta kernel says."""
+"""What is foretold of calls is what PyTorch itself does on meta tensors."""
 
+import operator
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.labels import foretold
+from fxprune.foretold import call_of, foretold
 
 aten = torch.ops.aten
 X = torch.empty(2, 4, 3, 3, device="meta")
 GATE, VECTOR = torch.empty(2, 4, 1, 1, device="meta"), torch.empty(4, device="meta")
 HALF = torch.empty(2, 4, 3, 3, device="meta", dtype=torch.float16)
 OUTER = torch.empty(1, 1, 3, 3, device="meta")
+LINE, CUBE = torch.empty(2, 4, 9, device="meta"), torch.empty(2, 4, 5, 6, 7, device="meta")
+KERNEL = torch.empty(6, 2, 3, 3, device="meta")
+WINDOW = ([1, 1], [1, 1], [1, 1], False, [0, 0])
+
+
+class Calls(TorchDispatchMode):
+    """Notes the ATen calls that take tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not aten.empty.memory_format:
+            self.seen.append((func, args, kwargs or {}))
+        return func(*args, **kwargs or {})
+
+
+def looks(out: Any) -> list[tuple[Any, ...]]:
+    parts = out if isinstance(out, tuple) else (out,)
+    return [(tuple(part.shape), part.stride(), part.dtype) for part in parts]
 
 
 @pytest.mark.parametrize(
@@ -21,21 +45,168 @@ OUTER = torch.empty(1, 1, 3, 3, device="meta")
         (aten.hardtanh.default, (X, 0, 6)),
         (aten.mul.Tensor, (GATE, X)),
         (aten.div.Tensor, (X, 2.0)),
-        (aten.native_batch_norm.default, (X, *[VECTOR] * 4, True, 0.1, 1e-5)),
+        (aten.cat.default, ([X, GATE.expand(2, 4, 3, 3).contiguous()], -3)),
+        (aten.cat.default, ([LINE, LINE],)),
+        (aten.mean.dim, (X, [-1, -2], True)),
+        (aten.mean.dim, (CUBE, [-1, -2], True)),
+        (aten.convolution.default, (X, KERNEL, None, *WINDOW, 2)),
+        (aten.convolution.default, (X, KERNEL, None, [2, 1], [3, 2], [2, 3], False, [0, 0], 2)),
     ],
     ids=str,
 )
-def test_the_first_result_looks_like_pytorchs(op: Any, args: tuple[Any, ...]) -> None:
+def test_the_result_looks_like_pytorchs(op: Any, args: tuple[Any, ...]) -> None:
     told = foretold(op, args)
     assert told is not None
-    out = op(*args)
-    first = out[0] if told[0] else out
-    assert told[1][0] == (first.shape, first.stride(), first.dtype)
-    assert len(told[1]) == (len(out) if told[0] else 1)
+    several, recipes = told
+    assert not several
+    assert [tuple(recipes[0])] == [*looks(op(*args))]  # type: ignore[arg-type]
+
+
+def test_the_first_result_of_a_batch_norm_looks_like_pytorchs() -> None:
+    args = (X, *[VECTOR] * 4, True, 0.1, 1e-5)
+    told, out = foretold(aten.native_batch_norm.default, args), aten.native_batch_norm(*args)
+    assert told is not None
+    assert told[0]
+    assert len(told[1]) == len(out)
+    assert told[1][0] == looks(out)[0]
+
+
+def test_what_works_in_place_gives_its_argument() -> None:
+    assert foretold(aten.add_.Tensor, (X, GATE)) == (False, [0])
+    assert foretold(aten.add_.Tensor, (GATE, X)) is None
 
 
 @pytest.mark.parametrize(
-    "args", [(X, HALF), (GATE, OUTER), (X.transpose(1, 2), 2.0), (X.long(), 2.0)], ids=str
+    ("op", "args"),
+    [
+        *[
+            (aten.mul.Tensor, args)
+            for args in (
+                (X, HALF),
+                (GATE, OUTER),
+                (X.transpose(1, 2), 2.0),
+                (X.long(), 2.0),
+                (X, 2j),
+                (torch.zeros(3), 2.0),
+            )
+        ],
+        (aten.cat.default, ([X, HALF], 1)),
+        (aten.cat.default, ([X, OUTER], 1)),
+        (aten.cat.default, ([X, VECTOR[:0]], 1)),
+        (aten.cat.default, ([X, X], 4)),
+        (aten.mean.dim, (X, [2, 3])),
+        (aten.convolution.default, (X, KERNEL, None, *WINDOW, 1)),
+        (aten.convolution.default, (X, KERNEL, VECTOR, *WINDOW, 2)),
+        (aten.convolution.default, (X[0], KERNEL, None, *WINDOW, 2)),
+        (aten.convolution.default, (GATE, KERNEL, None, [1, 1], [0, 0], *WINDOW[2:], 2)),
+        (aten.convolution.default, (HALF, KERNEL, None, *WINDOW, 2)),
+        (aten.native_batch_norm.default, (X, *[VECTOR[:3]] * 4, True, 0.1, 1e-5)),
+        (aten.native_batch_norm.default, (LINE[:, :, 0], *[VECTOR] * 4, True, 0.1, 1e-5)),
+    ],
+    ids=str,
 )
-def test_what_is_not_plain_is_left_to_pytorch(args: tuple[Any, ...]) -> None:
-    assert foretold(aten.mul.Tensor, args) is None
+def test_what_is_not_plain_is_left_to_pytorch(op: Any, args: tuple[Any, ...]) -> None:
+    assert foretold(op, args) is None
+
+
+LAYERS = [
+    (nn.Conv1d(4, 6, 3, padding=1), LINE),
+    (nn.Conv2d(4, 8, 3, stride=2, groups=2, bias=False), X),
+    (nn.Conv3d(4, 6, (1, 3, 3), dilation=2), CUBE),
+    (nn.BatchNorm1d(4), LINE),
+    (nn.BatchNorm1d(4, affine=False), LINE[:, :, 0].contiguous()),
+    (nn.BatchNorm2d(4, momentum=None), X),
+    (nn.BatchNorm3d(4), CUBE),
+    (nn.AdaptiveAvgPool2d(1), X),
+    (nn.AdaptiveAvgPool2d((1, 1)), X),
+    (nn.Hardsigmoid(), X),
+    (nn.Hardsigmoid(inplace=True), X),
+    (nn.Hardswish(), X),
+    (nn.Hardswish(inplace=True), X),
+    (nn.LeakyReLU(0.3), X),
+    (nn.LeakyReLU(0.3, inplace=True), X),
+    (nn.ReLU(), X),
+    (nn.ReLU(inplace=True), X),
+    (nn.ReLU6(), X),
+    (nn.ReLU6(inplace=True), X),
+    (nn.Sigmoid(), X),
+    (nn.SiLU(), X),
+    (nn.SiLU(inplace=True), X),
+    (nn.Tanh(), X),
+]
+FUNCTIONS = [
+    (operator.add, (X, GATE), {}),
+    (operator.iadd, (X, 2), {}),
+    (operator.mul, (X, 2.0), {}),
+    (operator.imul, (X, X), {}),
+    (torch.add, (X, 1), {}),
+    (torch.mul, (X, GATE), {}),
+    (torch.relu, (X,), {}),
+    (torch.sigmoid, (X,), {}),
+    (torch.cat, ([X, X],), {}),
+    (torch.cat, ((X, X), 1), {}),
+    (torch.cat, ([X, X],), {"dim": 1}),
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs"),
+    [*[(layer, (x,), {}) for layer, x in LAYERS], *FUNCTIONS],
+    ids=str,
+)
+@torch.no_grad()
+def test_a_plain_call_comes_to_what_pytorch_makes_of_it(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    if isinstance(target, nn.Module):
+        target = target.to("meta").eval()
+    told = call_of(target, args, kwargs)
+    with Calls() as calls:
+        out = target(*args, **kwargs)
+    ((func, given, named),) = calls.seen
+    assert told is not None
+    assert told[0] is func
+    assert listed(told[1]) == listed(given)
+    assert not named
+    results = foretold(*told)
+    assert results is not None
+    first = results[1][0]
+    assert out is told[1][first] if isinstance(first, int) else first == looks(out)[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs"),
+    [
+        (nn.Conv2d(4, 6, 3, padding="same"), (X,), {}),
+        (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (X,), {}),
+        (nn.BatchNorm2d(4, track_running_stats=False).eval(), (X,), {}),
+        (nn.BatchNorm2d(4).eval(), (LINE,), {}),
+        (nn.BatchNorm2d(4).train(), (X,), {}),
+        (nn.AdaptiveAvgPool2d(2), (X,), {}),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)), (X,), {}),
+        (nn.ReLU(), (), {"input": X}),
+        (operator.add, (1, X), {}),
+        (torch.add, (X, X), {"alpha": 2}),
+        (torch.cat, ([X, X],), {"axis": 1}),
+    ],
+    ids=str,
+)
+def test_other_calls_are_left_to_pytorch(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    assert call_of(target, args, kwargs) is None
+
+
+def test_a_layer_with_code_of_its_users_is_left_to_pytorch() -> None:
+    hooked, patched = nn.ReLU(), nn.ReLU()
+    hooked.register_forward_hook(lambda layer, args, out: out[:, :2])
+    patched.forward = torch.sigmoid  # type: ignore[method-assign]
+    assert call_of(hooked, (X,), {}) is None
+    assert call_of(patched, (X,), {}) is None
+
+
+def listed(value: Any) -> Any:
+    """The arguments of a call, in lists, tensors by their identity and look."""
+    if isinstance(value, (list, tuple)):
+        return [listed(part) for part in value]
+    return id(value) if isinstance(value, Tensor) else value

@@ -40,7 +40,7 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
 BESIDE = (
-    *("traced", "source", "data", "storage", "console", "parallel", "proxies"),
+    *("traced", "source", "data", "storage", "console", "parallel", "proxies", "foretold"),
     "weights",
 )
 FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
