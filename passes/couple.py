@@ -90,6 +90,47 @@ def _propagate(
         raise
 
 
+class _Kept:
+    """The labels of a compact network: the components of those that its template keeps."""
+
+    def __init__(self, solution: Solution, widths: Widths) -> None:
+        self.solution, self.widths = solution, widths
+        self.component = torch.from_numpy(solution.component)
+        self.found: dict[int, Tensor] = {}
+        self.by_axis: dict[int, Tensor] = {}
+        self.compared: dict[tuple[int, int], bool] = {}
+
+    def of(self, labels: Tensor) -> Tensor:
+        """What is kept of dense labels; the same memory for all that the same channels share."""
+        found = self.found.get(id(labels))
+        if found is None:
+            found = self.found[id(labels)] = self._select(labels)
+        return found
+
+    def same(self, labels: Tensor, seen: Tensor) -> bool:
+        """Whether a compact run saw what is kept of dense labels, but for new labels of its own."""
+        wanted = self.of(labels)
+        if len(wanted) != len(seen):
+            return False
+        if wanted.data_ptr() == seen.data_ptr() and wanted.stride() == seen.stride():
+            return True
+        pair = id(wanted), id(seen)
+        if pair not in self.compared:
+            new = seen >= self.solution.number
+            self.compared[pair] = bool(((wanted == seen) | new).all())
+        return self.compared[pair]
+
+    def _select(self, labels: Tensor) -> Tensor:
+        axis = self.solution.axis(labels)
+        if axis is None:
+            return self.component[labels]
+        if axis.factor.fixed:
+            return self.component[labels[axis.template(self.widths)]]
+        if id(axis) not in self.by_axis:
+            self.by_axis[id(axis)] = self.component[labels[axis.template(self.widths)]]
+        return self.by_axis[id(axis)].view(-1)
+
+
 def _try(
     module: TracedModule,
     channels: ChannelGraph,
@@ -99,15 +140,9 @@ def _try(
     inputs: tuple[Tensor, ...],
 ) -> Refusal | None:
     """Runs a compact network of these widths; returns the node that refuses, and why."""
+    kept = _Kept(solution, widths)
     known = {
-        name: {
-            dim: torch.from_numpy(solution.component)[
-                labels[channels.axes[name][dim].template(widths)]
-                if dim in channels.axes.get(name, {})
-                else labels
-            ]
-            for dim, labels in dims.items()
-        }
+        name: {dim: kept.of(labels) for dim, labels in dims.items()}
         for name, dims in dense.axes.items()
     }
     resize(module, channels, widths)
@@ -119,7 +154,7 @@ def _try(
         resize(module, channels, channels.layout.sizes)
     return (
         _wrong_shape(module, compact, widths)
-        or _elsewhere(module, solution, compact, widths)
+        or _elsewhere(module, solution, compact, kept)
         or _strangers(module, solution, compact)
     )
 
@@ -172,24 +207,17 @@ def _wrong_shape(module: TracedModule, compact: Labelled, widths: Widths) -> Ref
 
 
 def _elsewhere(
-    module: TracedModule, solution: Solution, compact: Labelled, widths: Widths
+    module: TracedModule, solution: Solution, compact: Labelled, kept: _Kept
 ) -> Refusal | None:
     """The first node that reads other channels than it does in the dense network."""
     readings = solution.context.readings
     often = Counter(place for place, _ in readings)  # a flattened weight has several in one place
     seen = dict(compact.context.readings)
-    compared = set()
     for place, labels in readings:
         found = seen.get(place)
-        if found is None or often[place] > 1 or (id(labels), id(found)) in compared:
-            continue
-        compared.add((id(labels), id(found)))
-        axis = solution.axis(labels)
-        if axis is None:  # all of it stays, unless another family removes some along with itself
-            continue
-        wanted = solution.component[labels.numpy()][axis.template(widths).numpy()]
-        known = found.numpy() < solution.number  # the others are new in the compact run
-        if len(wanted) != len(found) or (wanted != found.numpy())[known].any():
+        if found is None or often[place] > 1 or solution.axis(labels) is None:
+            continue  # where all of it stays, another family may remove some along with itself
+        if not kept.same(labels, found):
             return _named(module, str(place[1])), "it reads other channels than with all of them"
     return None
 
