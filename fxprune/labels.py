@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.errors import TraceError
 from fxprune.foretold import Recipe, call_of, foretold, made
 from fxprune.registry import collect
-from fxprune.rules.base import PINNED, Call, Context, Family, Rule
-from fxprune.traced import TracedModule, where
+from fxprune.rules.base import PINNED, Call, Context, Family, Rule, tensors_in
+from fxprune.traced import TracedModule, tensors_of, where
 
 
 @dataclass(frozen=True)
@@ -57,37 +57,59 @@ class Labelled:
     values: tuple[Mapping[str, Values], ...]
     batch: int
 
-    def components(self) -> tuple[int, Ints]:
-        """Solves the equalities: the number of components, and that of each label, int64."""
+    def components(self) -> "Components":
+        """Solves the equalities."""
         return components(self.context, self.context.edges)
 
 
-def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) -> tuple[int, Ints]:
-    """The number of components among the labels of a run, and that of each: int64 [next_label].
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The components among the labels of a run, numbered in the order of their first labels.
 
-    Components are numbered in the order of their first labels. Where an edge is between vectors
-    that were made as such, as most are, the two are connected as a whole.
+    Attributes:
+        count: how many there are.
+        of: the component of each label: int64 [next_label].
+        lead: for each vector of labels that were made together (`Context.made`), the first one
+            that it is connected with as a whole: int64 [vectors].
     """
-    lead = np.arange(context.next_label)  # the first label of the component of each
+
+    count: int
+    of: Ints
+    lead: Ints
+
+
+def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) -> Components:
+    """Solves equalities; most of them are between vectors of labels that were made together."""
     made = {id(labels): place for place, labels in enumerate(context.made)}
     ends = [(made.get(id(a), -1), made.get(id(b), -1)) for a, b, _ in edges]
-    whole = [pair for pair in ends if -1 not in pair]
-    if whole:
-        starts = np.array(context.starts)
-        shift = starts - starts[_lowest(len(starts), *np.array(whole).T)]
-        lead[starts[0] :] -= np.repeat(shift, np.diff(starts, append=len(lead)))
-    rest = [edge[:2] for edge, pair in zip(edges, ends, strict=True) if -1 in pair]
+    whole = np.array([pair for pair in ends if -1 not in pair], dtype=np.int64).reshape(-1, 2)
+    lead = _lowest(len(made), *whole.T)
+    starts = np.array(context.starts, dtype=np.int64)
+    first = np.arange(context.next_label)  # of the labels that each is connected with
+    sizes = np.diff(starts, append=len(first))
+    first[len(first) - sizes.sum() :] -= np.repeat(starts - starts[lead], sizes)
+    rest = [
+        (a, b)
+        for (a, b, _), pair in zip(edges, ends, strict=True)
+        if -1 in pair and not same_memory(a, b)
+    ]
     if rest:
-        a, b = (lead[torch.cat(side).numpy()] for side in zip(*rest, strict=True))
+        a, b = (first[torch.cat(side).numpy()] for side in zip(*rest, strict=True))
         differ = a != b
-        if differ.any():
-            lead = _lowest(len(lead), a[differ], b[differ])[lead]
-    number = np.cumsum(lead == np.arange(len(lead))) - 1
-    return int(number[-1]) + 1, number[lead]
+        first = _lowest(len(first), a[differ], b[differ])[first]
+    number = np.cumsum(first == np.arange(len(first))) - 1
+    return Components(int(number[-1]) + 1, number[first], lead)
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two vectors are one."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def _lowest(size: int, a: Ints, b: Ints) -> Ints:
     """The lowest of the vertices that each one is connected with: int64 [size]."""
+    if not len(a):
+        return np.arange(size)
     links = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(size, size))
     _, component = connected_components(links, directed=False)
     lowest = np.empty(size, dtype=np.int64)
@@ -116,7 +138,8 @@ def propagate(
         TraceError: the network does not run on inputs of this shape.
     """
     _rules()  # a broken rule is no fault of the model
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    parameters, buffers = tensors_of(module)
+    tensors = parameters | buffers
     context = Context(next_label=first_label, choices=dict(choices))
     if known is None:
         meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
@@ -171,7 +194,7 @@ class _Interpreter(fx.Interpreter):
         return out[0] if look[0] else out
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
-        for tensor in _tensors(args):
+        for tensor in tensors_in(args):
             for family in self.context.of(tensor):
                 self.context.pin(family.labels, "it reaches the model's output")
         return super().output(target, args, kwargs)
@@ -247,7 +270,7 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        inputs = list(_tensors((args, kwargs)))
+        inputs = tensors_in((*args, *kwargs.values()))
         if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
             args, kwargs = _lift((args, kwargs))
         out = self._run(func, args, kwargs)
@@ -257,18 +280,18 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Hands a call and its result to the rule of its op."""
         context = self.context
-        inputs = list(_tensors((args, kwargs)))
+        inputs = tensors_in((*args, *kwargs.values()))
         computed = bool(inputs) and all(context.is_parametric(tensor) for tensor in inputs)
         known = len(context.edges)
         rule = _rule(func)
         if rule is not None:  # also where nothing carries labels: macs are counted all the same
             context.read(self.graph, func, inputs)
             rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
-        elif next(_tensors(out), None) is not None:
+        elif tensors_in((out,)):
             context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
         if computed:
             context.computed += context.edges[known:]
-            for tensor in _tensors((out,)):
+            for tensor in tensors_in((out,)):
                 context.parametric(tensor)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -367,14 +390,3 @@ def _lift(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_lift(part) for part in value)
     return value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _tensors(part)

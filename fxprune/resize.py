@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.groups import Axis, ChannelGraph, Widths
-from fxprune.traced import TracedModule
+from fxprune.traced import TracedModule, tensors_of
 
 KEY = "fxprune"
 """Where a node's `Record` is kept in `node.meta`."""
@@ -77,8 +77,8 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
     The parameters are the caller's business, and so is `recompile`, without which the module runs
     the code of its old graph.
     """
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    names = {id(tensor): name for name, tensor in tensors}
+    parameters, buffers = tensors_of(module)
+    names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
     for child in module.modules():
         for kind, mend in _MODULES:
             if isinstance(child, kind):
@@ -87,8 +87,11 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
     for graph in module.graphs:
         for node in graph.nodes:
             record = node.meta.get(KEY)
-            if record is not None and _follows(node):
-                rewrite = _NODES.get((node.op, record.target), _other)
+            if record is None:
+                continue
+            computed = any(isinstance(v, Number) for v in (*record.args, *record.kwargs.values()))
+            rewrite = _NODES.get((node.op, record.target), _other if computed else None)
+            if rewrite is not None and (computed or _follows(node)):
                 rewrite(node, record, widths)
 
 
@@ -100,11 +103,8 @@ def compact_shape(name: str, channels: ChannelGraph, widths: Widths) -> tuple[in
 
 def _follows(node: fx.Node) -> bool:
     """Whether the node's tensors, or those it reads, have axes that follow the widths."""
-    own = node.meta[KEY]
-    records = [own, *(n.meta[KEY] for n in node.all_input_nodes if KEY in n.meta)]
-    return any(shape.axes for record in records for shape in _shapes(record.result)) or any(
-        isinstance(value, Number) for value in (*own.args, *own.kwargs.values())
-    )
+    records = [n.meta[KEY] for n in (node, *node.all_input_nodes) if KEY in n.meta]
+    return any(shape.axes for record in records for shape in _shapes(record.result))
 
 
 def _shapes(result: Any) -> list[Shape]:

@@ -34,7 +34,7 @@ from fxprune.groups import (
 from fxprune.labels import Labelled, Value, components
 from fxprune.resize import KEY, Number, Record, Shape
 from fxprune.rules.base import PINNED, Pin, Product, Role
-from fxprune.traced import TracedModule, where
+from fxprune.traced import TracedModule, tensors_of, where
 
 Ints = npt.NDArray[np.int64]
 Axes = Mapping[str, Mapping[int, Axis]]
@@ -46,10 +46,16 @@ class Solution:
     def __init__(self, labelled: Labelled, module: TracedModule, extra: list[Pin]) -> None:
         self.labelled, self.module = labelled, module
         self.context = labelled.context
-        self.parameters = tuple(name for name, _ in module.named_parameters())
+        parameters, buffers = tensors_of(module)
+        self.parameters = tuple(parameters)
+        self.shapes = {n: tuple(tensor.shape) for n, tensor in (parameters | buffers).items()}
         self.pins = [*self.context.pins, *extra]
-        self.number, self.component = labelled.components()
-        self.names, self.starts, self.sizes = _ranges(labelled)
+        solved = labelled.components()
+        self.number, self.component = solved.count, solved.of
+        self.names = [(name, dim) for name, dims in labelled.axes.items() for dim in dims]
+        self.starts = self.context.starts[: len(self.names)]  # their labels were made first
+        self.sizes = [labels.numel() for labels in self.context.made[: len(self.names)]]
+        self.lead = solved.lead[: len(self.names)]
         self.channel_of = np.full(self.number, FIXED, dtype=np.int64)
         self.axes: dict[int, Axis] = {}
         self.known: dict[bytes, Axis] = {}
@@ -57,8 +63,6 @@ class Solution:
 
     def graph(self) -> ChannelGraph:
         """The channel dependency graph."""
-        tensors = (*self.module.named_parameters(), *self.module.named_buffers())
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
         axes = {
             name: dims
             for name, by_dim in self.labelled.axes.items()
@@ -69,7 +73,7 @@ class Solution:
             pinned=tuple(self._pinned()),
             layout=self.layout,
             axes=axes,
-            shapes=shapes,
+            shapes=self.shapes,
             gates=tuple(self._gates(axes)),
             conv_inputs={
                 owner[0]: ConvInput(self._channels(source), groups)
@@ -78,7 +82,7 @@ class Solution:
             },
             macs_terms=tuple(self._macs()),
             params_terms=tuple(
-                Term(name, 1, self._factors(name, shapes[name], axes)) for name in self.parameters
+                Term(name, 1, self._factors(name, self.shapes[name], axes)) for name in self.parameters
             ),
             mixing=tuple(dict.fromkeys(_place(node) for node in self.context.mixing)),
         )
@@ -148,18 +152,12 @@ class Solution:
         held[self.component[PINNED]] = True
         for pin in self.pins:
             held[self._of(pin.labels)] = True
-        alive = np.zeros(self.number, dtype=bool)
-        first = np.full(self.number, np.iinfo(np.int64).max)
-        for start, size in zip(self.starts, self.sizes, strict=True):
-            np.minimum.at(
-                first, self.component[start : start + size], np.arange(start, start + size)
-            )
-        sizes = np.bincount(self.component, minlength=self.number)
+        alive = np.bincount(self.component, minlength=self.number) > 1
         for labels, _ in self.context.roles:
             alive[self._of(labels)] = True
-        alive |= sizes > 1  # a label that met no other and has no role belongs to no layer
-        chosen = np.flatnonzero(alive & ~held & (first < np.iinfo(np.int64).max))
-        chosen = chosen[np.argsort(first[chosen])]
+        # a label that met no other and has no role belongs to no layer; parameters' come first
+        owned = self.component[: sum(self.sizes) + 1].max() + 1
+        chosen = np.flatnonzero(alive[:owned] & ~held[:owned])
         marks = self._signatures()[chosen]
         _, leader, group = np.unique(marks, return_index=True, return_inverse=True)
         place = np.argsort(np.argsort(leader))  # groups in the order of their first channel
@@ -170,34 +168,42 @@ class Solution:
     def _signatures(self) -> npt.NDArray[np.uint64]:
         """What tells channels of different groups apart: uint64 [components]."""
         signatures = np.zeros(self.number, dtype=np.uint64)
-        vectors, marks = zip(*self._sightings(), strict=True) if self.names else ((), ())
+        vectors, marks = self._sightings()
         labels, lengths = _joined(vectors), [len(vector) for vector in vectors]
         own = self.component[labels]
         with np.errstate(over="ignore"):
             mixed = _mixed(_occurrence(own, lengths), self._ranks()[labels])
-            np.add.at(signatures, own, np.repeat(np.array(marks, dtype=np.uint64), lengths) * mixed)
+            np.add.at(signatures, own, np.repeat(marks, lengths) * mixed)
         return signatures
 
     def _ranks(self) -> Ints:
         """Which of its channel's labels each one is in the parameter that it was given to."""
-        ranks = np.zeros(self.labelled.context.next_label, dtype=np.int64)
-        ranges = [np.arange(first, first + n) for first, n in zip(self.starts, self.sizes)]
-        labels = _joined(ranges)
-        ranks[labels] = _occurrence(self.component[labels], self.sizes)
+        starts, sizes = np.array(self.starts, dtype=np.int64), np.array(self.sizes, dtype=np.int64)
+        leads = np.unique(self.lead)
+        labels = _joined([self.context.made[lead].numpy() for lead in leads])
+        ranks = np.zeros(self.context.next_label, dtype=np.int64)
+        ranks[labels] = _occurrence(self.component[labels], sizes[leads])
+        given = slice(1, sizes.sum() + 1)
+        first = np.arange(1, given.stop) - np.repeat(starts - starts[self.lead], sizes)
+        ranks[given] = ranks[first]  # the same in all that are connected as a whole
         return ranks
 
-    def _sightings(self) -> Iterator[tuple[Ints, np.uint64]]:
-        """Every vector of labels that stood anywhere, with a random mark for where it stood."""
-        places = [labels for _, labels in self.context.sightings]
-        places += [self.labelled.axes[name][dim] for name, dim in self.names]
+    def _sightings(self) -> tuple[list[Ints], npt.NDArray[np.uint64]]:
+        """Every vector of labels that stood anywhere, with a random mark for where it stood.
+
+        Of parameters that are connected as a whole there is one, with the sum of their marks.
+        """
+        given = self.context.made[: len(self.names)]
+        places = [*(labels for _, labels in self.context.sightings), *given]
         marks = np.random.default_rng(0).integers(0, 2**63, len(places), np.uint64)
-        vectors = {id(labels): labels for labels in places}
-        number = {key: place for place, key in enumerate(vectors)}
+        key = {id(labels): int(lead) for labels, lead in zip(given, self.lead, strict=True)}
+        keys = [key.get(id(labels), id(labels)) for labels in places]
+        vectors = dict(zip(keys, places, strict=True))
+        number = {known: place for place, known in enumerate(vectors)}
         sums = np.zeros(len(vectors), dtype=np.uint64)
         with np.errstate(over="ignore"):
-            np.add.at(sums, [number[id(labels)] for labels in places], marks)
-        for labels, mark in zip(vectors.values(), sums, strict=True):
-            yield labels.numpy(), mark
+            np.add.at(sums, [number[known] for known in keys], marks)
+        return [labels.numpy() for labels in vectors.values()], sums
 
     def _groups(self, axes: Axes) -> Iterator[ChannelGroup]:
         roles = self._roles()
@@ -227,8 +233,8 @@ class Solution:
 
     def _roles(self) -> dict[tuple[str, int], Role]:
         """The role of each parameter dimension, also of those that a layer's weight comes from."""
-        count, tied = components(self.context, self.context.computed)
-        roles = np.full(count, -1)
+        tied = components(self.context, self.context.computed).of
+        roles = np.full(len(tied), -1)
         for labels, role in self.context.roles:
             roles[tied[labels.numpy()]] = role
         first = roles[tied[self.starts]].tolist()
@@ -370,7 +376,7 @@ def _joined(vectors: Sequence[Ints]) -> Ints:
     return np.concatenate(vectors) if vectors else np.zeros(0, dtype=np.int64)
 
 
-def _occurrence(lines: Ints, lengths: Sequence[int]) -> Ints:
+def _occurrence(lines: Ints, lengths: Sequence[int] | Ints) -> Ints:
     """How often each entry occurred before in its line; lines follow each other: int64 [n]."""
     before = np.zeros(len(lines), dtype=np.int64)
     number = np.repeat(np.arange(len(lengths)), lengths)
@@ -412,16 +418,6 @@ def _given(node: fx.Node) -> Any:
 def _size_of(shape: Shape, dim: int) -> Number:
     dim %= len(shape.sizes)
     return Number(shape.sizes[dim], dim in shape.axes, dim not in shape.axes)
-
-
-def _ranges(labelled: Labelled) -> tuple[list[tuple[str, int]], list[int], list[int]]:
-    """The parameter dimensions in the order of their labels: (name, dim), first label, length."""
-    rows = sorted(
-        (int(labels[0]), len(labels), name, dim)
-        for name, dims in labelled.axes.items()
-        for dim, labels in dims.items()
-    )
-    return [row[2:] for row in rows], [row[0] for row in rows], [row[1] for row in rows]
 
 
 def _share(factor: Factor, batch: int) -> Factor:

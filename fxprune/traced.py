@@ -156,6 +156,23 @@ def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule
     return twin
 
 
+def tensors_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    """A module's parameters and buffers by name; what has several names has the first of them.
+
+    The same as `named_parameters` and `named_buffers`, in a single walk.
+    """
+    children = list(module.named_modules())
+    found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for kind, named in zip(("_parameters", "_buffers"), found, strict=True):
+        seen = {id(None)}
+        for path, child in children:
+            for name, tensor in child.__dict__[kind].items():
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    named[f"{path}.{name}" if path else name] = tensor
+    return found
+
+
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
     """Gives a GraphModule the modes of its source; fx makes new containers, in training mode."""
     for path, module in graph_module.named_modules():

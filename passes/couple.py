@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from fxprune.errors import TraceError
 from fxprune.groups import ChannelGraph, Factor, Widths
-from fxprune.labels import Labelled, Value, propagate
+from fxprune.labels import Labelled, Value, propagate, same_memory
 from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, Shape, resize
 from fxprune.rules.base import Pin
@@ -112,7 +112,7 @@ class _Kept:
         wanted = self.of(labels)
         if len(wanted) != len(seen):
             return False
-        if wanted.data_ptr() == seen.data_ptr() and wanted.stride() == seen.stride():
+        if same_memory(wanted, seen):
             return True
         pair = id(wanted), id(seen)
         if pair not in self.compared:
@@ -224,8 +224,9 @@ def _elsewhere(
 
 def _strangers(module: TracedModule, solution: Solution, compact: Labelled) -> Refusal | None:
     """The first node where the compact network couples channels that the dense one does not."""
-    count, merged = compact.components()
-    if count == len(merged):
+    solved = compact.components()
+    merged = solved.of
+    if solved.count == len(merged):
         return None
     crowd = np.bincount(merged[: solution.number], minlength=merged.max() + 1) > 1
     for labels, _, node in compact.context.edges:

@@ -21,7 +21,7 @@ from fxprune import proxies
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.proxies import KnowingTracer
-from fxprune.traced import DraftModule, Origin, TracedModule
+from fxprune.traced import DraftModule, Origin, TracedModule, tensors_of
 
 _INTERNAL = tuple(f"{Path(file).parent}/" for file in (torch.__file__, proxies.__file__, __file__))
 
@@ -71,8 +71,8 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
                 module.training = mode
     same = same or _calls(training) == _calls(evaluation)
     module = DraftModule(model, evaluation if same else training, evaluation)
-    named = (*module.named_parameters(), *module.named_buffers())
-    names = {id(tensor): name for name, tensor in named}
+    parameters, buffers = tensors_of(module)
+    names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
     state = model.state_dict(keep_vars=True)
     module.origin = Origin(
         {key: _home(names.get(id(value)), value) for key, value in state.items()},

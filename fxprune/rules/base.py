@@ -69,19 +69,24 @@ class Call:
 
     def tensors(self) -> list[Tensor]:
         """The tensor arguments, lists of tensors included, in order."""
-        return list(_tensors(self.args.values()))
+        return tensors_in(self.args.values())
 
     def results(self) -> list[Tensor]:
         """The tensor results."""
-        return list(_tensors([self.out]))
+        return tensors_in((self.out,))
 
 
-def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among values and in the lists, tuples and dicts among them, in order."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            found += tensors_in(value)
+        elif isinstance(value, dict):
+            found += tensors_in(value.values())
+    return found
 
 
 @dataclass(frozen=True)
@@ -238,7 +243,7 @@ class Context:
         """Says what a result carries."""
         kept = tuple(families)
         for family in kept:
-            assert tensor.shape[family.dim] == len(family.labels), (self.node, tensor.shape, family)
+            assert tensor.shape[family.dim] == family.labels.numel(), (self.node, tensor.shape, family)
             self.sightings.append((self.node, family.labels))
         self._families[id(tensor)] = kept
         self._alive.append(tensor)

@@ -39,7 +39,10 @@ class Pointwise(Rule):
         out = results[0]
         operands = [tensor for tensor in call.tensors() if tensor.dim()]
         carried: list[Family] = []
-        for dim in range(out.dim()):
+        varying = {
+            family.dim - tensor.dim() for tensor in operands for family in context.of(tensor)
+        }
+        for dim in sorted(out.dim() + place for place in varying):
             spanning = [
                 (tensor, dim - out.dim() + tensor.dim())
                 for tensor in operands
