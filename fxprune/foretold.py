@@ -46,9 +46,11 @@ def call_of(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> At
             return None
         hooked = target._forward_hooks or target._forward_pre_hooks or "forward" in vars(target)
         return None if hooked else known(target, args[0])
-    if target is torch.cat and args and isinstance(args[0], (list, tuple)):
-        given = (*args, *kwargs.values()) if list(kwargs) in ([], ["dim"]) else ()
-        return (aten.cat.default, given) if given else None
+    if target is torch.cat:
+        given = (*args, *kwargs.values())
+        plain = args and isinstance(args[0], (list, tuple)) and kwargs.keys() <= {"dim"}
+        tensors = plain and len(given) < 3 and all(isinstance(x, Tensor) for x in args[0])
+        return (aten.cat.default, given) if tensors else None
     op = _FUNCTIONS.get(target)
     if op is None or kwargs or not isinstance(args[0], Tensor):
         return None
@@ -80,8 +82,7 @@ def _pooled(layer: Any, x: Tensor) -> AtenCall | None:
 
 
 def _activation(op: Any, *options: str) -> Callable[[Any, Tensor], AtenCall]:
-    packet = op.overloadpacket
-    in_place = getattr(aten, f"{packet.__name__}_", None)
+    in_place = getattr(aten, f"{op.overloadpacket.__name__}_")
 
     def call(layer: Any, x: Tensor) -> AtenCall:
         own = in_place.default if getattr(layer, "inplace", False) else op
@@ -185,7 +186,10 @@ def _convolved(args: tuple[Any, ...]) -> Results:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = args
     tensors = (x, weight) if bias is None else (x, weight, bias)
     spatial = x.dim() - 2
-    if transposed or not len(stride) == len(padding) == len(dilation) == spatial == weight.dim() - 2:
+    if (
+        transposed
+        or not len(stride) == len(padding) == len(dilation) == spatial == weight.dim() - 2
+    ):
         return None
     rows, columns, *kernel = weight.shape
     batch, inputs, *image = x.shape
@@ -194,13 +198,17 @@ def _convolved(args: tuple[Any, ...]) -> Results:
         return None
     sizes = tuple(
         (size + 2 * pad - step * (width - 1) - 1) // hop + 1
-        for size, width, hop, pad, step in zip(image, kernel, stride, padding, dilation, strict=True)
+        for size, width, hop, pad, step in zip(
+            image, kernel, stride, padding, dilation, strict=True
+        )
     )
     return _new((batch, rows, *sizes), x) if min(sizes) > 0 else None
 
 
 def _concatenated(args: tuple[Any, ...]) -> Results:
     tensors, dim = args[0], args[1] if len(args) > 1 else 0
+    if not tensors:
+        return None
     first = tensors[0]
     if not isinstance(dim, int) or not -first.dim() <= dim < first.dim() or not _dense(tensors):
         return None
@@ -224,8 +232,7 @@ def _dense(tensors: tuple[Tensor, ...]) -> bool:
     """Whether floating-point tensors of one dtype lie in memory as their dimensions say."""
     dtype = tensors[0].dtype
     return dtype.is_floating_point and all(
-        isinstance(t, Tensor) and t.is_meta and t.dtype is dtype and t.is_contiguous()
-        for t in tensors
+        t.is_meta and t.dtype is dtype and t.is_contiguous() for t in tensors
     )
 
 

@@ -25,7 +25,7 @@ from fxprune.errors import TraceError
 from fxprune.foretold import Recipe, call_of, foretold, made
 from fxprune.registry import collect
 from fxprune.rules.base import PINNED, Call, Context, Family, Rule, tensors_in
-from fxprune.traced import TracedModule, tensors_of, where
+from fxprune.traced import TracedModule, modules_of, tensors_of, where
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,26 @@ class Components:
 def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) -> Components:
     """Solves equalities; most of them are between vectors of labels that were made together."""
     made = {id(labels): place for place, labels in enumerate(context.made)}
-    ends = [(made.get(id(a), -1), made.get(id(b), -1)) for a, b, _ in edges]
-    whole = np.array([pair for pair in ends if -1 not in pair], dtype=np.int64).reshape(-1, 2)
-    lead = _lowest(len(made), *whole.T)
+    met: dict[int, int] = {}  # for other vectors: the first one that met it
+    whole, rest = [], []
+    for a, b, _ in edges:
+        ends = [made[id(side)] for side in (a, b) if id(side) in made]
+        if len(ends) == 1:
+            other = id(b) if id(a) in made else id(a)
+            ends += [met[other]] if other in met else []
+            met.setdefault(other, ends[0])
+        if len(ends) == 2:
+            whole.append(ends)
+        elif not same_memory(a, b):
+            rest.append((a, b))
+    lead = _lowest(len(made), *np.array(whole, dtype=np.int64).reshape(-1, 2).T)
     starts = np.array(context.starts, dtype=np.int64)
     first = np.arange(context.next_label)  # of the labels that each is connected with
     sizes = np.diff(starts, append=len(first))
     first[len(first) - sizes.sum() :] -= np.repeat(starts - starts[lead], sizes)
-    rest = [
-        (a, b)
-        for (a, b, _), pair in zip(edges, ends, strict=True)
-        if -1 in pair and not same_memory(a, b)
-    ]
     if rest:
-        a, b = (first[torch.cat(side).numpy()] for side in zip(*rest, strict=True))
-        differ = a != b
-        first = _lowest(len(first), a[differ], b[differ])[first]
+        left, right = (first[torch.cat(side).numpy()] for side in zip(*rest, strict=True))
+        first = _lowest(len(first), left, right)[first]
     number = np.cumsum(first == np.arange(len(first))) - 1
     return Components(int(number[-1]) + 1, number[first], lead)
 
@@ -108,13 +112,22 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
 
 def _lowest(size: int, a: Ints, b: Ints) -> Ints:
     """The lowest of the vertices that each one is connected with: int64 [size]."""
+    linked = np.zeros(size, dtype=bool)
+    differ = a != b
+    a, b = a[differ], b[differ]
     if not len(a):
         return np.arange(size)
-    links = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(size, size))
+    linked[a] = linked[b] = True
+    vertices = np.flatnonzero(linked)
+    number = np.cumsum(linked) - 1  # scipy would look at all of them
+    count = len(vertices)
+    links = coo_array((np.ones(len(a), dtype=np.int8), (number[a], number[b])), (count, count))
     _, component = connected_components(links, directed=False)
-    lowest = np.empty(size, dtype=np.int64)
-    lowest[component[::-1]] = np.arange(size)[::-1]  # the last one to be put stays
-    return lowest[component]
+    lowest = np.empty(count, dtype=np.int64)
+    lowest[component[::-1]] = vertices[::-1]  # the last one to be put stays
+    found = np.arange(size)
+    found[vertices] = lowest[component]
+    return found
 
 
 def propagate(
@@ -143,7 +156,7 @@ def propagate(
     context = Context(next_label=first_label, choices=dict(choices))
     if known is None:
         meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
-        axes = {name: _fresh_axes(context, tensor) for name, tensor in meta.items()}
+        axes = _fresh_axes(context, meta)
     else:
         meta = {name: _compact(tensor, known.get(name, {})) for name, tensor in tensors.items()}
         axes = {
@@ -191,7 +204,8 @@ class _Interpreter(fx.Interpreter):
             return None
         out = _made(look, call[1])
         self.mode.follow(*call, {}, out)
-        return out[0] if look[0] else out
+        first: Tensor = out[0] if look[0] else out
+        return first
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         for tensor in tensors_in(args):
@@ -212,24 +226,26 @@ class _Interpreter(fx.Interpreter):
 @contextlib.contextmanager
 def _lent(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
     """Puts a module into evaluation mode, with other tensors in the place of its own, by id."""
-    modes, homes = [], []
-    for child in module.modules():
-        modes.append((child, child.training))
-        for home in (child._parameters, child._buffers):
-            homes += [(home, name, own) for name, own in home.items() if own is not None]
+    children = modules_of(module).values()
+    training = [child for child in children if child.training]
+    homes: list[tuple[dict[str, Any], str, Tensor]] = [
+        (home, name, own)
+        for child in children
+        for home in (vars(child)["_parameters"], vars(child)["_buffers"])
+        for name, own in home.items()
+        if own is not None
+    ]
     try:
-        for child, training in modes:
-            if training:
-                child.training = False
+        for child in training:
+            child.training = False
         for home, name, own in homes:
             home[name] = tensors[id(own)]
         yield
     finally:
         for home, name, own in homes:
             home[name] = own
-        for child, training in modes:
-            if training:
-                child.training = True
+        for child in training:
+            child.training = True
 
 
 def _run(
@@ -285,7 +301,7 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = len(context.edges)
         rule = _rule(func)
         if rule is not None:  # also where nothing carries labels: macs are counted all the same
-            context.read(self.graph, func, inputs)
+            context.read(self.graph, func.__name__, inputs)
             rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
         elif tensors_in((out,)):
             context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
@@ -366,8 +382,11 @@ def _key(value: Any) -> Any:
 _NONE = object()
 
 
-def _fresh_axes(context: Context, tensor: Tensor) -> dict[int, Tensor]:
-    return {dim: context.fresh(size) for dim, size in enumerate(tensor.shape) if size > 1}
+def _fresh_axes(context: Context, tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    dims = {n: [d for d, size in enumerate(t.shape) if size > 1] for n, t in tensors.items()}
+    sizes = [tensors[name].shape[dim] for name, own in dims.items() for dim in own]
+    vectors = iter(context.fresh_vectors(sizes) if sizes else ())
+    return {name: {dim: next(vectors) for dim in own} for name, own in dims.items()}
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

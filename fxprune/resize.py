@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.groups import Axis, ChannelGraph, Widths
-from fxprune.traced import TracedModule, tensors_of
+from fxprune.traced import TracedModule, modules_of, tensors_of
 
 KEY = "fxprune"
 """Where a node's `Record` is kept in `node.meta`."""
@@ -79,7 +79,7 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
     """
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
-    for child in module.modules():
+    for child in modules_of(module).values():
         for kind, mend in _MODULES:
             if isinstance(child, kind):
                 mend(child, _Sizes(child, names, channels, widths))
@@ -147,12 +147,13 @@ def _mend_conv(conv: Any, sizes: _Sizes) -> None:
     source = sizes.channels.conv_inputs[name]
     # a network of width 1 may have a single conv group left, and must know that it had more
     if conv.transposed:
-        inputs = sizes.channels.axes[name].get(0)
-        conv.groups = inputs.blocks(source.groups, sizes.widths) if inputs else source.groups
-        conv.in_channels, conv.out_channels = shape[0], shape[1] * conv.groups
+        axis = sizes.channels.axes[name].get(0)
+        groups = axis.blocks(source.groups, sizes.widths) if axis else source.groups
+        inputs, outputs = shape[0], shape[1] * groups
     else:
-        conv.in_channels, conv.out_channels = source.length(sizes.widths), shape[0]
-        conv.groups = conv.in_channels // shape[1]
+        inputs, outputs = source.length(sizes.widths), shape[0]
+        groups = inputs // shape[1]
+    vars(conv).update(in_channels=inputs, out_channels=outputs, groups=groups)
 
 
 def _mend_linear(linear: Any, sizes: _Sizes) -> None:

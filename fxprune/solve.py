@@ -31,12 +31,11 @@ from fxprune.groups import (
     Pinned,
     Term,
 )
-from fxprune.labels import Labelled, Value, components
+from fxprune.labels import Ints, Labelled, Value, components
 from fxprune.resize import KEY, Number, Record, Shape
 from fxprune.rules.base import PINNED, Pin, Product, Role
 from fxprune.traced import TracedModule, tensors_of, where
 
-Ints = npt.NDArray[np.int64]
 Axes = Mapping[str, Mapping[int, Axis]]
 
 
@@ -56,6 +55,8 @@ class Solution:
         self.starts = self.context.starts[: len(self.names)]  # their labels were made first
         self.sizes = [labels.numel() for labels in self.context.made[: len(self.names)]]
         self.lead = solved.lead[: len(self.names)]
+        given = zip(self.context.made, self.lead.tolist(), strict=False)
+        self.place = {id(labels): lead for labels, lead in given}
         self.channel_of = np.full(self.number, FIXED, dtype=np.int64)
         self.axes: dict[int, Axis] = {}
         self.known: dict[bytes, Axis] = {}
@@ -82,7 +83,8 @@ class Solution:
             },
             macs_terms=tuple(self._macs()),
             params_terms=tuple(
-                Term(name, 1, self._factors(name, self.shapes[name], axes)) for name in self.parameters
+                Term(name, 1, self._factors(name, self.shapes[name], axes))
+                for name in self.parameters
             ),
             mixing=tuple(dict.fromkeys(_place(node) for node in self.context.mixing)),
         )
@@ -100,13 +102,14 @@ class Solution:
 
     def axis(self, labels: Tensor) -> Axis | None:
         """The axis that labels stand for; None where all of it is fixed."""
-        if id(labels) not in self.axes:
+        place = self.place.get(id(labels), id(labels))
+        if place not in self.axes:
             channel = self.channel_of[self._of(labels)]
             key = channel.tobytes()
             if key not in self.known:
                 self.known[key] = Axis(torch.from_numpy(channel), self.layout)
-            self.axes[id(labels)] = self.known[key]
-        axis = self.axes[id(labels)]
+            self.axes[place] = self.known[key]
+        axis = self.axes[place]
         return axis if axis.factor.per_channel else None
 
     def _value(self, node: fx.Node) -> Any:
@@ -193,11 +196,10 @@ class Solution:
 
         Of parameters that are connected as a whole there is one, with the sum of their marks.
         """
-        given = self.context.made[: len(self.names)]
-        places = [*(labels for _, labels in self.context.sightings), *given]
+        places = [labels for _, labels in self.context.sightings]
+        places += self.context.made[: len(self.names)]
         marks = np.random.default_rng(0).integers(0, 2**63, len(places), np.uint64)
-        key = {id(labels): int(lead) for labels, lead in zip(given, self.lead, strict=True)}
-        keys = [key.get(id(labels), id(labels)) for labels in places]
+        keys = [self.place.get(id(labels), id(labels)) for labels in places]
         vectors = dict(zip(keys, places, strict=True))
         number = {known: place for place, known in enumerate(vectors)}
         sums = np.zeros(len(vectors), dtype=np.uint64)
@@ -288,7 +290,8 @@ class Solution:
         own = self.component[_joined([made.numpy() for _, made in products])]
         lengths = np.array([len(made) for _, made in products], dtype=np.int64)
         shares = np.array([_dense(product) for product, _ in products]) / lengths
-        return np.bincount(own, np.repeat(shares, lengths), minlength=self.number)
+        made = np.bincount(own, np.repeat(shares, lengths), minlength=self.number)
+        return made.astype(np.float64)
 
     def _factor(self, labels: Tensor) -> Factor:
         axis = self.axis(labels)
@@ -388,7 +391,9 @@ def _occurrence(lines: Ints, lengths: Sequence[int] | Ints) -> Ints:
     entries = number[order], lines[order]
     new = np.append(True, np.logical_or(*(entry[1:] != entry[:-1] for entry in entries)))
     starts = np.flatnonzero(new[: len(order)])
-    before[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    before[order] = np.arange(len(order)) - np.repeat(
+        starts, np.diff(np.append(starts, len(order)))
+    )
     return before
 
 

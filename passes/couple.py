@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.errors import TraceError
-from fxprune.groups import ChannelGraph, Factor, Widths
-from fxprune.labels import Labelled, Value, propagate, same_memory
+from fxprune.groups import ChannelGraph, Factor, Widths, template_slots
+from fxprune.labels import Ints, Labelled, Value, propagate, same_memory
 from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, Shape, resize
 from fxprune.rules.base import Pin
@@ -94,8 +94,8 @@ class _Kept:
     """The labels of a compact network: the components of those that its template keeps."""
 
     def __init__(self, solution: Solution, widths: Widths) -> None:
-        self.solution, self.widths = solution, widths
-        self.component = torch.from_numpy(solution.component)
+        self.solution = solution
+        self.stays = (template_slots(solution.layout, widths) >= 0).numpy()  # by channel
         self.found: dict[int, Tensor] = {}
         self.by_axis: dict[int, Tensor] = {}
         self.compared: dict[tuple[int, int], bool] = {}
@@ -123,12 +123,16 @@ class _Kept:
     def _select(self, labels: Tensor) -> Tensor:
         axis = self.solution.axis(labels)
         if axis is None:
-            return self.component[labels]
-        if axis.factor.fixed:
-            return self.component[labels[axis.template(self.widths)]]
-        if id(axis) not in self.by_axis:
-            self.by_axis[id(axis)] = self.component[labels[axis.template(self.widths)]]
-        return self.by_axis[id(axis)].view(-1)
+            return self._components(labels.numpy())
+        if id(axis) in self.by_axis:
+            return self.by_axis[id(axis)].view(-1)
+        kept = self._components(labels.numpy()[self.stays[axis.channel.numpy()]])
+        if not axis.factor.fixed:  # else the labels that are fixed may be others elsewhere
+            self.by_axis[id(axis)] = kept
+        return kept
+
+    def _components(self, labels: Ints) -> Tensor:
+        return torch.from_numpy(self.solution.component[labels])
 
 
 def _try(

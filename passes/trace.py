@@ -21,7 +21,7 @@ from fxprune import proxies
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.proxies import KnowingTracer
-from fxprune.traced import DraftModule, Origin, TracedModule, tensors_of
+from fxprune.traced import DraftModule, Origin, TracedModule, modules_of, tensors_of
 
 _INTERNAL = tuple(f"{Path(file).parent}/" for file in (torch.__file__, proxies.__file__, __file__))
 
@@ -59,11 +59,11 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
 
     A model whose code does not ask for its mode has one graph for both.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in modules_of(model).values()]
     try:
         with _Watch() as watch:
             evaluation = _graph(model.eval(), inputs)
-        same = not watch.asked and not any(map(_has_its_own_modes, model.modules()))
+        same = not watch.asked and not any(_has_its_own_modes(module) for module, _ in modes)
         training = evaluation if same else _graph(model.train(), inputs)
     finally:
         for module, mode in modes:

@@ -15,6 +15,7 @@ import enum
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -198,11 +199,17 @@ class Context:
 
     def fresh(self, size: int) -> Tensor:
         """New labels: int64 [size]."""
-        labels = torch.arange(self.next_label, self.next_label + size)
-        self.made.append(labels)
-        self.starts.append(self.next_label)
-        self.next_label += size
-        return labels
+        return self.fresh_vectors([size])[0]
+
+    def fresh_vectors(self, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """New labels for several dimensions at once: int64 [size] each."""
+        total = sum(sizes)
+        labels = torch.arange(self.next_label, self.next_label + total)
+        vectors = torch.split_with_sizes(labels, sizes)
+        self.made += vectors
+        self.starts += accumulate(sizes[:-1], initial=self.next_label)
+        self.next_label += total
+        return vectors
 
     def of(self, tensor: Tensor | None) -> tuple[Family, ...]:
         """The families a tensor carries."""
@@ -243,7 +250,11 @@ class Context:
         """Says what a result carries."""
         kept = tuple(families)
         for family in kept:
-            assert tensor.shape[family.dim] == family.labels.numel(), (self.node, tensor.shape, family)
+            assert tensor.shape[family.dim] == family.labels.numel(), (
+                self.node,
+                tensor.shape,
+                family,
+            )
             self.sightings.append((self.node, family.labels))
         self._families[id(tensor)] = kept
         self._alive.append(tensor)
