@@ -38,6 +38,8 @@ def made(recipe: Recipe, args: tuple[Any, ...]) -> Any:
 def call_of(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AtenCall | None:
     """The one ATen call that a layer in evaluation mode, or a function, comes to when called.
 
+    A method is a function too, such as `Tensor.relu`.
+
     Where the op returns several tensors, the layer returns the first of them.
     """
     if isinstance(target, nn.Module):
@@ -121,6 +123,13 @@ _FUNCTIONS: Mapping[Any, Any] = MappingProxyType(
         torch.mul: aten.mul.Tensor,
         torch.relu: aten.relu.default,
         torch.sigmoid: aten.sigmoid.default,
+        Tensor.add: aten.add.Tensor,
+        Tensor.add_: aten.add_.Tensor,
+        Tensor.mul: aten.mul.Tensor,
+        Tensor.mul_: aten.mul_.Tensor,
+        Tensor.relu: aten.relu.default,
+        Tensor.relu_: aten.relu_.default,
+        Tensor.sigmoid: aten.sigmoid.default,
     }
 )
 

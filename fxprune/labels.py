@@ -187,7 +187,8 @@ class _Interpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.context.node = n
-        args, kwargs = (fx.map_arg(given, self.env.__getitem__) for given in (n.args, n.kwargs))
+        args = fx.map_arg(n.args, self.env.__getitem__)
+        kwargs = fx.map_arg(n.kwargs, self.env.__getitem__) if n.kwargs else {}
         result = self._plain(n, args, kwargs)
         if result is None:
             with self.mode:
@@ -197,8 +198,12 @@ class _Interpreter(fx.Interpreter):
 
     def _plain(self, node: fx.Node, args: Any, kwargs: Any) -> Tensor | None:
         """The result of a node that is one foretold ATen call; None for all others."""
-        target = self.submodules.get(node.target) if node.op == "call_module" else node.target
-        call = None if isinstance(target, str) else call_of(target, args, kwargs)
+        target: Any = node.target
+        if node.op == "call_module":
+            target = self.submodules.get(target)
+        elif node.op == "call_method":
+            target = getattr(Tensor, target, None)
+        call = call_of(target, args, kwargs)
         look = None if call is None else foretold(*call)
         if call is None or look is None:
             return None
@@ -312,7 +317,8 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs an op; what was seen before is not run again, since meta ops are slow."""
-        if func.is_view or not kwargs.keys().isdisjoint(("out", "device")):
+        resized = torch.Tag.inplace_view in func.tags
+        if func.is_view or resized or not kwargs.keys().isdisjoint(("out", "device")):
             return func(*args, **kwargs)
         if not kwargs and (look := foretold(func, args)) is not None:
             return _made(look, args)

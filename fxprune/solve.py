@@ -58,7 +58,7 @@ class Solution:
         given = zip(self.context.made, self.lead.tolist(), strict=False)
         self.place = {id(labels): lead for labels, lead in given}
         self.channel_of = np.full(self.number, FIXED, dtype=np.int64)
-        self.axes: dict[int, Axis] = {}
+        self.axes: dict[int, Axis | None] = {}
         self.known: dict[bytes, Axis] = {}
         self._number_channels()
 
@@ -108,9 +108,9 @@ class Solution:
             key = channel.tobytes()
             if key not in self.known:
                 self.known[key] = Axis(torch.from_numpy(channel), self.layout)
-            self.axes[place] = self.known[key]
-        axis = self.axes[place]
-        return axis if axis.factor.per_channel else None
+            axis = self.known[key]
+            self.axes[place] = axis if axis.factor.per_channel else None
+        return self.axes[place]
 
     def _value(self, node: fx.Node) -> Any:
         """What the dense run saw of a node."""

@@ -188,14 +188,14 @@ class Context:
 
     def read(self, graph: int, op: Hashable, operands: Iterable[Tensor]) -> None:
         """Notes what the operands of the next call carry."""
-        here = graph, self.node.name, op
-        call = (*here, self._calls[here])
-        self._calls[here] += 1
-        self.readings += [
-            ((*call, number, family.dim), family.labels)
-            for number, operand in enumerate(operands)
-            for family in self.of(operand)
-        ]
+        name = self.node.name
+        here = graph, name, op
+        often = self._calls[here]
+        self._calls[here] = often + 1
+        for number, operand in enumerate(operands):
+            for family in self.of(operand):
+                place = graph, name, op, often, number, family.dim
+                self.readings.append((place, family.labels))
 
     def fresh(self, size: int) -> Tensor:
         """New labels: int64 [size]."""
@@ -220,7 +220,8 @@ class Context:
 
         A dimension that carries several families (a flattened weight) has all of them made equal.
         """
-        found = [family.labels for family in self.of(tensor) if family.dim == dim]
+        families = self._families.get(id(tensor), ())
+        found = [family.labels for family in families if family.dim == dim]
         for other in found[1:]:
             self.meet(found[0], other)
         return found[0] if found else None

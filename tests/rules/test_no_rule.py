@@ -42,3 +42,13 @@ def test_pins_and_says_so(name: str, op: Callable[[Tensor], Tensor], code: str) 
         wanted = gated(*inputs())
         assert gap(wanted, shrink(gated)(*inputs())) <= 1e-12
         assert gap(zeroed(model, gated, chosen)(*inputs()), wanted) <= 1e-12
+
+
+def test_what_reshapes_in_place_does_so_each_time() -> None:
+    def squeezed(x: Tensor) -> Tensor:
+        return x.mean(3, keepdim=True).squeeze_(3)
+
+    model = Around(lambda x: (squeezed(x) + squeezed(x)).unsqueeze(3), 8, tuple).double()
+    (pin,) = (pin for pin in analyze(model, inputs()).pinned if "rule" in pin.reason)
+    assert pin.reason == "there is no rule for aten.squeeze_"
+    assert pin.channels == 8
