@@ -251,7 +251,12 @@ def spread(labels: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
 
 def read_back(context: Context, moved: Tensor) -> Family | None:
     """The family of a tensor of labels; couples it to one dimension where it varies along more."""
-    varying = [dim for dim in range(moved.dim()) if _varies(moved, dim)]
+    varying = []
+    for dim, size in enumerate(moved.shape):
+        if _varies(moved, dim):
+            varying.append(dim)
+        elif size > 1:
+            moved = moved.narrow(dim, 0, 1)  # so that there is less to compare from now on
     if not varying:
         lone = moved.flatten()[:1]
         if lone.numel() and int(lone) != PINNED:
@@ -259,20 +264,13 @@ def read_back(context: Context, moved: Tensor) -> Family | None:
         return None
     if len(varying) > 1:
         return _coupled(context, moved, varying)
-    line = moved
-    for dim in range(moved.dim()):
-        if dim != varying[0]:
-            line = line.narrow(dim, 0, 1)
-    return Family(varying[0], line.reshape(-1))
+    return Family(varying[0], moved.reshape(-1))
 
 
 def _coupled(context: Context, moved: Tensor, varying: list[int]) -> Family:
     """Keeps the dimension along which most labels differ; indices that share it are one channel."""
     lines = {dim: _first_line(moved, dim) for dim in varying}
     kept = max(varying, key=lambda dim: (len(torch.unique(lines[dim])), dim))
-    for dim in range(moved.dim()):
-        if dim not in varying:
-            moved = moved.narrow(dim, 0, 1)
     rows = moved.movedim(kept, -1).reshape(-1, moved.shape[kept])
     context.meet(rows[1:].reshape(-1), rows[:1].expand(len(rows) - 1, -1).reshape(-1))
     return Family(kept, lines[kept])
@@ -301,9 +299,12 @@ def _first_line(moved: Tensor, dim: int) -> Tensor:
 
 
 def _varies(moved: Tensor, dim: int) -> bool:
-    if moved.shape[dim] <= 1 or moved.stride(dim) == 0:
+    size = moved.shape[dim]
+    if size <= 1 or moved.stride(dim) == 0:
         return False
-    return not bool((moved == moved.narrow(dim, 0, 1)).all())
+    if not torch.equal(moved.select(dim, 0), moved.select(dim, 1)):  # as a rule it is seen here
+        return True
+    return not torch.equal(moved.narrow(dim, 1, size - 1), moved.narrow(dim, 0, size - 1))
 
 
 def _move(call: Call, labels: Tensor, x: Tensor) -> list[Tensor]:
