@@ -32,18 +32,13 @@ class Settings:
     every: int = 1
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        """Checks that policy and budget go together.
+    @property
+    def reallocate(self) -> int:
+        """Steps between global allocations of the widths; 0 where the widths stay.
 
-        Raises:
-            BudgetError: the policy allocates widths, and the budget is one of latency.
+        A latency budget has the widths that were measured, whatever the policy would give.
         """
-        if self.policy.reallocate and self.budget.kind == "latency":
-            raise BudgetError(
-                "a latency budget cannot be allocated by scores",
-                why="its widths are those that were measured, and the policy changes them",
-                do="give the policy the option reallocate=0, or take a budget macs=…",
-            )
+        return 0 if self.budget.kind == "latency" else self.policy.reallocate
 
 
 class Chooser:
@@ -73,7 +68,7 @@ class Chooser:
         self.state = settings.policy.start(layout, prior, settings.seed)
         self.steps, self.peak_rate = 0, 0.0
         self.share = settings.budget.value
-        if settings.policy.reallocate:  # refuses now, not after hours, what floors make impossible
+        if settings.reallocate:  # refuses now, not after hours, what floors make impossible
             global_widths(settings.budget, layout, cost, prior)
 
     def first(self) -> Chosen:
@@ -126,11 +121,11 @@ class Chooser:
             trained: the selection of training mode.
             executing: the one that executes, whose channels keep their slots.
         """
-        policy, widths = self._settings.policy, trained.widths
-        since = self.steps - policy.warmup
+        reallocate, widths = self._settings.reallocate, trained.widths
+        since = self.steps - self._settings.policy.warmup
         if since < 0:
             return None
-        if since == 0 or (policy.reallocate and since % policy.reallocate == 0):
+        if since == 0 or (reallocate and since % reallocate == 0):
             widths = self._allocated(self.share)
         if widths == trained.widths and self.steps % self._settings.every > 0:
             return None
@@ -188,7 +183,7 @@ class Chooser:
         """The widths that spend a share: the same of all groups, or what each deserves."""
         policy, layout = self._settings.policy, self._layout
         budget = self._settings.budget.at(share, layout.sizes)
-        if policy.reallocate and self.steps > 0:
+        if self._settings.reallocate and self.steps > 0:
             score = policy.score(self.state, layout, explore=False)
             return global_widths(budget, layout, self._cost, score)
         if budget == self._settings.budget:

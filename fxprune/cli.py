@@ -112,17 +112,17 @@ def instrument(
     policy: Annotated[
         str,
         typer.Option(
-            help="How channels are chosen: cucb, utility, magnitude, bn_scale, random, fixed; with "
+            help="How channels are chosen: utility, cucb, magnitude, bn_scale, random, fixed; with "
             "options in braces: 'cucb{c=0.5}'."
         ),
-    ] = "cucb",
+    ] = "utility",
     budget: Annotated[
         str,
         typer.Option(
             help="How much may execute, as a share of the dense network: keep=0.5 (channels), "
             "macs=0.25, params=0.11, latency=0.4 (time in ONNX Runtime, measured here)."
         ),
-    ] = "keep=0.5",
+    ] = "macs=0.25",
     round_to: Annotated[
         int,
         typer.Option(help="Widths are multiples of this; kernels are fastest at 8 or 16."),

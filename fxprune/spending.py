@@ -122,7 +122,7 @@ class _Price:
     def _at(self, share: float) -> int | None:
         gated, budget = self.gated, self.gated.settings.budget
         budget = budget.at(share, gated.cost.sizes)
-        if not gated.settings.policy.reallocate:
+        if not gated.settings.reallocate:
             return gated.cost.macs(uniform_widths(budget, gated.channels.layout, gated.cost))
         return int(share * gated.cost.dense_macs + 1e-6) if budget.kind == "macs" else None
 

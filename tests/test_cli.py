@@ -315,10 +315,6 @@ REFUSED = {
     "budget 0": (("instrument", "model.py", "--budget", "keep=0"), "out of range"),
     "budget 1.5": (("instrument", "model.py", "--budget", "keep=1.5"), "out of range"),
     "budget nan": (("instrument", "model.py", "--budget", "keep=nan"), "out of range"),
-    "a latency that a policy would change": (
-        ("instrument", "model.py", "--policy", "utility", "--budget", "latency=0.5"),
-        "a latency budget cannot be allocated by scores",
-    ),
     "every 0": (("instrument", "model.py", "--every", "0"), "every cannot be 0"),
     "no run": (("export", "nothing.fxprune"), "there is no run nothing.fxprune"),
     "no data named": (("train", "model.fxprune"), "nothing says what to train"),

@@ -135,10 +135,18 @@ def test_the_widths_belong_to_the_budget() -> None:
             uniform_widths(Budget("latency", 0.4, widths=widths), layout, cost)
 
 
-def test_a_policy_that_allocates_is_refused_before_anything_is_measured() -> None:
+def test_a_policy_that_allocates_keeps_the_widths_that_were_measured() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    with pytest.raises(BudgetError, match="a latency budget cannot be allocated by scores"):
-        fxprune.instrument(model, (torch.zeros(2, 3, 9, 9),), "utility", "latency=0.5")
+    policy = "utility{warmup=1,reallocate=1}"
+    gated = fxprune.instrument(model, (torch.zeros(2, 3, 9, 9),), policy, "latency=0.5,widths=3")
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.1)
+    fxprune.attach(gated, optimizer)
+    seen = []
+    for _ in range(4):
+        seen.append(gated.widths)
+        gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
+        optimizer.step()
+    assert seen == [(8,), (3,), (3,), (3,)]
 
 
 def test_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,9 @@
 """
 
 import contextlib
-import ctypes
 import gc
 import itertools
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 from bench_contenders import CONTENDERS, Case
 from bench_models import NETWORKS
+from memory import resident_bytes, trim
 from torch import nn
 from torch.nn import functional
 
@@ -205,22 +204,6 @@ def make_optimizer(name: str, network: nn.Module) -> torch.optim.Optimizer:
     if name == "adamw":
         return torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01)
     return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-
-
-def trim() -> None:
-    """Gives memory that is free back to the system, so that it does not count as used."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def resident_bytes(peak: bool = False) -> int:
-    """The process's resident memory, now or at its peak; without /proc only the peak is known."""
-    key, status = "VmHWM:" if peak else "VmRSS:", Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    lines = status.read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def serve(pipe: Connection, case: Case, contender: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import models
 import torch
+from memory import Peak
 from paper_trail import Trail
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -76,6 +77,7 @@ class Job:
             changes: options that differ.
         """
         options = dataclasses.replace(self.options, **changes)
+        peak = Peak(torch.device(options.device))
         history = train.fit(
             model,
             self.data,
@@ -96,6 +98,7 @@ class Job:
             "run_macs": spent[-1],
             "epochs": options.epochs,
             "seconds": steps * sum(epoch.step_seconds for epoch in history),
+            "training_peak_mb": peak.bytes() / 2**20,
             "curve": [
                 {"accuracy": epoch.val_accuracy, "loss": epoch.train_loss, "run_macs": macs}
                 for epoch, macs in zip(history, spent, strict=True)
@@ -124,7 +127,8 @@ class Arm(abc.ABC):
         Returns:
             `accuracy` on the test images after the last epoch; `macs` and `params` of the result
             and `run_macs` of the training, as shares of the dense arm's; `epochs`; `seconds` of
-            all training steps; `curve`, with the accuracy after each epoch; and more.
+            all training steps; `training_peak_mb`; `curve`, with the accuracy after each epoch;
+            and more.
         """
 
 
@@ -158,7 +162,7 @@ class Gated(Arm):
         )
         trail = Trail(gated, job.folder / "trail.jsonl")
         record = job.fit(gated, trail=trail)
-        return record and record | size_of(gated) | trail.record()
+        return record and record | size_of(gated) | trail.record(scores=job.options.seed == 0)
 
 
 @dataclass(frozen=True)
@@ -259,7 +263,8 @@ def _one_after_another(first: Record, second: Record) -> Record:
     spent = first["run_macs"]
     later = [epoch | {"run_macs": spent + epoch["run_macs"]} for epoch in second["curve"]]
     sums = {key: first[key] + second[key] for key in ("run_macs", "epochs", "seconds")}
-    return second | sums | {"curve": first["curve"] + later}
+    peak = max(first["training_peak_mb"], second["training_peak_mb"])
+    return second | sums | {"training_peak_mb": peak, "curve": first["curve"] + later}
 
 
 def first_channels(gated: fxprune.GatedModule, widths: list[int]) -> Chosen:

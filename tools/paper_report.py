@@ -23,8 +23,9 @@ PREAMBLE = (
     "Written by `python tools/reproduce.py TABLE --data FILE --recipe RECIPE`. Accuracy: share of "
     "the 10,000 test images that is right after the last epoch, mean and standard deviation over "
     "the seeds; nothing was chosen by it. Macs, params and the macs of the training (forward ones "
-    "of all steps) are shares of the dense network's. Time, that of all training steps, and peak "
-    "memory are shares of the dense run's; taken beside other trainings they are rough."
+    "of all steps) are shares of the dense network's. Time is that of all training steps, peak "
+    "memory what training takes beyond the network; both are shares of the dense run's, and rough "
+    "where trainings ran beside each other."
 )
 
 
@@ -87,7 +88,8 @@ def _row(arm: str, runs: list[Record], dense: list[Record]) -> str:
         return statistics.mean(map(of, runs))
 
     def ratio(key: str) -> str:
-        return f"{statistics.mean(a[key] / b[key] for a, b in pairs):.2f}" if pairs else ""
+        known = [a[key] / b[key] for a, b in pairs if key in a and key in b]
+        return f"{statistics.mean(known):.2f}" if known else ""
 
     accuracy = f"{100 * mean(lambda run: run['accuracy']):.2f}"
     if len(runs) > 1:
@@ -99,7 +101,7 @@ def _row(arm: str, runs: list[Record], dense: list[Record]) -> str:
         f"{statistics.mean(gain):+.2f}" if gain and arm != "dense" else "",
         *(f"{mean(lambda run, key=key: run[key]):.3f}" for key in ("macs", "params", "run_macs")),
         ratio("seconds"),
-        ratio("peak_mb"),
+        ratio("training_peak_mb"),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -108,7 +110,7 @@ def _accuracy_by_macs(group: Group, network: str, path: Path) -> bool:
     """Mean accuracy of each arm at its macs, and what papers publish for the network."""
     if len(group) < 2:
         return False
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = _diagram()
     for arm, runs in group.items():
         axes.errorbar(
             statistics.mean(run["macs"] for run in runs),
@@ -126,7 +128,7 @@ def _accuracy_by_macs(group: Group, network: str, path: Path) -> bool:
 
 def _accuracy_by_training(group: Group, network: str, path: Path) -> bool:
     """The accuracy after each epoch against the macs that were spent until then, first seed."""
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = _diagram()
     for arm, runs in group.items():
         curve = min(runs, key=lambda run: run["seed"])["curve"]
         spent = [epoch["run_macs"] for epoch in curve]
@@ -146,7 +148,7 @@ def _churn(group: Group, network: str, path: Path) -> bool:
     """Share of the slots that change hands in a step, epoch by epoch."""
     if not (watched := _watched(group)):
         return False
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = _diagram()
     for arm, run in watched:
         axes.plot([100 * churn for churn in run["churn"]], label=arm)
     axes.set(xlabel="epoch", ylabel="slots that change in a step, %", title=network)
@@ -173,8 +175,9 @@ def _scores(group: Group, network: str, path: Path) -> bool:
     """What the policies hold of each channel over the epochs; of its own group the largest is 1."""
     rows = []
     for arm, run in _watched(group):
-        scaled = [_by_group(scores, run["sizes"]) for scores in run["scores"]]
-        rows.append((arm, scaled))
+        scaled = [_by_group(scores, run["sizes"]) for scores in run.get("scores", ())]
+        if scaled and scaled[0] != scaled[-1]:  # the scores of some policies stay
+            rows.append((arm, scaled))
     return _maps(rows, "channel", f"{network}: score, share of the group's largest", path)
 
 
@@ -199,24 +202,34 @@ def _maps(
     """For each arm a picture: epochs to the right, `what` downwards."""
     if not rows:
         return False
+    columns = min(len(rows), 4)
+    lines = -(-len(rows) // columns)
     figure, axes = pyplot.subplots(
-        1, len(rows), figsize=(3 * len(rows), 4), squeeze=False, layout="constrained"
+        *(lines, columns), figsize=(3 * columns, 3 * lines), squeeze=False, layout="constrained"
     )
-    for place, (arm, values) in zip(axes[0], rows, strict=True):
+    for place in axes.flat[len(rows) :]:
+        place.axis("off")
+    for place, (arm, values) in zip(axes.flat, rows, strict=False):
         image = place.imshow(
             list(map(list, zip(*values, strict=True))), aspect="auto", vmin=0, vmax=1, cmap="magma"
         )
-        place.set(title=arm, xlabel="epoch", ylabel=what)
+        place.set(xlabel="epoch", ylabel=what)
+        place.set_title(arm, fontsize=9)
     figure.colorbar(image, ax=axes)
     figure.suptitle(title)
     return _save(figure, None, path)
 
 
+def _diagram() -> tuple[Any, Any]:
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
+    return figure, axes
+
+
 def _save(figure: Any, axes: Any, path: Path) -> bool:
     if axes is not None:
-        axes.legend(fontsize=7)
-        figure.tight_layout()
-    figure.savefig(path, dpi=80)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path, dpi=80, bbox_inches="tight")
     pyplot.close(figure)
     return True
 

@@ -36,13 +36,13 @@ class Trail:
             self._changed.append(float((now != self._before).float().mean()))
         self._before = now.clone()
 
-    def record(self) -> dict[str, Any]:
-        """All epochs, by what was seen: `widths` apart, which a record has already."""
-        return {
+    def record(self, scores: bool) -> dict[str, Any]:
+        """All epochs, by what was seen; the scores, a number for each channel, if wanted."""
+        record = {
             "widths_by_epoch": [line["widths"] for line in self.lines],
             "churn": [line["churn"] for line in self.lines],
-            "scores": [line["scores"] for line in self.lines],
         }
+        return record | ({"scores": [line["scores"] for line in self.lines]} if scores else {})
 
     def _epoch(self, epoch: int) -> None:
         gated = self.gated

@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Iterable
@@ -63,7 +62,6 @@ def work(run: Run, other: Record, arguments: argparse.Namespace, minutes: float)
     recipe = RECIPES[run.recipe]
     options = recipe.options_of(run.network) | dict(run.arm.options)
     data = cifar.load(arguments.data, recipe.images, device)
-    start = peak_megabytes(device)
     job = Job(
         build=NETWORKS[run.network],
         data=data,
@@ -81,17 +79,9 @@ def work(run: Run, other: Record, arguments: argparse.Namespace, minutes: float)
         "seed": run.seed,
         "threads": arguments.threads,
         "jobs": arguments.jobs,
-        "peak_mb": peak_megabytes(device) - (start if device.type == "cpu" else 0),
         **versions(device),
         **record,
     }
-
-
-def peak_megabytes(device: torch.device) -> float:
-    """The largest memory so far: the GPU's, or that of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def versions(device: torch.device) -> Record:

@@ -1,0 +1,45 @@
+"""The memory of a process or a GPU, now and at its peak."""
+
+import contextlib
+import ctypes
+import gc
+import resource
+from pathlib import Path
+
+import torch
+
+
+class Peak:
+    """The most memory in use since it was made, beyond what was in use then on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.start_bytes = device, 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        trim()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        self.start_bytes = resident_bytes()
+
+    def bytes(self) -> int:
+        """That of the GPU as PyTorch counts it, or that of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resident_bytes(peak=True) - self.start_bytes
+
+
+def trim() -> None:
+    """Gives memory that is free back to the system, so that it does not count as used."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes(peak: bool = False) -> int:
+    """The process's resident memory, now or at its peak; without /proc only the peak is known."""
+    key, status = "VmHWM:" if peak else "VmRSS:", Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
