@@ -201,12 +201,13 @@ class Peer(Arm):
     Attributes:
         sparse: GroupNorm with its sparsity regulariser in the dense training; else GroupMagnitude.
         dense_share: share of the macs that the dense training takes.
-        tune_lr: the learning rate of the fine-tuning, as a share of the recipe's.
+        tune_lr: the learning rate of the fine-tuning, as a share of the recipe's. In short
+            trainings all of it does much better than the usual tenth.
     """
 
     sparse: bool = False
     dense_share: float = 0.5
-    tune_lr: float = 0.1
+    tune_lr: float = 1.0
 
     def train(self, job: Job) -> Record | None:
         """See `Arm`."""
