@@ -27,7 +27,7 @@ class FxpruneError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, at: str = "", why: str = "", do: str = "") -> None:
-        super().__init__(what, at, why, do)
+        super().__init__(what)  # the rest travels with the attributes when it is pickled
         self.what, self.at, self.why, self.do = what, at, why, do
 
     def __str__(self) -> str:

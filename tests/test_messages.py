@@ -1,5 +1,6 @@
 """What a user reads when something is refused, word by word."""
 
+import copy
 import linecache
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,15 @@ def line_of(code: str) -> str:
     lines = linecache.getlines(__file__)
     number = next(n for n, line in enumerate(lines, 1) if line.strip() == code)
     return f"{__file__}:{number}   {code}"
+
+
+@pytest.mark.parametrize("kind", [FxpruneError, *FxpruneError.__subclasses__()])
+def test_a_refusal_travels_between_processes(kind: type[FxpruneError]) -> None:
+    error = kind("cannot do it", at="net.py:3", why="it is odd", do="another thing")
+    twin = copy.copy(error)  # by the protocol of pickle
+    assert type(twin) is kind
+    assert str(twin) == str(error)
+    assert "net.py:3" in str(twin)
 
 
 def small() -> nn.Module:

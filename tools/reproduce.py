@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,8 @@ def train_all(runs: list[Run], path: Path, arguments: argparse.Namespace) -> boo
                 run = going.pop(future)
                 try:
                     record = future.result()
+                except BrokenProcessPool:
+                    sys.exit(f"{run.key}: its process died, perhaps of too little memory")
                 except Exception as error:  # of any of the networks and tools in the table
                     print(f"{run.key}: failed: {type(error).__name__}: {error}", flush=True)
                     continue
