@@ -160,10 +160,11 @@ def test_instrument_names_what_keeps_the_macs_up(here: Path) -> None:
         "import torch.nn as nn\nmodel = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 99, 3))\n"
     )
     (here / "wide.py").write_text(source)
-    text = run("instrument", "wide.py", "--input", "3x8x8", folder=here).stdout
+    half = ("--budget", "keep=0.5")
+    text = run("instrument", "wide.py", "--input", "3x8x8", *half, folder=here).stdout
     _, _, told = text.partition("Pinned channels that keep the macs up")
     assert re.search(r"^ +99 ", told, re.M)
-    other = run("instrument", "model.py", "-o", "other.fxprune", folder=here).stdout
+    other = run("instrument", "model.py", "-o", "other.fxprune", *half, folder=here).stdout
     assert "keep the macs up" not in other
 
 
@@ -253,6 +254,7 @@ def test_train_goes_on_and_export_takes_the_newest_state(here: Path) -> None:
 
 
 def test_train_spends_what_it_may(here: Path) -> None:
+    run("instrument", "model.py", "--policy", "cucb", "--budget", "keep=0.5", folder=here)
     train = ("train", "--data", "digits", "--batch-size", "64", "--epochs", "2", "--train-macs")
     refused = run(*train, "0.1", folder=here, exit_code=2)
     assert refused.stderr.startswith("error: the run cannot cost 0.1 of the dense run's macs")
