@@ -156,10 +156,15 @@ FUNCTIONS = [
 ]
 
 
+def named(value: object) -> str | None:
+    """The part of a test's name: the same in every process, unlike the text of a function."""
+    return str(value) if isinstance(value, nn.Module) else getattr(value, "__name__", None)
+
+
 @pytest.mark.parametrize(
     ("target", "args", "kwargs"),
     [*[(layer, (x,), {}) for layer, x in LAYERS], *FUNCTIONS],
-    ids=str,
+    ids=named,
 )
 @torch.no_grad()
 def test_a_plain_call_comes_to_what_pytorch_makes_of_it(
@@ -196,7 +201,7 @@ def test_a_plain_call_comes_to_what_pytorch_makes_of_it(
         (torch.add, (X, X), {"alpha": 2}),
         (torch.cat, ([X, X],), {"axis": 1}),
     ],
-    ids=str,
+    ids=named,
 )
 def test_other_calls_are_left_to_pytorch(
     target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
