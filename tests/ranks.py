@@ -193,8 +193,8 @@ def alone(rank: int, network: DistributedDataParallel, gated: GatedModule) -> No
         gated.train()
 
 
-UTILITY = "utility{warmup=15,reallocate=7}"
-OFTEN = "utility{warmup=2,reallocate=2}"
+UTILITY = "utility{decay=0.6,scale=l2,warmup=15,reallocate=7}"
+OFTEN = "utility{decay=0.6,scale=l2,warmup=2,reallocate=2}"
 
 
 @case
@@ -220,7 +220,7 @@ def utility(rank: int) -> None:
 
 @case
 def utility_by_sample(rank: int) -> None:
-    policy = "utility{warmup=10,reallocate=4,saliency=sample}"
+    policy = "utility{decay=0.6,scale=l2,warmup=10,reallocate=4,saliency=sample}"
     widths = agree(rank, policy, steps=60, validate=on_all, gradient_as_bucket_view=True)
     assert len(widths) > 2
 
@@ -239,7 +239,11 @@ def static_graph(rank: int) -> None:
 @case
 def the_joint_batch(rank: int) -> None:
     """Two halves on two ranks are one batch in one process; without norms this is well defined."""
-    for policy in ("cucb{c=1}", "cucb{c=1,saliency=sample}", "utility{warmup=3,reallocate=5}"):
+    for policy in (
+        "cucb{c=1}",
+        "cucb{c=1,saliency=sample}",
+        "utility{decay=0.6,scale=l2,warmup=3,reallocate=5}",
+    ):
         gated, network, optimizer = wrapped(3, policy, norms=False)
         whole = build(3, norms=False, policy=policy)
         whole_optimizer = momentum(whole.parameters())
@@ -315,7 +319,7 @@ def accumulation(rank: int) -> None:
 @case
 def a_state_dict_goes_through_the_wrapper(rank: int) -> None:
     """Also one of other widths, into wrappers made before; training goes on to the same bits."""
-    twins = [wrapped(rank, "utility{warmup=3,reallocate=2}") for _ in range(2)]
+    twins = [wrapped(rank, "utility{decay=0.6,scale=l2,warmup=3,reallocate=2}") for _ in range(2)]
     networks, optimizers = ([twin[place] for twin in twins] for place in (1, 2))
     for step in range(9):
         train_step(networks[0], optimizers[0], *batch(2 * step + rank))
@@ -349,7 +353,7 @@ def a_part_of_a_larger_module(rank: int) -> None:
 @case
 def wrapped_and_settled_while_evaluating(rank: int) -> None:
     """The widths of evaluation are others than those of the warm-up."""
-    gated = build(rank, policy="utility{warmup=3,reallocate=0}").eval()
+    gated = build(rank, policy="utility{decay=0.6,scale=l2,warmup=3,reallocate=0}").eval()
     network = DistributedDataParallel(gated)
     optimizer = momentum(network.parameters())
     attach(gated, optimizer)

@@ -129,7 +129,7 @@ def test_channels_that_stay_keep_their_slots() -> None:
 
 def test_parameters_stay_the_same_objects() -> None:
     net = BY_NAME["densenet"]
-    gated, optimizer = build(net, policy="utility{warmup=1,reallocate=1}")
+    gated, optimizer = build(net, policy="utility{decay=0.6,scale=l2,warmup=1,reallocate=1}")
     objects = {name: id(parameter) for name, parameter in gated.named_parameters()}
     widths = set()
     for step in range(5):
