@@ -24,8 +24,8 @@ PREAMBLE = (
     "the 10,000 test images that is right after the last epoch, mean and standard deviation over "
     "the seeds; nothing was chosen by it. Macs, params and the macs of the training (forward ones "
     "of all steps) are shares of the dense network's. Time is that of all training steps, peak "
-    "memory what training takes beyond the network; both are shares of the dense run's, and rough "
-    "where trainings ran beside each other."
+    "memory what training takes beyond the network; both are shares of the dense run's, and times "
+    "are left out where trainings ran beside each other."
 )
 
 
@@ -89,6 +89,8 @@ def _row(arm: str, runs: list[Record], dense: list[Record]) -> str:
 
     def ratio(key: str) -> str:
         known = [a[key] / b[key] for a, b in pairs if key in a and key in b]
+        if key == "seconds" and any(run["jobs"] > 1 for pair in pairs for run in pair):
+            return ""  # times taken beside other trainings say nothing
         return f"{statistics.mean(known):.2f}" if known else ""
 
     accuracy = f"{100 * mean(lambda run: run['accuracy']):.2f}"
