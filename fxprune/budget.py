@@ -227,7 +227,7 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
         for offset, size in zip(layout.offsets, layout.sizes)
     ]
 
-    prices = [_price(budget, cost, group) for group in range(len(layout.sizes))]
+    prices = _prices(budget, cost)
 
     def urgency(group: int, low: int, high: int) -> float:
         return sum(best_first[group][low:high]) / (high - low) / prices[group]
@@ -235,14 +235,12 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
     return _spend(budget, cost, allowed_widths(budget.round_to, layout, budget.floor), urgency)
 
 
-def _price(budget: Budget, cost: CostModel, group: int) -> float:
-    """What a channel of a group costs, above 0, in the budget's measure; any unit."""
-    size = cost.sizes[group]
-    if budget.kind == "keep" or size == 1:
-        return 1.0
-    half = (*cost.sizes[:group], size // 2, *cost.sizes[group + 1 :])
-    saved = 1.0 - budget.share(half, cost)
-    return max(saved / (size - size // 2), 1e-12)  # what costs nothing comes first
+def _prices(budget: Budget, cost: CostModel) -> list[float]:
+    """What a channel of each group costs in the budget's measure, above 0."""
+    if budget.kind == "keep":
+        return [1.0] * len(cost.sizes)
+    prices = cost.macs_per_channel if budget.kind == "macs" else cost.params_per_channel
+    return [max(price, 1e-6) for price in prices]  # what costs nothing comes first
 
 
 def _measured(budget: Budget, layout: Layout) -> Widths:

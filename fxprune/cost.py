@@ -5,6 +5,7 @@ the widths (see `fxprune.groups.Term`). One macs term is one node on one example
 one parameter.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +56,22 @@ class CostModel:
     def dense_params(self) -> int:
         """Elements of all parameters with all channels."""
         return self.params(self.sizes)
+
+    @cached_property
+    def macs_per_channel(self) -> tuple[float, ...]:
+        """For each group the macs that a channel takes along, as half of the dense group goes."""
+        return tuple(self._per_channel(self.macs, group) for group in range(len(self.sizes)))
+
+    @cached_property
+    def params_per_channel(self) -> tuple[float, ...]:
+        """The same in elements of parameters."""
+        return tuple(self._per_channel(self.params, group) for group in range(len(self.sizes)))
+
+    def _per_channel(self, count: Callable[[Widths], int], group: int) -> float:
+        size = self.sizes[group]
+        half = max(size // 2, 1)
+        narrow = (*self.sizes[:group], half, *self.sizes[group + 1 :])
+        return (count(self.sizes) - count(narrow)) / max(size - half, 1)
 
     def _checked(self, widths: Widths) -> Widths:
         if len(widths) != len(self.sizes):

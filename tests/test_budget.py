@@ -297,9 +297,10 @@ def test_widths_are_those_of_a_plain_walk(
     ranked = []
     for group, part in enumerate(torch.split(scores, list(layout.sizes))):
         size = layout.sizes[group]
-        half = (*layout.sizes[:group], max(size // 2, 1), *layout.sizes[group + 1 :])
-        price = (1.0 - budget.share(half, cost)) / (size - size // 2)
-        price = 1.0 if size == 1 else max(price, 1e-12)
+        half = max(size // 2, 1)
+        narrow = (*layout.sizes[:group], half, *layout.sizes[group + 1 :])
+        saved = count(kind, cost, layout.sizes) - count(kind, cost, narrow)
+        price = saved / max(size - half, 1) or 1e-6
         ranked.append([score / price for score in sorted(part.tolist(), reverse=True)])
     assert global_widths(budget, layout, cost, scores) == walked(budget, case, ranked)
 

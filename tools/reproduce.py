@@ -45,14 +45,15 @@ class Run:
 
     @property
     def key(self) -> str:
-        return "/".join((self.recipe, self.network, self.arm.name, str(self.seed)))
+        return self._key(self.arm.name)
 
     @property
     def before(self) -> str:
         """The key of the run that this one needs; empty for none."""
-        return (
-            self.key.replace(f"/{self.arm.name}/", f"/{self.arm.after}/") if self.arm.after else ""
-        )
+        return self._key(self.arm.after) if self.arm.after else ""
+
+    def _key(self, arm: str) -> str:
+        return "/".join((self.recipe, self.network, arm, str(self.seed)))
 
 
 def work(run: Run, other: Record, arguments: argparse.Namespace, minutes: float) -> Record | None:

@@ -23,9 +23,7 @@ def per_group_max(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[
         The scaled saliency, float32 [K], 0 where it was not finite; and bool [K], where it was
         finite.
     """
-    value = saliency.float()
-    valid = torch.isfinite(value)
-    value = torch.where(valid, value, 0.0)
+    value, valid = _finite(saliency)
     if not value.numel():
         return value, valid
     largest = _by_group(value, selection, layout).amax(dim=1)
@@ -47,13 +45,18 @@ def per_sum(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[Tensor
     The Taylor saliency is a first-order change of the loss in any layer, so what is left are
     shares of it that add up to 1, and groups keep what sets them apart.
     """
-    value = saliency.float()
-    valid = torch.isfinite(value)
-    value = torch.where(valid, value, 0.0)
+    value, valid = _finite(saliency)
     if not value.numel():
         return value, valid
     value = _divide(value, value.amax())  # the sum cannot overflow
     return _divide(value, _by_group(value, selection, layout).sum()), valid
+
+
+def _finite(saliency: Tensor) -> tuple[Tensor, Tensor]:
+    """As float32, 0 where it was not finite; and bool, where it was."""
+    value = saliency.float()
+    valid = torch.isfinite(value)
+    return torch.where(valid, value, 0.0), valid
 
 
 def _by_group(value: Tensor, selection: Tensor, layout: Layout) -> Tensor:

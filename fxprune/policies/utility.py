@@ -4,11 +4,11 @@ Executed channels: U <- lambda * U + v, v the saliency made comparable between g
 stand still while those decay, which is how a channel comes back. The highest utilities of the
 whole network execute: one threshold over all groups, which allocates the widths.
 
-The defaults are what trained best when measured (results/README.md): v is a channel's share of the
-saliency of the whole network, lambda is 0.99, and the widths, for which a utility is weighed
-against what a channel costs (`fxprune.budget`), are allocated anew every `reallocate` steps, since
-new widths mean new tensors; in between each group's best k execute. Groups keep the budget's floor,
-without which a layer can vanish.
+By default v is a channel's share of the saliency of the whole network, lambda is 0.99, and the
+widths, for which a utility is weighed against what a channel costs (`fxprune.budget`), are
+allocated anew every `reallocate` steps, since new widths mean new tensors; in between each group's
+best k execute. Groups keep the budget's floor, without which a layer can vanish. How that trains
+against other policies is in results/README.md.
 
 The published code's own form is
 `utility{decay=0.6,scale=max,saliency=sample,reallocate=1,warmup=W}` with a budget that counts
