@@ -24,7 +24,7 @@ class Trail:
         if path.exists():
             self.lines = [json.loads(line) for line in path.read_text().splitlines()]
         self._before: Tensor | None = None
-        self._changed: list[float] = []
+        self._changed: list[Tensor] = []  # read at the end of an epoch: a GPU is not waited for
 
     def step(self, tick: train.Tick) -> None:
         """To be called after each step, and at the end of each epoch."""
@@ -33,8 +33,8 @@ class Trail:
             return
         now = self.gated.executing
         if self._before is not None and len(now) == len(self._before):
-            self._changed.append(float((now != self._before).float().mean()))
-        self._before = now.clone()
+            self._changed.append((now != self._before).float().mean())
+        self._before = now
 
     def record(self, scores: bool) -> dict[str, Any]:
         """All epochs, by what was seen; the scores, a number for each channel, if wanted."""
@@ -50,7 +50,7 @@ class Trail:
         self.lines[epoch - 1 :] = [
             {
                 "widths": list(gated.widths),
-                "churn": round(sum(self._changed) / max(len(self._changed), 1), 5),
+                "churn": round(float(sum(self._changed)) / max(len(self._changed), 1), 5),
                 "scores": [round(score, 4) for score in scores.tolist()],
             }
         ]
