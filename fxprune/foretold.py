@@ -2,10 +2,11 @@
 
 A call of a common layer or function is one ATen call, and what its result looks like is plain to
 see where its operands are regular. Of all others nothing is foretold, and PyTorch is asked.
+`aten.linear` counts as one call, though PyTorch makes several of it: a rule knows it as such.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +23,10 @@ Look = tuple[torch.Size | tuple[int, ...], tuple[int, ...], torch.dtype]
 
 Recipe = int | Look
 """How to make a result without its op: the argument that it is, or the look of a new tensor."""
+
+
+SIZED = frozenset({aten.native_layer_norm.default})
+"""Ops that are told sizes beside their tensors, which have to be changed with the widths."""
 
 
 def made(recipe: Recipe, args: tuple[Any, ...]) -> Any:
@@ -78,6 +83,15 @@ def _batch_norm(*dims: int) -> Callable[[Any, Tensor], AtenCall | None]:
     return call
 
 
+def _linear(layer: Any, x: Tensor) -> AtenCall:
+    return aten.linear.default, (x, layer.weight, layer.bias)
+
+
+def _layer_norm(layer: Any, x: Tensor) -> AtenCall:
+    args = (x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+    return aten.native_layer_norm.default, args
+
+
 def _pooled(layer: Any, x: Tensor) -> AtenCall | None:
     whole = layer.output_size in (1, (1, 1)) and x.dim() == 4
     return (aten.mean.dim, (x, [-1, -2], True)) if whole else None
@@ -104,7 +118,9 @@ _LAYERS: Mapping[type[nn.Module], Callable[[Any, Tensor], AtenCall | None]] = Ma
         nn.AdaptiveAvgPool2d: _pooled,
         nn.Hardsigmoid: _activation(aten.hardsigmoid.default),
         nn.Hardswish: _activation(aten.hardswish.default),
+        nn.LayerNorm: _layer_norm,
         nn.LeakyReLU: _activation(aten.leaky_relu.default, "negative_slope"),
+        nn.Linear: _linear,
         nn.ReLU: _activation(aten.relu.default),
         nn.ReLU6: _activation(aten.hardtanh.default, "min_val", "max_val"),
         nn.Sigmoid: _activation(aten.sigmoid.default),
@@ -142,7 +158,7 @@ def foretold(func: Any, args: tuple[Any, ...]) -> tuple[bool, list[Recipe]] | No
 
     That is so of element-wise floating-point ops among operands that agree in dtype, or are
     Python numbers, where one dense operand is as large as the result; and of convolutions,
-    batch norms, concatenations and global pooling of dense tensors that fit.
+    norms, linear layers, concatenations and global pooling of tensors that fit.
 
     Returns:
         Whether the op returns a tuple, and a recipe for each result.
@@ -156,7 +172,7 @@ Results = tuple[bool, list[Recipe]] | None
 
 def _same(args: tuple[Any, ...]) -> Results:
     largest = _largest(args)
-    if largest is None or not largest.is_contiguous():
+    if largest is None or not _alike(args, largest):
         return None
     return False, [(largest.shape, largest.stride(), largest.dtype)]
 
@@ -181,6 +197,24 @@ def _largest(args: tuple[Any, ...]) -> Tensor | None:
     return largest
 
 
+def _alike(args: tuple[Any, ...], largest: Tensor) -> bool:
+    """Whether the result's elements lie as those of the largest operand, which has no gaps."""
+    if largest.is_contiguous():
+        return True
+    if not largest.is_contiguous(memory_format=torch.channels_last):
+        return False
+    # of the others' strides PyTorch minds those along two dimensions and more
+    return all(
+        value.stride() == largest.stride() if value.shape == largest.shape else _is_line(value)
+        for value in args
+        if isinstance(value, Tensor)
+    )
+
+
+def _is_line(tensor: Tensor) -> bool:
+    return sum(size > 1 for size in tensor.shape) < 2
+
+
 def _normed(args: tuple[Any, ...]) -> Results:
     x, *rest = (value for value in args if isinstance(value, Tensor))
     if not x.is_meta or not x.is_contiguous() or x.dim() < 2:
@@ -203,7 +237,7 @@ def _convolved(args: tuple[Any, ...]) -> Results:
     rows, columns, *kernel = weight.shape
     batch, inputs, *image = x.shape
     fits = inputs == columns * groups and rows % groups == 0 and min(x.shape) > 0 < rows
-    if not fits or (bias is not None and bias.shape != (rows,)) or not _dense(tensors):
+    if not fits or (bias is not None and bias.shape != (rows,)) or not _agree(tensors):
         return None
     sizes = tuple(
         (size + 2 * pad - step * (width - 1) - 1) // hop + 1
@@ -212,6 +246,28 @@ def _convolved(args: tuple[Any, ...]) -> Results:
         )
     )
     return _new((batch, rows, *sizes), x) if min(sizes) > 0 else None
+
+
+def _multiplied(args: tuple[Any, ...]) -> Results:
+    x, weight, bias = args
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if weight.dim() != 2 or x.dim() < 2 or min(x.shape) == 0 or not _agree(tensors):
+        return None
+    rows, columns = weight.shape
+    fits = x.shape[-1] == columns and (bias is None or bias.shape == (rows,))
+    return _new((*x.shape[:-1], rows), x) if fits else None
+
+
+def _layer_normed(args: tuple[Any, ...]) -> Results:
+    x, shape, weight, bias, _ = args
+    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    inner = tuple(shape)
+    if x.shape[x.dim() - len(inner) :] != inner or not _agree(tensors):
+        return None
+    if any(tensor.shape != inner for tensor in tensors[1:]):
+        return None
+    outer = (*x.shape[: x.dim() - len(inner)], *[1] * len(inner))
+    return True, [_recipe(x.shape, x), *[_recipe(outer, x)] * 2]
 
 
 def _concatenated(args: tuple[Any, ...]) -> Results:
@@ -237,20 +293,27 @@ def _averaged(args: tuple[Any, ...]) -> Results:
     return _new((*x.shape[:-2], 1, 1), x)
 
 
-def _dense(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether floating-point tensors of one dtype lie in memory as their dimensions say."""
+def _agree(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are meta tensors of one floating-point dtype."""
     dtype = tensors[0].dtype
-    return dtype.is_floating_point and all(
-        t.is_meta and t.dtype is dtype and t.is_contiguous() for t in tensors
-    )
+    return dtype.is_floating_point and all(t.is_meta and t.dtype is dtype for t in tensors)
+
+
+def _dense(tensors: Sequence[Tensor]) -> bool:
+    """Whether they agree, and lie in memory as their dimensions say."""
+    return _agree(tensors) and all(tensor.is_contiguous() for tensor in tensors)
 
 
 def _new(shape: tuple[int, ...], like: Tensor) -> Results:
+    return False, [_recipe(shape, like)]
+
+
+def _recipe(shape: tuple[int, ...], like: Tensor) -> Look:
     stride, step = [], 1
     for size in reversed(shape):
         stride.append(step)
         step *= max(size, 1)
-    return False, [(shape, tuple(reversed(stride)), like.dtype)]
+    return shape, tuple(reversed(stride)), like.dtype
 
 
 _RESULTS: Mapping[Any, Callable[[tuple[Any, ...]], Results]] = MappingProxyType(
@@ -269,10 +332,12 @@ _RESULTS: Mapping[Any, Callable[[tuple[Any, ...]], Results]] = MappingProxyType(
         aten.hardtanh_: _in_place,
         aten.leaky_relu: _same,
         aten.leaky_relu_: _in_place,
+        aten.linear: _multiplied,
         aten.mean: _averaged,
         aten.mul: _same,
         aten.mul_: _in_place,
         aten.native_batch_norm: _normed,
+        aten.native_layer_norm: _layer_normed,
         aten.relu: _same,
         aten.relu_: _in_place,
         aten.sigmoid: _same,

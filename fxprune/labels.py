@@ -7,36 +7,40 @@ components of a graph whose vertices are labels.
 """
 
 import contextlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.components import Components, components
 from fxprune.errors import TraceError
-from fxprune.foretold import Recipe, call_of, foretold, made
+from fxprune.foretold import SIZED, AtenCall, Recipe, call_of, foretold, made
 from fxprune.registry import collect
-from fxprune.rules.base import PINNED, Call, Context, Family, Rule, tensors_in
+from fxprune.rules.base import Call, Context, Family, Rule, tensors_in
 from fxprune.traced import TracedModule, modules_of, tensors_of, where
 
 
 @dataclass(frozen=True)
 class Value:
-    """What a node's tensor looked like: its shape and the families it carried."""
+    """What a node's tensor looked like.
+
+    Attributes:
+        shape: its sizes.
+        families: what it carried.
+        plain: its dtype and memory format where the node is a single call that was foretold, and
+            whose rule only ties dimensions to each other: then it comes to the same at any widths.
+    """
 
     shape: tuple[int, ...]
     families: tuple[Family, ...]
+    plain: tuple[torch.dtype, torch.memory_format] | None = None
 
 
-Ints = npt.NDArray[np.int64]
 Values = Any
 """A Value, a Python number, a tuple or dict of such for a node that returns several, or None."""
 
@@ -57,111 +61,77 @@ class Labelled:
     values: tuple[Mapping[str, Values], ...]
     batch: int
 
-    def components(self) -> "Components":
+    def components(self) -> Components:
         """Solves the equalities."""
         return components(self.context, self.context.edges)
 
 
 @dataclass(frozen=True, eq=False)
-class Components:
-    """The components among the labels of a run, numbered in the order of their first labels.
+class Compact:
+    """A compact network that is run with the labels of the dense one.
+
+    What the dense run foretold is not run again: its results are made of what is kept of their
+    labels, and only where a node that has to run asks for them.
 
     Attributes:
-        count: how many there are.
-        of: the component of each label: int64 [next_label].
-        lead: for each vector of labels that were made together (`Context.made`), the first one
-            that it is connected with as a whole: int64 [vectors].
+        dense: the run of the dense network.
+        kept: what is left of a vector of its labels.
+        first_label: where fresh labels begin.
     """
 
-    count: int
-    of: Ints
-    lead: Ints
+    dense: Labelled
+    kept: Callable[[Tensor], Tensor]
+    first_label: int
 
+    def is_plain(self, graph: int, node: fx.Node) -> bool:
+        """Whether the node needs not be run."""
+        value = self.dense.values[graph].get(node.name)
+        return node.op == "output" or (isinstance(value, Value) and value.plain is not None)
 
-def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) -> Components:
-    """Solves equalities; most of them are between vectors of labels that were made together."""
-    made = {id(labels): place for place, labels in enumerate(context.made)}
-    met: dict[int, int] = {}  # for other vectors: the first one that met it
-    whole, rest = [], []
-    for a, b, _ in edges:
-        ends = [made[id(side)] for side in (a, b) if id(side) in made]
-        if len(ends) == 1:
-            other = id(b) if id(a) in made else id(a)
-            ends += [met[other]] if other in met else []
-            met.setdefault(other, ends[0])
-        if len(ends) == 2:
-            whole.append(ends)
-        elif not same_memory(a, b):
-            rest.append((a, b))
-    lead = _lowest(len(made), *np.array(whole, dtype=np.int64).reshape(-1, 2).T)
-    starts = np.array(context.starts, dtype=np.int64)
-    first = np.arange(context.next_label)  # of the labels that each is connected with
-    sizes = np.diff(starts, append=len(first))
-    first[len(first) - sizes.sum() :] -= np.repeat(starts - starts[lead], sizes)
-    if rest:
-        left, right = (first[torch.cat(side).numpy()] for side in zip(*rest, strict=True))
-        first = _lowest(len(first), left, right)[first]
-    number = np.cumsum(first == np.arange(len(first))) - 1
-    return Components(int(number[-1]) + 1, number[first], lead)
-
-
-def same_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two vectors are one."""
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
-
-
-def _lowest(size: int, a: Ints, b: Ints) -> Ints:
-    """The lowest of the vertices that each one is connected with: int64 [size]."""
-    linked = np.zeros(size, dtype=bool)
-    differ = a != b
-    a, b = a[differ], b[differ]
-    if not len(a):
-        return np.arange(size)
-    linked[a] = linked[b] = True
-    vertices = np.flatnonzero(linked)
-    number = np.cumsum(linked) - 1  # scipy would look at all of them
-    count = len(vertices)
-    links = coo_array((np.ones(len(a), dtype=np.int8), (number[a], number[b])), (count, count))
-    _, component = connected_components(links, directed=False)
-    lowest = np.empty(count, dtype=np.int64)
-    lowest[component[::-1]] = vertices[::-1]  # the last one to be put stays
-    found = np.arange(size)
-    found[vertices] = lowest[component]
-    return found
+    def result(self, graph: int, node: fx.Node) -> tuple[Tensor, list[Family]]:
+        """What a plain node comes to: a meta tensor and what it carries."""
+        value: Value = self.dense.values[graph][node.name]
+        assert value.plain is not None
+        dtype, memory_format = value.plain
+        families = [Family(f.dim, self.kept(f.labels), f.free) for f in value.families]
+        shape = list(value.shape)
+        for family in families:
+            shape[family.dim] = len(family.labels)
+        tensor = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+        return tensor, families
 
 
 def propagate(
-    module: TracedModule,
-    inputs: tuple[Tensor, ...],
-    known: Mapping[str, Mapping[int, Tensor]] | None = None,
-    first_label: int = PINNED + 1,
-    choices: Mapping[tuple[str, int], bool] = MappingProxyType({}),
+    module: TracedModule, inputs: tuple[Tensor, ...], compact: Compact | None = None
 ) -> Labelled:
     """Runs all of a module's graphs on meta tensors and follows the labels.
 
     Args:
         module: the traced network; its parameters are not touched.
         inputs: example inputs, of any dtype and device.
-        known: labels to use for parameters in place of fresh ones, and as many as they are to
-            have of each dimension, to run a compact network with the labels of the dense one.
-        first_label: where fresh labels begin.
-        choices: what the rules chose in the run of the dense network (`Context.choices`).
+        compact: for a network of fewer channels, resized already, how its labels are those of the
+            dense one.
 
     Raises:
         TraceError: the network does not run on inputs of this shape.
     """
     _rules()  # a broken rule is no fault of the model
-    parameters, buffers = tensors_of(module)
-    tensors = parameters | buffers
-    context = Context(next_label=first_label, choices=dict(choices))
-    if known is None:
+    tensors = _visible(module, compact)
+    if compact is None:
+        context = Context()
         meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
         axes = _fresh_axes(context, meta)
     else:
-        meta = {name: _compact(tensor, known.get(name, {})) for name, tensor in tensors.items()}
+        choices = dict(compact.dense.context.choices)
+        context = Context(next_label=compact.first_label, choices=choices)
+        known = {
+            name: {dim: compact.kept(labels) for dim, labels in compact.dense.axes[name].items()}
+            for name in tensors
+        }
+        meta = {name: _compact(tensor, known[name]) for name, tensor in tensors.items()}
         axes = {
-            name: {dim: labels for dim, labels in known.get(name, {}).items() if len(labels) > 1}
-            for name in meta
+            name: {dim: labels for dim, labels in dims.items() if len(labels) > 1}
+            for name, dims in known.items()
         }
     for name, tensor in meta.items():
         context.parametric(tensor)
@@ -169,48 +139,79 @@ def propagate(
     context.sightings.clear()  # parameters are known by their axes
     with _lent(module, {id(tensor): meta[name] for name, tensor in tensors.items()}):
         values = tuple(
-            _run(module, number, graph, inputs, context)
+            _run(module, graph, inputs, _LabelMode(context, number), compact)
             for number, graph in enumerate(module.graphs)
         )
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
     return Labelled(context, axes, values, batch)
 
 
+def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]:
+    """The parameters and buffers by name; those only that nodes which have to run can see."""
+    parameters, buffers = tensors_of(module)
+    tensors = parameters | buffers
+    if compact is None:
+        return tensors
+    seen: set[int] = set()
+    for number, graph in enumerate(module.graphs):
+        for node in graph.nodes:
+            if node.op in ("call_module", "get_attr") and not compact.is_plain(number, node):
+                found = operator.attrgetter(node.target)(module)
+                own = tensors_of(found) if node.op == "call_module" else ({"": found},)
+                seen.update(id(tensor) for kind in own for tensor in kind.values())
+    return {name: tensor for name, tensor in tensors.items() if id(tensor) in seen}
+
+
 class _Interpreter(fx.Interpreter):
     """Runs a graph and keeps, for each node, what its tensors carried."""
 
-    def __init__(self, module: TracedModule, graph: fx.Graph, mode: "_LabelMode") -> None:
+    def __init__(
+        self, module: TracedModule, graph: fx.Graph, mode: "_LabelMode", compact: Compact | None
+    ) -> None:
         super().__init__(module, graph=graph, garbage_collect_values=False)
-        self.mode, self.context = mode, mode.context
+        self.mode, self.context, self.compact = mode, mode.context, compact
         self.values: dict[str, Values] = {}
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
+        if self.compact is not None and self.compact.is_plain(self.mode.graph, n):
+            return _DUE
         self.context.node = n
-        args = fx.map_arg(n.args, self.env.__getitem__)
-        kwargs = fx.map_arg(n.kwargs, self.env.__getitem__) if n.kwargs else {}
-        result = self._plain(n, args, kwargs)
-        if result is None:
+        operand = self.env.__getitem__ if self.compact is None else self._operand
+        args = fx.map_arg(n.args, operand)
+        kwargs = fx.map_arg(n.kwargs, operand) if n.kwargs else {}
+        call = self._call(n, args, kwargs)
+        look = None if call is None else foretold(*call)
+        if call is not None and look is not None:
+            chosen = len(self.context.choices)
+            out = _made(look, call[1])
+            self.mode.follow(*call, {}, out)
+            result: Any = out[0] if look[0] else out
+            plain = chosen == len(self.context.choices) and call[0] not in SIZED
+            self.values[n.name] = self._described(result, plain)
+        else:
             with self.mode:
                 result = getattr(self, n.op)(n.target, args, kwargs)
-        self.values[n.name] = self._describe(result)
+            self.values[n.name] = self._describe(result)
         return result
 
-    def _plain(self, node: fx.Node, args: Any, kwargs: Any) -> Tensor | None:
-        """The result of a node that is one foretold ATen call; None for all others."""
+    def _operand(self, node: fx.Node) -> Any:
+        """What a node gave, or what it would have given."""
+        if self.env[node] is _DUE:
+            assert self.compact is not None
+            tensor, families = self.compact.result(self.mode.graph, node)
+            self.context.carry(tensor, families)
+            self.env[node] = tensor
+        return self.env[node]
+
+    def _call(self, node: fx.Node, args: Any, kwargs: Any) -> AtenCall | None:
+        """The ATen call that a node is, where it is a single one."""
         target: Any = node.target
         if node.op == "call_module":
             target = self.submodules.get(target)
         elif node.op == "call_method":
             target = getattr(Tensor, target, None)
-        call = call_of(target, args, kwargs)
-        look = None if call is None else foretold(*call)
-        if call is None or look is None:
-            return None
-        out = _made(look, call[1])
-        self.mode.follow(*call, {}, out)
-        first: Tensor = out[0] if look[0] else out
-        return first
+        return call_of(target, args, kwargs)
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         for tensor in tensors_in(args):
@@ -220,12 +221,25 @@ class _Interpreter(fx.Interpreter):
 
     def _describe(self, result: Any) -> Values:
         if isinstance(result, Tensor):
-            return Value(tuple(result.shape), self.context.of(result))
+            return self._described(result)
         if isinstance(result, (list, tuple)):
             return tuple(self._describe(part) for part in result)
         if isinstance(result, dict):
             return {key: self._describe(part) for key, part in result.items()}
         return result if isinstance(result, (int, float)) else None
+
+    def _described(self, tensor: Tensor, plain: bool = False) -> Value:
+        families = self.context.of(tensor)
+        if len(families) > 1 and len({family.dim for family in families}) < len(families):
+            plain = False  # which of them says how long the dimension is depends on what follows
+        if not plain:
+            return Value(tuple(tensor.shape), families)
+        format_ = torch.contiguous_format if tensor.is_contiguous() else torch.channels_last
+        return Value(tuple(tensor.shape), families, (tensor.dtype, format_))
+
+
+_DUE = object()
+"""Stands for the result of a plain node until it is asked for."""
 
 
 @contextlib.contextmanager
@@ -238,7 +252,7 @@ def _lent(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
         for child in children
         for home in (vars(child)["_parameters"], vars(child)["_buffers"])
         for name, own in home.items()
-        if own is not None
+        if id(own) in tensors
     ]
     try:
         for child in training:
@@ -255,12 +269,13 @@ def _lent(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
 
 def _run(
     module: TracedModule,
-    number: int,
     graph: fx.Graph,
     inputs: tuple[Tensor, ...],
-    context: Context,
+    mode: "_LabelMode",
+    compact: Compact | None,
 ) -> dict[str, Values]:
-    interpreter = _Interpreter(module, graph, _LabelMode(context, number))
+    context = mode.context
+    interpreter = _Interpreter(module, graph, mode, compact)
     context.products.clear()  # macs are those of the last graph, which is the evaluation graph
     examples = tuple(_to_meta(tensor) for tensor in inputs)
     try:

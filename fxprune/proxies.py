@@ -80,7 +80,8 @@ class KnowingTracer(fx.Tracer):
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], *, exact: bool) -> None:
-        super().__init__(autowrap_modules=())
+        none: Any = ()  # torch's annotation asks for one module in some versions
+        super().__init__(autowrap_modules=none)
         self.exact = exact
         plain, batch, image = (
             Example(model, tuple(_resized(x, *times) for x in inputs))

@@ -10,6 +10,7 @@ resized again and again.
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -70,6 +71,11 @@ class Record:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @cached_property
+    def is_computed(self) -> bool:
+        """Whether a number that follows the widths is among its arguments."""
+        return any(isinstance(value, Number) for value in (*self.args, *self.kwargs.values()))
+
 
 def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None:
     """Sets all sizes that are written into `module` to what the widths ask for, in place.
@@ -80,16 +86,16 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
     for child in modules_of(module).values():
-        for kind, mend in _MODULES:
-            if isinstance(child, kind):
-                mend(child, _Sizes(child, names, channels, widths))
-                break
+        kind: Any = type(child)
+        mend = _mending(kind)
+        if mend is not None:
+            mend(child, _Sizes(child, names, channels, widths))
     for graph in module.graphs:
         for node in graph.nodes:
             record = node.meta.get(KEY)
             if record is None:
                 continue
-            computed = any(isinstance(v, Number) for v in (*record.args, *record.kwargs.values()))
+            computed = record.is_computed
             rewrite = _NODES.get((node.op, record.target), _other if computed else None)
             if rewrite is not None and (computed or _follows(node)):
                 rewrite(node, record, widths)
@@ -187,6 +193,11 @@ _MODULES: tuple[tuple[Any, Callable[[Any, _Sizes], None]], ...] = (
     (nn.PReLU, _mend_channels("num_parameters")),
     (nn.LayerNorm, _mend_layer_norm),
 )
+
+
+@lru_cache(maxsize=256)
+def _mending(kind: Any) -> Callable[[Any, _Sizes], None] | None:
+    return next((mend for base, mend in _MODULES if issubclass(kind, base)), None)
 
 
 # --- literals in the graph -------------------------------------------------------------------

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
+from fxprune.components import Ints, components
 from fxprune.groups import (
     FIXED,
     Axis,
@@ -31,7 +32,7 @@ from fxprune.groups import (
     Pinned,
     Term,
 )
-from fxprune.labels import Ints, Labelled, Value, components
+from fxprune.labels import Labelled, Value
 from fxprune.resize import KEY, Number, Record, Shape
 from fxprune.rules.base import PINNED, Pin, Product, Role
 from fxprune.traced import TracedModule, tensors_of, where

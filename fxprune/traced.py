@@ -191,8 +191,9 @@ def tensors_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Te
 
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
     """Gives a GraphModule the modes of its source; fx makes new containers, in training mode."""
-    for path, module in graph_module.named_modules():
-        own = source.get_submodule(path)
+    own_of = modules_of(source)
+    for path, module in modules_of(graph_module).items():
+        own = own_of.get(path) or source.get_submodule(path)  # what is shared has a single path
         if own is not module:
             module.training = own.training
 

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from fxprune.components import Ints, same_memory
 from fxprune.errors import TraceError
 from fxprune.groups import ChannelGraph, Factor, Widths, template_slots
-from fxprune.labels import Ints, Labelled, Value, propagate, same_memory
+from fxprune.labels import Compact, Labelled, Value, propagate
 from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, Shape, resize
 from fxprune.rules.base import Pin
@@ -145,13 +146,9 @@ def _try(
 ) -> Refusal | None:
     """Runs a compact network of these widths; returns the node that refuses, and why."""
     kept = _Kept(solution, widths)
-    known = {
-        name: {dim: kept.of(labels) for dim, labels in dims.items()}
-        for name, dims in dense.axes.items()
-    }
     resize(module, channels, widths)
     try:
-        compact = propagate(module, inputs, known, solution.number, dense.context.choices)
+        compact = propagate(module, inputs, Compact(dense, kept.of, solution.number))
     except TraceError as error:
         return _named(module, error.node), error.why
     finally:

@@ -16,6 +16,8 @@ GATE, VECTOR = torch.empty(2, 4, 1, 1, device="meta"), torch.empty(4, device="me
 HALF = torch.empty(2, 4, 3, 3, device="meta", dtype=torch.float16)
 OUTER = torch.empty(1, 1, 3, 3, device="meta")
 LINE, CUBE = torch.empty(2, 4, 9, device="meta"), torch.empty(2, 4, 5, 6, 7, device="meta")
+LAST = torch.empty(2, 4, 3, 3, device="meta").to(memory_format=torch.channels_last)
+PLANE, ROWS = torch.empty(4, 3, 1, device="meta"), torch.empty(6, 9, device="meta")
 KERNEL = torch.empty(6, 2, 3, 3, device="meta")
 WINDOW = ([1, 1], [1, 1], [1, 1], False, [0, 0])
 
@@ -49,7 +51,14 @@ def looks(out: Any) -> list[tuple[Any, ...]]:
         (aten.cat.default, ([LINE, LINE],)),
         (aten.mean.dim, (X, [-1, -2], True)),
         (aten.mean.dim, (CUBE, [-1, -2], True)),
+        (aten.relu.default, (LAST,)),
+        (aten.mul.Tensor, (LAST, VECTOR.view(4, 1, 1))),
+        (aten.add.Tensor, (LAST, LAST)),
+        (aten.linear.default, (LINE, ROWS, None)),
+        (aten.linear.default, (LINE.transpose(1, 2), ROWS[:, :4], VECTOR.expand(6, 4)[:, 0])),
         (aten.convolution.default, (X, KERNEL, None, *WINDOW, 2)),
+        (aten.convolution.default, (LAST, KERNEL, None, *WINDOW, 2)),
+        (aten.convolution.default, (X.transpose(2, 3), KERNEL, None, *WINDOW, 2)),
         (aten.convolution.default, (X, KERNEL, None, [2, 1], [3, 2], [2, 3], False, [0, 0], 2)),
     ],
     ids=str,
@@ -85,11 +94,18 @@ def test_what_works_in_place_gives_its_argument() -> None:
                 (X, HALF),
                 (GATE, OUTER),
                 (X.transpose(1, 2), 2.0),
+                (LAST, X),
+                (LAST, PLANE),
                 (X.long(), 2.0),
                 (X, 2j),
                 (torch.zeros(3), 2.0),
             )
         ],
+        (aten.linear.default, (LINE, ROWS[:, :4], None)),
+        (aten.linear.default, (VECTOR, ROWS[:, :4], None)),
+        (aten.linear.default, (LINE, ROWS, VECTOR)),
+        (aten.native_layer_norm.default, (LINE, [4], VECTOR, None, 1e-5)),
+        (aten.native_layer_norm.default, (HALF, [3], None, ROWS[0, :3], 1e-5)),
         (aten.cat.default, ([X, HALF], 1)),
         (aten.cat.default, ([X, OUTER], 1)),
         (aten.cat.default, ([X, VECTOR[:0]], 1)),
@@ -125,6 +141,9 @@ LAYERS = [
     (nn.Hardswish(inplace=True), X),
     (nn.LeakyReLU(0.3), X),
     (nn.LeakyReLU(0.3, inplace=True), X),
+    (nn.LayerNorm(9), LINE),
+    (nn.LayerNorm((4, 9), elementwise_affine=False), LINE),
+    (nn.LayerNorm(4), LINE.transpose(1, 2)),
     (nn.ReLU(), X),
     (nn.ReLU(inplace=True), X),
     (nn.ReLU6(), X),
@@ -222,3 +241,16 @@ def listed(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [listed(part) for part in value]
     return id(value) if isinstance(value, Tensor) else value
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("x", [GATE[:, :, 0, 0], LINE.transpose(1, 2), LAST.movedim(1, 3)], ids=str)
+@torch.no_grad()
+def test_a_linear_layer_looks_like_what_pytorch_takes_apart(x: Tensor, bias: bool) -> None:
+    layer = nn.Linear(4, 6, bias, device="meta")
+    call = call_of(layer, (x,), {})
+    assert call is not None
+    assert call[0] is aten.linear.default
+    told = foretold(*call)
+    assert told is not None
+    assert told[1] == looks(layer(x))

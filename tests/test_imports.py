@@ -20,6 +20,7 @@ FLOORS = (
     ("registry",),
     ("rules.base",),
     ("rules", "rules.*"),
+    ("components",),
     ("labels",),
     ("groups",),
     ("cost", "budget", "schedule", "recipe", "resize", "pack", "moves", "moments"),

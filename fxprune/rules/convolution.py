@@ -65,7 +65,9 @@ class Convolution(Rule):
     ) -> Tensor | None:
         """Couples a grouped convolution; returns the labels of its output channels."""
         groups = call["groups"]
-        whole = inputs is not None and context.choose(_goes_whole(inputs, groups))
+        whole = inputs is not None and (
+            len(inputs) == groups or context.choose(_goes_whole(inputs, groups))
+        )
         if call["transposed"]:
             return self._grouped_transposed(context, call, inputs, rows, columns, whole)
         if rows is None or inputs is None:

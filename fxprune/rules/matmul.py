@@ -86,6 +86,40 @@ class MatMul(Rule):
         context.multiplies(1, *several, *factors, made=columns)
 
 
+class Linear(Rule):
+    """x [..., I] times W^T, W [O, I], plus b [O]: what PyTorch takes apart when it runs it."""
+
+    keys = (aten.linear,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, weight, bias = call["input"], call["weight"], call["bias"]
+        last = x.dim() - 1
+        inputs, consumed = context.along(x, last), context.along(weight, 1)
+        made, shift = context.along(weight, 0), context.along(bias, 0)
+        if inputs is not None or consumed is not None:
+            context.meet(inputs, consumed, "it meets a dimension of fixed size in a matrix product")
+        if bias is not None and (made is not None or shift is not None):
+            context.meet(made, shift, "it is added to a dimension of fixed size")
+        families = [family for family in context.of(x) if family.dim < last]
+        if made is not None:
+            families.append(Family(last, made))
+        context.carry(call.out, families)
+        if inputs is not None and not context.is_parametric(weight):
+            context.mixes()  # no weight consumes the channels: there is no column to be zero
+        context.role(weight, consumed, Role.IN)
+        context.role(weight, made, Role.OUT)
+        if context.is_parametric(weight):
+            context.gate(call.out, (made, shift))
+        along = {family.dim: family.labels for family in families}
+        context.multiplies(
+            1,
+            *(along.get(dim, size) for dim, size in enumerate(x.shape[:-1])),
+            weight.shape[1] if consumed is None else consumed,
+            weight.shape[0] if made is None else made,
+            made=made,
+        )
+
+
 def _factors(call: Call) -> tuple[Tensor, Tensor]:
     names = ("mat1", "mat2") if "mat1" in call.args else ("batch1", "batch2")
     if names[0] in call.args:

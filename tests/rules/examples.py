@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fxprune.rules.base import Rule
 from fxprune.rules.convolution import Convolution
-from fxprune.rules.matmul import MatMul
+from fxprune.rules.matmul import Linear, MatMul
 from fxprune.rules.movement import (
     ChannelShuffle,
     Concatenate,
@@ -203,16 +203,16 @@ CONVOLUTION = (
 
 MATMUL = (
     Example(
-        MatMul,
-        "linear over the channels",
+        Linear,
+        "over the channels",
         lambda x, layer: layer(tokens(x)).transpose(1, 2),
         6,
         (8, 6, 4),
         layers=one(nn.Linear, 8, 6),
     ),
     Example(
-        MatMul,
-        "linear over positions",
+        Linear,
+        "over positions",
         lambda x, layer: layer(x.flatten(2)),
         8,
         (8, 7, 4),
@@ -246,6 +246,14 @@ MATMUL = (
         (4,),
         ("a grouped convolution over channels of fixed number",) * 2,
         layers=one(nn.Linear, 8, 32),
+    ),
+    Example(
+        MatMul,
+        "linear as a function",
+        lambda x, layer: F.linear(tokens(x), layer.weight, layer.bias).transpose(1, 2),
+        6,
+        (8, 6, 4),
+        layers=one(nn.Linear, 8, 6),
     ),
     Example(MatMul, "baddbmm", baddbmm, 6, (8, 6, 4), layers=one(nn.Linear, 8, 6)),
     Example(

@@ -1,0 +1,84 @@
+"""Equalities between labels, solved: the connected components of the graph that they make."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from fxprune.rules.base import Context
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The components among the labels of a run, numbered in the order of their first labels.
+
+    Attributes:
+        count: how many there are.
+        of: the component of each label: int64 [next_label].
+        lead: for each vector of labels that were made together (`Context.made`), the first one
+            that it is connected with as a whole: int64 [vectors].
+    """
+
+    count: int
+    of: Ints
+    lead: Ints
+
+
+def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) -> Components:
+    """Solves equalities; most of them are between vectors of labels that were made together."""
+    made = {id(labels): place for place, labels in enumerate(context.made)}
+    met: dict[int, int] = {}  # for other vectors: the first one that met it
+    whole, rest = [], []
+    for a, b, _ in edges:
+        ends = [made[id(side)] for side in (a, b) if id(side) in made]
+        if len(ends) == 1:
+            other = id(b) if id(a) in made else id(a)
+            ends += [met[other]] if other in met else []
+            met.setdefault(other, ends[0])
+        if len(ends) == 2:
+            whole.append(ends)
+        elif not same_memory(a, b):
+            rest.append((a, b))
+    lead = _lowest(len(made), *np.array(whole, dtype=np.int64).reshape(-1, 2).T)
+    starts = np.array(context.starts, dtype=np.int64)
+    first = np.arange(context.next_label)  # of the labels that each is connected with
+    sizes = np.diff(starts, append=len(first))
+    first[len(first) - sizes.sum() :] -= np.repeat(starts - starts[lead], sizes)
+    if rest:
+        left, right = (first[torch.cat(side).numpy()] for side in zip(*rest, strict=True))
+        first = _lowest(len(first), left, right)[first]
+    number = np.cumsum(first == np.arange(len(first))) - 1
+    return Components(int(number[-1]) + 1, number[first], lead)
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two vectors are one."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
+def _lowest(size: int, a: Ints, b: Ints) -> Ints:
+    """The lowest of the vertices that each one is connected with: int64 [size]."""
+    linked = np.zeros(size, dtype=bool)
+    differ = a != b
+    a, b = a[differ], b[differ]
+    if not len(a):
+        return np.arange(size)
+    linked[a] = linked[b] = True
+    vertices = np.flatnonzero(linked)
+    number = np.cumsum(linked) - 1  # scipy would look at all of them
+    count = len(vertices)
+    links = coo_array((np.ones(len(a), dtype=np.int8), (number[a], number[b])), (count, count))
+    _, component = connected_components(links, directed=False)
+    lowest = np.empty(count, dtype=np.int64)
+    lowest[component[::-1]] = vertices[::-1]  # the last one to be put stays
+    found = np.arange(size)
+    found[vertices] = lowest[component]
+    return found
