@@ -88,6 +88,17 @@ class Compact:
         value = self.dense.values[graph].get(node.name)
         return node.op == "output" or (isinstance(value, Value) and value.plain is not None)
 
+    def running(self, module: TracedModule) -> tuple[list[fx.Node], list[nn.Module]]:
+        """The nodes that have to run, and the modules that they call with all in them."""
+        nodes = [
+            node
+            for number, graph in enumerate(module.graphs)
+            for node in graph.nodes
+            if not self.is_plain(number, node)
+        ]
+        called = [module.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"]
+        return nodes, [part for child in called for part in modules_of(child).values()]
+
     def result(self, graph: int, node: fx.Node) -> tuple[Tensor, list[Family]]:
         """What a plain node comes to: a meta tensor and what it carries."""
         value: Value = self.dense.values[graph][node.name]
@@ -152,13 +163,13 @@ def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]
     tensors = parameters | buffers
     if compact is None:
         return tensors
-    seen: set[int] = set()
-    for number, graph in enumerate(module.graphs):
-        for node in graph.nodes:
-            if node.op in ("call_module", "get_attr") and not compact.is_plain(number, node):
-                found = operator.attrgetter(node.target)(module)
-                own = tensors_of(found) if node.op == "call_module" else ({"": found},)
-                seen.update(id(tensor) for kind in own for tensor in kind.values())
+    nodes, modules = compact.running(module)
+    read = [
+        operator.attrgetter(str(node.target))(module) for node in nodes if node.op == "get_attr"
+    ]
+    seen = {id(value) for value in read}
+    for child in modules:
+        seen |= {id(t) for kind in ("_parameters", "_buffers") for t in vars(child)[kind].values()}
     return {name: tensor for name, tensor in tensors.items() if id(tensor) in seen}
 
 

@@ -19,6 +19,9 @@ from torch.fx.proxy import TraceError
 _HIDDEN = ("device", "dtype", "grad", "item", "layout", "requires_grad", "stride", "tolist")
 """What is not asked of a tensor here: it may be another one when the network runs."""
 
+MODE = "training"
+"""The target of the nodes that stand for the mode, which all modules share."""
+
 _VALUES = "the code branches on, or counts by, what is in a tensor"
 
 
@@ -77,6 +80,10 @@ class KnowingTracer(fx.Tracer):
     Attributes:
         exact: whether Python may also have numbers that depend on the size of the images. They
             become literals, and the network then takes images of that size only.
+        looking: whether an example is looked at: modules really run then, and are not traced.
+        modes: the nodes that stand for the mode, one for each time that the code read it.
+        branched: whether the trace is that of the evaluation alone, since Python asked for the
+            mode.
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], *, exact: bool) -> None:
@@ -88,7 +95,14 @@ class KnowingTracer(fx.Tracer):
             for times in ((1, 1), (2, 1), (1, 2))
         )
         self._plain, self._batch, self._image = plain, batch, image
-        self._looking = False  # modules really run then, and are not traced
+        self.looking = self.branched = False
+        self.modes: list[fx.Node] = []
+
+    def mode(self) -> fx.Proxy:
+        """A proxy for the mode of the network, where it is traced for both."""
+        proxy = self.create_proxy("get_attr", MODE, (), {})
+        self.modes.append(proxy.node)
+        return proxy
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Makes the proxy of a node."""
@@ -96,6 +110,9 @@ class KnowingTracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Which way the example goes."""
+        if obj.node in self.modes:
+            self.branched = True
+            return False  # what is traced with a proxy for the mode is the evaluation
         return bool(self.known(obj, free=True))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
@@ -106,13 +123,13 @@ class KnowingTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
         """Traces a module, or runs it while an example is looked at."""
-        if self._looking:
+        if self.looking:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """What a module's attribute is to its code."""
-        if self._looking:
+        if self.looking:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -149,14 +166,15 @@ class KnowingTracer(fx.Tracer):
         return value
 
     def _values(self, proxy: fx.Proxy, examples: tuple[Example, ...]) -> list[Any]:
-        self._looking = True
+        self.looking = True
+        self.branched |= bool(self.modes)  # the value may depend on it
         try:
             return [example.value(proxy.node) for example in examples]
         except Exception as error:
             known = isinstance(error, TraceError)
             raise TraceError(str(error) if known else _VALUES) from error
         finally:
-            self._looking = False
+            self.looking = False
 
 
 class KnowingProxy(fx.Proxy):

@@ -8,7 +8,7 @@ resized again and again.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -83,22 +83,33 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
     The parameters are the caller's business, and so is `recompile`, without which the module runs
     the code of its old graph.
     """
+    nodes = (node for graph in module.graphs for node in graph.nodes)
+    resize_parts(module, modules_of(module).values(), nodes, channels, widths)
+
+
+def resize_parts(
+    module: TracedModule,
+    modules: Iterable[nn.Module],
+    nodes: Iterable[fx.Node],
+    channels: ChannelGraph,
+    widths: Widths,
+) -> None:
+    """Sets the sizes that are written into some modules and some nodes of `module`."""
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
-    for child in modules_of(module).values():
+    for child in modules:
         kind: Any = type(child)
         mend = _mending(kind)
         if mend is not None:
             mend(child, _Sizes(child, names, channels, widths))
-    for graph in module.graphs:
-        for node in graph.nodes:
-            record = node.meta.get(KEY)
-            if record is None:
-                continue
-            computed = record.is_computed
-            rewrite = _NODES.get((node.op, record.target), _other if computed else None)
-            if rewrite is not None and (computed or _follows(node)):
-                rewrite(node, record, widths)
+    for node in nodes:
+        record = node.meta.get(KEY)
+        if record is None:
+            continue
+        computed = record.is_computed
+        rewrite = _NODES.get((node.op, record.target), _other if computed else None)
+        if rewrite is not None and (computed or _follows(node)):
+            rewrite(node, record, widths)
 
 
 def compact_shape(name: str, channels: ChannelGraph, widths: Widths) -> tuple[int, ...]:

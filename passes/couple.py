@@ -22,7 +22,7 @@ from fxprune.errors import TraceError
 from fxprune.groups import ChannelGraph, Factor, Widths, template_slots
 from fxprune.labels import Compact, Labelled, Value, propagate
 from fxprune.passes.base import Pass, Program
-from fxprune.resize import KEY, Shape, resize
+from fxprune.resize import KEY, Shape, resize_parts
 from fxprune.rules.base import Pin
 from fxprune.solve import Solution
 from fxprune.spread import gather_up, spread
@@ -146,17 +146,19 @@ def _try(
 ) -> Refusal | None:
     """Runs a compact network of these widths; returns the node that refuses, and why."""
     kept = _Kept(solution, widths)
-    resize(module, channels, widths)
+    compact = Compact(dense, kept.of, solution.number)
+    nodes, modules = compact.running(module)
+    resize_parts(module, modules, nodes, channels, widths)
     try:
-        compact = propagate(module, inputs, Compact(dense, kept.of, solution.number))
+        seen = propagate(module, inputs, compact)
     except TraceError as error:
         return _named(module, error.node), error.why
     finally:
-        resize(module, channels, channels.layout.sizes)
+        resize_parts(module, modules, nodes, channels, channels.layout.sizes)
     return (
-        _wrong_shape(module, compact, widths)
-        or _elsewhere(module, solution, compact, kept)
-        or _strangers(module, solution, compact)
+        _wrong_shape(module, seen, widths)
+        or _elsewhere(module, solution, seen, kept)
+        or _strangers(module, solution, seen)
     )
 
 

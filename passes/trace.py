@@ -2,8 +2,14 @@
 
 Plain symbolic tracing comes first. A submodule whose code it cannot follow (control flow on
 values) becomes a leaf by itself, the smallest one that helps, and is run as it is.
+
+There is a graph for training and one for evaluation. The evaluation graph is traced first, and
+`self.training` is a proxy there. Where the code only hands it on, as in
+`F.dropout(x, p, self.training)`, the training graph is a copy; where the code branches on it, the
+model is traced again.
 """
 
+import copy
 import inspect
 import linecache
 import sys
@@ -20,7 +26,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from fxprune import proxies
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
-from fxprune.proxies import KnowingTracer
+from fxprune.proxies import MODE, KnowingTracer
 from fxprune.traced import DraftModule, Origin, TracedModule, modules_of, tensors_of
 
 _INTERNAL = tuple(f"{Path(file).parent}/" for file in (torch.__file__, proxies.__file__, __file__))
@@ -55,22 +61,18 @@ class Trace(Pass):
 
 
 def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
-    """Traces a model in evaluation and in training mode; neither it nor its mode changes.
+    """Traces a model for training and for evaluation; neither it nor its mode changes.
 
     A model whose code does not ask for its mode has one graph for both.
     """
     modes = [(module, module.training) for module in modules_of(model).values()]
     try:
-        with _Watch() as watch:
-            evaluation = _graph(model.eval(), inputs)
-        same = not watch.asked and not any(_has_its_own_modes(module) for module, _ in modes)
-        training = evaluation if same else _graph(model.train(), inputs)
+        training, evaluation = _both_graphs(model, inputs)
     finally:
         for module, mode in modes:
             if module.training is not mode:
                 module.training = mode
-    same = same or _calls(training) == _calls(evaluation)
-    module = DraftModule(model, evaluation if same else training, evaluation)
+    module = DraftModule(model, training, evaluation)
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
     state = model.state_dict(keep_vars=True)
@@ -81,11 +83,56 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
     return module
 
 
+def _both_graphs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[fx.Graph, fx.Graph]:
+    """The training graph and the evaluation graph; the same object where they agree."""
+    again = any(_has_its_own_modes(module) for module in modules_of(model).values())
+    with _Watch() as watch:
+        evaluation = _graph(model.eval(), inputs, watch)
+    if again or watch.branched:
+        training = _graph(model.train(), inputs)
+    elif evaluation.find_nodes(op="get_attr", target=MODE):
+        training = copy.deepcopy(evaluation)
+        _settle_mode(training, True)
+    else:
+        return evaluation, evaluation
+    _settle_mode(evaluation, False)
+    same = _calls(training) == _calls(evaluation)
+    return evaluation if same else training, evaluation
+
+
+def _settle_mode(graph: fx.Graph, training: bool) -> None:
+    """Puts a value for the nodes that stand for the mode."""
+    modes = graph.find_nodes(op="get_attr", target=MODE)
+
+    def settled(node: fx.Node) -> Any:
+        return training if node in modes else node
+
+    for mode in modes:
+        for user in list(mode.users):
+            user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), settled)
+        graph.erase_node(mode)
+
+
 class _Watch:
-    """Stands for the attribute `training` of all modules, and notes whether it is read."""
+    """Stands for the attribute `training` of all modules; code that is traced gets a proxy.
+
+    Attributes:
+        branched: whether the trace depends on the mode by more than handing it on.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.branched = False
+        self._tracer: KnowingTracer | None = None
+
+    def follow(self, tracer: KnowingTracer) -> None:
+        """Gives the proxies of this tracer from now on, unless that went wrong before."""
+        self._tracer = None if self.branched else tracer
+
+    def give_up(self) -> bool:
+        """Gives the true mode from now on; whether that may help a trace that failed."""
+        used = self._tracer is not None and bool(self._tracer.modes)
+        self.branched |= used
+        return used
 
     def __enter__(self) -> Self:
         nn.Module.training = self  # type: ignore[assignment]
@@ -97,7 +144,8 @@ class _Watch:
     def __get__(self, module: nn.Module | None, owner: type) -> Any:
         if module is None:
             return self
-        self.asked = True
+        if self._tracer is not None and not self._tracer.looking:
+            return self._tracer.mode()
         own = module.__dict__
         return own["training"] if "training" in own else module.__getattr__("training")
 
@@ -147,21 +195,27 @@ class _Tracer(KnowingTracer):
         return node
 
 
-def _graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.Graph:
+def _graph(model: nn.Module, inputs: tuple[Tensor, ...], watch: _Watch | None = None) -> fx.Graph:
     leaves: set[str] = set()
     defaults = _defaults(model, len(inputs))
     exact = False
     while True:
         tracer = _Tracer(model, (*inputs, *defaults.values()), leaves, exact=exact)
+        if watch is not None:
+            watch.follow(tracer)
         try:
             graph = tracer.trace(model, concrete_args=defaults)
         except Exception as error:
+            if watch is not None and watch.give_up():
+                continue  # what the code could not work with may have been the proxy
             if tracer.stopped_in and tracer.stopped_in not in leaves:
                 leaves.add(tracer.stopped_in)
             elif exact:
                 raise _refusal(model, error) from error
             exact = exact or not tracer.stopped_in
             continue
+        if watch is not None:  # what was read and is in no call may have been compared by `is`
+            watch.branched |= tracer.branched or not all(node.users for node in tracer.modes)
         _drop_unused_placeholders(graph, len(inputs))
         return graph
 

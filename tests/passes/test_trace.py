@@ -117,6 +117,39 @@ def test_a_model_is_traced_for_each_mode_that_it_asks_for(asks: bool) -> None:
     assert "training" not in vars(nn.Module)
 
 
+class HandsOn(nn.Module):
+    """Uses its mode in one way or another."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.conv, self.way, self.runs = nn.Conv2d(3, 4, 1), way, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        x = self.conv(x)
+        if self.way == "as an argument":
+            return F.dropout(x, 0.5, self.training)
+        if self.way == "by identity":
+            return F.dropout(x, 0.5) if self.training is True else x
+        return x * (2 - int(self.training))
+
+
+@pytest.mark.parametrize(
+    ("way", "runs"), [("as an argument", 1), ("by identity", 2), ("as a number", 2)]
+)
+def test_a_mode_that_is_only_handed_on_needs_no_second_trace(way: str, runs: int) -> None:
+    model, x = HandsOn(way), torch.ones(1, 3, 2, 2)
+    module = apply("trace", Program(model, (x,))).module
+    assert model.runs == runs
+    assert len(module.graphs) == 2
+    for mode in (True, False):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            wanted = model.train(mode)(x)
+            torch.manual_seed(0)
+            assert torch.equal(module.train(mode)(x), wanted)
+
+
 class OnTheBatch(nn.Module):
     """Control flow on the batch, which has to stay free: it makes a leaf."""
 
