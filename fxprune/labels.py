@@ -8,20 +8,18 @@ components of a graph whose vertices are labels.
 
 import contextlib
 import operator
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.components import Components, components
+from fxprune.dispatch import LabelMode, results, rules, to_meta
 from fxprune.errors import TraceError
-from fxprune.foretold import SIZED, AtenCall, Recipe, call_of, foretold, made
-from fxprune.registry import collect
-from fxprune.rules.base import Call, Context, Family, Rule, tensors_in
+from fxprune.foretold import SIZED, AtenCall, call_of, foretold
+from fxprune.rules.base import Context, Family, Product, Slide, tensors_in
 from fxprune.traced import TracedModule, modules_of, tensors_of, where
 
 
@@ -126,11 +124,11 @@ def propagate(
     Raises:
         TraceError: the network does not run on inputs of this shape.
     """
-    _rules()  # a broken rule is no fault of the model
+    rules()  # a broken rule is no fault of the model
     tensors = _visible(module, compact)
     if compact is None:
         context = Context()
-        meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
+        meta = {name: to_meta(tensor) for name, tensor in tensors.items()}
         axes = _fresh_axes(context, meta)
     else:
         choices = dict(compact.dense.context.choices)
@@ -149,12 +147,15 @@ def propagate(
         context.carry(tensor, [Family(dim, labels) for dim, labels in axes[name].items()])
     context.sightings.clear()  # parameters are known by their axes
     with _lent(module, {id(tensor): meta[name] for name, tensor in tensors.items()}):
-        values = tuple(
-            _run(module, graph, inputs, _LabelMode(context, number), compact)
-            for number, graph in enumerate(module.graphs)
-        )
+        seen: dict[Any, Any] = {}
+        runs: list[_Interpreter] = []
+        for number, graph in enumerate(module.graphs):
+            mode = LabelMode(context, number, seen)
+            first = runs[0] if runs and compact is None else None
+            runs.append(_Interpreter(module, graph, mode, compact, first))
+            _run(runs[-1], inputs)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    return Labelled(context, axes, values, batch)
+    return Labelled(context, axes, tuple(run.values for run in runs), batch)
 
 
 def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]:
@@ -174,20 +175,87 @@ def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]
 
 
 class _Interpreter(fx.Interpreter):
-    """Runs a graph and keeps, for each node, what its tensors carried."""
+    """Runs a graph and keeps, for each node, what its tensors carried.
+
+    The graphs of training and of evaluation have most of their nodes in common. A node is not run
+    again where its arguments are those of its namesake in the graph `before`. Where they differ
+    and it carries the same all the same, as a dropout does, its namesake's tensor stands for its
+    own from there on.
+    """
 
     def __init__(
-        self, module: TracedModule, graph: fx.Graph, mode: "_LabelMode", compact: Compact | None
+        self,
+        module: TracedModule,
+        graph: fx.Graph,
+        mode: LabelMode,
+        compact: Compact | None,
+        before: "_Interpreter | None",
     ) -> None:
         super().__init__(module, graph=graph, garbage_collect_values=False)
-        self.mode, self.context, self.compact = mode, mode.context, compact
+        self.mode, self.context, self.compact, self.before = mode, mode.context, compact, before
+        self.nodes = {node.name: node for node in graph.nodes}
         self.values: dict[str, Values] = {}
+        self.said: dict[str, tuple[list[Product], list[Slide]]] = {}
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
         if self.compact is not None and self.compact.is_plain(self.mode.graph, n):
             return _DUE
         self.context.node = n
+        before = self.before
+        twin = None if before is None else before.nodes.get(n.name)
+        if before is None or twin is None:
+            return self._run(n)
+        if n.op not in ("placeholder", "output") and self._repeats(n, twin, before):
+            return self._repeated(n, before)
+        result, earlier = self._run(n), before.env[twin]
+        if not self._stands_for(earlier, result, before.values[n.name]):
+            return result
+        self.context.ungate(result, n)
+        return earlier
+
+    def _repeats(self, node: fx.Node, twin: fx.Node, before: "_Interpreter") -> bool:
+        """Whether a node does to the same values what its namesake in the graph before did."""
+
+        def same(a: Any, b: Any) -> bool:
+            if isinstance(a, fx.Node) and isinstance(b, fx.Node):
+                return self.env[a] is before.env[b]
+            if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+                return len(a) == len(b) and all(map(same, a, b))
+            return type(a) is type(b) and not isinstance(a, (dict, slice)) and bool(a == b)
+
+        if (node.op, node.target) != (
+            twin.op,
+            twin.target,
+        ) or node.kwargs.keys() != twin.kwargs.keys():
+            return False
+        return same(node.args, twin.args) and all(
+            same(value, twin.kwargs[name]) for name, value in node.kwargs.items()
+        )
+
+    def _repeated(self, node: fx.Node, before: "_Interpreter") -> Any:
+        """What a node gives that repeats its namesake; says again what belongs to the graph."""
+        products, slides = before.said[node.name]
+        self.context.products += [replace(product, node=node) for product in products]
+        self.context.slides += [replace(slide, node=node) for slide in slides]
+        self.values[node.name] = before.values[node.name]
+        return before.env[before.nodes[node.name]]
+
+    def _stands_for(self, earlier: Any, result: Any, value: Values) -> bool:
+        """Whether a tensor of the graph before can take the place of one of this graph."""
+        if not isinstance(earlier, Tensor) or not isinstance(result, Tensor):
+            return False
+        families, context = self.context.of(result), self.context
+        return (
+            (earlier.shape, earlier.stride(), earlier.dtype)
+            == (result.shape, result.stride(), result.dtype)
+            and context.is_parametric(earlier) == context.is_parametric(result)
+            and _are_one(families, value.families)
+            and _are_one(families, context.of(earlier))  # later nodes may have changed it in place
+        )
+
+    def _run(self, n: fx.Node) -> Any:
+        products, slides = len(self.context.products), len(self.context.slides)
         operand = self.env.__getitem__ if self.compact is None else self._operand
         args = fx.map_arg(n.args, operand)
         kwargs = fx.map_arg(n.kwargs, operand) if n.kwargs else {}
@@ -195,7 +263,7 @@ class _Interpreter(fx.Interpreter):
         look = None if call is None else foretold(*call)
         if call is not None and look is not None:
             chosen = len(self.context.choices)
-            out = _made(look, call[1])
+            out = results(look, call[1])
             self.mode.follow(*call, {}, out)
             result: Any = out[0] if look[0] else out
             plain = chosen == len(self.context.choices) and call[0] not in SIZED
@@ -204,6 +272,7 @@ class _Interpreter(fx.Interpreter):
             with self.mode:
                 result = getattr(self, n.op)(n.target, args, kwargs)
             self.values[n.name] = self._describe(result)
+        self.said[n.name] = self.context.products[products:], self.context.slides[slides:]
         return result
 
     def _operand(self, node: fx.Node) -> Any:
@@ -249,6 +318,14 @@ class _Interpreter(fx.Interpreter):
         return Value(tuple(tensor.shape), families, (tensor.dtype, format_))
 
 
+def _are_one(a: Sequence[Family], b: Sequence[Family]) -> bool:
+    """Whether two tensors carry the very same labels."""
+    return len(a) == len(b) and all(
+        one.dim == other.dim and one.labels is other.labels and one.free == other.free
+        for one, other in zip(a, b, strict=True)
+    )
+
+
 _DUE = object()
 """Stands for the result of a plain node until it is asked for."""
 
@@ -278,17 +355,10 @@ def _lent(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
             child.training = True
 
 
-def _run(
-    module: TracedModule,
-    graph: fx.Graph,
-    inputs: tuple[Tensor, ...],
-    mode: "_LabelMode",
-    compact: Compact | None,
-) -> dict[str, Values]:
-    context = mode.context
-    interpreter = _Interpreter(module, graph, mode, compact)
+def _run(interpreter: _Interpreter, inputs: tuple[Tensor, ...]) -> None:
+    context = interpreter.context
     context.products.clear()  # macs are those of the last graph, which is the evaluation graph
-    examples = tuple(_to_meta(tensor) for tensor in inputs)
+    examples = tuple(to_meta(tensor) for tensor in inputs)
     try:
         with torch.no_grad():
             interpreter.run(*examples, enable_io_processing=False)
@@ -302,116 +372,6 @@ def _run(
             do="give example inputs of the shape the model takes, with the batch first",
             node=node.name if node is not None else "",
         ) from error
-    return interpreter.values
-
-
-class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every ATen call and hands it to the rule of its op."""
-
-    def __init__(self, context: Context, graph: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.context, self.graph = context, graph
-        self.seen: dict[Any, Any] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        inputs = tensors_in((*args, *kwargs.values()))
-        if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
-            args, kwargs = _lift((args, kwargs))
-        out = self._run(func, args, kwargs)
-        self.follow(func, args, kwargs, out)
-        return out
-
-    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Hands a call and its result to the rule of its op."""
-        context = self.context
-        inputs = tensors_in((*args, *kwargs.values()))
-        computed = bool(inputs) and all(context.is_parametric(tensor) for tensor in inputs)
-        known = len(context.edges)
-        rule = _rule(func)
-        if rule is not None:  # also where nothing carries labels: macs are counted all the same
-            context.read(self.graph, func.__name__, inputs)
-            rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
-        elif tensors_in((out,)):
-            context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
-        if computed:
-            context.computed += context.edges[known:]
-            for tensor in tensors_in((out,)):
-                context.parametric(tensor)
-
-    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs an op; what was seen before is not run again, since meta ops are slow."""
-        resized = torch.Tag.inplace_view in func.tags
-        if func.is_view or resized or not kwargs.keys().isdisjoint(("out", "device")):
-            return func(*args, **kwargs)
-        if not kwargs and (look := foretold(func, args)) is not None:
-            return _made(look, args)
-        key = _key((func, args, tuple(kwargs.items())))
-        if key is None:
-            return func(*args, **kwargs)
-        if key not in self.seen:
-            out = func(*args, **kwargs)
-            parts = out if isinstance(out, tuple) else (out,)
-            if all(isinstance(part, Tensor) and part.is_meta for part in parts):
-                self.seen[key] = isinstance(out, tuple), [_recipe(part, args) for part in parts]
-            return out
-        return _made(self.seen[key], args)
-
-
-def _recipe(result: Tensor, args: tuple[Any, ...]) -> Recipe:
-    same = next((place for place, value in enumerate(args) if value is result), None)
-    return (result.shape, result.stride(), result.dtype) if same is None else same
-
-
-def _made(look: tuple[bool, list[Recipe]], args: tuple[Any, ...]) -> Any:
-    several, recipes = look
-    parts = tuple(made(recipe, args) for recipe in recipes)
-    return parts if several else parts[0]
-
-
-@cache
-def _rule(func: Any) -> Rule | None:
-    known = _rules()
-    for key in (func, func.overloadpacket, *func.tags):
-        if key in known:
-            return known[key]()
-    return None
-
-
-@cache
-def _rules() -> Mapping[Any, type[Rule]]:
-    return collect("fxprune.rules", Rule)  # type: ignore[type-abstract]
-
-
-def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The call's arguments by the names of the op's schema; absent ones have their defaults."""
-    bound = _defaults(func) | kwargs
-    bound.update(zip(bound, args, strict=False))
-    return bound
-
-
-@cache
-def _defaults(func: Any) -> dict[str, Any]:
-    """The op's arguments in their order, each with its default or None."""
-    return {
-        argument.name: argument.default_value if argument.has_default_value() else None
-        for argument in func._schema.arguments
-    }
-
-
-def _key(value: Any) -> Any:
-    """What tells one call from another; None where something in it cannot be compared."""
-    if isinstance(value, Tensor):
-        return (value.shape, value.stride(), value.dtype) if value.is_meta else None
-    if isinstance(value, (list, tuple)):
-        parts = tuple(_key(part) for part in value)
-        return None if None in parts else parts
-    return _NONE if value is None else value if isinstance(value, Hashable) else None
-
-
-_NONE = object()
 
 
 def _fresh_axes(context: Context, tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
@@ -421,23 +381,6 @@ def _fresh_axes(context: Context, tensors: Mapping[str, Tensor]) -> dict[str, di
     return {name: {dim: next(vectors) for dim in own} for name, own in dims.items()}
 
 
-def _to_meta(tensor: Tensor) -> Tensor:
-    if tensor.is_contiguous():  # much the quicker way
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-    return torch.empty_like(tensor, device="meta", requires_grad=False)
-
-
 def _compact(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     shape = [len(axes[dim]) if dim in axes else size for dim, size in enumerate(tensor.shape)]
     return torch.empty(shape, dtype=tensor.dtype, device="meta")
-
-
-def _lift(value: Any) -> Any:
-    """Puts constants made inside forward on the meta device, beside the tensors they meet."""
-    if isinstance(value, Tensor):
-        return value if value.is_meta else _to_meta(value)
-    if isinstance(value, dict):
-        return {key: _lift(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_lift(part) for part in value)
-    return value

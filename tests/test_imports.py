@@ -20,7 +20,7 @@ FLOORS = (
     ("registry",),
     ("rules.base",),
     ("rules", "rules.*"),
-    ("components",),
+    ("components", "dispatch"),
     ("labels",),
     ("groups",),
     ("cost", "budget", "schedule", "recipe", "resize", "pack", "moves", "moments"),

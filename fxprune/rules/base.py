@@ -326,6 +326,11 @@ class Context:
         self.gates[id(out)] = self.node, vectors
         self._alive.append(out)
 
+    def ungate(self, out: Tensor, node: Any) -> None:
+        """Takes back what `node` said of the parameters that make the channels of `out`."""
+        if id(out) in self.gates and self.gates[id(out)][0] is node:
+            del self.gates[id(out)]
+
     def multiplies(self, scale: int, *factors: Tensor | int, made: Tensor | None) -> None:
         """Notes multiply-accumulates of the whole batch: scale times the lengths of `factors`."""
         self.products.append(Product(self.node, scale, factors, made))

@@ -1,11 +1,14 @@
 """Couple: the channels of a traced network, tried on a compact one before they are believed."""
 
+from typing import Any
+
 import networkx as nx
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune import instrument
+from fxprune import analyze, dispatch, instrument
 from fxprune.groups import Factor
 from fxprune.resize import KEY
 from tests.law import choose, gap, zeroed
@@ -141,3 +144,34 @@ class PooledNorm(nn.Module):
 def test_a_single_example_is_enough_for_a_norm_that_wants_two() -> None:
     gated = instrument(PooledNorm(), (torch.zeros(1, 3, 2, 2),))
     assert [group.size for group in gated.channels.groups] == [8]
+
+
+class TwoModes(nn.Module):
+    """Training has a node more, in front of halves that meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(6)
+        self.body, self.fc = nn.Conv2d(4, 6, 1), nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.training:
+            x = x + 1
+        a, b = x.chunk(2, 1)
+        return self.fc(self.norm(self.body(a * b)))
+
+
+def test_what_both_modes_have_in_common_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, known = [], dispatch._rule
+
+    def noted(func: Any) -> Any:
+        calls.append(func)
+        return known(func)
+
+    monkeypatch.setattr(dispatch, "_rule", noted)
+    graph = analyze(TwoModes(), (torch.zeros(2, 3, 4, 4),))
+    assert calls.count(torch.ops.aten.convolution.default) == 3 + 1  # the body's halves are views
+    assert calls.count(torch.ops.aten.native_batch_norm.default) == 1
+    assert [gate.nodes for gate in graph.gates] == [("stem",), ("norm",)]
+    assert [term.name for term in graph.macs_terms] == ["stem", "body", "fc"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune import analyze, instrument, labels, shrink
+from fxprune import analyze, dispatch, instrument, shrink
 from fxprune.registry import collect
 from fxprune.rules.base import Rule
 from tests.law import at_random, choose, gap, zeroed
@@ -36,14 +36,14 @@ def test_has_an_example(rule: type[Rule]) -> None:
 
 @every_example
 def test_meets_its_rule(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
-    met, known = set(), labels._rule
+    met, known = set(), dispatch._rule
 
     def noted(func: Any) -> Rule | None:
         rule = known(func)
         met.add(type(rule))
         return rule
 
-    monkeypatch.setattr(labels, "_rule", noted)
+    monkeypatch.setattr(dispatch, "_rule", noted)
     analyze(example.model(), inputs())
     assert example.rule in met
 

@@ -1,0 +1,145 @@
+"""Runs ATen calls on meta tensors, and hands each to the rule of its op."""
+
+from collections.abc import Hashable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.foretold import Recipe, foretold, made
+from fxprune.registry import collect
+from fxprune.rules.base import Call, Context, Rule, tensors_in
+
+Looks = tuple[bool, list[Recipe]]
+"""Whether an op returns a tuple, and how to make each of its results."""
+
+
+class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every ATen call and hands it to the rule of its op."""
+
+    def __init__(self, context: Context, graph: int, seen: dict[Any, Looks]) -> None:
+        """Sees the calls of the graph of this number; `seen` is what is known of earlier ones."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.context, self.graph, self.seen = context, graph, seen
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        inputs = tensors_in((*args, *kwargs.values()))
+        if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
+            args, kwargs = _lift((args, kwargs))
+        out = self._run(func, args, kwargs)
+        self.follow(func, args, kwargs, out)
+        return out
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Hands a call and its result to the rule of its op."""
+        context = self.context
+        inputs = tensors_in((*args, *kwargs.values()))
+        computed = bool(inputs) and all(context.is_parametric(tensor) for tensor in inputs)
+        known = len(context.edges)
+        rule = _rule(func)
+        if rule is not None:  # also where nothing carries labels: macs are counted all the same
+            context.read(self.graph, func.__name__, inputs)
+            rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
+        elif tensors_in((out,)):
+            context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
+        if computed:
+            context.computed += context.edges[known:]
+            for tensor in tensors_in((out,)):
+                context.parametric(tensor)
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs an op; what was seen before is not run again, since meta ops are slow."""
+        resized = torch.Tag.inplace_view in func.tags
+        if func.is_view or resized or not kwargs.keys().isdisjoint(("out", "device")):
+            return func(*args, **kwargs)
+        if not kwargs and (look := foretold(func, args)) is not None:
+            return results(look, args)
+        key = _key((func, args, tuple(kwargs.items())))
+        if key is None:
+            return func(*args, **kwargs)
+        if key not in self.seen:
+            out = func(*args, **kwargs)
+            parts = out if isinstance(out, tuple) else (out,)
+            if all(isinstance(part, Tensor) and part.is_meta for part in parts):
+                self.seen[key] = isinstance(out, tuple), [_recipe(part, args) for part in parts]
+            return out
+        return results(self.seen[key], args)
+
+
+def _recipe(result: Tensor, args: tuple[Any, ...]) -> Recipe:
+    same = next((place for place, value in enumerate(args) if value is result), None)
+    return (result.shape, result.stride(), result.dtype) if same is None else same
+
+
+def results(look: Looks, args: tuple[Any, ...]) -> Any:
+    """The results of a call that are known to look so."""
+    several, recipes = look
+    parts = tuple(made(recipe, args) for recipe in recipes)
+    return parts if several else parts[0]
+
+
+@cache
+def _rule(func: Any) -> Rule | None:
+    known = rules()
+    for key in (func, func.overloadpacket, *func.tags):
+        if key in known:
+            return known[key]()
+    return None
+
+
+@cache
+def rules() -> Mapping[Any, type[Rule]]:
+    """The op rules by what they are found under."""
+    return collect("fxprune.rules", Rule)  # type: ignore[type-abstract]
+
+
+def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The call's arguments by the names of the op's schema; absent ones have their defaults."""
+    bound = _defaults(func) | kwargs
+    bound.update(zip(bound, args, strict=False))
+    return bound
+
+
+@cache
+def _defaults(func: Any) -> dict[str, Any]:
+    """The op's arguments in their order, each with its default or None."""
+    return {
+        argument.name: argument.default_value if argument.has_default_value() else None
+        for argument in func._schema.arguments
+    }
+
+
+def _key(value: Any) -> Any:
+    """What tells one call from another; None where something in it cannot be compared."""
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype) if value.is_meta else None
+    if isinstance(value, (list, tuple)):
+        parts = tuple(_key(part) for part in value)
+        return None if None in parts else parts
+    return _NONE if value is None else value if isinstance(value, Hashable) else None
+
+
+_NONE = object()
+
+
+def to_meta(tensor: Tensor) -> Tensor:
+    """A meta tensor that looks like another."""
+    if tensor.is_contiguous():  # much the quicker way
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return torch.empty_like(tensor, device="meta", requires_grad=False)
+
+
+def _lift(value: Any) -> Any:
+    """Puts constants made inside forward on the meta device, beside the tensors they meet."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta else to_meta(value)
+    if isinstance(value, dict):
+        return {key: _lift(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_lift(part) for part in value)
+    return value
