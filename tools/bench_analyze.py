@@ -3,8 +3,9 @@
     python tools/bench_analyze.py [--only resnet18 chain-1000] [--repeat 3] [--json FILE]
 
 All contenders analyse the same model in one run, each in turn and `--repeat` times; the table
-shows medians as ratios to `torch.fx.symbolic_trace` of that model. Torch-Pruning runs once and
-in a process of its own, since some of its graphs never end; `--limit` seconds stop it.
+shows medians as ratios to `torch.fx.symbolic_trace` of that model. Torch-Pruning runs once, warmed
+up on a small network, in a process of its own, since some of its graphs never end; `--limit`
+seconds stop it.
 """
 
 import argparse
@@ -75,10 +76,12 @@ def peer(name: str, answer: Any) -> None:
     """Torch-Pruning's dependency graph, in a process of its own."""
     torch.set_num_threads(1)
     model, x = build(name)
-    answer.send("ready")
     try:
         import torch_pruning
 
+        small, (image,) = _warm_up()
+        torch_pruning.DependencyGraph().build_dependency(small, example_inputs=image)
+        answer.send("ready")
         began = time.perf_counter()
         torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x)
         answer.send(time.perf_counter() - began)
@@ -93,7 +96,7 @@ def run_peer(name: str, limit: float) -> float | str:
     process.start()
     there.close()
     try:
-        here.recv()  # it is ready; loading and building do not count
+        here.recv()  # it is ready; loading, building and warming up do not count
         answer: float | str = here.recv() if here.poll(limit) else f"not done in {limit:.0f} s"
     except EOFError:
         answer = "crashed"

@@ -97,6 +97,7 @@ def examine(tool: str, spec: str, skip: frozenset[str], pipe: Connection) -> Non
         os.dup2(nowhere.fileno(), 2)
     entry = next(entry for entry in zoo_models.entries() if entry.spec == spec)
     record = _Sent(pipe)
+    record["torch"] = torch.__version__.partition("+")[0]
     try:
         if tool == "fxprune":
             zoo_check.examine(entry, record, skip)

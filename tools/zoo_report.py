@@ -134,7 +134,11 @@ def progress(by_tool: dict[str, dict[str, Record]]) -> str:
     lines = []
     for tool, own in by_tool.items():
         done = sum(map(ended, own.values()))
-        lines.append(f"{tool}: {done} of {total} networks went through every stage or failed")
+        used = sorted({record["torch"] for record in own.values() if "torch" in record})
+        lines.append(
+            f"{tool}: {done} of {total} networks went through every stage or failed, "
+            f"with torch {' and '.join(used)}"
+        )
         if len(own) > done:
             lines.append(f"{tool}: {len(own) - done} more went through some stages (– is not done)")
     return "\n".join(f"- {text}." for text in lines) + "\n"
