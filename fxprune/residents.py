@@ -126,9 +126,8 @@ def _swap(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
             packed.setdefault((pack, key, resident.dtype), {})[name] = resident
     if large:
         moves = Moves(slots.places(before), slots.places(after))
-        for name, pairs in large.items():  # a parameter and its states in a row
-            for resident, dense in pairs:
-                moves(bank.seats[name], resident, dense)
+        for name, pairs in large.items():
+            moves(bank.seats[name], pairs)
     indices: dict[Pack, tuple[Tensor, Tensor]] = {}
     for (pack, key, _), tensors in packed.items():
         tables = pack.tables(widths, slots.spans, device)
