@@ -50,7 +50,8 @@ class GatedModule(TracedModule):
         settings: Settings,
         example_inputs: tuple[Tensor, ...],
     ) -> None:
-        """Takes `dense` over: its modules become gated, its tensors the bank's."""
+        """Takes `dense` over: its modules become gated; the bank has copies of its tensors."""
+        self._made = False
         super().__init__(dense, *dense.both_graphs, origin=dense.origin)
         self.channels, self.settings = channels, settings
         self.cost = CostModel(channels.macs_terms, channels.params_terms, channels.layout.sizes)
@@ -74,6 +75,7 @@ class GatedModule(TracedModule):
         first = self._chooser.first()
         self._holdings.load(first)
         resize(self, channels, first.widths)
+        self._made = True
         self.recompile()
         self._chosen = self._trained = first
         self._known_widths: Widths = ()
@@ -282,6 +284,10 @@ class GatedModule(TracedModule):
         if self.follows and not twin.training:
             twin._show(twin.best())
         return twin
+
+    def recompile(self) -> Any:
+        """Makes the code of the graph; not before its sizes are those of the first selection."""
+        return super().recompile() if self._made else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

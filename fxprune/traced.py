@@ -13,6 +13,8 @@ from typing import Any, Self
 
 from torch import Tensor, fx, nn
 
+from fxprune.copies import copied
+
 
 @dataclass(frozen=True, eq=False)
 class Origin:
@@ -91,7 +93,7 @@ class TracedModule(fx.GraphModule):
         skipped = ("_graph", "_graphs")
         for name, value in self.__dict__.items():
             if name not in skipped:
-                twin.__dict__[name] = copy.deepcopy(value, memo)
+                twin.__dict__[name] = copied(value, memo)
         train = copy.deepcopy(self._graphs[True])
         same = self._graphs[True] is self._graphs[False]
         twin.__dict__["_graphs"] = {
