@@ -41,6 +41,7 @@ class GatedModule(TracedModule):
         bank: where channels rest.
         inputs: shape and dtype of each example input, with which it can be instrumented again.
         copied_from: the network of which this is a deep copy.
+        attached: the optimisers whose steps drive its selection.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class GatedModule(TracedModule):
         self.inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in example_inputs)
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self._followers: weakref.WeakSet[GatedModule] = weakref.WeakSet()
+        self.attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._lead: tuple[GatedModule, Chosen | None] | None = None
         self.copied_from: weakref.ref[GatedModule] | None = None
         self._settled: Chosen | None = None
@@ -272,14 +274,15 @@ class GatedModule(TracedModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
-        own = ("_holdings", "_wrappers", "_followers", "_lead")
+        own = ("_holdings", "_wrappers", "_followers", "attached", "_lead")
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
             twin = super().__deepcopy__(memo)
         finally:
             self.__dict__.update(kept)
         twin._holdings = Holdings(twin, twin.channels, twin.bank)
-        twin._wrappers, twin._followers = weakref.WeakSet(), weakref.WeakSet()
+        for name in ("_wrappers", "_followers", "attached"):
+            setattr(twin, name, weakref.WeakSet())
         twin._lead, twin.copied_from = None, weakref.ref(self)
         if self.follows and not twin.training:
             twin._show(twin.best())
