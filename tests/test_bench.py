@@ -54,8 +54,10 @@ def test_contenders(
     assert tuple(bench["contenders"].CONTENDERS) == CONTENDERS
     models = bench["models"]
     monkeypatch.setitem(models.NETWORKS, "small", models.Network(small))
-    case = bench["contenders"].Case("small", 2, 0.25, 8, threads=torch.get_num_threads())
+    case = bench["contenders"].Case("small", 2, 0.25, 8, threads=torch.get_num_threads(), age=3)
     worker = bench["worker"].Worker(case, contender)
+    if isinstance(worker.network, fxprune.GatedModule):
+        assert worker.network.steps == 3
     assert all(seconds > 0 for seconds in itertools.chain(*worker.turn(2)))
     assert all(math.isfinite(seconds) for seconds in worker.parts(1).values())
     facts: dict[str, Any] = worker.facts()

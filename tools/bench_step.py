@@ -191,6 +191,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
             Case(
                 *(name, batch, keep, side, optimizer, arguments.policy, arguments.device),
                 *(arguments.amp, arguments.channels_last, arguments.compile, arguments.threads),
+                arguments.age,
             )
         )
     return cases
@@ -210,6 +211,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--age", type=int, default=0, help="steps taken before, of gated networks")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--steps", type=int, help="a turn; 2, on a GPU 20")
     parser.add_argument("--minutes", type=float, default=9.0, help="no new case after so many")

@@ -89,6 +89,8 @@ class Worker:
             self.clock.wrap(residents, "exchange", "exchange")
             fxprune.attach(self.network, self.optimizer)
         self.forward = torch.compile(self.network) if case.compile else self.network
+        if isinstance(self.network, fxprune.GatedModule):
+            self._grow_old(case.age)
         gc.collect()
         trim()
 
@@ -100,6 +102,13 @@ class Worker:
         fxprune.attach(gated, optimizer)
         gated(torch.zeros(2, 3, 8, 8, device=self.device)).sum().backward()
         optimizer.step()
+
+    def _grow_old(self, age: int) -> None:
+        batch = self.images, self.labels
+        for _ in range(age):
+            self.images, self.labels = torch.randn_like(batch[0][:2]), batch[1][:2]
+            self.step()
+        self.images, self.labels = batch
 
     def wait(self) -> None:
         """Until the device has done all it was given."""
