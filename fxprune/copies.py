@@ -30,6 +30,9 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         for key, part in value.items():
             table[copied(key, memo)] = copied(part, memo)
         return table
+    if kind is set and all(type(part) in _ATOMS for part in value):
+        memo[id(value)] = set(value)
+        return memo[id(value)]
     if isinstance(value, nn.Module) and _is_plain(kind):
         twin = memo[id(value)] = object.__new__(kind)
         state: dict[str, Any] = value.__getstate__()  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from fxprune.holdings import Holdings
 from fxprune.residents import Chosen
 from fxprune.resize import resize
 from fxprune.snapshot import Snapshot
-from fxprune.traced import TracedModule
+from fxprune.traced import TracedModule, modules_of
 
 __all__ = ["GatedModule", "Settings"]
 
@@ -65,7 +65,7 @@ class GatedModule(TracedModule):
         self._settled: Chosen | None = None
         self._holdings = Holdings(self, channels)
         self.bank = self._holdings.bank
-        for path, module in self.named_modules():
+        for path, module in modules_of(self).items():
             name = f"{path}.weight" if path else "weight"
             if name in channels.axes:
                 to_gated(module, channels.shapes[name])

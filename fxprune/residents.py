@@ -11,6 +11,7 @@ from fxprune.bank import Bank, put, take
 from fxprune.groups import ChannelGraph, Widths
 from fxprune.moves import Moves
 from fxprune.pack import Pack
+from fxprune.traced import modules_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +76,8 @@ def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
     """Where each gated parameter and buffer lives, by name."""
     found: dict[str, Home] = {}
     names: dict[int, str] = {}
-    for path, child in module.named_modules():
-        for own in (child._parameters, child._buffers):
+    for path, child in modules_of(module).items():
+        for own in (child.__dict__["_parameters"], child.__dict__["_buffers"]):
             for key, tensor in own.items():
                 if tensor is not None:
                     name = names.setdefault(id(tensor), f"{path}.{key}" if path else key)

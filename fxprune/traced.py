@@ -193,8 +193,10 @@ def tensors_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Te
 
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
     """Gives a GraphModule the modes of its source; fx makes new containers, in training mode."""
-    for path, module in graph_module.named_modules():
-        own = source.get_submodule(path)
+    known = modules_of(source)
+    for path, module in modules_of(graph_module).items():
+        # what has several names is known by the first of them, which may be another there
+        own = known[path] if path in known else source.get_submodule(path)
         if own is not module:
             module.training = own.training
 

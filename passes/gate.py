@@ -11,7 +11,7 @@ from fxprune.gates import TAP, Tap
 from fxprune.groups import Axis, ChannelGraph
 from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, Record, Shape
-from fxprune.traced import TracedModule
+from fxprune.traced import TracedModule, tensors_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Gate(Pass):
 
 def _aliases(module: TracedModule, channels: ChannelGraph) -> dict[int, Tensor]:
     """For the id of each gated tensor, another on the same memory, of which the bank has a copy."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    parameters, buffers = tensors_of(module)
+    tensors = parameters | buffers
     aliases = {}
     for name in channels.axes:
         tensor, data = tensors[name], tensors[name].detach()
