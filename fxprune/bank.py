@@ -10,6 +10,7 @@ its own.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,19 +71,21 @@ class Slots:
 
 def _slots(axis: Axis, widths: Widths) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Slot, order, step and base: position i is order[base[i] + step[i] * selection[slot[i]]]."""
-    layout, template = axis.layout, axis.template(widths)
-    channel = axis.channel[template]
-    times = torch.zeros(len(layout.sizes) + 1, dtype=torch.int64)  # the last stands for FIXED
+    layout = axis.layout
+    slot = template_slots(layout, widths).numpy()[axis.channel.numpy()]
+    template = np.flatnonzero(slot >= 0)
+    channel = axis.channel.numpy()[template]
+    times = np.zeros(len(layout.sizes) + 1, dtype=np.int64)  # the last stands for FIXED
     for group, count in axis.factor.per_channel:
         times[group] = count
-    step = times[torch.where(channel == FIXED, FIXED, layout.groups[channel])]
+    step = times[np.where(channel == FIXED, FIXED, layout.groups.numpy()[channel])]
     # Sorted by channel, the positions of a group's channels follow each other, `step` for each
     # channel; so the rank of a slot's position is linear in the channel that fills it.
-    order = torch.argsort(axis.channel, stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    slot = template_slots(layout, widths)[channel]
-    return slot, order, step, rank[template] - step * channel
+    order, rank = axis.order
+    slots, orders, steps, bases = map(
+        torch.from_numpy, (slot[template], order, step, rank[template] - step * channel)
+    )
+    return slots, orders, steps, bases
 
 
 Places = Mapping[int, Tensor]
@@ -132,10 +135,13 @@ class Bank:
     """
 
     def __init__(self, channels: ChannelGraph, dense: Mapping[str, Tensor]) -> None:
+        """Copies the dense tensors, which are given by name."""
         self.channels = channels
         self._fitted: dict[tuple[Widths, torch.device], Slots] = {}
         self._shapes: tuple[Widths, dict[str, tuple[int, ...]]] = ((), {})
         self._lay(dense, {})
+        for name in dense.keys() - self.packs.keys():
+            self.dense[name] = dense[name].clone()
 
     def slots(self, widths: Widths, device: torch.device) -> Slots:
         """The slots of all axes at the given widths; kept for the last two asked for."""
@@ -198,7 +204,7 @@ class Bank:
         self._lay(dense, states)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Bank":
-        twin = Bank(self.channels, {name: dense.clone() for name, dense in self.dense.items()})
+        twin = Bank(self.channels, self.dense)
         for name, states in self.states.items():
             for key, tensor in states.items():
                 twin.state(name, key, tensor).copy_(tensor)

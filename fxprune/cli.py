@@ -369,7 +369,10 @@ def train(
             raise typer.Exit(130) from None
         if not history:
             raise OptionError("no epoch was trained", why=f"--minutes {minutes} is over")
-        _print(views.of_training(run, job, gated, history), views.show_training, as_json)
+        record = views.of_training(run, job, gated, history)
+        _print(record, views.show_training, as_json)
+        for line in views.remarks_on_training(record):
+            console.note(line)
         console.note(f"next: fxprune export {run.path} --onnx")
 
 

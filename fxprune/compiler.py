@@ -1,7 +1,9 @@
 """The compiler's public functions: pipelines of passes."""
 
+import contextlib
 import dataclasses
 import gc
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
@@ -77,7 +79,8 @@ def instrument(
     if spent.kind == "latency" and not spent.widths:
         fitted = fit_latency(model, example_inputs, spent)
         settings = dataclasses.replace(settings, budget=fitted.budget)
-    gated = apply("gate", _coupled(model, example_inputs), settings=settings).module
+    with _uncollected():
+        gated = apply("gate", _coupled(model, example_inputs), settings=settings).module
     assert isinstance(gated, GatedModule)
     return gated
 
@@ -132,10 +135,17 @@ def fold(compact: fx.GraphModule) -> fx.GraphModule:
 
 
 def _coupled(model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
-    collected = gc.isenabled()
-    gc.disable()  # a graph is a million small objects that live on; walking them finds nothing
-    try:
+    with _uncollected():
         return apply("couple", apply("trace", Program(model, inputs)))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """A graph is a million small objects that live on: looking for garbage in them finds none."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collected:
             gc.enable()

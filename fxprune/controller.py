@@ -31,6 +31,7 @@ class Controller:
         """Ends the selection; the network stays on the one that executes."""
         for handle in self.handles:
             handle.remove()
+        self.gated.attached.discard(self.optimizer)
 
 
 def attach(
@@ -53,7 +54,8 @@ def attach(
         steps: optimiser steps of the whole run, from the network's first one on, for a schedule.
 
     Raises:
-        GateError: `gated` is no gated network, or the optimiser holds none of its parameters.
+        GateError: `gated` is no gated network, the optimiser holds none of its parameters, or
+            the two are attached already.
         OptionError: the schedule is not understood, or the steps are missing.
     """
     if not isinstance(gated, GatedModule):
@@ -68,6 +70,12 @@ def attach(
             "the optimiser holds none of the gated network's parameters",
             why="it was made from another network's, perhaps the original model's",
             do="make it from gated.parameters()",
+        )
+    if optimizer in gated.attached:
+        raise GateError(
+            "this optimiser is attached to the gated network already",
+            why="each of its steps would be observed twice",
+            do="call attach once, or .detach() on what it returned before",
         )
     gated.track(optimizer)
     pace = None if schedule is None else _pace(gated, parse(schedule), steps)
@@ -89,6 +97,7 @@ def attach(
             gated.spend(pace.share(gated.steps))
         gated.advance()
 
+    gated.attached.add(optimizer)
     handles = (
         optimizer.register_step_pre_hook(before),
         optimizer.register_step_post_hook(after),

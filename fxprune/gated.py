@@ -22,7 +22,7 @@ from fxprune.holdings import Holdings
 from fxprune.residents import Chosen
 from fxprune.resize import resize
 from fxprune.snapshot import Snapshot
-from fxprune.traced import TracedModule
+from fxprune.traced import TracedModule, modules_of
 
 __all__ = ["GatedModule", "Settings"]
 
@@ -41,6 +41,7 @@ class GatedModule(TracedModule):
         bank: where channels rest.
         inputs: shape and dtype of each example input, with which it can be instrumented again.
         copied_from: the network of which this is a deep copy.
+        attached: the optimisers whose steps drive its selection.
     """
 
     def __init__(
@@ -50,19 +51,21 @@ class GatedModule(TracedModule):
         settings: Settings,
         example_inputs: tuple[Tensor, ...],
     ) -> None:
-        """Takes `dense` over: its modules become gated, its tensors the bank's."""
+        """Takes `dense` over: its modules become gated; the bank has copies of its tensors."""
+        self._made = False
         super().__init__(dense, *dense.both_graphs, origin=dense.origin)
         self.channels, self.settings = channels, settings
         self.cost = CostModel(channels.macs_terms, channels.params_terms, channels.layout.sizes)
         self.inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in example_inputs)
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self._followers: weakref.WeakSet[GatedModule] = weakref.WeakSet()
+        self.attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._lead: tuple[GatedModule, Chosen | None] | None = None
         self.copied_from: weakref.ref[GatedModule] | None = None
         self._settled: Chosen | None = None
         self._holdings = Holdings(self, channels)
         self.bank = self._holdings.bank
-        for path, module in self.named_modules():
+        for path, module in modules_of(self).items():
             name = f"{path}.weight" if path else "weight"
             if name in channels.axes:
                 to_gated(module, channels.shapes[name])
@@ -74,6 +77,7 @@ class GatedModule(TracedModule):
         first = self._chooser.first()
         self._holdings.load(first)
         resize(self, channels, first.widths)
+        self._made = True
         self.recompile()
         self._chosen = self._trained = first
         self._known_widths: Widths = ()
@@ -270,18 +274,23 @@ class GatedModule(TracedModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
-        own = ("_holdings", "_wrappers", "_followers", "_lead")
+        own = ("_holdings", "_wrappers", "_followers", "attached", "_lead")
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
             twin = super().__deepcopy__(memo)
         finally:
             self.__dict__.update(kept)
         twin._holdings = Holdings(twin, twin.channels, twin.bank)
-        twin._wrappers, twin._followers = weakref.WeakSet(), weakref.WeakSet()
+        for name in ("_wrappers", "_followers", "attached"):
+            setattr(twin, name, weakref.WeakSet())
         twin._lead, twin.copied_from = None, weakref.ref(self)
         if self.follows and not twin.training:
             twin._show(twin.best())
         return twin
+
+    def recompile(self) -> Any:
+        """Makes the code of the graph; not before its sizes are those of the first selection."""
+        return super().recompile() if self._made else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -21,6 +21,7 @@ from itertools import accumulate
 
 import networkx as nx
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -119,6 +120,14 @@ class Axis:
             for group in np.flatnonzero(counts).tolist()
         )
         return Factor(len(self.channel) - len(owned), per_channel)
+
+    @cached_property
+    def order(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The positions sorted by channel, and the place of each in that order: int64 [size]."""
+        order = self.channel.numpy().argsort(kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return order, place
 
     def length(self, widths: Widths) -> int:
         """The dimension's length at these widths."""

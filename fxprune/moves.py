@@ -5,13 +5,18 @@ which slots changed is free; on a GPU the answer would have to be waited for. Se
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fxprune.pack import Seat
+
+Line = npt.NDArray[np.int64]
 
 
 class Part(NamedTuple):
@@ -30,68 +35,97 @@ class Part(NamedTuple):
     rows: bool
 
 
+class Way(NamedTuple):
+    """What becomes of one axis; slots are those of its compact positions.
+
+    Attributes:
+        before: the dense position in each slot.
+        after: that which comes in its place.
+        changes: the slots in which the two differ.
+        stays: the slots in which they do not.
+    """
+
+    before: Line
+    after: Line
+    changes: Line
+    stays: Line
+
+    @classmethod
+    def of(cls, before: Line, after: Line) -> "Way":
+        """From the dense positions in all slots."""
+        change = before != after
+        return cls(before, after, np.flatnonzero(change), np.flatnonzero(~change))
+
+
 class Moves:
     """One change of selection at equal widths. Tensors that lie alike share what is worked out."""
 
     def __init__(self, before: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> None:
         """`before` and `after` are the dense positions of every axis, by its id."""
         self._before, self._after = before, after
+        self._ways: dict[int, Way] = {}
         self._known: dict[object, list[Part]] = {}
 
-    def __call__(self, seat: Seat, resident: Tensor, dense: Tensor) -> None:
+    def __call__(self, seat: Seat, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Stores the cells that leave and loads those that enter, both in place.
 
         A channel rests as a whole, so each cell that enters is complete in the bank.
+
+        Args:
+            seat: how the tensors lie.
+            pairs: compact tensors, each with its bank.
         """
         key = (seat.shape, seat.order, tuple((dim, id(axis)) for dim, axis in seat.axes.items()))
-        if key not in self._known:
-            self._known[key] = self._parts(seat)
-        parts = self._known[key]
-        if not parts:
-            return
-        lying = seat.inside_out(resident)
-        cells = lying.reshape(-1, seat.cell)
-        bank = seat.inside_out(dense).view(-1, seat.cell)
-        views = [cells.view(len(lying), -1) if part.rows else cells for part in parts]
-        for view, part in zip(views, parts):
-            bank.index_copy_(
-                0, part.leaving, view.index_select(0, part.compact).view(-1, seat.cell)
-            )
-        for view, part in zip(views, parts):
-            entering = bank.index_select(0, part.entering)
-            view.index_copy_(0, part.compact, entering.view(-1, view.shape[1]))
-        if not lying.is_contiguous():  # then the cells are a copy
-            lying.copy_(cells.view(lying.shape))
+        parts = self._known.get(key)
+        if parts is None:
+            parts = self._known[key] = self._parts(seat)
+        for resident, dense in pairs if parts else ():
+            lying = seat.inside_out(resident)
+            cells = lying.reshape(-1, seat.cell)
+            rows = cells.view(len(lying), -1)
+            bank = seat.inside_out(dense).view(-1, seat.cell)
+            for part in parts:
+                leaving = (rows if part.rows else cells).index_select(0, part.compact)
+                bank.index_copy_(0, part.leaving, leaving.view(-1, seat.cell))
+            for part in parts:
+                view = rows if part.rows else cells
+                entering = bank.index_select(0, part.entering)
+                view.index_copy_(0, part.compact, entering.view(-1, view.shape[1]))
+            if not lying.is_contiguous():  # then the cells are a copy
+                lying.copy_(cells.view(lying.shape))
 
     def _parts(self, seat: Seat) -> list[Part]:
-        before, after, changes = [], [], []
-        for dim in seat.order[: seat.lead]:
-            axis, line = seat.axes.get(dim), torch.arange(seat.shape[dim])
-            before.append(line if axis is None else self._before[id(axis)])
-            after.append(line if axis is None else self._after[id(axis)])
-            changes.append(before[-1] != after[-1])
-        lengths = [len(line) for line in before]
+        ways = [self._way(seat, dim) for dim in seat.order[: seat.lead]]
+        lengths = [len(way.before) for way in ways]
         strides = [math.prod(lengths[place + 1 :]) for place in range(seat.lead)]
         parts = []
-        for place, change in enumerate(changes):
-            if not change.any():
+        for place, way in enumerate(ways):
+            if not len(way.changes):
                 continue
             # What changes along this dimension, without what also does along an earlier one.
-            takes = [(~earlier).nonzero().flatten() for earlier in changes[:place]]
-            takes += [change.nonzero().flatten()]
-            takes += [torch.arange(length) for length in lengths[place + 1 :]]
-            compact = takes[0] if place == 0 else _grid(takes, strides)
-            leaving, entering = (
-                _grid([line[take] for line, take in zip(lines, takes)], seat.strides())
-                for lines in (before, after)
-            )
-            parts.append(Part(compact, leaving, entering, rows=place == 0))
+            takes = [earlier.stays for earlier in ways[:place]]
+            takes += [way.changes, *(np.arange(length) for length in lengths[place + 1 :])]
+            lines = [way.before[take] for way, take in zip(ways, takes)]
+            leaving = _grid(lines, seat.strides())
+            lines = [way.after[take] for way, take in zip(ways, takes)]
+            entering = _grid(lines, seat.strides())
+            compact = way.changes if place == 0 else _grid(takes, strides)
+            compact_cells, stored, loaded = map(torch.from_numpy, (compact, leaving, entering))
+            parts.append(Part(compact_cells, stored, loaded, rows=place == 0))
         return parts
 
+    def _way(self, seat: Seat, dim: int) -> Way:
+        axis = seat.axes.get(dim)
+        if axis is None:
+            line = np.arange(seat.shape[dim])
+            return Way.of(line, line)
+        if id(axis) not in self._ways:
+            before, after = self._before[id(axis)], self._after[id(axis)]
+            self._ways[id(axis)] = Way.of(before.numpy(), after.numpy())
+        return self._ways[id(axis)]
 
-def _grid(lines: list[Tensor], strides: list[int]) -> Tensor:
+
+def _grid(lines: list[Line], strides: list[int]) -> Line:
     """The sums of one multiple of a stride from each line, in the order of their grid."""
-    total = torch.zeros((), dtype=torch.int64)
-    for line, stride in zip(lines, strides):
-        total = total.unsqueeze(-1) + line * stride
-    return total.flatten()
+    multiples = (line * stride for line, stride in zip(lines, strides))
+    return reduce(lambda total, line: np.add.outer(total, line).ravel(), multiples)

@@ -151,8 +151,10 @@ class Pack:
         self._tables: tuple[object, Tables] | None = None
 
     def flat(self, like: Tensor, states: bool = False) -> Tensor:
-        """A storage for all tensors, or for a state of all parameters, zeros: [cells, cell]."""
-        return like.new_zeros(self._stateful if states else self._total, self.cell)
+        """A storage for all tensors, or zeros for a state of all parameters: [cells, cell]."""
+        if states:
+            return like.new_zeros(self._stateful, self.cell)
+        return like.new_empty(self._total, self.cell)
 
     def view(self, flat: Tensor, name: str) -> Tensor:
         """One tensor of a storage, in its dense shape."""

@@ -11,6 +11,7 @@ from fxprune.bank import Bank, put, take
 from fxprune.groups import ChannelGraph, Widths
 from fxprune.moves import Moves
 from fxprune.pack import Pack
+from fxprune.traced import modules_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +76,8 @@ def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
     """Where each gated parameter and buffer lives, by name."""
     found: dict[str, Home] = {}
     names: dict[int, str] = {}
-    for path, child in module.named_modules():
-        for own in (child._parameters, child._buffers):
+    for path, child in modules_of(module).items():
+        for own in (child.__dict__["_parameters"], child.__dict__["_buffers"]):
             for key, tensor in own.items():
                 if tensor is not None:
                     name = names.setdefault(id(tensor), f"{path}.{key}" if path else key)
@@ -126,9 +127,8 @@ def _swap(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
             packed.setdefault((pack, key, resident.dtype), {})[name] = resident
     if large:
         moves = Moves(slots.places(before), slots.places(after))
-        for name, pairs in large.items():  # a parameter and its states in a row
-            for resident, dense in pairs:
-                moves(bank.seats[name], resident, dense)
+        for name, pairs in large.items():
+            moves(bank.seats[name], pairs)
     indices: dict[Pack, tuple[Tensor, Tensor]] = {}
     for (pack, key, _), tensors in packed.items():
         tables = pack.tables(widths, slots.spans, device)

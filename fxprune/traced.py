@@ -13,6 +13,8 @@ from typing import Any, Self
 
 from torch import Tensor, fx, nn
 
+from fxprune.copies import copied
+
 
 @dataclass(frozen=True, eq=False)
 class Origin:
@@ -91,7 +93,7 @@ class TracedModule(fx.GraphModule):
         skipped = ("_graph", "_graphs")
         for name, value in self.__dict__.items():
             if name not in skipped:
-                twin.__dict__[name] = copy.deepcopy(value, memo)
+                twin.__dict__[name] = copied(value, memo)
         train = copy.deepcopy(self._graphs[True])
         same = self._graphs[True] is self._graphs[False]
         twin.__dict__["_graphs"] = {
@@ -191,9 +193,10 @@ def tensors_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Te
 
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
     """Gives a GraphModule the modes of its source; fx makes new containers, in training mode."""
-    own_of = modules_of(source)
+    known = modules_of(source)
     for path, module in modules_of(graph_module).items():
-        own = own_of.get(path) or source.get_submodule(path)  # what is shared has a single path
+        # what has several names is known by the first of them, which may be another there
+        own = known[path] if path in known else source.get_submodule(path)
         if own is not module:
             module.training = own.training
 

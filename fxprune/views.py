@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -227,6 +228,7 @@ def of_training(run: Run, job: Job, gated: GatedModule, history: list[EpochMetri
             "spent": history[-1].run_macs,
         },
         "step_seconds": median(metrics.step_seconds for metrics in history),
+        "step_seconds_of": _step_seconds(history, gated.cost.dense_macs),
         "seconds": sum(metrics.seconds for metrics in history),
         "history": [asdict(metrics) for metrics in history],
     }
@@ -246,6 +248,32 @@ def show_training(record: Record) -> RenderableType:
     ]
     head = console.heading(f"{record['run']}   {record['data']}")
     return Group(head, console.table(("", " "), rows, text=("",)))
+
+
+def _step_seconds(history: list[EpochMetrics], dense: int) -> Record:
+    """Medians of the epochs with all channels, and with as few as the run came down to, if any.
+
+    An epoch counts if all of its steps were such, going by its last one and the one before it.
+    """
+    executed = [metrics.macs or dense for metrics in history]
+    few = min(1.05 * min(executed), dense - 1)  # widths that follow scores vary a little
+    whole = [m.step_seconds for m, macs in zip(history, executed) if macs == dense]
+    chosen = [
+        m.step_seconds for m, macs in zip(history[1:], pairwise(executed)) if max(macs) <= few
+    ]
+    return {"all": median(whole) if whole else None, "chosen": median(chosen) if chosen else None}
+
+
+def remarks_on_training(record: Record) -> list[str]:
+    """What a user should know of a training beside its figures."""
+    seconds = record["step_seconds_of"]
+    if None in seconds.values() or seconds["chosen"] < seconds["all"]:
+        return []
+    return [
+        f"a step with the chosen channels took {console.milliseconds(seconds['chosen'])}, one with "
+        f"all channels {console.milliseconds(seconds['all'])}: pruning does not make this training "
+        "faster here; larger batches may help (README, What a step costs)"
+    ]
 
 
 def _run_macs(macs: Record) -> str:

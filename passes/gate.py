@@ -3,7 +3,7 @@
 import copy
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx, nn
 
 from fxprune.errors import GateError
 from fxprune.gated import GatedModule, Settings
@@ -11,7 +11,7 @@ from fxprune.gates import TAP, Tap
 from fxprune.groups import Axis, ChannelGraph
 from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, Record, Shape
-from fxprune.traced import TracedModule
+from fxprune.traced import TracedModule, tensors_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Gate(Pass):
     def run(self, program: Program) -> Program:
         assert isinstance(program.module, TracedModule)
         assert program.channels is not None
-        dense = copy.deepcopy(program.module)
+        dense = copy.deepcopy(program.module, _aliases(program.module, program.channels))
         if self.settings.policy.observes == "sample":
             _tap(dense, program.channels)
         gated = GatedModule(dense, program.channels, self.settings, program.inputs)
@@ -46,6 +46,18 @@ class Gate(Pass):
 
     def ensures(self, program: Program) -> None:
         assert isinstance(program.module, GatedModule)
+
+
+def _aliases(module: TracedModule, channels: ChannelGraph) -> dict[int, Tensor]:
+    """For the id of each gated tensor, another on the same memory, of which the bank has a copy."""
+    parameters, buffers = tensors_of(module)
+    tensors = parameters | buffers
+    aliases = {}
+    for name in channels.axes:
+        tensor, data = tensors[name], tensors[name].detach()
+        owned = isinstance(tensor, nn.Parameter)
+        aliases[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if owned else data
+    return aliases
 
 
 def _tap(module: TracedModule, channels: ChannelGraph) -> None:

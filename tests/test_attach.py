@@ -1,5 +1,6 @@
 """The one line in a user's loop: what rests stays to the bit, and everything a loop may do."""
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fxprune import GatedModule, attach, instrument, shrink
+from fxprune.errors import GateError
 from fxprune.gates import Tap
 from fxprune.residents import Chosen
 from tests.law import choose
@@ -26,6 +28,18 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, 0.01, weight_decay=0.1)
+
+
+def foreach_sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=0.01, foreach=True)
+
+
+def fused_sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=0.01, fused=True)
+
+
+def fused_adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, 0.01, weight_decay=0.1, fused=True)
 
 
 def build(
@@ -72,7 +86,7 @@ def test_what_rests_stays_to_the_bit(net: Net, make: Any) -> None:
         assert learned > 0
 
 
-@pytest.mark.parametrize("make", [sgd, adamw])
+@pytest.mark.parametrize("make", [sgd, foreach_sgd, fused_sgd, adamw, fused_adamw])
 @pytest.mark.parametrize("name", ["resnet_projection", "densenet", "shuffle_split"])
 def test_momentum_comes_back_with_its_channel(name: str, make: Any) -> None:
     """Away for two steps, while all others execute, and back again at other slots."""
@@ -153,6 +167,29 @@ def test_detach() -> None:
     train_step(gated, optimizer, net, 1)
     assert torch.equal(gated.executing, executing)
     assert gated.steps == 1
+
+
+def test_an_optimizer_is_attached_once() -> None:
+    net = BY_NAME["resnet_projection"]
+    gated = instrument(net.model().train(), net.inputs())
+    optimizer = sgd(gated.parameters())
+    controller = attach(gated, optimizer)
+    with pytest.raises(GateError) as error:
+        attach(gated, optimizer)
+    assert str(error.value) == (
+        "this optimiser is attached to the gated network already\n"
+        "  why  each of its steps would be observed twice\n"
+        "  do   call attach once, or .detach() on what it returned before"
+    )
+    train_step(gated, optimizer, net, 0)
+    assert gated.steps == 1
+    controller.detach()
+    attach(gated, optimizer)
+    train_step(gated, optimizer, net, 1)
+    assert gated.steps == 2
+    twin = copy.deepcopy(gated)
+    attach(twin, sgd(twin.parameters()))
+    attach(gated, sgd(gated.parameters()))  # another one, for the next part of a training
 
 
 def test_a_step_that_the_scaler_skips_is_not_observed() -> None:

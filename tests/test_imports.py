@@ -43,6 +43,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 BESIDE = (
     *("traced", "source", "data", "storage", "console", "parallel", "proxies", "foretold"),
     "weights",
+    "copies",
 )
 FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")

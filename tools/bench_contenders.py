@@ -39,6 +39,8 @@ class Case:
         channels_last: whether images and weights lie so in memory.
         compile: whether `torch.compile` runs the network.
         threads: of a CPU.
+        age: steps that the gated networks have taken before, on two random images each. What is
+            little known is tried more, so the channels that change are most at the beginning.
     """
 
     network: str
@@ -52,6 +54,7 @@ class Case:
     channels_last: bool = False
     compile: bool = False
     threads: int = 1
+    age: int = 0
 
     def __str__(self) -> str:
         options = [
@@ -60,6 +63,7 @@ class Case:
             *([] if self.amp == "off" else [self.amp]),
             *(["channels_last"] if self.channels_last else []),
             *(["compile"] if self.compile else []),
+            *([f"age={self.age}"] if self.age else []),
             f"{self.device} x{self.threads}" if self.device == "cpu" else self.device,
         ]
         return " ".join(options)

@@ -7,8 +7,10 @@ Every contender (`bench_contenders.py`) runs in a process of its own, so that it
 own, and they take turns in one run, so that a busy machine slows all of them alike. Printed are
 medians of all steps as ratios to `narrow`, the plain network of the kept widths from the dense
 one's factory under the same optimiser, and the quartiles of the ratios turn by turn, which say how
-far to trust them. The first turns are warm-up. Masked and gathered networks are given their
-channels; only the gated ones also pay for choosing them.
+far to trust them. On a CPU there are the same ratios of the processes' own time, which leaves out
+what else the machine does, though not what that does to the caches. The first turns are warm-up.
+Masked and gathered networks are given their channels; only the gated ones also pay for choosing
+them.
 
 A case that is in the JSON file is not measured again; call it with more cases, or until
 `--minutes` was enough for all.
@@ -77,6 +79,7 @@ def measure(case: Case, names: list[str], turns: int, steps: int, deadline: floa
     for child in children.values():
         child.answer()  # that it is ready
     seconds: dict[str, list[list[float]]] = {name: [] for name in names}
+    own_seconds: dict[str, list[float]] = {name: [] for name in names}
     load, round_seconds = [], 0.0
     for turn in range(WARM_UP + turns):
         began = time.monotonic()
@@ -85,7 +88,8 @@ def measure(case: Case, names: list[str], turns: int, steps: int, deadline: floa
         for name, child in children.items():
             taken = child.ask("turn", steps)
             if turn >= WARM_UP and child.error is None:
-                seconds[name].append(taken)
+                seconds[name].append(taken[0])
+                own_seconds[name] += taken[1]
         load.append(os.getloadavg()[0])
         round_seconds = time.monotonic() - began
     results: Record = {}
@@ -96,11 +100,15 @@ def measure(case: Case, names: list[str], turns: int, steps: int, deadline: floa
         if child.error is None:
             every = list(itertools.chain(*seconds[name]))
             results[name] = {"seconds": statistics.median(every), **facts, "parts": parts}
+            if case.device == "cpu":
+                results[name]["cpu_seconds"] = statistics.median(own_seconds[name])
     narrow = results["narrow"]
     for name, result in results.items():
         if "seconds" in result and "seconds" in narrow:
             result["ratio"] = result["seconds"] / narrow["seconds"]
             pairs = zip(seconds[name], seconds["narrow"], strict=True)
+            if "cpu_seconds" in result:
+                result["cpu_ratio"] = result["cpu_seconds"] / narrow["cpu_seconds"]
             result["by_turn"] = [sum(one) / sum(other) for one, other in pairs]
     return {"load": statistics.mean(load), "contenders": results}
 
@@ -114,16 +122,28 @@ def machine(device: str) -> Record:
 def show(title: str, record: Record) -> None:
     """One case as a table."""
     print(f"\n{title}   (load {record['load']:.1f})")
-    heads = ("x narrow", "quartiles", "ms", *PART_NAMES, "peak MB", "bank MB", "kernels", "moved")
+    heads = (
+        "x narrow",
+        "quartiles",
+        "CPU time",
+        "ms",
+        *PART_NAMES,
+        "peak MB",
+        "bank MB",
+        "kernels",
+        "moved",
+    )
     print(f"{'':16}" + "".join(f"{head:>10}" for head in heads))
     for name, result in record["contenders"].items():
         if "seconds" not in result:
             print(f"{name:16}  failed: {result['error']}")
             continue
-        cells = ["", "", f"{1000 * result['seconds']:.1f}"]
+        cells = ["", "", "", f"{1000 * result['seconds']:.1f}"]
         if "ratio" in result:
             low, _, high = statistics.quantiles(result["by_turn"], n=4)
             cells[:2] = [f"{result['ratio']:.3f}", f"{low:.2f}-{high:.2f}"]
+        if "cpu_ratio" in result:
+            cells[2] = f"{result['cpu_ratio']:.3f}"
         cells += [f"{1000 * result['parts'][part]:.1f}" for part in PART_NAMES]
         cells += [f"{result[key] / 2**20:.1f}" for key in ("peak_bytes", "bank_bytes")]
         cells.append("" if result["kernels"] is None else str(result["kernels"]))
@@ -171,6 +191,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
             Case(
                 *(name, batch, keep, side, optimizer, arguments.policy, arguments.device),
                 *(arguments.amp, arguments.channels_last, arguments.compile, arguments.threads),
+                arguments.age,
             )
         )
     return cases
@@ -190,6 +211,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--age", type=int, default=0, help="steps taken before, of gated networks")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--steps", type=int, help="a turn; 2, on a GPU 20")
     parser.add_argument("--minutes", type=float, default=9.0, help="no new case after so many")

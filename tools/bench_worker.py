@@ -2,7 +2,8 @@
 
 `serve` answers the requests of `bench_step.py` over a pipe, one at a time:
 
-    ("turn", n)      seconds of each of n steps; on a GPU their mean, with one wait at the end
+    ("turn", n)      seconds of each of n steps, by the wall's clock and by the process's own; on
+                     a GPU their mean, with one wait at the end
     ("parts", n)     mean seconds of the parts of a step, with a wait for the device between them
     ("facts",)       what does not depend on time: peak memory, parameters, kernels a step …
 """
@@ -88,6 +89,8 @@ class Worker:
             self.clock.wrap(residents, "exchange", "exchange")
             fxprune.attach(self.network, self.optimizer)
         self.forward = torch.compile(self.network) if case.compile else self.network
+        if isinstance(self.network, fxprune.GatedModule):
+            self._grow_old(case.age)
         gc.collect()
         trim()
 
@@ -99,6 +102,13 @@ class Worker:
         fxprune.attach(gated, optimizer)
         gated(torch.zeros(2, 3, 8, 8, device=self.device)).sum().backward()
         optimizer.step()
+
+    def _grow_old(self, age: int) -> None:
+        batch = self.images, self.labels
+        for _ in range(age):
+            self.images, self.labels = torch.randn_like(batch[0][:2]), batch[1][:2]
+            self.step()
+        self.images, self.labels = batch
 
     def wait(self) -> None:
         """Until the device has done all it was given."""
@@ -119,22 +129,25 @@ class Worker:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
 
-    def turn(self, steps: int) -> list[float]:
-        """Seconds of some steps, one by one on a CPU, their mean on a GPU."""
+    def turn(self, steps: int) -> tuple[list[float], list[float]]:
+        """Seconds of some steps, one by one on a CPU, their mean on a GPU; on the wall, of CPU."""
         if self.device.type == "cuda":
             self.step()  # the allocator takes back what it gave to the others
         self.wait()
-        times = [time.perf_counter()]
-        for _ in range(steps):
+        times = [(time.perf_counter(), time.process_time())]
+        for number in range(1, steps + 1):
             self.step()
-            if self.device.type == "cpu":
-                times.append(time.perf_counter())
-        if self.device.type == "cpu":
-            return [end - begin for begin, end in itertools.pairwise(times)]
-        self.wait()
-        mean = (time.perf_counter() - times[0]) / steps
-        torch.cuda.empty_cache()  # the others have a turn on the same device
-        return [mean]
+            if self.device.type == "cpu" or number == steps:
+                self.wait()
+                times.append((time.perf_counter(), time.process_time()))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the others have a turn on the same device
+        each = steps // (len(times) - 1)
+        wall, own = (
+            [(end - begin) / each for begin, end in itertools.pairwise(clock)]
+            for clock in zip(*times)
+        )
+        return wall, own
 
     def parts(self, steps: int) -> dict[str, float]:
         """Mean seconds of the parts of a step."""

@@ -1,0 +1,96 @@
+"""Copies of modules are what copy.deepcopy makes."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from fxprune.copies import copied
+
+
+class Odd(nn.Module):
+    """Attributes of many kinds, shared and nested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.same = self.conv
+        self.tied = nn.Linear(2, 2)
+        self.tied.weight = nn.Parameter(torch.randn(2, 2, requires_grad=False))
+        self.other = nn.Linear(2, 2)
+        self.other.weight = self.tied.weight
+        self.table = {"a": [1, 2], (1, 2): self.conv}
+        self.plain = torch.ones(3)
+        self.pair = (1, [2])
+        self.register_buffer("mean", torch.zeros(2), persistent=False)
+        self.register_forward_hook(hook)
+
+
+def hook(*_: Any) -> None:
+    """Does nothing."""
+
+
+class Own(nn.Module):
+    """Says itself how it is copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Own":
+        twin = memo[id(self)] = Own()
+        twin.mark = "by itself"
+        return twin
+
+
+class Stateful(nn.Module):
+    """Says itself what its state is."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"secret": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"restored": True})
+
+
+def test_nothing_is_shared_that_deepcopy_does_not_share() -> None:
+    odd = Odd()
+    twin = copied(odd, {})
+    reference = copy.deepcopy(odd)
+    assert type(twin) is Odd
+    assert twin.__dict__.keys() == reference.__dict__.keys()
+    assert twin.same is twin.conv is twin.table[(1, 2)] is not odd.conv
+    assert twin.other.weight is twin.tied.weight is not odd.tied.weight
+    assert twin.table["a"] == [1, 2]
+    assert twin.table["a"] is not odd.table["a"]
+    assert twin.pair[1] is not odd.pair[1]
+    assert torch.equal(twin.plain, odd.plain)
+    assert twin.plain is not odd.plain
+    assert twin._non_persistent_buffers_set == {"mean"}
+    twin._non_persistent_buffers_set.add("x")
+    assert odd._non_persistent_buffers_set == {"mean"}
+    assert list(twin._forward_hooks.values()) == [hook]
+    twin.register_forward_hook(hook)
+    assert len(odd._forward_hooks) == 1
+    for name, tensor in odd.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], tensor)
+        assert twin.state_dict()[name].data_ptr() != tensor.data_ptr()
+
+
+def test_the_memo_is_honoured() -> None:
+    odd, other = Odd(), nn.Conv2d(1, 1, 1)
+    memo: dict[int, Any] = {id(odd.conv): other}
+    twin = copied(odd, memo)
+    assert twin.conv is twin.same is other
+    assert memo[id(odd)] is twin
+
+
+def test_what_modules_say_of_their_copies_holds() -> None:
+    stateful = Stateful()
+    stateful.secret = 3
+    weighted = parametrizations.weight_norm(nn.Linear(2, 3))
+    twin = copied(nn.Sequential(Own(), stateful, weighted), {})
+    assert twin[0].mark == "by itself"
+    assert twin[1].secret is None
+    assert twin[1].restored
+    x = torch.randn(1, 2)
+    assert torch.equal(twin[2](x), weighted(x))
+    assert twin[2].parametrizations.weight[0] is not weighted.parametrizations.weight[0]
