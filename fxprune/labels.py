@@ -224,10 +224,8 @@ class _Interpreter(fx.Interpreter):
                 return len(a) == len(b) and all(map(same, a, b))
             return type(a) is type(b) and not isinstance(a, (dict, slice)) and bool(a == b)
 
-        if (node.op, node.target) != (
-            twin.op,
-            twin.target,
-        ) or node.kwargs.keys() != twin.kwargs.keys():
+        kind, known = (node.op, node.target), (twin.op, twin.target)
+        if kind != known or node.kwargs.keys() != twin.kwargs.keys():
             return False
         return same(node.args, twin.args) and all(
             same(value, twin.kwargs[name]) for name, value in node.kwargs.items()
