@@ -217,13 +217,26 @@ _FAMILIES: dict[str, str] = {
 }
 _HYBRIDS: dict[str, str] = {
     "byoanet": "botnet26t_256 halonet26t lambda_resnet26t",
+    "coat": "coat_lite_tiny",
+    "cpubone": "cpubone_nano",
+    "csatv2": "csatv2",
     "edgenext": "edgenext_xx_small",
+    "efficientformer": "efficientformer_l1",
     "efficientformer_v2": "efficientformerv2_s0",
+    "efficientvim": "efficientvim_m1",
     "efficientvit_mit": "efficientvit_b0",
+    "efficientvit_msra": "efficientvit_m0",
+    "gcvit": "gcvit_xxtiny",
+    "iformer": "iformer_t",
     "levit": "levit_conv_128s",
+    "lowformer": "lowformer_b0",
+    "maxxvit": "coatnet_nano_rw_224",
     "mobilenetv3": "mobilenetv4_hybrid_medium_075",
     "mobilevit": "mobilevit_xxs mobilevitv2_050",
     "nextvit": "nextvit_small",
+    "shvit": "shvit_s1",
+    "swiftformer": "swiftformer_xs",
+    "tiny_vit": "tiny_vit_5m_224",
     "visformer": "visformer_tiny",
 }
 _SIDES = {
