@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,7 +27,7 @@ import cifar
 import paper_report
 import torch
 from paper_arms import Arm, Job
-from paper_tables import NETWORKS, RECIPES, TABLES
+from paper_tables import NETWORKS, RECIPES, SMALL, TABLES
 
 from fxprune import __version__, storage, train
 
@@ -86,6 +87,18 @@ def work(run: Run, other: Record, arguments: argparse.Namespace, minutes: float)
     }
 
 
+def end_with_parent() -> None:
+    """Ends this process, in the midst of its training, once the one that started it is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def versions(device: torch.device) -> Record:
     """What a figure depends on."""
     on_gpu = device.type == "cuda"
@@ -127,7 +140,9 @@ def train_all(runs: list[Run], path: Path, arguments: argparse.Namespace) -> boo
     context = multiprocessing.get_context("spawn")
     going: dict[Future[Record | None], Run] = {}
     # A process each: its peak memory is its own.
-    with ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        arguments.jobs, context, initializer=end_with_parent, max_tasks_per_child=1
+    ) as pool:
         while left or going:
             ready = [run for run in left if not run.before or run.before in done]
             minutes = (deadline - time.monotonic()) / 60
@@ -176,7 +191,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     table = TABLES[arguments.table]
-    small = arguments.recipe == "small"
+    small = arguments.recipe in SMALL
     networks = arguments.networks or (table.small_networks if small else table.networks)
     runs = runs_of(arguments.table, arguments.recipe, networks, arguments.seeds)
     finished = train_all(runs, arguments.results / f"{arguments.table}.json", arguments)
