@@ -70,6 +70,9 @@ def test_a_table_goes_on_where_it_stopped(data_file, tmp_path):
     again = reproduce(data_file, tmp_path, "peers", "--networks", "vgg_small")
     assert again.returncode == 0
     assert again.stdout == "", "nothing is trained twice"
+    reproduce(data_file, tmp_path, "peers", "--networks", "resnet8", "--budget-minutes", "0")
+    kept = json.loads((tmp_path / "results" / "peers.json").read_text())["runs"]
+    assert kept == records, "what was not asked for stays in the table"
 
 
 def test_no_training_goes_on_without_the_tool(data_file, tmp_path):

@@ -116,10 +116,10 @@ def runs_of(table: str, recipe: str, networks: Iterable[str], seeds: int) -> lis
     ]
 
 
-def read(results: Path) -> dict[str, Record]:
-    """The finished trainings of all tables, by key; the same training may be in several."""
-    tables = [json.loads(path.read_text())["runs"] for path in sorted(results.glob("*.json"))]
-    return {record["key"]: record for runs in tables for record in runs}
+def read(*tables: Path) -> dict[str, Record]:
+    """The finished trainings of some tables, by key; the same training may be in several."""
+    runs = [json.loads(path.read_text())["runs"] for path in tables if path.exists()]
+    return {record["key"]: record for records in runs for record in records}
 
 
 def write(path: Path, records: list[Record]) -> None:
@@ -135,7 +135,8 @@ def train_all(runs: list[Run], path: Path, arguments: argparse.Namespace) -> boo
     A training that fails is told of, and left out with those that need its record.
     """
     deadline = time.monotonic() + 60 * arguments.budget_minutes
-    done = read(path.parent)
+    done = read(*sorted(path.parent.glob("*.json")))
+    keys = dict.fromkeys([*read(path), *(run.key for run in runs)])  # others of the table stay
     left = [run for run in runs if run.key not in done]
     context = multiprocessing.get_context("spawn")
     going: dict[Future[Record | None], Run] = {}
@@ -165,13 +166,13 @@ def train_all(runs: list[Run], path: Path, arguments: argparse.Namespace) -> boo
                     print(f"{run.key}: not finished yet", flush=True)
                     continue
                 done[run.key] = record
-                write(path, [done[run.key] for run in runs if run.key in done])
+                write(path, [done[key] for key in keys if key in done])
                 print(
                     f"{run.key}: accuracy {record['accuracy']:.4f}, macs {record['macs']:.3f}, "
                     f"macs of the training {record['run_macs']:.3f}, {record['seconds']:.0f} s",
                     flush=True,
                 )
-    write(path, [done[run.key] for run in runs if run.key in done])
+    write(path, [done[key] for key in keys if key in done])
     return all(run.key in done for run in runs)
 
 
