@@ -25,7 +25,8 @@ PREAMBLE = (
     "the seeds; nothing was chosen by it. Macs, params and the macs of the training (forward ones "
     "of all steps) are shares of the dense network's. Time is that of all training steps, peak "
     "memory what training takes beyond the network; both are shares of the dense run's, and times "
-    "are left out where trainings ran beside each other."
+    "are left out where trainings ran beside each other. Curves show what would be exported "
+    "then: as long as the budget falls, a network that makes the rest of its fall at once."
 )
 
 
@@ -68,9 +69,17 @@ def _conditions(recipe: str, group: Group) -> str:
         f"{images or 50_000:,} images, {_range(run['epochs'] for run in every)} epochs; "
         f"{', '.join(sorted({run['device'] for run in every}))}, "
         f"{_range(run['threads'] for run in every)} thread(s), "
-        f"{_range(run['jobs'] for run in every)} training(s) at a time; "
-        f"torch {', '.join(sorted({run['torch'] for run in every}))}."
+        f"{_range(run['jobs'] for run in every)} training(s) at a time; torch {_versions(group)}."
     )
+
+
+def _versions(group: Group) -> str:
+    """The versions of torch, and with which of them the arms were trained where they differ."""
+    arms: dict[str, list[str]] = defaultdict(list)
+    for arm, runs in group.items():
+        arms[", ".join(sorted({run["torch"] for run in runs}))].append(arm)
+    usual, *others = sorted(arms, key=lambda version: -len(arms[version]))
+    return usual + "".join(f"; {version}: {' / '.join(arms[version])}" for version in others)
 
 
 def _range(values: Any) -> str:
