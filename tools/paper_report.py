@@ -25,7 +25,7 @@ PREAMBLE = (
     "the seeds; nothing was chosen by it. Macs, params and the macs of the training (forward ones "
     "of all steps) are shares of the dense network's. Time is that of all training steps, peak "
     "memory what training takes beyond the network; both are shares of the dense run's, and times "
-    "are left out where trainings ran beside each other. Curves show what would be exported "
+    "are left out where other work took turns with them. Curves show what would be exported "
     "then: as long as the budget falls, a network that makes the rest of its fall at once."
 )
 
@@ -54,9 +54,9 @@ def _sections(name: str, table: Table, runs: list[Record], results: Path) -> lis
             if arm.name in group:
                 lines.append(_row(arm.name, group[arm.name], dense))
         lines.append("")
-        for title, plot in PLOTS.items():
+        for title in table.plots:
             file = f"{name}-{recipe}-{network}-{title.replace(' ', '-')}.png"
-            if plot(group, network, results / file):
+            if PLOTS[title](group, network, results / file):
                 lines.append(f"![{title}]({file})")
         lines.append("")
     return lines

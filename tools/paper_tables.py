@@ -80,12 +80,14 @@ class Table:
         arms: in the order of its lines; one that is `after` another comes behind it.
         networks: for the large recipes.
         small_networks: for the small ones.
+        plots: what is drawn of it, of `paper_report.PLOTS`.
     """
 
     title: str
     arms: tuple[Arm, ...]
     networks: tuple[str, ...]
     small_networks: tuple[str, ...] = ("vgg_small", "resnet8")
+    plots: tuple[str, ...] = ("accuracy by macs", "accuracy by macs of the training")
 
 
 BUDGET = "macs=0.27"
@@ -131,8 +133,14 @@ TABLES: Mapping[str, Table] = {
         "Policies and schedules; fxprune is utility, cubic",
         (DENSE, FXPRUNE, *ABLATION),
         ("resnet32", "vgg16_bn"),
+        plots=(*Table.plots, "widths", "churn", "scores"),
     ),
-    "cost": Table("What a whole training costs", (DENSE, HALF, FXPRUNE), ("resnet32", "vgg16_bn")),
+    "cost": Table(
+        "What a whole training costs",
+        (DENSE, HALF, FXPRUNE),
+        ("resnet32", "vgg16_bn"),
+        plots=("accuracy by macs of the training",),
+    ),
     "peers": Table(
         "The same compute, spent otherwise",
         (DENSE, FXPRUNE, *CONTROLS),
