@@ -125,7 +125,7 @@ class Chooser:
         since = self.steps - self._settings.policy.warmup
         if since < 0:
             return None
-        if since == 0 or (reallocate and since % reallocate == 0):
+        if since == 0 or (reallocate and self.steps % reallocate == 0):
             widths = self._allocated(self.share)
         if widths == trained.widths and self.steps % self._settings.every > 0:
             return None

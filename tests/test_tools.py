@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,17 @@ def data_file(tmp_path_factory):
     return path
 
 
-def reproduce(data_file, folder, *arguments):
-    command = [
-        *(sys.executable, ROOT / "tools" / "reproduce.py", *arguments, "--data", data_file),
+def command(data_file, folder, *arguments):
+    return [
+        *(sys.executable, ROOT / "tools" / "reproduce.py", "--data", data_file),
         *("--recipe", "trial", "--seeds", "1", "--threads", "1", "--jobs", "2"),
-        *("--results", folder / "results", "--work", folder / "work"),
+        *("--results", folder / "results", "--work", folder / "work", *arguments),
     ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def reproduce(data_file, folder, *arguments):
+    line = command(data_file, folder, *arguments)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_a_table_goes_on_where_it_stopped(data_file, tmp_path):
@@ -65,6 +70,22 @@ def test_a_table_goes_on_where_it_stopped(data_file, tmp_path):
     again = reproduce(data_file, tmp_path, "peers", "--networks", "vgg_small")
     assert again.returncode == 0
     assert again.stdout == "", "nothing is trained twice"
+    reproduce(data_file, tmp_path, "peers", "--networks", "resnet8", "--budget-minutes", "0")
+    kept = json.loads((tmp_path / "results" / "peers.json").read_text())["runs"]
+    assert kept == records, "what was not asked for stays in the table"
+
+
+def test_no_training_goes_on_without_the_tool(data_file, tmp_path):
+    """A hundred epochs are left when it is stopped; its output ends with its last process."""
+    line = command(data_file, tmp_path, "cost", "--recipe", "papers", "--networks", "resnet32")
+    tool = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        while not list((tmp_path / "work").rglob("metrics.jsonl")):
+            assert tool.poll() is None
+            time.sleep(0.1)
+    finally:
+        tool.terminate()
+    tool.communicate(timeout=20)
 
 
 def test_the_images_are_decoded_in_order(data_file, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 from paper_tables import PUBLISHED, RECIPES, TABLES, Table
 
 Record = dict[str, Any]
@@ -25,7 +25,8 @@ PREAMBLE = (
     "the seeds; nothing was chosen by it. Macs, params and the macs of the training (forward ones "
     "of all steps) are shares of the dense network's. Time is that of all training steps, peak "
     "memory what training takes beyond the network; both are shares of the dense run's, and times "
-    "are left out where trainings ran beside each other."
+    "are left out where other work took turns with them. Curves show what would be exported "
+    "then: as long as the budget falls, a network that makes the rest of its fall at once."
 )
 
 
@@ -53,9 +54,9 @@ def _sections(name: str, table: Table, runs: list[Record], results: Path) -> lis
             if arm.name in group:
                 lines.append(_row(arm.name, group[arm.name], dense))
         lines.append("")
-        for title, plot in PLOTS.items():
+        for title in table.plots:
             file = f"{name}-{recipe}-{network}-{title.replace(' ', '-')}.png"
-            if plot(group, network, results / file):
+            if PLOTS[title](group, network, results / file):
                 lines.append(f"![{title}]({file})")
         lines.append("")
     return lines
@@ -68,9 +69,17 @@ def _conditions(recipe: str, group: Group) -> str:
         f"{images or 50_000:,} images, {_range(run['epochs'] for run in every)} epochs; "
         f"{', '.join(sorted({run['device'] for run in every}))}, "
         f"{_range(run['threads'] for run in every)} thread(s), "
-        f"{_range(run['jobs'] for run in every)} training(s) at a time; "
-        f"torch {', '.join(sorted({run['torch'] for run in every}))}."
+        f"{_range(run['jobs'] for run in every)} training(s) at a time; torch {_versions(group)}."
     )
+
+
+def _versions(group: Group) -> str:
+    """The versions of torch, and with which of them the arms were trained where they differ."""
+    arms: dict[str, list[str]] = defaultdict(list)
+    for arm, runs in group.items():
+        arms[", ".join(sorted({run["torch"] for run in runs}))].append(arm)
+    usual, *others = sorted(arms, key=lambda version: -len(arms[version]))
+    return usual + "".join(f"; {version}: {' / '.join(arms[version])}" for version in others)
 
 
 def _range(values: Any) -> str:
@@ -113,28 +122,37 @@ def _accuracy_by_macs(group: Group, network: str, path: Path) -> bool:
     if len(group) < 2:
         return False
     figure, axes = _diagram()
-    for arm, runs in group.items():
+    best_first = sorted(group.items(), key=lambda item: -_mean(item[1], "accuracy"))
+    for (arm, runs), color in zip(best_first, _colors(len(group)), strict=True):
         axes.errorbar(
-            statistics.mean(run["macs"] for run in runs),
-            100 * statistics.mean(run["accuracy"] for run in runs),
+            _mean(runs, "macs"),
+            100 * _mean(runs, "accuracy"),
             100 * statistics.pstdev(run["accuracy"] for run in runs),
             fmt="o",
-            label=arm,
+            color="black" if arm == "dense" else color,
+            markersize=5,
+            elinewidth=1,
+            label=f"{100 * _mean(runs, 'accuracy'):.1f}  {arm}",
         )
     for source, macs, accuracy in PUBLISHED.get(network, ()):
         axes.plot(macs, accuracy, "k*")
-        axes.annotate(source, (macs, accuracy), fontsize=7)
+        axes.annotate(source, (macs, accuracy), (4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="macs, share of dense", ylabel="test accuracy, %", title=network)
+    axes.set_xlim(0, 1.05)
     return _save(figure, axes, path)
 
 
 def _accuracy_by_training(group: Group, network: str, path: Path) -> bool:
     """The accuracy after each epoch against the macs that were spent until then, first seed."""
     figure, axes = _diagram()
-    for arm, runs in group.items():
+    for (arm, runs), color in zip(group.items(), _colors(len(group)), strict=True):
         curve = min(runs, key=lambda run: run["seed"])["curve"]
-        spent = [epoch["run_macs"] for epoch in curve]
-        axes.plot(spent, [100 * epoch["accuracy"] for epoch in curve], label=arm)
+        axes.plot(
+            [epoch["run_macs"] for epoch in curve],
+            [100 * epoch["accuracy"] for epoch in curve],
+            label=arm,
+            **_line(arm, color),
+        )
     axes.set(xlabel="macs of the training so far, share of dense", ylabel="test accuracy, %")
     axes.set_title(network)
     return _save(figure, axes, path)
@@ -151,22 +169,28 @@ def _churn(group: Group, network: str, path: Path) -> bool:
     if not (watched := _watched(group)):
         return False
     figure, axes = _diagram()
-    for arm, run in watched:
-        axes.plot([100 * churn for churn in run["churn"]], label=arm)
+    for (arm, run), color in zip(watched, _colors(len(watched)), strict=True):
+        churn = [100 * share for share in run["churn"]]
+        axes.plot(range(1, len(churn) + 1), churn, label=arm, **_line(arm, color))
     axes.set(xlabel="epoch", ylabel="slots that change in a step, %", title=network)
     axes.set_yscale("symlog", linthresh=0.1)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     return _save(figure, axes, path)
 
 
 def _widths(group: Group, network: str, path: Path) -> bool:
-    """Each group's width as a share of its size, over the epochs, of the arms whose widths vary."""
-    moving = [
-        (arm, run)
-        for arm, run in _watched(group)
-        if len(set(map(tuple, run["widths_by_epoch"]))) > 2
-    ]
+    """Each group's width as a share of its size, over the epochs, of the arms whose widths vary.
+
+    Arms of the same widths share a picture.
+    """
+    arms: dict[tuple[tuple[float, ...], ...], list[str]] = {}
+    for arm, run in _watched(group):
+        widths = tuple(_shares(widths, run["sizes"]) for widths in run["widths_by_epoch"])
+        if len(set(widths)) > 2:
+            arms.setdefault(widths, []).append(arm)
     return _maps(
-        [(arm, [_shares(w, run["sizes"]) for w in run["widths_by_epoch"]]) for arm, run in moving],
+        [("\n".join(names), widths) for widths, names in arms.items()],
         "channel group",
         f"{network}: width, share of the group",
         path,
@@ -183,8 +207,8 @@ def _scores(group: Group, network: str, path: Path) -> bool:
     return _maps(rows, "channel", f"{network}: score, share of the group's largest", path)
 
 
-def _shares(widths: Sequence[int], sizes: Sequence[int]) -> list[float]:
-    return [width / size for width, size in zip(widths, sizes, strict=True)]
+def _shares(widths: Sequence[int], sizes: Sequence[int]) -> tuple[float, ...]:
+    return tuple(width / size for width, size in zip(widths, sizes, strict=True))
 
 
 def _by_group(scores: Sequence[float], sizes: Sequence[int]) -> list[float]:
@@ -213,25 +237,54 @@ def _maps(
         place.axis("off")
     for place, (arm, values) in zip(axes.flat, rows, strict=False):
         image = place.imshow(
-            list(map(list, zip(*values, strict=True))), aspect="auto", vmin=0, vmax=1, cmap="magma"
+            list(map(list, zip(*values, strict=True))),
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0.5, len(values) + 0.5, len(values[0]) - 0.5, -0.5),
+            vmin=0,
+            vmax=1,
+            cmap="magma",
         )
         place.set(xlabel="epoch", ylabel=what)
-        place.set_title(arm, fontsize=9)
+        place.set_title(arm, fontsize=8)
+        for axis in (place.xaxis, place.yaxis):
+            axis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     figure.colorbar(image, ax=axes)
     figure.suptitle(title)
     return _save(figure, None, path)
 
 
+def _mean(runs: Sequence[Record], key: str) -> float:
+    return statistics.mean(run[key] for run in runs)
+
+
 def _diagram() -> tuple[Any, Any]:
     figure, axes = pyplot.subplots(figsize=(6, 4))
-    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
     return figure, axes
+
+
+def _colors(count: int) -> Any:
+    """Colours that are far apart, none of them too pale for a line."""
+    return pyplot.get_cmap("turbo")([(i + 0.5) / count for i in range(count)])
+
+
+def _line(arm: str, color: Any) -> dict[str, Any]:
+    """The dense network and fxprune stand out; whatever keeps one width is dashed."""
+    bold = {"dense": "black", "fxprune": "tab:red"}
+    return {
+        "color": bold.get(arm, color),
+        "linewidth": 2.2 if arm in bold else 1.1,
+        "linestyle": "--" if "constant" in arm or "narrow" in arm else "-",
+        "zorder": 3 if arm in bold else 2,
+    }
 
 
 def _save(figure: Any, axes: Any, path: Path) -> bool:
     if axes is not None:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path, dpi=80, bbox_inches="tight")
+    figure.savefig(path, dpi=100, bbox_inches="tight")
     pyplot.close(figure)
     return True
 

@@ -2,7 +2,7 @@
 
 Recipes: `papers` is that of arXiv 2007.01486 (SGD, learning rate cut by ten three or four times,
 200 or 300 epochs); `short` the same data in 30 epochs under a cosine; `small` is for a CPU: small
-networks on 10,000 images in 12 epochs; `trial` only shows that all runs.
+networks on 10,000 images in 12 epochs, `medium` on all of them; `trial` only shows that all runs.
 """
 
 from collections.abc import Callable, Mapping
@@ -65,8 +65,10 @@ RECIPES: Mapping[str, Recipe] = {
     "papers": Recipe(None, {**STEPS, **RESNET}, {"vgg16_bn": VGG}),
     "short": Recipe(None, {**COSINE, "epochs": 30}),
     "small": Recipe(10_000, {**COSINE, "epochs": 12, "batch_size": 64}),
+    "medium": Recipe(None, {**COSINE, "epochs": 12, "batch_size": 64}),
     "trial": Recipe(64, {**COSINE, "epochs": 2, "batch_size": 16, "recalibrate": 2}),
 }
+SMALL = ("small", "medium")  # the recipes for a table's small networks
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,14 @@ class Table:
         arms: in the order of its lines; one that is `after` another comes behind it.
         networks: for the large recipes.
         small_networks: for the small ones.
+        plots: what is drawn of it, of `paper_report.PLOTS`.
     """
 
     title: str
     arms: tuple[Arm, ...]
     networks: tuple[str, ...]
     small_networks: tuple[str, ...] = ("vgg_small", "resnet8")
+    plots: tuple[str, ...] = ("accuracy by macs", "accuracy by macs of the training")
 
 
 BUDGET = "macs=0.27"
@@ -129,9 +133,14 @@ TABLES: Mapping[str, Table] = {
         "Policies and schedules; fxprune is utility, cubic",
         (DENSE, FXPRUNE, *ABLATION),
         ("resnet32", "vgg16_bn"),
-        ("vgg_small",),
+        plots=(*Table.plots, "widths", "churn", "scores"),
     ),
-    "cost": Table("What a whole training costs", (DENSE, HALF, FXPRUNE), ("resnet32", "vgg16_bn")),
+    "cost": Table(
+        "What a whole training costs",
+        (DENSE, HALF, FXPRUNE),
+        ("resnet32", "vgg16_bn"),
+        plots=("accuracy by macs of the training",),
+    ),
     "peers": Table(
         "The same compute, spent otherwise",
         (DENSE, FXPRUNE, *CONTROLS),

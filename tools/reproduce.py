@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,7 +27,7 @@ import cifar
 import paper_report
 import torch
 from paper_arms import Arm, Job
-from paper_tables import NETWORKS, RECIPES, TABLES
+from paper_tables import NETWORKS, RECIPES, SMALL, TABLES
 
 from fxprune import __version__, storage, train
 
@@ -86,6 +87,18 @@ def work(run: Run, other: Record, arguments: argparse.Namespace, minutes: float)
     }
 
 
+def end_with_parent() -> None:
+    """Ends this process, in the midst of its training, once the one that started it is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def versions(device: torch.device) -> Record:
     """What a figure depends on."""
     on_gpu = device.type == "cuda"
@@ -103,10 +116,10 @@ def runs_of(table: str, recipe: str, networks: Iterable[str], seeds: int) -> lis
     ]
 
 
-def read(results: Path) -> dict[str, Record]:
-    """The finished trainings of all tables, by key; the same training may be in several."""
-    tables = [json.loads(path.read_text())["runs"] for path in sorted(results.glob("*.json"))]
-    return {record["key"]: record for runs in tables for record in runs}
+def read(*tables: Path) -> dict[str, Record]:
+    """The finished trainings of some tables, by key; the same training may be in several."""
+    runs = [json.loads(path.read_text())["runs"] for path in tables if path.exists()]
+    return {record["key"]: record for records in runs for record in records}
 
 
 def write(path: Path, records: list[Record]) -> None:
@@ -122,12 +135,15 @@ def train_all(runs: list[Run], path: Path, arguments: argparse.Namespace) -> boo
     A training that fails is told of, and left out with those that need its record.
     """
     deadline = time.monotonic() + 60 * arguments.budget_minutes
-    done = read(path.parent)
+    done = read(*sorted(path.parent.glob("*.json")))
+    keys = dict.fromkeys([*read(path), *(run.key for run in runs)])  # others of the table stay
     left = [run for run in runs if run.key not in done]
     context = multiprocessing.get_context("spawn")
     going: dict[Future[Record | None], Run] = {}
     # A process each: its peak memory is its own.
-    with ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        arguments.jobs, context, initializer=end_with_parent, max_tasks_per_child=1
+    ) as pool:
         while left or going:
             ready = [run for run in left if not run.before or run.before in done]
             minutes = (deadline - time.monotonic()) / 60
@@ -150,13 +166,13 @@ def train_all(runs: list[Run], path: Path, arguments: argparse.Namespace) -> boo
                     print(f"{run.key}: not finished yet", flush=True)
                     continue
                 done[run.key] = record
-                write(path, [done[run.key] for run in runs if run.key in done])
+                write(path, [done[key] for key in keys if key in done])
                 print(
                     f"{run.key}: accuracy {record['accuracy']:.4f}, macs {record['macs']:.3f}, "
                     f"macs of the training {record['run_macs']:.3f}, {record['seconds']:.0f} s",
                     flush=True,
                 )
-    write(path, [done[run.key] for run in runs if run.key in done])
+    write(path, [done[key] for key in keys if key in done])
     return all(run.key in done for run in runs)
 
 
@@ -176,7 +192,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     table = TABLES[arguments.table]
-    small = arguments.recipe == "small"
+    small = arguments.recipe in SMALL
     networks = arguments.networks or (table.small_networks if small else table.networks)
     runs = runs_of(arguments.table, arguments.recipe, networks, arguments.seeds)
     finished = train_all(runs, arguments.results / f"{arguments.table}.json", arguments)

@@ -59,7 +59,7 @@ class Utility(Policy):
     decay_step: float = 0.1
     scale: Scale = "sum"
     saliency: Taylor = "batch"
-    warmup: int = 100
+    warmup: int = 20
     reallocate: int = 100
 
     def __post_init__(self) -> None:
