@@ -10,6 +10,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,11 +73,13 @@ class Compact:
     labels, and only where a node that has to run asks for them.
 
     Attributes:
+        module: the network.
         dense: the run of the dense network.
         kept: what is left of a vector of its labels.
         first_label: where fresh labels begin.
     """
 
+    module: TracedModule
     dense: Labelled
     kept: Callable[[Tensor], Tensor]
     first_label: int
@@ -86,15 +89,16 @@ class Compact:
         value = self.dense.values[graph].get(node.name)
         return node.op == "output" or (isinstance(value, Value) and value.plain is not None)
 
-    def running(self, module: TracedModule) -> tuple[list[fx.Node], list[nn.Module]]:
+    @cached_property
+    def running(self) -> tuple[list[fx.Node], list[nn.Module]]:
         """The nodes that have to run, and the modules that they call with all in them."""
         nodes = [
             node
-            for number, graph in enumerate(module.graphs)
+            for number, graph in enumerate(self.module.graphs)
             for node in graph.nodes
             if not self.is_plain(number, node)
         ]
-        called = [module.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"]
+        called = [self.module.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"]
         return nodes, [part for child in called for part in modules_of(child).values()]
 
     def result(self, graph: int, node: fx.Node) -> tuple[Tensor, list[Family]]:
@@ -164,7 +168,7 @@ def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]
     tensors = parameters | buffers
     if compact is None:
         return tensors
-    nodes, modules = compact.running(module)
+    nodes, modules = compact.running
     read = [
         operator.attrgetter(str(node.target))(module) for node in nodes if node.op == "get_attr"
     ]

@@ -146,8 +146,8 @@ def _try(
 ) -> Refusal | None:
     """Runs a compact network of these widths; returns the node that refuses, and why."""
     kept = _Kept(solution, widths)
-    compact = Compact(dense, kept.of, solution.number)
-    nodes, modules = compact.running(module)
+    compact = Compact(module, dense, kept.of, solution.number)
+    nodes, modules = compact.running
     resize_parts(module, modules, nodes, channels, widths)
     try:
         seen = propagate(module, inputs, compact)
