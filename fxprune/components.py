@@ -48,15 +48,34 @@ def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) ->
         elif not same_memory(a, b):
             rest.append((a, b))
     lead = _lowest(len(made), *np.array(whole, dtype=np.int64).reshape(-1, 2).T)
-    starts = np.array(context.starts, dtype=np.int64)
-    first = np.arange(context.next_label)  # of the labels that each is connected with
-    sizes = np.diff(starts, append=len(first))
-    first[len(first) - sizes.sum() :] -= np.repeat(starts - starts[lead], sizes)
+    own = own_labels(context, lead)
+    of = np.empty(context.next_label, dtype=np.int64)
+    of[own] = number = np.arange(len(own))
     if rest:
-        left, right = (first[torch.cat(side).numpy()] for side in zip(*rest, strict=True))
-        first = _lowest(len(first), left, right)[first]
-    number = np.cumsum(first == np.arange(len(first))) - 1
-    return Components(int(number[-1]) + 1, number[first], lead)
+        copy_to_others(context, lead, of)
+        number = _lowest(len(own), *(of[torch.cat(side).numpy()] for side in zip(*rest, strict=True)))
+    new = number == np.arange(len(own))
+    of[own] = (np.cumsum(new) - 1)[number]
+    copy_to_others(context, lead, of)
+    return Components(int(np.count_nonzero(new)), of, lead)
+
+
+def own_labels(context: Context, lead: Ints) -> Ints:
+    """The labels that are not in a vector with another lead, rising: int64 [labels].
+
+    There are far fewer of them than labels: what follows is worked out for them alone.
+    """
+    before = context.starts[0] if context.starts else context.next_label
+    leads = [context.made[place].numpy() for place in np.unique(lead)]
+    return np.concatenate([np.arange(before), *leads])
+
+
+def copy_to_others(context: Context, lead: Ints, values: Ints) -> None:
+    """Gives the labels of each vector what those of its lead have, in place: int64 [next_label]."""
+    for place in np.flatnonzero(lead != np.arange(len(lead))).tolist():
+        start, source = context.starts[place], context.starts[lead[place]]
+        size = len(context.made[place])
+        values[start : start + size] = values[source : source + size]
 
 
 def same_memory(a: Tensor, b: Tensor) -> bool:

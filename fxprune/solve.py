@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from fxprune.components import Ints, components
+from fxprune.components import Ints, components, copy_to_others
 from fxprune.groups import (
     FIXED,
     Axis,
@@ -182,14 +182,11 @@ class Solution:
 
     def _ranks(self) -> Ints:
         """Which of its channel's labels each one is in the parameter that it was given to."""
-        starts, sizes = np.array(self.starts, dtype=np.int64), np.array(self.sizes, dtype=np.int64)
-        leads = np.unique(self.lead)
-        labels = _joined([self.context.made[lead].numpy() for lead in leads])
+        leads = [self.context.made[place].numpy() for place in np.unique(self.lead)]
+        labels, lengths = _joined(leads), [len(lead) for lead in leads]
         ranks = np.zeros(self.context.next_label, dtype=np.int64)
-        ranks[labels] = _occurrence(self.component[labels], sizes[leads])
-        given = slice(1, sizes.sum() + 1)
-        first = np.arange(1, given.stop) - np.repeat(starts - starts[self.lead], sizes)
-        ranks[given] = ranks[first]  # the same in all that are connected as a whole
+        ranks[labels] = _occurrence(self.component[labels], lengths)
+        copy_to_others(self.context, self.lead, ranks)
         return ranks
 
     def _sightings(self) -> tuple[list[Ints], npt.NDArray[np.uint64]]:
@@ -236,11 +233,14 @@ class Solution:
 
     def _roles(self) -> dict[tuple[str, int], Role]:
         """The role of each parameter dimension, also of those that a layer's weight comes from."""
-        tied = components(self.context, self.context.computed).of
-        roles = np.full(len(tied), -1)
+        computed = self.context.computed
+        tied = components(self.context, computed).of if computed else None
+        roles = np.full(self.context.next_label, -1, dtype=np.int8)
         for labels, role in self.context.roles:
-            roles[tied[labels.numpy()]] = role
-        first = roles[tied[self.starts]].tolist()
+            own = labels.numpy()
+            roles[own if tied is None else tied[own]] = role
+        starts = np.array(self.starts, dtype=np.int64)
+        first = roles[starts if tied is None else tied[starts]].tolist()
         return {
             place: Role(role) for place, role in zip(self.names, first, strict=True) if role >= 0
         }

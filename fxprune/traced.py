@@ -55,9 +55,10 @@ class TracedModule(fx.GraphModule):
         origin: Origin | None = None,
     ) -> None:
         super().__init__(root, eval_graph)
-        for node in () if train_graph is eval_graph else train_graph.nodes:
-            if node.op in ("call_module", "get_attr"):
-                _adopt(self, root, node.target)
+        known = _targets(eval_graph)
+        for target in {} if train_graph is eval_graph else _targets(train_graph):
+            if target not in known:
+                _adopt(self, root, target)
         self.origin = origin or Origin({})
         self._graphs = {True: train_graph, False: eval_graph}
         copy_modes(root, self)
@@ -216,6 +217,11 @@ def _frames(trace: str) -> Iterator[tuple[str, str, str]]:
         if head.lstrip().startswith("File "):
             path, line = head.split('"')[1], head.split("line ")[1].split(",")[0]
             yield path, line, code.strip()
+
+
+def _targets(graph: fx.Graph) -> dict[Any, None]:
+    """The modules, parameters and buffers that a graph reads, once each, in its order."""
+    return dict.fromkeys(n.target for n in graph.nodes if n.op in ("call_module", "get_attr"))
 
 
 def _adopt(module: nn.Module, root: nn.Module, target: str) -> None:

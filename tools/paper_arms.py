@@ -144,11 +144,11 @@ class Dense(Arm):
 
 @dataclass(frozen=True)
 class Gated(Arm):
-    """fxprune; policy and budget are in their text forms, `every` is in steps."""
+    """fxprune; policy and budget are in their text forms."""
 
     policy: str = "cucb"
     budget: str = "macs=0.27"
-    every: int = 1
+    round_to: int = 1
 
     def train(self, job: Job) -> Record | None:
         """See `Arm`."""
@@ -157,7 +157,7 @@ class Gated(Arm):
             (job.example,),
             self.policy,
             self.budget,
-            every=self.every,
+            self.round_to,
             seed=job.options.seed,
         )
         trail = Trail(gated, job.folder / "trail.jsonl")

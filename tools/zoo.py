@@ -235,7 +235,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--retry", action="store_true", help="do again what failed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=int, default=300, help="processor time of one network")
-    parser.add_argument("--peer-seconds", type=int, default=60, help="the peer's limit")
+    parser.add_argument("--peer-seconds", type=int, default=120, help="the peer's limit")
     parser.add_argument("--memory", type=float, default=12.0, help="limit of one network, in GiB")
     parser.add_argument("--skip", nargs="*", default=[], choices=STAGES, help="for another run")
     parser.add_argument("--accept", action="store_true", help="failures become expected ones")
