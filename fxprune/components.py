@@ -53,7 +53,9 @@ def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) ->
     of[own] = number = np.arange(len(own))
     if rest:
         copy_to_others(context, lead, of)
-        number = _lowest(len(own), *(of[torch.cat(side).numpy()] for side in zip(*rest, strict=True)))
+        number = _lowest(
+            len(own), *(of[torch.cat(side).numpy()] for side in zip(*rest, strict=True))
+        )
     new = number == np.arange(len(own))
     of[own] = (np.cumsum(new) - 1)[number]
     copy_to_others(context, lead, of)

@@ -126,6 +126,28 @@ def test_a_failed_check_writes_no_file_and_keeps_the_old_one(net, tmp_path):
     assert ParityError.exit_code == 1
 
 
+def test_a_network_that_amplifies_rounding_is_told_so(tmp_path):
+    class Cancelling(nn.Module):
+        """The difference of two convolutions that are nearly the same."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(16, 8, 3, bias=False)
+            with torch.no_grad():
+                self.conv.weight[4:] = self.conv.weight[:4] * (1 + 1e-4 * torch.rand(4, 16, 3, 3))
+
+        def forward(self, x):
+            one, other = self.conv(x).chunk(2, dim=1)
+            return one - other
+
+    said = r"rounding alone makes .* in the network itself"
+    with pytest.raises(ParityError, match=said) as caught:
+        export_onnx(Cancelling(), (torch.randn(2, 16, 8, 8),), tmp_path / "net.onnx")
+    assert "report it" not in str(caught.value), "it is no fault of the file"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_output_that_is_not_finite(net, tmp_path):
     with torch.no_grad():
         net.fc.bias[1] = float("nan")

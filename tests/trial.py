@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune import ChannelGraph, GatedModule, fold, instrument, shrink
-from fxprune.errors import GateError
+from fxprune.errors import GateError, ParityError
 from fxprune.residents import Chosen
 from tests.law import at_random, choose, gap, zeroed
 from tests.random_nets import inputs, model_of
@@ -76,6 +76,8 @@ def trial(source: str) -> Trial:
 def onnx_trial(source: str, path: Path) -> None:
     """Exports a network, which compares the file with the dense network's columns zero.
 
+    A network that amplifies rounding so much that nothing can be proven of its file is let off.
+
     Raises:
         ExportError, ParityError: as `export_onnx` does.
     """
@@ -88,7 +90,11 @@ def onnx_trial(source: str, path: Path) -> None:
     chosen = at_random(gated.channels, zlib.crc32(source.encode()))
     gated.settle(chosen)
     reference = gated if gated.channels.mixing else zeroed(model, gated, chosen)
-    fxprune.export_onnx(fold(shrink(gated.eval())), given, path, reference=reference)
+    try:
+        fxprune.export_onnx(fold(shrink(gated.eval())), given, path, reference=reference)
+    except ParityError as error:
+        if "rounding alone" not in error.why:
+            raise
 
 
 def _costs(compact: nn.Module, gated: GatedModule, chosen: Chosen) -> None:
