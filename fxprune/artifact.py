@@ -56,7 +56,7 @@ class Plan:
         inputs: shape and dtype of each example input, such as ((2, 3, 32, 32), "float32").
         policy: in its text form.
         budget: in its text form.
-        round_to: widths are multiples of this.
+        round_to: widths are multiples of this; see `Budget`.
         every: steps between two selections.
         seed: for policies that draw.
         fingerprint: of the channel groups; another network has another.
@@ -66,7 +66,7 @@ class Plan:
     inputs: tuple[tuple[tuple[int, ...], str], ...]
     policy: str
     budget: str
-    round_to: int
+    round_to: int | None
     every: int
     seed: int
     fingerprint: str

@@ -7,7 +7,7 @@ measure: 1 where channels are counted, else the mean macs or params that a chann
 takes along when half of the dense group goes.
 
 Both walk one list. Every group's width climbs from its least allowed width to its size in
-*rounding steps* of `round_to` channels (the last may be shorter). The steps of all groups are
+*rounding steps*, see `Budget.round_to` (the last may be shorter). The steps of all groups are
 put in order: by the share that the group reaches (uniform) or by the mean score of the step's
 channels over their price (global), as is usual for knapsacks. The longest beginning of that list
 that the budget can pay is taken; then the rest of the list is walked once, and each group may climb
@@ -51,7 +51,9 @@ class Budget:
             (`latency`), which `fxprune.latency` measures.
         value: the share of the dense network's count, above 0 and at most 1.
         round_to: widths are multiples of this, or the whole group; a group that is smaller than
-            this stays whole.
+            this stays whole. None: of 8, which kernels like (oneDNN and ONNX Runtime keep 8 or 16
+            channels beside each other, tensor cores take 8 at a time); in a group of fewer than
+            32 channels of the power of two that leaves it four widths or more.
         floor: the share of each group that global allocation must leave it.
         widths: what a latency budget was measured to mean; empty before that.
 
@@ -61,7 +63,7 @@ class Budget:
 
     kind: Kind
     value: float
-    round_to: int = 1
+    round_to: int | None = None
     floor: float = 0.05
     widths: Widths = ()
 
@@ -75,7 +77,7 @@ class Budget:
                 why="it is a share of the dense network: above 0 and at most 1",
                 do=EXAMPLE,
             )
-        if self.round_to < 1:
+        if self.round_to is not None and self.round_to < 1:
             raise BudgetError(f"round_to cannot be {self.round_to}", do="give 1 or more channels")
         if not 0 <= self.floor <= 1:
             raise BudgetError(
@@ -95,14 +97,14 @@ class Budget:
         return f"{self.kind}={self.value}{floor}{widths}"
 
     @staticmethod
-    def parse(budget: "str | Budget", round_to: int = 1) -> "Budget":
+    def parse(budget: "str | Budget", round_to: int | None = None) -> "Budget":
         """Reads `kind=share`; the inverse of `str`.
 
         It may be followed by `,floor=share`, and for a latency by `,widths=8/16/…`.
 
         Args:
             budget: the text, or a `Budget`, which is taken as it is.
-            round_to: the rounding step; for a `Budget` 1 means its own.
+            round_to: as the attribute; for a `Budget` None means its own.
 
         Raises:
             BudgetError: the text cannot be read or says something out of range.
@@ -111,7 +113,7 @@ class Budget:
         Budget(kind='macs', value=0.25, round_to=8, floor=0.05, widths=())
         """
         if isinstance(budget, Budget):
-            if round_to in (1, budget.round_to):
+            if round_to in (None, budget.round_to):
                 return budget
             return dataclasses.replace(budget, round_to=round_to)
         match = re.fullmatch(
@@ -141,10 +143,10 @@ class Budget:
         if share == self.value or self.kind != "latency":
             return dataclasses.replace(self, value=share)
         way = (share - self.value) / (1 - self.value)
-        pairs = zip(self.widths, sizes, strict=True)
+        steps = (rounding_step(self.round_to, size) for size in sizes)
         widths = tuple(
-            n if way >= 1 else w + int(way * (n - w) / self.round_to + 1e-9) * self.round_to
-            for w, n in pairs
+            n if way >= 1 else w + int(way * (n - w) / step + 1e-9) * step
+            for w, n, step in zip(self.widths, sizes, steps, strict=True)
         )
         return dataclasses.replace(self, value=share, widths=widths)
 
@@ -260,13 +262,25 @@ def _measured(budget: Budget, layout: Layout) -> Widths:
     return budget.widths
 
 
-def allowed_widths(round_to: int, layout: Layout, floor: float = 0.0) -> list[list[int]]:
+def allowed_widths(round_to: int | None, layout: Layout, floor: float = 0.0) -> list[list[int]]:
     """The widths that each group may have, in rising order; the last is its size."""
-    widths = [[*range(round_to, size, round_to), size] for size in layout.sizes]
-    return [
-        [width for width in allowed if width >= floor * size - 1e-6]
-        for allowed, size in zip(widths, layout.sizes)
-    ]
+    found = []
+    for size in layout.sizes:
+        step = rounding_step(round_to, size)
+        widths = (*range(step, size, step), size)
+        found.append([width for width in widths if width >= floor * size - 1e-6])
+    return found
+
+
+def rounding_step(round_to: int | None, size: int) -> int:
+    """Of what the widths of a group of `size` channels are multiples; see `Budget.round_to`.
+
+    >>> [rounding_step(None, size) for size in (3, 8, 12, 16, 24, 32, 512)]
+    [1, 2, 2, 4, 4, 8, 8]
+    """
+    if round_to is not None:
+        return round_to
+    return min(1 << max(size // 4, 1).bit_length() - 1, 8)
 
 
 def _spend(

@@ -124,9 +124,12 @@ def instrument(
         ),
     ] = "macs=0.25",
     round_to: Annotated[
-        int,
-        typer.Option(help="Widths are multiples of this; kernels are fastest at 8 or 16."),
-    ] = 8,
+        int | None,
+        typer.Option(
+            help="Widths are multiples of this.  [default: 8, less in groups of fewer than 32]",
+            show_default=False,
+        ),
+    ] = None,
     every: Annotated[int, typer.Option(help="Optimiser steps between two selections.")] = 1,
     weights: Annotated[
         Path | None,

@@ -46,7 +46,7 @@ def instrument(
     example_inputs: tuple[Tensor, ...],
     policy: str | Policy = "cucb",
     budget: str | Budget = "keep=0.5",
-    round_to: int = 1,
+    round_to: int | None = None,
     every: int = 1,
     seed: int = 0,
 ) -> GatedModule:
@@ -59,7 +59,8 @@ def instrument(
         policy: how channels are chosen, such as `"cucb{c=0.5}"`, or a Policy.
         budget: how much may execute, such as `"macs=0.25"`, or a Budget. For `"latency=0.4"`
             networks of some widths are measured first, see `fit_latency`.
-        round_to: widths are multiples of this; a Budget has its own.
+        round_to: widths are multiples of this; None: of 8, or less in groups of fewer than 32
+            channels, see `Budget`, which has its own.
         every: optimiser steps between two selections.
         seed: for policies that draw.
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.budget import Budget, global_widths, uniform_widths
+from fxprune.budget import Budget, global_widths, rounding_step, uniform_widths
 from fxprune.cost import CostModel
 from fxprune.errors import BudgetError
 from fxprune.groups import Factor, Layout, Term
@@ -38,7 +38,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 kinds = st.sampled_from(["keep", "macs", "params"])
 values = st.floats(0.01, 1.0)
-steps = st.sampled_from([1, 2, 8])
+steps = st.sampled_from([None, 1, 2, 8])
 floors = st.sampled_from([0.0, 0.05, 0.3])
 
 
@@ -48,18 +48,24 @@ def count(kind: str, cost: CostModel, widths: tuple[int, ...]) -> int:
     return cost.macs(widths) if kind == "macs" else cost.params(widths)
 
 
-def one_step_wider(widths: tuple[int, ...], layout: Layout, step: int) -> tuple[int, ...]:
-    return tuple(min((w // step + 1) * step, n) for w, n in zip(widths, layout.sizes))
+def exact(kind: Kind, value: float, floor: float = Budget.floor) -> Budget:
+    """A budget whose widths are not rounded."""
+    return Budget(kind, value, 1, floor)
+
+
+def one_step_wider(widths: tuple[int, ...], layout: Layout, budget: Budget) -> tuple[int, ...]:
+    steps = [rounding_step(budget.round_to, size) for size in layout.sizes]
+    return tuple(min((w // step + 1) * step, n) for w, n, step in zip(widths, layout.sizes, steps))
 
 
 def check_met(budget: Budget, layout: Layout, cost: CostModel, widths: tuple[int, ...]) -> None:
     """From below, and above it one rounding step wider; widths are allowed ones."""
     limit = budget.value * count(budget.kind, cost, layout.sizes) + 1e-6
     assert count(budget.kind, cost, widths) <= limit
-    wider = one_step_wider(widths, layout, budget.round_to)
+    wider = one_step_wider(widths, layout, budget)
     assert widths == layout.sizes or count(budget.kind, cost, wider) > limit
     for width, size in zip(widths, layout.sizes):
-        assert width == size or width % budget.round_to == 0
+        assert width == size or width % rounding_step(budget.round_to, size) == 0
         assert 1 <= width <= size
 
 
@@ -68,24 +74,24 @@ def check_met(budget: Budget, layout: Layout, cost: CostModel, widths: tuple[int
 
 def test_keep_gives_every_group_its_share() -> None:
     layout, cost = chain((16, 32, 64))
-    assert uniform_widths(Budget("keep", 0.5), layout, cost) == (8, 16, 32)
-    assert uniform_widths(Budget("keep", 0.3), layout, cost) == (4, 9, 19)
+    assert uniform_widths(exact("keep", 0.5), layout, cost) == (8, 16, 32)
+    assert uniform_widths(exact("keep", 0.3), layout, cost) == (4, 9, 19)
     assert uniform_widths(Budget("keep", 0.5, round_to=16), layout, cost) == (16, 16, 32)
-    assert uniform_widths(Budget("keep", 0.01), layout, cost) == (1, 1, 1)
+    assert uniform_widths(exact("keep", 0.01), layout, cost) == (1, 1, 1)
     assert uniform_widths(Budget("keep", 1.0, round_to=24), layout, cost) == (16, 32, 64)
 
 
 def test_shares_that_are_whole_numbers_are_not_lost_to_floating_point() -> None:
     layout, cost = chain((100, 10))
     assert 0.29 * 100 < 29
-    assert uniform_widths(Budget("keep", 0.29), layout, cost) == (29, 2)
+    assert uniform_widths(exact("keep", 0.29), layout, cost) == (29, 2)
 
 
 def test_a_quarter_of_the_macs_is_half_of_the_channels() -> None:
     layout = Layout((64, 64))
     square = Term("conv", 9, (Factor(0, ((0, 1),)), Factor(0, ((1, 1),))))
     cost = CostModel((square,), (square,), layout.sizes)
-    assert uniform_widths(Budget("macs", 0.25), layout, cost) == (32, 32)
+    assert uniform_widths(exact("macs", 0.25), layout, cost) == (32, 32)
 
 
 def test_what_is_left_over_widens_single_groups() -> None:
@@ -93,27 +99,29 @@ def test_what_is_left_over_widens_single_groups() -> None:
     terms = tuple(Term("t", scale, (Factor(0, ((g, 1),)),)) for g, scale in enumerate((10, 3)))
     cost = CostModel(terms, (), layout.sizes)
     # 26 of 52 buys 2 and 2; of 29.1 the first group's next step (10) does not fit, b's (3) does.
-    assert uniform_widths(Budget("macs", 0.56), layout, cost) == (2, 3)
+    assert uniform_widths(exact("macs", 0.56), layout, cost) == (2, 3)
 
 
 @given(cases(), values, steps)
-def test_uniform_keep_is_within_one_step_in_each_group(case: Case, value: float, step: int) -> None:
+def test_uniform_keep_is_within_one_step_in_each_group(
+    case: Case, value: float, round_to: int | None
+) -> None:
     layout, cost = case
-    for width, size in zip(
-        uniform_widths(Budget("keep", value, step), layout, cost), layout.sizes, strict=True
-    ):
+    widths = uniform_widths(Budget("keep", value, round_to), layout, cost)
+    for width, size in zip(widths, layout.sizes, strict=True):
+        step = rounding_step(round_to, size)
         assert width <= value * size + 1e-6 or width == min(step, size)
         assert width == size or width + step > value * size
         assert width == size or width % step == 0
 
 
 @given(cases(), st.sampled_from(["macs", "params"]), values, steps)
-def test_uniform_budgets_are_met(case: Case, kind: Kind, value: float, step: int) -> None:
+def test_uniform_budgets_are_met(case: Case, kind: Kind, value: float, step: int | None) -> None:
     budget = Budget(kind, value, step)
     try:
         widths = uniform_widths(budget, *case)
     except BudgetError:
-        least = tuple(min(step, size) for size in case[0].sizes)
+        least = tuple(min(rounding_step(step, size), size) for size in case[0].sizes)
         assert not budget.fits(least, case[1])
         return
     check_met(budget, *case, widths)
@@ -123,7 +131,7 @@ def test_uniform_budgets_are_met(case: Case, kind: Kind, value: float, step: int
 def test_uniform_widths_share_one_ratio(case: Case, kind: Kind, value: float) -> None:
     layout, cost = case
     try:
-        widths = uniform_widths(Budget(kind, value), layout, cost)
+        widths = uniform_widths(exact(kind, value), layout, cost)
     except BudgetError:
         return
     # Every group holds more than (w - 1) / n and less than (w + 1) / n of its channels, w being
@@ -135,7 +143,7 @@ def test_uniform_widths_share_one_ratio(case: Case, kind: Kind, value: float) ->
 
 @given(cases(), kinds, values, values, steps)
 def test_a_larger_budget_never_buys_less(
-    case: Case, kind: Kind, one: float, two: float, step: int
+    case: Case, kind: Kind, one: float, two: float, step: int | None
 ) -> None:
     layout, cost = case
     small, large = Budget(kind, min(one, two), step), Budget(kind, max(one, two), step)
@@ -152,15 +160,15 @@ def test_a_larger_budget_never_buys_less(
 def test_the_best_channels_of_the_whole_network_stay() -> None:
     layout, cost = chain((4, 4))
     scores = torch.tensor([0.9, 0.1, 0.8, 0.7, 0.2, 0.6, 0.3, 0.0])
-    assert global_widths(Budget("keep", 0.5), layout, cost, scores) == (3, 1)
-    assert global_widths(Budget("keep", 0.75), layout, cost, scores) == (3, 3)
+    assert global_widths(exact("keep", 0.5), layout, cost, scores) == (3, 1)
+    assert global_widths(exact("keep", 0.75), layout, cost, scores) == (3, 3)
 
 
 def test_a_group_never_falls_below_its_floor() -> None:
     layout, cost = chain((10, 10))
     scores = torch.cat([torch.ones(10), torch.zeros(10)])
-    assert global_widths(Budget("keep", 0.5), layout, cost, scores) == (9, 1)
-    assert global_widths(Budget("keep", 0.5, floor=0.3), layout, cost, scores) == (7, 3)
+    assert global_widths(exact("keep", 0.5), layout, cost, scores) == (9, 1)
+    assert global_widths(exact("keep", 0.5, floor=0.3), layout, cost, scores) == (7, 3)
     assert global_widths(Budget("keep", 0.5, 4, floor=0.3), layout, cost, scores) == (4, 4)
 
 
@@ -185,20 +193,19 @@ def test_equal_scores_climb_step_by_step() -> None:
 def test_scores_that_are_not_finite_take_their_place_in_the_order() -> None:
     layout, cost = chain((3, 3))
     scores = torch.tensor([math.nan, math.nan, 0.1, 0.0, math.inf, -math.inf])
-    assert global_widths(Budget("keep", 0.5), layout, cost, scores) == (1, 2)
+    assert global_widths(exact("keep", 0.5), layout, cost, scores) == (1, 2)
 
 
 @given(cases(), kinds, values, steps, floors, st.data())
 def test_global_budgets_are_met_and_floors_hold(
-    case: Case, kind: Kind, value: float, step: int, floor: float, data: st.DataObject
+    case: Case, kind: Kind, value: float, round_to: int | None, floor: float, data: st.DataObject
 ) -> None:
     layout, cost = case
     score = st.floats(-2, 2, width=32) | st.just(0.5)
     scores = torch.tensor(data.draw(st.lists(score, min_size=layout.total, max_size=layout.total)))
-    budget = Budget(kind, value, step, floor)
-    floors = tuple(
-        min(max(step, math.ceil(floor * n / step - 1e-6) * step), n) for n in layout.sizes
-    )
+    budget = Budget(kind, value, round_to, floor)
+    steps = ((rounding_step(round_to, n), n) for n in layout.sizes)
+    floors = tuple(min(max(s, math.ceil(floor * n / s - 1e-6) * s), n) for s, n in steps)
     try:
         widths = global_widths(budget, layout, cost, scores)
     except BudgetError:
@@ -215,7 +222,7 @@ def test_where_channels_are_counted_only_the_order_of_the_scores_matters(
     layout, cost = case
     order = data.draw(st.permutations(range(layout.total)))
     scores = torch.tensor(order, dtype=torch.float64)
-    budget = Budget("keep", value, floor=0.0)
+    budget = exact("keep", value, floor=0.0)
     try:
         widths = global_widths(budget, layout, cost, scores)
     except BudgetError:
@@ -229,11 +236,11 @@ def test_a_channel_must_be_worth_its_price() -> None:
     layout, cost = chain((8, 8), scales=(16, 1, 1))
     scores = torch.cat([torch.linspace(2, 1, 8)] * 2)
     assert cost.macs((8, 8)) - cost.macs((4, 8)) > cost.macs((8, 8)) - cost.macs((8, 4))
-    narrow, wide = global_widths(Budget("macs", 0.5), layout, cost, scores)
+    narrow, wide = global_widths(exact("macs", 0.5), layout, cost, scores)
     assert narrow < wide
-    assert global_widths(Budget("keep", 0.5), layout, cost, scores) == (4, 4)
+    assert global_widths(exact("keep", 0.5), layout, cost, scores) == (4, 4)
     dear = torch.cat([10 * scores[:8], scores[8:]])
-    assert global_widths(Budget("macs", 0.7), layout, cost, dear)[0] > narrow
+    assert global_widths(exact("macs", 0.7), layout, cost, dear)[0] > narrow
 
 
 @given(cases(), kinds, values, values, st.data())
@@ -243,10 +250,10 @@ def test_a_larger_global_budget_never_buys_less(
     layout, cost = case
     scores = torch.tensor(data.draw(st.permutations(range(layout.total))), dtype=torch.float32)
     try:
-        narrow = global_widths(Budget(kind, min(one, two)), layout, cost, scores)
+        narrow = global_widths(exact(kind, min(one, two)), layout, cost, scores)
     except BudgetError:
         return
-    wide = global_widths(Budget(kind, max(one, two)), layout, cost, scores)
+    wide = global_widths(exact(kind, max(one, two)), layout, cost, scores)
     assert count(kind, cost, narrow) <= count(kind, cost, wide)
 
 
@@ -286,7 +293,7 @@ def test_widths_are_those_of_a_plain_walk(
     case: Case, kind: Kind, value: float, data: st.DataObject
 ) -> None:
     layout, cost = case
-    budget = Budget(kind, value, floor=0.0)
+    budget = exact(kind, value, floor=0.0)
     if not budget.fits((1,) * len(layout.sizes), cost):
         return
     even = [[-place / n for place in range(1, n + 1)] for n in layout.sizes]
@@ -317,30 +324,30 @@ def test_all_of_it_is_the_dense_network(kind: Kind) -> None:
 
 def test_a_network_without_groups() -> None:
     layout, cost = chain((), pinned=10)
-    assert uniform_widths(Budget("keep", 0.5), layout, cost) == ()
+    assert uniform_widths(exact("keep", 0.5), layout, cost) == ()
     with pytest.raises(BudgetError, match=r"the least possible is macs=1:"):
-        uniform_widths(Budget("macs", 0.5), layout, cost)
+        uniform_widths(exact("macs", 0.5), layout, cost)
     with pytest.raises(BudgetError, match=r"the least possible is macs=1:"):
-        global_widths(Budget("macs", 0.5), layout, cost, torch.zeros(0))
+        global_widths(exact("macs", 0.5), layout, cost, torch.zeros(0))
 
 
 def test_what_the_pinned_channels_cost_cannot_be_saved() -> None:
     layout, cost = chain((8, 8), pinned=1440)  # 9 * (3 * 8 + 8 * 8 + 8 * 10) + 1440 = 2952
     with pytest.raises(BudgetError) as error:
-        uniform_widths(Budget("macs", 0.5), layout, cost)
+        uniform_widths(exact("macs", 0.5), layout, cost)
     assert str(error.value) == (
         "the budget macs=0.5 cannot be met\n"
         "  why  the least possible is macs=0.5305: pinned channels stay, and each of the 2 groups "
         "keeps its smallest width\n"
         "  do   raise the budget, or lower its floor or round_to"
     )
-    assert uniform_widths(Budget("macs", 0.5305), layout, cost) == (1, 1)
+    assert uniform_widths(exact("macs", 0.5305), layout, cost) == (1, 1)
 
 
 def test_share_is_what_the_widths_really_cost() -> None:
     _, cost = chain((8, 8))
-    assert Budget("keep", 0.5).share((4, 2), cost) == 6 / 16
-    assert Budget("macs", 0.5).share((4, 2), cost) == (12 + 8 + 20) / (24 + 64 + 80)
+    assert exact("keep", 0.5).share((4, 2), cost) == 6 / 16
+    assert exact("macs", 0.5).share((4, 2), cost) == (12 + 8 + 20) / (24 + 64 + 80)
 
 
 # --- text --------------------------------------------------------------------------------------

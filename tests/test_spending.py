@@ -92,13 +92,16 @@ def test_without_a_limit_the_schedule_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("how", "change"),
     [
-        ({"budget": "keep=0.4"}, {"train_macs": 0.3}),
+        ({"budget": "keep=0.4", "round_to": 1}, {"train_macs": 0.3}),
         (
             {"budget": "params=0.2"},
             {"train_macs": 0.5, "budget_schedule": "linear{begin=0.2}", "settle": 0.1},
         ),
-        ({"budget": "macs=0.3", "every": 3}, {"train_macs": 0.38, "settle": 0.4}),
-        ({"budget": "keep=0.4", "policy": "utility{warmup=9,reallocate=0}"}, {"train_macs": 0.33}),
+        ({"budget": "macs=0.3", "round_to": 1, "every": 3}, {"train_macs": 0.38, "settle": 0.4}),
+        (
+            {"budget": "keep=0.4", "round_to": 1, "policy": "utility{warmup=9,reallocate=0}"},
+            {"train_macs": 0.33},
+        ),
     ],
     ids=str,
 )

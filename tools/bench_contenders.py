@@ -130,7 +130,7 @@ def _dense(case: Case) -> nn.Module:
 def _gated(case: Case, model: nn.Module | None = None, every: int = 1) -> fxprune.GatedModule:
     budget = f"keep={case.keep}"
     model = _dense(case) if model is None else model
-    return fxprune.instrument(model, case.example(), case.policy, budget, every=every)
+    return fxprune.instrument(model, case.example(), case.policy, budget, round_to=1, every=every)
 
 
 def _masked(case: Case) -> nn.Module:

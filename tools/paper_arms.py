@@ -144,11 +144,14 @@ class Dense(Arm):
 
 @dataclass(frozen=True)
 class Gated(Arm):
-    """fxprune; policy and budget are in their text forms."""
+    """fxprune; policy and budget are in their text forms.
+
+    Widths are not rounded, so that all arms spend the same: the nets here are narrow ones.
+    """
 
     policy: str = "cucb"
     budget: str = "macs=0.27"
-    round_to: int = 1
+    round_to: int | None = 1
 
     def train(self, job: Job) -> Record | None:
         """See `Arm`."""

@@ -99,7 +99,9 @@ DENSE = Dense("dense")
 FXPRUNE = Gated("fxprune", policy="utility", budget=BUDGET, options=CUBIC)
 HALF = Gated("fxprune macs=0.5", policy="utility", budget="macs=0.5", options=CUBIC)
 FEW = Gated("fxprune params=0.11", policy="utility", budget="params=0.11", options=CUBIC)
-ROUNDED = Gated("utility, round_to=8", policy="utility", budget=BUDGET, round_to=8, options=CUBIC)
+ROUNDED = Gated(
+    "fxprune, rounded widths", policy="utility", budget=BUDGET, round_to=None, options=CUBIC
+)
 ABLATION = (
     ROUNDED,
     Gated("utility, linear", policy="utility", budget=BUDGET, options=LINEAR),
@@ -139,7 +141,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "cost": Table(
         "What a whole training costs",
-        (DENSE, HALF, FXPRUNE),
+        (DENSE, HALF, FXPRUNE, ROUNDED),
         ("resnet32", "vgg16_bn"),
         plots=("accuracy by macs of the training",),
     ),

@@ -50,7 +50,7 @@ def test_runs_as_the_published_code_does(scale: str) -> None:
         selection = torch.tensor(sorted(executed))
         if step >= 5 and all(executed & set(group) for group in groups()):
             score = policy.score(state, LAYOUT, True)
-            widths = global_widths(Budget("keep", 10 / 16, floor=0.0), LAYOUT, COST, score)
+            widths = global_widths(Budget("keep", 10 / 16, 1, floor=0.0), LAYOUT, COST, score)
             assert torch.equal(top(score, LAYOUT, widths).sort().values, selection)
             compared += 1
 
@@ -104,8 +104,8 @@ def test_a_layer_that_the_global_threshold_would_delete_keeps_its_floor() -> Non
         policy.observe(state, LAYOUT, ALL, saliency)
     score = policy.score(state, LAYOUT, True)
     assert torch.equal(score[4:11], torch.zeros(7))
-    assert global_widths(Budget("keep", 0.5), LAYOUT, COST, score) == (4, 1, 3)
-    assert global_widths(Budget("keep", 0.5, floor=0.4), LAYOUT, COST, score) == (3, 3, 2)
+    assert global_widths(Budget("keep", 0.5, 1), LAYOUT, COST, score) == (4, 1, 3)
+    assert global_widths(Budget("keep", 0.5, 1, floor=0.4), LAYOUT, COST, score) == (3, 3, 2)
 
 
 def test_the_largest_of_each_layer_starves_the_layer_with_one_strong_channel() -> None:
@@ -119,7 +119,7 @@ def test_the_largest_of_each_layer_starves_the_layer_with_one_strong_channel() -
         state = policy.start(layout, torch.ones(layout.total), 0)
         policy.observe(state, layout, torch.arange(layout.total), saliency)
         score = policy.score(state, layout, True)
-        widths[scale] = global_widths(Budget("keep", 0.5), layout, cost, score)
+        widths[scale] = global_widths(Budget("keep", 0.5, 1), layout, cost, score)
     assert widths == {"max": (1, 33), "l2": (4, 30)}
 
 
