@@ -26,6 +26,7 @@ from onnx.shape_inference import InferenceError
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.batched import BatchedConvs
 from fxprune.errors import ExportError, ParityError
 from fxprune.storage import write_bytes
 
@@ -218,7 +219,7 @@ def _program(network: nn.Module, example: tuple[Tensor, ...]) -> Any:
     )
     shapes = tuple({0: "batch"} if batched else None for batched in _batched(example))
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), BatchedConvs():
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
                 network, pair, dynamo=True, dynamic_shapes=shapes, verbose=False

@@ -126,6 +126,34 @@ def test_a_failed_check_writes_no_file_and_keeps_the_old_one(net, tmp_path):
     assert ParityError.exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"padding": (2, 1), "stride": (1, 2)}, {"padding": 2, "dilation": 2, "groups": 4}],
+    ids=str,
+)
+def test_a_kernel_for_each_example(how, tmp_path):
+    class Conditional(nn.Module):
+        """A convolution whose kernel depends on the example, as a group for each."""
+
+        def __init__(self):
+            super().__init__()
+            self.groups = how.get("groups", 1)
+            self.kernels = nn.Parameter(torch.randn(3, 8 * (4 // self.groups) * 9))
+            self.biases = nn.Parameter(torch.randn(3, 8))
+
+        def forward(self, x):
+            n, c, h, w = x.shape
+            share = x.mean((2, 3))[:, :3].softmax(1)
+            kernel = (share @ self.kernels).view(n * 8, c // self.groups, 3, 3)
+            options = {**how, "groups": self.groups * n}
+            x = x.reshape(1, n * c, h, w)
+            y = nn.functional.conv2d(x, kernel, (share @ self.biases).flatten(), **options)
+            return y.view(n, 8, y.shape[2], y.shape[3])
+
+    example = (torch.randn(2, 4, 9, 7),)
+    export_onnx(Conditional(), example, tmp_path / "net.onnx")  # which compares batches of 1 to 7
+
+
 def test_a_network_that_amplifies_rounding_is_told_so(tmp_path):
     class Cancelling(nn.Module):
         """The difference of two convolutions that are nearly the same."""
