@@ -2,7 +2,8 @@
 
 Recipes: `papers` is that of arXiv 2007.01486 (SGD, learning rate cut by ten three or four times,
 200 or 300 epochs); `short` the same data in 30 epochs under a cosine; `small` is for a CPU: small
-networks on 10,000 images in 12 epochs, `medium` on all of them; `trial` only shows that all runs.
+networks on 10,000 images in 12 epochs, `medium` on all of them, `long` in 30 epochs; `trial` only
+shows that all runs.
 """
 
 from collections.abc import Callable, Mapping
@@ -66,9 +67,10 @@ RECIPES: Mapping[str, Recipe] = {
     "short": Recipe(None, {**COSINE, "epochs": 30}),
     "small": Recipe(10_000, {**COSINE, "epochs": 12, "batch_size": 64}),
     "medium": Recipe(None, {**COSINE, "epochs": 12, "batch_size": 64}),
+    "long": Recipe(None, {**COSINE, "epochs": 30, "batch_size": 64}),
     "trial": Recipe(64, {**COSINE, "epochs": 2, "batch_size": 16, "recalibrate": 2}),
 }
-SMALL = ("small", "medium")  # the recipes for a table's small networks
+SMALL = ("small", "medium", "long")  # the recipes for a table's small networks
 
 
 @dataclass(frozen=True)

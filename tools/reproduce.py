@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import platform
 import sys
-import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,6 +25,7 @@ from typing import Any
 import cifar
 import paper_report
 import torch
+from children import end_with_parent
 from paper_arms import Arm, Job
 from paper_tables import NETWORKS, RECIPES, SMALL, TABLES
 
@@ -85,18 +85,6 @@ def work(run: Run, other: Record, arguments: argparse.Namespace, minutes: float)
         **versions(device),
         **record,
     }
-
-
-def end_with_parent() -> None:
-    """Ends this process, in the midst of its training, once the one that started it is gone."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def versions(device: torch.device) -> Record:

@@ -88,7 +88,9 @@ def examine(tool: str, spec: str, skip: frozenset[str], pipe: Connection) -> Non
     import zoo_check
     import zoo_models
     import zoo_peer
+    from children import end_with_parent
 
+    end_with_parent()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     sys.setrecursionlimit(10_000)
