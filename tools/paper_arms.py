@@ -182,8 +182,9 @@ class Narrow(Arm):
 
     def train(self, job: Job) -> Record | None:
         """See `Arm`."""
+        budget = self.budget or "keep=1"
         gated = fxprune.instrument(
-            job.model(), (job.example,), "fixed{choice=first}", self.budget or "keep=1"
+            job.model(), (job.example,), "fixed{choice=first}", budget, round_to=1
         )
         if not self.budget:
             gated.settle(first_channels(gated, job.other["widths"]))
