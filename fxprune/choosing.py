@@ -126,7 +126,7 @@ class Chooser:
         if since < 0:
             return None
         if since == 0 or (reallocate and self.steps % reallocate == 0):
-            widths = self._allocated(self.share)
+            widths = self._allocated(self.share, explore=True)
         if widths == trained.widths and self.steps % self._settings.every > 0:
             return None
         return self._aligned(self._top(widths, explore=True), widths, executing)
@@ -154,7 +154,7 @@ class Chooser:
         self.share = share
         if self.steps < self._settings.policy.warmup:
             return None
-        widths = self._allocated(share)
+        widths = self._allocated(share, explore=True)
         if widths == trained.widths:
             return None
         return self._aligned(self._top(widths, explore=True), widths, executing)
@@ -167,7 +167,7 @@ class Chooser:
         """
         if self.steps == 0 and trained.widths == self._uniform:
             return trained
-        widths = self._allocated(self._settings.budget.value)
+        widths = self._allocated(self._settings.budget.value, explore=False)
         return self._aligned(self._top(widths, explore=False), widths, executing)
 
     def take_over(self, other: "Chooser", device: torch.device) -> None:
@@ -179,12 +179,12 @@ class Chooser:
         score = self._settings.policy.score(self.state, self._layout, explore)
         return top(score, self._layout, widths)
 
-    def _allocated(self, share: float) -> Widths:
+    def _allocated(self, share: float, explore: bool) -> Widths:
         """The widths that spend a share: the same of all groups, or what each deserves."""
         policy, layout = self._settings.policy, self._layout
         budget = self._settings.budget.at(share, layout.sizes)
         if self._settings.reallocate and self.steps > 0:
-            score = policy.score(self.state, layout, explore=False)
+            score = policy.score(self.state, layout, explore)
             return global_widths(budget, layout, self._cost, score)
         if budget == self._settings.budget:
             return self._uniform

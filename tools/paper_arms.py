@@ -146,7 +146,8 @@ class Dense(Arm):
 class Gated(Arm):
     """fxprune; policy and budget are in their text forms.
 
-    Widths are not rounded, so that all arms spend the same: the nets here are narrow ones.
+    Widths are not rounded, so that all arms spend the same: the nets here are narrow ones. Where
+    it is `after` another arm it trains for as many macs, not for as many epochs.
     """
 
     policy: str = "cucb"
@@ -164,7 +165,10 @@ class Gated(Arm):
             seed=job.options.seed,
         )
         trail = Trail(gated, job.folder / "trail.jsonl")
-        record = job.fit(gated, trail=trail)
+        epochs = job.options.epochs
+        if self.after:
+            epochs = round(job.other["run_macs"] * epochs / size_of(gated)["macs"])
+        record = job.fit(gated, trail=trail, epochs=epochs)
         return record and record | size_of(gated) | trail.record(scores=job.options.seed == 0)
 
 

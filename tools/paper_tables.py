@@ -96,16 +96,26 @@ BUDGET = "macs=0.27"
 LINEAR = {"budget_schedule": "linear{begin=0.1,end=0.4}", "settle": 0.5}
 CUBIC = {"budget_schedule": "cubic{begin=0.1,end=0.4}", "settle": 0.5}
 CONSTANT = {"budget_schedule": "constant", "settle": 0.5}
+EARLY = {"budget_schedule": "constant", "settle": 0.75}
 
 DENSE = Dense("dense")
 FXPRUNE = Gated("fxprune", policy="utility", budget=BUDGET, options=CUBIC)
 HALF = Gated("fxprune macs=0.5", policy="utility", budget="macs=0.5", options=CUBIC)
 FEW = Gated("fxprune params=0.11", policy="utility", budget="params=0.11", options=CUBIC)
+BALANCE = Gated("balance, constant", policy="balance", budget=BUDGET, options=EARLY)
+BALANCE_LONGER = Gated(
+    "balance, constant, equal macs",
+    after=FXPRUNE.name,
+    policy="balance",
+    budget=BUDGET,
+    options=EARLY,
+)
 ROUNDED = Gated(
     "fxprune, rounded widths", policy="utility", budget=BUDGET, round_to=None, options=CUBIC
 )
 ABLATION = (
     ROUNDED,
+    BALANCE,
     Gated("utility, linear", policy="utility", budget=BUDGET, options=LINEAR),
     Gated("utility, constant", policy="utility", budget=BUDGET, options=CONSTANT),
     Gated(
@@ -123,6 +133,7 @@ ABLATION = (
     Gated("random, constant", policy="random", budget=BUDGET, options=CONSTANT),
 )
 CONTROLS = (
+    BALANCE_LONGER,
     Narrow("narrow, widths found, equal macs", after=FXPRUNE.name),
     Narrow("narrow, widths found, equal epochs", after=FXPRUNE.name, equal="epochs"),
     Narrow("narrow, uniform widths, equal macs", after=FXPRUNE.name, budget=BUDGET),
@@ -143,7 +154,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "cost": Table(
         "What a whole training costs",
-        (DENSE, HALF, FXPRUNE, ROUNDED),
+        (DENSE, HALF, FXPRUNE, ROUNDED, BALANCE),
         ("resnet32", "vgg16_bn"),
         plots=("accuracy by macs of the training",),
     ),

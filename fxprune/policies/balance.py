@@ -1,0 +1,107 @@
+"""Balance: widths follow marginal saliency at a constant cost, channels come in a fixed order.
+
+Each group executes its first channels, in the order of their weights' magnitudes at the start. So
+channels hardly come and go: a selection of channels that keeps changing costs more than choosing
+them well earns (results/README.md). What is learnt are the widths. Every `reallocate` steps the
+budget goes to where one more channel is worth most for its price: an executing channel is worth
+its mean saliency, and the next ones, of which nothing is known, as much as the least of their
+group. A group grows by the share `grow` at most; what it takes, others give up. Groups start at
+uniform widths, and no step costs more than the budget, so this is for runs without a schedule from
+all channels down: `--budget-schedule constant`, or a loop of your own.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fxprune.groups import Layout
+from fxprune.policies.base import (
+    Policy,
+    State,
+    Taylor,
+    check_choice,
+    check_range,
+    mark_seen,
+    unseen_last,
+)
+from fxprune.policies.rows import place
+from fxprune.policies.scale import per_sum
+from fxprune.policies.select import top
+
+RESTING = 1e-3
+"""What a channel that may not enter yet is worth, as a share of the least of its group."""
+
+
+@dataclass(frozen=True)
+class Balance(Policy):
+    """Mean saliencies with a memory, as worths of places in a group.
+
+    Attributes:
+        decay: what is left of an observation's weight after another one.
+        grow: by which share of its width a group may grow at a time, rounded up.
+        reallocate: steps between global allocations of the widths.
+        saliency: form of the Taylor saliency.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("balance",)
+
+    decay: float = 0.99
+    grow: float = 0.15
+    reallocate: int = 100
+    saliency: Taylor = "batch"
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        check_range(self, "decay", 0, 1)
+        check_range(self, "grow", 0, 1e9)
+        check_range(self, "reallocate", 1, 1e9)
+        check_choice(self, "saliency", Taylor)
+
+    @property
+    def observes(self) -> Taylor:
+        """The chosen form of the Taylor saliency."""
+        return self.saliency
+
+    def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
+        """Adds `worth`, `weight`, float32 [N]; `last`, int64 [N], and `step`, int64 []."""
+        state = super().start(layout, prior, seed)
+        state["worth"] = torch.zeros_like(state["prior"])
+        state["weight"] = torch.zeros_like(state["prior"])
+        state["last"] = torch.zeros_like(state["prior"], dtype=torch.int64)
+        state["step"] = torch.zeros((), dtype=torch.int64, device=prior.device)
+        return state
+
+    def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
+        """Adds to the discounted means of the executed channels."""
+        value, valid = per_sum(saliency, selection, layout)
+        state["step"].add_(1)
+        for name, new in (("worth", value), ("weight", torch.ones_like(value))):
+            old = state[name][selection]
+            state[name].index_copy_(0, selection, torch.where(valid, self.decay * old + new, old))
+        last = torch.where(valid, state["step"], state["last"][selection])
+        state["last"].index_copy_(0, selection, last)
+        mark_seen(state, selection, valid)
+
+    def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
+        """What the place of a channel in its group is worth."""
+        rows, columns = len(layout.sizes), max(layout.sizes, default=0)
+        cells = place(layout, state["prior"].device)
+        executing = state["seen"] & (state["last"] == state["step"])
+        mean = state["worth"] / state["weight"].clamp_min(1e-30)
+        table = mean.new_full((rows * columns,), -1.0)
+        table.index_copy_(0, cells, torch.where(executing, mean, -1.0))
+        worths = table.view(rows, columns).sort(dim=1, descending=True).values
+        width = (worths >= 0).sum(dim=1, keepdim=True)
+        least = worths.gather(1, (width - 1).clamp_min(0)) if columns else worths
+        places = torch.arange(columns, device=cells.device)
+        near = (places < (width * (1 + self.grow)).ceil()) & explore
+        resting = least.clamp_min(0) * torch.where(near, 1.0, RESTING)
+        curve = torch.where(worths >= 0, worths, resting)
+        curve = (curve + 1e-12) * (1 - 1e-6 * places)  # of equals the first place is worth more
+        order = top(state["prior"], layout, layout.sizes)
+        score = torch.empty_like(mean).index_copy_(0, order, curve.flatten()[cells])
+        entering = torch.zeros_like(state["seen"])
+        entering.index_copy_(0, order, near.flatten()[cells])
+        return torch.where(entering, score, unseen_last(score, state))
