@@ -83,6 +83,7 @@ def test_the_last_accuracy_is_that_of_the_compact_network(digits):
         ({"policy": "cucb{saliency=sample}", "every": 3}, {"optimizer": "adamw", "lr": 0.002}),
         ({"policy": "utility{warmup=5,reallocate=4}", "budget": "macs=0.4"}, {}),
         ({"policy": "utility{warmup=30,reallocate=4}"}, {"optimizer": "adamw", "lr": 0.002}),
+        ({"policy": "balance{reallocate=6}", "budget": "macs=0.4", "round_to": 1}, {}),
         ({"policy": "random", "seed": 4}, {"settle": 0.6}),
         ({"policy": "magnitude", "round_to": 4}, {"settle": 0.0, "momentum": 0.0}),
     ],
