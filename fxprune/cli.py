@@ -110,12 +110,14 @@ def inspect(spec: Spec, shape: Input = None, as_json: Json = False) -> None:
 def instrument(
     spec: Spec,
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How channels are chosen: utility, cucb, magnitude, bn_scale, random, fixed; with "
-            "options in braces: 'cucb{c=0.5}'."
+            help="How channels are chosen: balance, utility, cucb, magnitude, bn_scale, random, "
+            "fixed; with options in braces: 'cucb{c=0.5}'.  [default: balance, with --weights "
+            "utility]",
+            show_default=False,
         ),
-    ] = "utility",
+    ] = None,
     budget: Annotated[
         str,
         typer.Option(
@@ -177,6 +179,7 @@ def instrument(
     from fxprune.source import resolve
     from fxprune.weights import load_weights
 
+    policy = policy or ("balance" if weights is None else "utility")
     chosen, spent = parse(policy), Budget.parse(budget, round_to)  # refused before any work
     Settings(chosen, spent)  # likewise
     measures = spent.kind == "latency" and not spent.widths
@@ -268,7 +271,7 @@ def train(
         typer.Option(
             help="How the network falls from all channels to its budget: constant (the budget "
             "from the first step on), linear or cubic, with options in braces: "
-            "'linear{begin=0.2,end=0.5}'. auto is "
+            "'linear{begin=0.2,end=0.5}'. auto is constant for the policy balance, and for others "
             "cubic{begin=0.1,end=0.4}, or an earlier end where the channels settle earlier.",
             show_default="auto",
         ),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import OptionError
-from fxprune.schedule import Cubic, Schedule, parse
+from fxprune.schedule import Constant, Cubic, Schedule, parse
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class TrainOptions:
             on a CPU.
         channels_last: NHWC memory: "auto" is on, but for a GPU in full precision.
         budget_schedule: how a gated network falls from all channels to its budget, such as
-            "linear{begin=0.1,end=0.6}"; see `fxprune.schedule`. "auto" is "cubic" from the first
-            tenth to 0.4 of the run, or earlier where the network settles earlier; "constant" is
-            the budget from the first step on.
+            "linear{begin=0.1,end=0.6}"; see `fxprune.schedule`. "constant" is the budget from the
+            first step on; "auto" is that for policies that do best with it (`Policy.falls`) unless
+            `train_macs` is given, and for others "cubic" from the first tenth to 0.4 of the run,
+            or earlier where the network settles earlier.
         train_macs: what the whole run may cost, as a share of the dense run's forward macs; the
             length of the budget's fall is planned by it. None for no limit.
         settle: last share of the run, in which a gated network trains on the selection that is
@@ -101,26 +102,23 @@ class TrainOptions:
                 why="it is a share of the macs of the dense run",
                 do="give a number above 0, and at most 1",
             )
-        end = self.schedule_of_budget.end
-        if self.train_macs is None and self.falls and end > 1 - self.settle + 1e-9:
+        schedule = self.schedule_of_budget(falls=True)
+        end = schedule.end if schedule.left(0.0) > 0 else 0.0
+        if self.train_macs is None and end > 1 - self.settle + 1e-9:
             raise OptionError(
                 f"the budget cannot fall until {end:g} of the run",
                 why=f"the channels settle after {1 - self.settle:g} of it",
                 do="give the schedule an earlier end, or a smaller settle",
             )
 
-    @property
-    def schedule_of_budget(self) -> Schedule:
-        """The budget's schedule, what "auto" stands for included."""
+    def schedule_of_budget(self, falls: bool) -> Schedule:
+        """The budget's schedule, what "auto" stands for included; `falls` is the policy's."""
         if self.budget_schedule != "auto":
             return parse(self.budget_schedule)
+        if not falls and self.train_macs is None:
+            return Constant()
         end = min(0.4, 1 - self.settle)
         return Cubic(begin=end / 4, end=end)
-
-    @property
-    def falls(self) -> bool:
-        """Whether the budget's schedule begins above the budget."""
-        return self.schedule_of_budget.left(0.0) > 0
 
     def settles_at(self, steps: int) -> int:
         """The step, of all steps of a run, from which on the selection is fixed."""

@@ -57,7 +57,7 @@ def plan_spending(gated: GatedModule, options: TrainOptions, steps: int) -> Spen
             cannot be known.
     """
     price = _Price(gated, options, steps)
-    schedule = options.schedule_of_budget
+    schedule = options.schedule_of_budget(gated.settings.policy.falls)
     if options.train_macs is None:
         return price.of(schedule)
     limit = options.train_macs * gated.cost.dense_macs * steps

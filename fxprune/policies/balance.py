@@ -6,8 +6,8 @@ them well earns (results/README.md). What is learnt are the widths. Every `reall
 budget goes to where one more channel is worth most for its price: an executing channel is worth
 its mean saliency, and the next ones, of which nothing is known, as much as the least of their
 group. A group grows by the share `grow` at most; what it takes, others give up. Groups start at
-uniform widths, and no step costs more than the budget, so this is for runs without a schedule from
-all channels down: `--budget-schedule constant`, or a loop of your own.
+uniform widths, and no step costs more than the budget: the trainer gives it no schedule from all
+channels down.
 """
 
 from dataclasses import dataclass
@@ -63,6 +63,11 @@ class Balance(Policy):
     def observes(self) -> Taylor:
         """The chosen form of the Taylor saliency."""
         return self.saliency
+
+    @property
+    def falls(self) -> bool:
+        """No: which channels execute is not chosen by what they learn."""
+        return False
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
         """Adds `worth`, `weight`, float32 [N]; `last`, int64 [N], and `step`, int64 []."""

@@ -55,6 +55,11 @@ class Policy(abc.ABC):
         """Steps between global allocations of the widths; 0 for uniform widths that stay."""
         return 0
 
+    @property
+    def falls(self) -> bool:
+        """Whether a training does best to begin with all channels and to fall to its budget."""
+        return True
+
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
         """The state before the first step.
 
