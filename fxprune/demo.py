@@ -31,7 +31,7 @@ from fxprune.train import EpochMetrics, Tick, fit
 
 WIDTH = 48
 OPTIONS = TrainOptions(epochs=20, lr=0.05, batch_size=64, device="cpu")
-POLICY, BUDGET, ROUND_TO = "cucb", "keep=0.5", 8
+POLICY, BUDGET = "balance", "macs=0.25"
 SPEC = "fxprune.demo:build_model"
 WARM_UP, TURNS = 5, 40
 MARK = "about.txt"
@@ -136,7 +136,7 @@ def run(
     prepare(output)
     torch.manual_seed(options.seed)
     dense = build_model()
-    gated = compiler.instrument(dense, example_inputs, POLICY, BUDGET, ROUND_TO)
+    gated = compiler.instrument(dense, example_inputs, POLICY, BUDGET)
     folder = Run.create(output / f"digits{SUFFIX}", gated, SPEC)
     Job("digits", Path("data").resolve(), options).write(folder)
     begin("timing training steps")
