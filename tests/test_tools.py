@@ -55,7 +55,7 @@ def test_a_table_goes_on_where_it_stopped(data_file, tmp_path):
     assert done.returncode == 0, done.stderr
     records = json.loads((tmp_path / "results" / "peers.json").read_text())["runs"]
     by_arm = {record["arm"]: record for record in records}
-    assert len(by_arm) == len(records) == 7
+    assert len(by_arm) == len(records) == 8
     for arm, record in by_arm.items():
         assert record["macs"] <= (1 if arm == "dense" else 0.27), arm
         spent = [epoch["run_macs"] for epoch in record["curve"]]
@@ -63,7 +63,7 @@ def test_a_table_goes_on_where_it_stopped(data_file, tmp_path):
         assert spent[-1] == pytest.approx(record["run_macs"]), arm
         assert len(spent) == record["epochs"], arm
     found = by_arm["narrow, widths found, equal epochs"]
-    assert found["widths"] == by_arm["fxprune"]["widths"]
+    assert found["widths"] == by_arm["utility, cubic"]["widths"]
     assert found["run_macs"] == pytest.approx(found["macs"])
     text = (tmp_path / "results" / "README.md").read_text()
     assert all(f"| {arm} (1) |" in text for arm in by_arm)

@@ -271,8 +271,10 @@ def _colors(count: int) -> Any:
 
 
 def _line(arm: str, color: Any) -> dict[str, Any]:
-    """The dense network and fxprune stand out; whatever keeps one width is dashed."""
-    bold = {"dense": "black", "fxprune": "tab:red"}
+    """The dense network and the default stand out; whatever has the budget at once is dashed."""
+    bold = {"dense": "black", "utility, cubic": "tab:orange"}
+    if arm.startswith("balance"):
+        bold[arm] = "tab:red"
     return {
         "color": bold.get(arm, color),
         "linewidth": 2.2 if arm in bold else 1.1,

@@ -2,8 +2,7 @@
 
 Recipes: `papers` is that of arXiv 2007.01486 (SGD, learning rate cut by ten three or four times,
 200 or 300 epochs); `short` the same data in 30 epochs under a cosine; `small` is for a CPU: small
-networks on 10,000 images in 12 epochs, `medium` on all of them, `long` in 30 epochs; `trial` only
-shows that all runs.
+networks on 10,000 images in 12 epochs, `medium` on all of them; `trial` only shows that all runs.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,10 +66,9 @@ RECIPES: Mapping[str, Recipe] = {
     "short": Recipe(None, {**COSINE, "epochs": 30}),
     "small": Recipe(10_000, {**COSINE, "epochs": 12, "batch_size": 64}),
     "medium": Recipe(None, {**COSINE, "epochs": 12, "batch_size": 64}),
-    "long": Recipe(None, {**COSINE, "epochs": 30, "batch_size": 64}),
     "trial": Recipe(64, {**COSINE, "epochs": 2, "batch_size": 16, "recalibrate": 2}),
 }
-SMALL = ("small", "medium", "long")  # the recipes for a table's small networks
+SMALL = ("small", "medium")  # the recipes for a table's small networks
 
 
 @dataclass(frozen=True)
@@ -99,19 +97,19 @@ CONSTANT = {"budget_schedule": "constant", "settle": 0.5}
 EARLY = {"budget_schedule": "constant", "settle": 0.75}
 
 DENSE = Dense("dense")
-FXPRUNE = Gated("fxprune", policy="utility", budget=BUDGET, options=CUBIC)
-HALF = Gated("fxprune macs=0.5", policy="utility", budget="macs=0.5", options=CUBIC)
-FEW = Gated("fxprune params=0.11", policy="utility", budget="params=0.11", options=CUBIC)
+UTILITY = Gated("utility, cubic", policy="utility", budget=BUDGET, options=CUBIC)
+HALF = Gated("utility, cubic, macs=0.5", policy="utility", budget="macs=0.5", options=CUBIC)
+FEW = Gated("utility, cubic, params=0.11", policy="utility", budget="params=0.11", options=CUBIC)
 BALANCE = Gated("balance, constant", policy="balance", budget=BUDGET, options=EARLY)
 BALANCE_LONGER = Gated(
     "balance, constant, equal macs",
-    after=FXPRUNE.name,
+    after=UTILITY.name,
     policy="balance",
     budget=BUDGET,
     options=EARLY,
 )
 ROUNDED = Gated(
-    "fxprune, rounded widths", policy="utility", budget=BUDGET, round_to=None, options=CUBIC
+    "utility, cubic, rounded widths", policy="utility", budget=BUDGET, round_to=None, options=CUBIC
 )
 ABLATION = (
     ROUNDED,
@@ -134,33 +132,33 @@ ABLATION = (
 )
 CONTROLS = (
     BALANCE_LONGER,
-    Narrow("narrow, widths found, equal macs", after=FXPRUNE.name),
-    Narrow("narrow, widths found, equal epochs", after=FXPRUNE.name, equal="epochs"),
-    Narrow("narrow, uniform widths, equal macs", after=FXPRUNE.name, budget=BUDGET),
-    Peer("Torch-Pruning, GroupMagnitude", after=FXPRUNE.name),
-    Peer("Torch-Pruning, GroupNorm, sparse", after=FXPRUNE.name, sparse=True),
+    Narrow("narrow, widths found, equal macs", after=UTILITY.name),
+    Narrow("narrow, widths found, equal epochs", after=UTILITY.name, equal="epochs"),
+    Narrow("narrow, uniform widths, equal macs", after=UTILITY.name, budget=BUDGET),
+    Peer("Torch-Pruning, GroupMagnitude", after=UTILITY.name),
+    Peer("Torch-Pruning, GroupNorm, sparse", after=UTILITY.name, sparse=True),
 )
 TABLES: Mapping[str, Table] = {
     "cifar10": Table(
         "Accuracy by size",
-        (DENSE, HALF, FXPRUNE, FEW),
+        (DENSE, HALF, UTILITY, FEW, BALANCE),
         ("vgg16_bn", "resnet32", "resnet56", "densenet40", "mobilenet_v2"),
     ),
     "ablation": Table(
-        "Policies and schedules; fxprune is utility, cubic",
-        (DENSE, FXPRUNE, *ABLATION),
+        "Policies and schedules",
+        (DENSE, UTILITY, *ABLATION),
         ("resnet32", "vgg16_bn"),
         plots=(*Table.plots, "widths", "churn", "scores"),
     ),
     "cost": Table(
         "What a whole training costs",
-        (DENSE, HALF, FXPRUNE, ROUNDED, BALANCE),
+        (DENSE, HALF, UTILITY, ROUNDED, BALANCE),
         ("resnet32", "vgg16_bn"),
         plots=("accuracy by macs of the training",),
     ),
     "peers": Table(
         "The same compute, spent otherwise",
-        (DENSE, FXPRUNE, *CONTROLS),
+        (DENSE, UTILITY, *CONTROLS),
         ("vgg16_bn", "resnet56_projection"),
     ),
 }
