@@ -201,7 +201,10 @@ def test_instrument_starts_from_trained_weights(here: Path) -> None:
     with torch.no_grad():
         net(torch.randn(9, 1, 8, 8))
     safetensors.torch.save_file(net.state_dict(), here / "dense.safetensors")
-    run("instrument", "model.py", "--weights", "dense.safetensors", folder=here)
+    done = run("instrument", "model.py", "--weights", "dense.safetensors", "--json", folder=here)
+    assert json.loads(done.stdout)["policy"].startswith("utility")
+    fresh = run("instrument", "model.py", "-o", "fresh.fxprune", "--json", folder=here)
+    assert json.loads(fresh.stdout)["policy"].startswith("balance")
     gated = fxprune.load(here / "model.fxprune" / "checkpoint.safetensors", _net())
     found = gated.dense_state_dict()
     assert all(torch.equal(found[name], value) for name, value in net.state_dict().items())

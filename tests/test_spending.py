@@ -74,6 +74,17 @@ def test_a_plan_takes_what_it_is_given(
     assert spending.pace.share(options.settles_at(steps)) == 0.25
 
 
+def test_balance_has_the_budget_from_the_first_step_on() -> None:
+    gated = make(budget="macs=0.25", policy="balance")
+    assert plan_spending(gated, TrainOptions(), 100).pace.starts == (0,)
+    told = TrainOptions(budget_schedule="cubic{begin=0.1,end=0.4}")
+    assert plan_spending(gated, told, 100).pace.share(5) == 1
+    limited = plan_spending(gated, TrainOptions(train_macs=0.4), 100)
+    assert limited.pace.share(0) == 1
+    assert 0.3 * 100 < total(limited) / gated.cost.dense_macs <= 0.4 * 100
+    assert plan_spending(GATED, TrainOptions(), 100).pace.share(5) == 1
+
+
 def test_without_a_limit_the_schedule_is_taken_as_it_is() -> None:
     options = TrainOptions(budget_schedule="linear{begin=0.1,end=0.6,changes=5}", settle=0.1)
     spending = plan_spending(GATED, options, 100)
