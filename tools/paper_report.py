@@ -97,9 +97,8 @@ def _row(arm: str, runs: list[Record], dense: list[Record]) -> str:
         return statistics.mean(map(of, runs))
 
     def ratio(key: str) -> str:
-        known = [a[key] / b[key] for a, b in pairs if key in a and key in b]
-        if key == "seconds" and any(run["jobs"] > 1 for pair in pairs for run in pair):
-            return ""  # times taken beside other trainings say nothing
+        alone = [pair for pair in pairs if key != "seconds" or all(r["jobs"] == 1 for r in pair)]
+        known = [a[key] / b[key] for a, b in alone if key in a and key in b]
         return f"{statistics.mean(known):.2f}" if known else ""
 
     accuracy = f"{100 * mean(lambda run: run['accuracy']):.2f}"
