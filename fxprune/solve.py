@@ -181,12 +181,16 @@ class Solution:
         return signatures
 
     def _ranks(self) -> Ints:
-        """Which of its channel's labels each one is in the parameter that it was given to."""
+        """Which of its channel's labels each one is in the parameter that it was given to.
+
+        Labels of no parameter, such as those of a padding, are told apart from all of these.
+        """
         leads = [self.context.made[place].numpy() for place in np.unique(self.lead)]
         labels, lengths = _joined(leads), [len(lead) for lead in leads]
         ranks = np.zeros(self.context.next_label, dtype=np.int64)
         ranks[labels] = _occurrence(self.component[labels], lengths)
         copy_to_others(self.context, self.lead, ranks)
+        ranks[1 + sum(self.sizes) :] = self.context.next_label
         return ranks
 
     def _sightings(self) -> tuple[list[Ints], npt.NDArray[np.uint64]]:

@@ -21,6 +21,26 @@ class Grouped(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class PaddedGrouped(nn.Module):
+    """Zero channels on both sides, then two convolution groups.
+
+    Padding meets a channel in the first group once (the fourth stem channel) and in the second
+    group once (the third one): these two are not interchangeable.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.plain = nn.Conv2d(8, 4, 1, bias=False)
+        self.conv = nn.Conv2d(8, 8, 1, groups=2, bias=False)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(F.relu(self.stem(x)), (0, 0, 0, 0, 1, 1))
+        x = torch.cat([self.plain(x), self.conv(x)], 1)
+        return self.fc(x.mean((2, 3)))
+
+
 class TransposedDepthwise(nn.Module):
     """A depthwise transposed convolution, as upsampling decoders have it."""
 
@@ -180,6 +200,35 @@ NETS = (
                 takes("second.0", times=2),
             ),
             group(4, makes("stem"), takes("first.0")),
+        ),
+    ),
+    Net(
+        "padded_grouped",
+        PaddedGrouped,
+        (
+            group(
+                2,
+                ("stem.weight[0] out x2",),
+                along("stem.bias", times=2),
+                takes("plain", times=2),
+                takes("conv"),
+            ),
+            group(
+                1,
+                ("stem.weight[0] out",),
+                along("stem.bias"),
+                takes("plain", times=2),
+                takes("conv"),
+            ),
+            group(
+                1,
+                ("stem.weight[0] out",),
+                along("stem.bias"),
+                takes("plain", times=2),
+                takes("conv"),
+            ),
+            group(4, makes("plain"), takes("fc")),
+            group(4, ("conv.weight[0] out x2",), takes("fc", times=2)),
         ),
     ),
     Net(
