@@ -175,3 +175,25 @@ def test_what_both_modes_have_in_common_is_run_once(monkeypatch: pytest.MonkeyPa
     assert calls.count(torch.ops.aten.native_batch_norm.default) == 1
     assert [gate.nodes for gate in graph.gates] == [("stem",), ("norm",)]
     assert [term.name for term in graph.macs_terms] == ["stem", "body", "fc"]
+
+
+class Stepped(nn.Module):
+    """Every other channel, and a rectifier on all of them; the slice is a view."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 6, 3), nn.ReLU(inplace)
+        self.odd, self.all = nn.Linear(3, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        odd, x = x[:, 1::2], self.act(x)
+        return self.odd(odd.mean((2, 3))) + self.all(x.mean((2, 3)))
+
+
+def test_what_is_written_through_a_slice_in_steps_is_pinned() -> None:
+    inputs = (torch.zeros(2, 3, 8, 8),)
+    assert len(analyze(Stepped(inplace=False), inputs).groups) == 2
+    graph = analyze(Stepped(inplace=True), inputs)
+    assert graph.groups == ()
+    assert "a slice of every n-th of them is written in place" in {p.reason for p in graph.pinned}
