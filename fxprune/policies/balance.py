@@ -70,30 +70,31 @@ class Balance(Policy):
         return False
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
-        """Adds `worth`, `weight`, float32 [N]; `last`, int64 [N], and `step`, int64 []."""
+        """Adds `worth`, `weight`, float32 [N], and `last`, int64 [N]: when it was observed last."""
         state = super().start(layout, prior, seed)
         state["worth"] = torch.zeros_like(state["prior"])
         state["weight"] = torch.zeros_like(state["prior"])
         state["last"] = torch.zeros_like(state["prior"], dtype=torch.int64)
-        state["step"] = torch.zeros((), dtype=torch.int64, device=prior.device)
         return state
 
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
         """Adds to the discounted means of the executed channels."""
         value, valid = per_sum(saliency, selection, layout)
-        state["step"].add_(1)
+        if not layout.total:
+            return
         for name, new in (("worth", value), ("weight", torch.ones_like(value))):
             old = state[name][selection]
             state[name].index_copy_(0, selection, torch.where(valid, self.decay * old + new, old))
-        last = torch.where(valid, state["step"], state["last"][selection])
-        state["last"].index_copy_(0, selection, last)
+        last = state["last"]
+        last.index_copy_(0, selection, torch.where(valid, last.amax() + 1, last[selection]))
         mark_seen(state, selection, valid)
 
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
         """What the place of a channel in its group is worth."""
         rows, columns = len(layout.sizes), max(layout.sizes, default=0)
         cells = place(layout, state["prior"].device)
-        executing = state["seen"] & (state["last"] == state["step"])
+        newest = state["last"].amax() if layout.total else 0
+        executing = state["seen"] & (state["last"] == newest)
         mean = state["worth"] / state["weight"].clamp_min(1e-30)
         table = mean.new_full((rows * columns,), -1.0)
         table.index_copy_(0, cells, torch.where(executing, mean, -1.0))

@@ -74,6 +74,14 @@ def test_export_takes_the_channels_that_execute() -> None:
         assert global_widths(HALF, LAYOUT, COST, policy.score(state, LAYOUT, False)) == seen[-2]
 
 
+def test_a_step_of_which_nothing_is_finite_moves_no_widths() -> None:
+    policy = Balance()
+    state, seen, selections = played(policy, (1.0, 0.3, 0.6), 5)
+    before = policy.score(state, LAYOUT, True)
+    policy.observe(state, LAYOUT, selections[-1], torch.full((sum(seen[-2]),), math.nan))
+    assert torch.equal(policy.score(state, LAYOUT, True), before)
+
+
 @pytest.mark.parametrize("explore", [True, False])
 def test_the_score_is_that_of_a_loop_over_channels(explore: bool) -> None:
     chance = random.Random(2)
