@@ -47,13 +47,13 @@ def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) ->
             whole.append(ends)
         elif not same_memory(a, b):
             rest.append((a, b))
-    lead = _lowest(len(made), *np.array(whole, dtype=np.int64).reshape(-1, 2).T)
+    lead = lowest(len(made), *np.array(whole, dtype=np.int64).reshape(-1, 2).T)
     own = own_labels(context, lead)
     of = np.empty(context.next_label, dtype=np.int64)
     of[own] = number = np.arange(len(own))
     if rest:
         copy_to_others(context, lead, of)
-        number = _lowest(
+        number = lowest(
             len(own), *(of[torch.cat(side).numpy()] for side in zip(*rest, strict=True))
         )
     new = number == np.arange(len(own))
@@ -85,8 +85,8 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
-def _lowest(size: int, a: Ints, b: Ints) -> Ints:
-    """The lowest of the vertices that each one is connected with: int64 [size]."""
+def lowest(size: int, a: Ints, b: Ints) -> Ints:
+    """The lowest of the vertices that each one is connected with, by edges a-b: int64 [size]."""
     linked = np.zeros(size, dtype=bool)
     differ = a != b
     a, b = a[differ], b[differ]

@@ -20,7 +20,7 @@ from fxprune.components import Components, components
 from fxprune.dispatch import LabelMode, results, rules, to_meta
 from fxprune.errors import TraceError
 from fxprune.foretold import SIZED, AtenCall, call_of, foretold
-from fxprune.rules.base import Context, Family, Product, Slide, tensors_in
+from fxprune.rules.base import Context, Family, Place, Product, Slide, tensors_in
 from fxprune.traced import TracedModule, modules_of, tensors_of, where
 
 
@@ -199,7 +199,7 @@ class _Interpreter(fx.Interpreter):
         self.mode, self.context, self.compact, self.before = mode, mode.context, compact, before
         self.nodes = {node.name: node for node in graph.nodes}
         self.values: dict[str, Values] = {}
-        self.said: dict[str, tuple[list[Product], list[Slide]]] = {}
+        self.said: dict[str, tuple[list[Product], list[Slide], list[Place]]] = {}
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
@@ -237,9 +237,11 @@ class _Interpreter(fx.Interpreter):
 
     def _repeated(self, node: fx.Node, before: "_Interpreter") -> Any:
         """What a node gives that repeats its namesake; says again what belongs to the graph."""
-        products, slides = before.said[node.name]
+        products, slides, asked = before.said[node.name]
         self.context.products += [replace(product, node=node) for product in products]
         self.context.slides += [replace(slide, node=node) for slide in slides]
+        choices = self.context.choices
+        choices.update({(self.mode.graph, *place[1:]): choices[place] for place in asked})
         self.values[node.name] = before.values[node.name]
         return before.env[before.nodes[node.name]]
 
@@ -257,24 +259,29 @@ class _Interpreter(fx.Interpreter):
         )
 
     def _run(self, n: fx.Node) -> Any:
-        products, slides = len(self.context.products), len(self.context.slides)
+        context = self.context
+        products, slides = len(context.products), len(context.slides)
+        asked = len(context.asked)
         operand = self.env.__getitem__ if self.compact is None else self._operand
         args = fx.map_arg(n.args, operand)
         kwargs = fx.map_arg(n.kwargs, operand) if n.kwargs else {}
         call = self._call(n, args, kwargs)
         look = None if call is None else foretold(*call)
         if call is not None and look is not None:
-            chosen = len(self.context.choices)
             out = results(look, call[1])
             self.mode.follow(*call, {}, out)
             result: Any = out[0] if look[0] else out
-            plain = chosen == len(self.context.choices) and call[0] not in SIZED
+            plain = asked == len(context.asked) and call[0] not in SIZED
             self.values[n.name] = self._described(result, plain)
         else:
             with self.mode:
                 result = getattr(self, n.op)(n.target, args, kwargs)
             self.values[n.name] = self._describe(result)
-        self.said[n.name] = self.context.products[products:], self.context.slides[slides:]
+        self.said[n.name] = (
+            context.products[products:],
+            context.slides[slides:],
+            context.asked[asked:],
+        )
         return result
 
     def _operand(self, node: fx.Node) -> Any:

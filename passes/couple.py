@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.components import Ints, same_memory
+from fxprune.components import lowest, same_memory
 from fxprune.errors import TraceError
 from fxprune.groups import ChannelGraph, Factor, Widths, template_slots
 from fxprune.labels import Compact, Labelled, Value, propagate
@@ -92,7 +92,11 @@ def _propagate(
 
 
 class _Kept:
-    """The labels of a compact network: the components of those that its template keeps."""
+    """The labels of a compact network: those of the dense one that its template keeps.
+
+    All positions of a channel stay apart, as they are in the dense network: if they were one,
+    a tensor that holds nothing but one channel would seem to hold the same everywhere.
+    """
 
     def __init__(self, solution: Solution, widths: Widths) -> None:
         self.solution = solution
@@ -117,23 +121,22 @@ class _Kept:
             return True
         pair = id(wanted), id(seen)
         if pair not in self.compared:
-            new = seen >= self.solution.number
-            self.compared[pair] = bool(((wanted == seen) | new).all())
+            component, found = self.solution.component, seen.numpy()
+            known = found < len(component)
+            ours, theirs = component[wanted.numpy()[known]], component[found[known]]
+            self.compared[pair] = bool((ours == theirs).all())
         return self.compared[pair]
 
     def _select(self, labels: Tensor) -> Tensor:
         axis = self.solution.axis(labels)
         if axis is None:
-            return self._components(labels.numpy())
+            return labels
         if id(axis) in self.by_axis:
             return self.by_axis[id(axis)].view(-1)
-        kept = self._components(labels.numpy()[self.stays[axis.channel.numpy()]])
+        kept = torch.from_numpy(labels.numpy()[self.stays[axis.channel.numpy()]])
         if not axis.factor.fixed:  # else the labels that are fixed may be others elsewhere
             self.by_axis[id(axis)] = kept
         return kept
-
-    def _components(self, labels: Ints) -> Tensor:
-        return torch.from_numpy(self.solution.component[labels])
 
 
 def _try(
@@ -146,7 +149,7 @@ def _try(
 ) -> Refusal | None:
     """Runs a compact network of these widths; returns the node that refuses, and why."""
     kept = _Kept(solution, widths)
-    compact = Compact(module, dense, kept.of, solution.number)
+    compact = Compact(module, dense, kept.of, dense.context.next_label)
     nodes, modules = compact.running
     resize_parts(module, modules, nodes, channels, widths)
     try:
@@ -227,13 +230,14 @@ def _elsewhere(
 
 def _strangers(module: TracedModule, solution: Solution, compact: Labelled) -> Refusal | None:
     """The first node where the compact network couples channels that the dense one does not."""
-    solved = compact.components()
-    merged = solved.of
-    if solved.count == len(merged):
-        return None
-    crowd = np.bincount(merged[: solution.number], minlength=merged.max() + 1) > 1
-    for labels, _, node in compact.context.edges:
-        if crowd[merged[labels.numpy()]].any():
+    edges, known = compact.context.edges, solution.number
+    new = np.arange(compact.context.next_label - len(solution.component))
+    own = np.concatenate([solution.component, known + new])
+    ends = [own[torch.cat(side).numpy()] for side in zip(*((a, b) for a, b, _ in edges))]
+    merged = lowest(len(own), *ends) if edges else own
+    crowd = np.bincount(merged[:known], minlength=len(own)) > 1
+    for labels, _, node in edges:
+        if crowd[merged[own[labels.numpy()]]].any():
             return _named(module, node.name), "channels meet that belong to different layers"
     return None
 

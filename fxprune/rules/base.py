@@ -144,7 +144,8 @@ class Context:
     Attributes:
         made: the vectors of new labels, in their order; together they are all but the first ones.
         starts: the first label of each.
-        choices: what `choose` answered, by the node's name and how often it had asked before.
+        choices: what `choose` answered, by the place that asked.
+        asked: the places that asked in this run, in order.
         node: the fx node that is running.
         edges: pairs of int64 label tensors of equal length that became equal, element by element,
             and the node that did it.
@@ -168,7 +169,8 @@ class Context:
     next_label: int = 1
     made: list[Tensor] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
-    choices: dict[tuple[str, int], bool] = field(default_factory=dict)
+    choices: dict[Place, int] = field(default_factory=dict)
+    asked: list[Place] = field(default_factory=list)
     node: Any = None
     edges: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
     computed: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
@@ -183,8 +185,8 @@ class Context:
     stepped: list[tuple[Tensor, int]] = field(default_factory=list)
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
-    _asked: Counter[str] = field(default_factory=Counter)
     _calls: Counter[Place] = field(default_factory=Counter)
+    _call: Place = ()
     _parametric: set[int] = field(default_factory=set)
     _alive: list[Tensor] = field(default_factory=list)
 
@@ -194,6 +196,7 @@ class Context:
         here = graph, name, op
         often = self._calls[here]
         self._calls[here] = often + 1
+        self._call = graph, name, op, often
         for number, operand in enumerate(operands):
             for family in self.of(operand):
                 place = graph, name, op, often, number, family.dim
@@ -299,14 +302,19 @@ class Context:
         self.meet(table[:, 1:].reshape(-1), table[:, :1].expand(-1, table.shape[1] - 1).reshape(-1))
         return table[:, 0]
 
-    def choose(self, choice: bool) -> bool:
+    def choose(self, choice: int, *which: Hashable) -> int:
         """`choice`, or what an earlier run chose at this place: the compact run has to follow it.
 
-        Where labels can be coupled in two ways, what is seen of them differs between the runs.
+        Where labels can be coupled in several ways, what is seen of them differs between the runs.
+        A call that asks for several things says for `which`.
         """
-        place = self.node.name, self._asked[self.node.name]
-        self._asked[self.node.name] += 1
+        place = *self._call, *which
+        self.asked.append(place)
         return self.choices.setdefault(place, choice)
+
+    def has_chosen(self, *which: Hashable) -> bool:
+        """Whether an earlier run chose at this place."""
+        return (*self._call, *which) in self.choices
 
     def role(self, tensor: Tensor, labels: Tensor | None, role: Role) -> None:
         """Notes what a parameter's dimension is to its channels; activations have no role."""

@@ -66,7 +66,7 @@ class Convolution(Rule):
         """Couples a grouped convolution; returns the labels of its output channels."""
         groups = call["groups"]
         whole = inputs is not None and (
-            len(inputs) == groups or context.choose(_goes_whole(inputs, groups))
+            len(inputs) == groups or bool(context.choose(_goes_whole(inputs, groups)))
         )
         if call["transposed"]:
             return self._grouped_transposed(context, call, inputs, rows, columns, whole)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fxprune.rules.base import PINNED, Call, Context, Family, Rule
+from fxprune.rules.base import PINNED, Call, Context, Family, Place, Rule
 
 aten = torch.ops.aten
 
@@ -64,7 +64,7 @@ class Movement(Rule):
         for family in context.of(x):
             moved = _move(call, spread(family.labels, family.dim, tuple(x.shape)), x)
             for slot, labels in enumerate(moved):
-                found = read_back(context, labels)
+                found = read_back(context, labels, (family.dim, slot))
                 if found is not None:
                     carried[slot].append(Family(found.dim, found.labels, family.free))
         if call.op.overloadpacket in _WIDENING:
@@ -249,31 +249,41 @@ def spread(labels: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
     return labels.view(lone).expand(shape)
 
 
-def read_back(context: Context, moved: Tensor) -> Family | None:
-    """The family of a tensor of labels; couples it to one dimension where it varies along more."""
-    varying = []
+def read_back(context: Context, moved: Tensor, which: Place) -> Family | None:
+    """The family of a tensor of labels; couples it to one dimension where it varies along more.
+
+    Args:
+        context: what is told of the coupling.
+        moved: labels in the place of the tensor's elements.
+        which: what tells it from the others that the call moves.
+    """
+    varying, thin = [], moved
     for dim, size in enumerate(moved.shape):
-        if _varies(moved, dim):
+        if _varies(thin, dim):
             varying.append(dim)
         elif size > 1:
-            moved = moved.narrow(dim, 0, 1)  # so that there is less to compare from now on
+            thin = thin.narrow(dim, 0, 1)  # so that there is less to compare from now on
+    if len(varying) > 1 or context.has_chosen(*which):
+        return _coupled(context, moved, varying, which)
     if not varying:
         lone = moved.flatten()[:1]
         if lone.numel() and int(lone) != PINNED:
             context.pin(lone, "a single channel fills the whole dimension")
         return None
-    if len(varying) > 1:
-        return _coupled(context, moved, varying)
-    return Family(varying[0], moved.reshape(-1))
+    return Family(varying[0], thin.reshape(-1))
 
 
-def _coupled(context: Context, moved: Tensor, varying: list[int]) -> Family:
+def _coupled(context: Context, moved: Tensor, varying: list[int], which: Place) -> Family | None:
     """Keeps the dimension along which most labels differ; indices that share it are one channel."""
     lines = {dim: _first_line(moved, dim) for dim in varying}
-    kept = max(varying, key=lambda dim: (len(torch.unique(lines[dim])), dim))
+    most = max(varying, key=lambda dim: (len(torch.unique(lines[dim])), dim), default=0)
+    kept = context.choose(most, *which)
+    for dim in range(moved.dim()):
+        if dim != kept and dim not in varying:
+            moved = moved.narrow(dim, 0, 1)
     rows = moved.movedim(kept, -1).reshape(-1, moved.shape[kept])
     context.meet(rows[1:].reshape(-1), rows[:1].expand(len(rows) - 1, -1).reshape(-1))
-    return Family(kept, lines[kept])
+    return Family(kept, rows[0]) if moved.shape[kept] > 1 else None
 
 
 def _bound(families: list[Family]) -> list[Family]:
