@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.foretold import Recipe, foretold, made
 from fxprune.registry import collect
-from fxprune.rules.base import Call, Context, Rule, tensors_in
+from fxprune.rules.base import Call, Rule, tensors_in
+from fxprune.sharing import Sharing
 
 Looks = tuple[bool, list[Recipe]]
 """Whether an op returns a tuple, and how to make each of its results."""
@@ -19,10 +20,10 @@ Looks = tuple[bool, list[Recipe]]
 class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every ATen call and hands it to the rule of its op."""
 
-    def __init__(self, context: Context, graph: int, seen: dict[Any, Looks]) -> None:
+    def __init__(self, sharing: Sharing, graph: int, seen: dict[Any, Looks]) -> None:
         """Sees the calls of the graph of this number; `seen` is what is known of earlier ones."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.context, self.graph, self.seen = context, graph, seen
+        self.context, self.sharing, self.graph, self.seen = sharing.context, sharing, graph, seen
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -47,27 +48,11 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
         elif tensors_in((out,)):
             context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
-        self._watch_views(func, args)
+        self.sharing.see(func, args, out)
         if computed:
             context.computed += context.edges[known:]
             for tensor in tensors_in((out,)):
                 context.parametric(tensor)
-
-    def _watch_views(self, func: Any, args: tuple[Any, ...]) -> None:
-        """Pins what is sliced in steps and written in place afterwards.
-
-        Such a slice is a view, and what is written shows in both; of a compact network it would be
-        a copy, since what is left of every n-th position has no fixed step.
-        """
-        context = self.context
-        if func is torch.ops.aten.slice.Tensor and len(args) > 4 and args[4] != 1:
-            context.stepped.append((args[0], args[1]))
-        elif context.stepped and func._schema.is_mutable and isinstance(args[0], Tensor):
-            written = args[0].untyped_storage()._cdata
-            for source, dim in context.stepped:
-                labels = context.along(source, dim)
-                if labels is not None and source.untyped_storage()._cdata == written:
-                    context.pin(labels, "a slice of every n-th of them is written in place")
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs an op; what was seen before is not run again, since meta ops are slow."""

@@ -21,6 +21,7 @@ from fxprune.dispatch import LabelMode, results, rules, to_meta
 from fxprune.errors import TraceError
 from fxprune.foretold import SIZED, AtenCall, call_of, foretold
 from fxprune.rules.base import Context, Family, Place, Product, Slide, tensors_in
+from fxprune.sharing import Sharing
 from fxprune.traced import TracedModule, modules_of, tensors_of, where
 
 
@@ -53,12 +54,14 @@ class Labelled:
         axes: for each parameter and buffer, the labels of each of its dimensions longer than 1.
         values: for each graph (in the order of `TracedModule.graphs`), each node's values.
         batch: the length of the first dimension of the first input.
+        copies: those of `Sharing`.
     """
 
     context: Context
     axes: Mapping[str, Mapping[int, Tensor]]
     values: tuple[Mapping[str, Values], ...]
     batch: int
+    copies: list[fx.Node]
 
     def components(self) -> Components:
         """Solves the equalities."""
@@ -153,13 +156,14 @@ def propagate(
     with _lent(module, {id(tensor): meta[name] for name, tensor in tensors.items()}):
         seen: dict[Any, Any] = {}
         runs: list[_Interpreter] = []
+        sharing = Sharing(context, module)
         for number, graph in enumerate(module.graphs):
-            mode = LabelMode(context, number, seen)
+            mode = LabelMode(sharing, number, seen)
             first = runs[0] if runs and compact is None else None
             runs.append(_Interpreter(module, graph, mode, compact, first))
             _run(runs[-1], inputs)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    return Labelled(context, axes, tuple(run.values for run in runs), batch)
+    return Labelled(context, axes, tuple(run.values for run in runs), batch, sharing.copies)
 
 
 def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]:

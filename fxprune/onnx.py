@@ -353,9 +353,9 @@ def _rounding(network: nn.Module, trials: Sequence[tuple[Tensor, ...]]) -> float
     exact = copy.deepcopy(network).double()
     found = [0.0]
     for trial in trials:
-        precise = (x.double() if x.is_floating_point() else x for x in trial)
+        precise = tuple(x.double() if x.is_floating_point() else x for x in trial)
         try:
-            pairs = zip(_outputs(network(*trial)), _outputs(exact(*precise)), strict=True)
+            pairs = zip(outputs(network, trial), outputs(exact, precise), strict=True)
             found += [_gap("", wanted.double(), given.double()).relative for wanted, given in pairs]
         except (RuntimeError, ValueError, ParityError):  # its code may insist on its dtype
             return 0.0
@@ -369,7 +369,7 @@ def _gaps(expected: nn.Module, run: Runner, trial: tuple[Tensor, ...]) -> list[_
     Raises:
         ParityError: the outputs do not correspond, or are not finite.
     """
-    wanted = _outputs(expected(*trial))
+    wanted = outputs(expected, trial)
     found = run([tensor.numpy() for tensor in trial])
     if not wanted or len(wanted) != len(found):
         raise ParityError(
@@ -381,7 +381,9 @@ def _gaps(expected: nn.Module, run: Runner, trial: tuple[Tensor, ...]) -> list[_
     ]
 
 
-def _outputs(result: Any) -> list[Tensor]:
+def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The tensors that a network returns, in order; it may write to its inputs, not to these."""
+    result = network(*(tensor.clone() for tensor in inputs))
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 

@@ -195,6 +195,9 @@ class KnowingProxy(fx.Proxy):
     def __len__(self) -> int:
         return self._tracer.length(self)
 
+    def __setitem__(self, place: Any, value: Any) -> None:
+        self._called(operator.setitem, place, value)
+
     def __ceil__(self) -> fx.Proxy:
         return self._called(math.ceil)
 
@@ -213,6 +216,15 @@ class KnowingProxy(fx.Proxy):
 
     def _called(self, function: Callable[..., Any], *args: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[[KnowingProxy, Any], fx.Proxy]:
+    return lambda proxy, other: proxy._called(function, other)
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    # fx would make them out of place, and what shares the memory would not see them
+    setattr(KnowingProxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
 
 
 class _KnowingAttribute(fx.proxy.Attribute, KnowingProxy):

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExportError, ParityError
-from fxprune.onnx import BATCHES, TOLERANCE, fresh_inputs
+from fxprune.onnx import BATCHES, TOLERANCE, fresh_inputs, outputs
 from fxprune.storage import write_bytes
 
 
@@ -101,10 +100,8 @@ def _gap(expected: nn.Module, loaded: nn.Module, trial: tuple[Tensor, ...]) -> f
     Raises:
         ParityError: it is more than the tolerance, or an output is not finite.
     """
-    wanted = [leaf for leaf in pytree.tree_leaves(expected(*trial)) if isinstance(leaf, Tensor)]
-    found = [leaf for leaf in pytree.tree_leaves(loaded(*trial)) if isinstance(leaf, Tensor)]
     gaps = [0.0]
-    for a, b in zip(wanted, found, strict=True):
+    for a, b in zip(outputs(expected, trial), outputs(loaded, trial), strict=True):
         gap = float((a.double() - b.double()).abs().max() / (a.double().abs().max() or 1))
         if not gap <= TOLERANCE.get(a.dtype, 0.0):  # False for NaN
             raise ParityError(

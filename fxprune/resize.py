@@ -277,7 +277,8 @@ def _getitem(node: fx.Node, record: Record, widths: Widths) -> None:
         else:
             new.append(now)
         dim += part is not None or now is not None
-    node.args = (node.args[0], tuple(new) if isinstance(node.args[1], tuple) else new[0])
+    indices = tuple(new) if isinstance(node.args[1], tuple) else new[0]
+    node.args = (node.args[0], indices, *node.args[2:])
 
 
 def _slice(axis: Axis, dense: slice, now: Any, widths: Widths) -> Any:
@@ -455,6 +456,7 @@ _NODES: dict[tuple[str, Any], Rewrite] = {
             (torch.narrow, _narrow),
             (torch.roll, _roll),
             (operator.getitem, _getitem),
+            (operator.setitem, _getitem),
             (torch._assert, _assertion),
             (F.pad, _pad),
             (F.conv1d, _conv),

@@ -24,6 +24,7 @@ from fxprune.labels import Compact, Labelled, Value, propagate
 from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, Shape, resize_parts
 from fxprune.rules.base import Pin
+from fxprune.sharing import copy_always
 from fxprune.solve import Solution
 from fxprune.spread import gather_up, spread
 from fxprune.traced import TracedModule, twin_of
@@ -44,6 +45,8 @@ class Couple(Pass):
         assert isinstance(program.module, TracedModule)
         module = twin_of(program.module, {})
         inputs, labelled = _propagate(module, program.inputs)
+        if copy_always(module, labelled.copies):
+            labelled = propagate(module, inputs)
         if spread(module, labelled.context.slides):
             labelled = propagate(module, inputs)
             axes = Solution(labelled, module, []).graph().axes

@@ -20,7 +20,7 @@ FLOORS = (
     ("registry",),
     ("rules.base",),
     ("rules", "rules.*"),
-    ("components", "dispatch"),
+    ("components", "dispatch", "sharing"),
     ("labels",),
     ("groups",),
     ("cost", "budget", "schedule", "recipe", "resize", "pack", "moves", "moments"),

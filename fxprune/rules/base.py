@@ -161,7 +161,6 @@ class Context:
         conv_inputs: for each convolution, the labels of its weight, the labels (or the size) of
             its input channels, and its number of conv groups.
         slides: the convolutions that slide along labels.
-        stepped: tensors of which every n-th position along a dimension was taken, as a view.
         mixing: nodes that mix statistics across channels, so that removing a channel changes the
             others (layer norm over channels).
     """
@@ -182,7 +181,6 @@ class Context:
     gates: dict[int, tuple[Any, tuple[Tensor, ...]]] = field(default_factory=dict)
     conv_inputs: list[tuple[Tensor, Tensor | int, int]] = field(default_factory=list)
     slides: list[Slide] = field(default_factory=list)
-    stepped: list[tuple[Tensor, int]] = field(default_factory=list)
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
     _calls: Counter[Place] = field(default_factory=Counter)

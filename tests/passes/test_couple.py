@@ -197,3 +197,30 @@ def test_what_is_written_through_a_slice_in_steps_is_pinned() -> None:
     graph = analyze(Stepped(inplace=True), inputs)
     assert graph.groups == ()
     assert "a slice of every n-th of them is written in place" in {p.reason for p in graph.pinned}
+
+
+class Copied(nn.Module):
+    """Turned round, and rectified in place: the copy between them is none at width 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x.transpose(1, 2).contiguous(), inplace=True).transpose(1, 2) + x
+
+
+class OpaqueCopied(Copied):
+    """The same in code that symbolic tracing does not follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.int8:
+            raise ValueError(x.shape)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("block", [Copied, OpaqueCopied])
+def test_a_copy_that_a_narrow_network_would_not_make(block: type[nn.Module]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), block(), nn.Conv2d(4, 2, 1))
+    graph = analyze(net, (torch.zeros(2, 3, 8, 8),))
+    reasons = {pinned.reason for pinned in graph.pinned}
+    if block is Copied:  # it is given a copy that is always one, as the law shows
+        assert [group.size for group in graph.groups] == [4]
+    else:
+        assert "a copy of them, written in place, may become none" in reasons

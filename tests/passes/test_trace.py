@@ -221,3 +221,20 @@ def test_shared_and_tied_names_are_found_in_the_state() -> None:
     state = module.origin.state_dict(dict(module.named_parameters()) | dict(module.named_buffers()))
     assert list(state) == list(model.state_dict())
     assert torch.equal(state["b.weight"], state["a.weight"])
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        view = x[:, 0]
+        x += 1
+        x *= 2
+        x[:, 1] = 5.0
+        return view + x[:, 1]
+
+
+def test_what_is_written_in_place_shows_in_views() -> None:
+    x = torch.rand(2, 3)
+    given, wanted = x.clone(), x.clone()
+    traced = apply("trace", Program(InPlace(), (x,))).module
+    assert torch.equal(traced(given), InPlace()(wanted))
+    assert torch.equal(given, wanted)

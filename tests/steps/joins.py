@@ -11,6 +11,7 @@ def add(w: Writer, x: Map, other: Map, dice: Dice) -> None:
             "{0} + {1}",
             "torch.add({0}, {1})",
             "{0}.add_({1})",
+            "{0} += {1}",
             "{0} - {1}",
             "torch.maximum({0}, {1})",
             "{0}.add({1}, alpha=0.5)",
@@ -19,9 +20,39 @@ def add(w: Writer, x: Map, other: Map, dice: Dice) -> None:
             "torch.lerp({0}, {1}, 0.3)",
         )
     )
-    if "add_" in code and not x.ours:
+    if ("add_" in code or "+=" in code) and not x.ours:
         code = "{0} + {1}"
-    w.like(x, code.format(x, y))
+    if "+=" in code:
+        w.line(code.format(x, y))
+    else:
+        w.like(x, code.format(x, y))
+
+
+def write(w: Writer, x: Map, other: Map, dice: Dice) -> None:
+    """A part of the channels is written in place."""
+    c = x.channels
+    at = 1 + dice.pick(tuple(range(max(c - 1, 1))))
+    style = dice.pick(tuple(range(7)))
+    if not x.ours or c == 1:
+        return
+    if style == 0:
+        w.line(f"{x}[:, :{at}] = 0.5")
+    elif style == 1:
+        w.line(f"{x}[:, {c - at}:] *= 0.5")
+    elif style == 2:
+        w.line(f"{x}[:, :{at}].relu_()")
+    elif style == 3:
+        w.line(f"{x}[:, {at - 1}] = 0.5")
+    elif style == 4 and c % 2 == 0:
+        w.line(f"{x}[:, : {c // 2}] += {x}[:, {c // 2} :]")
+    elif style == 5:
+        y = w.fit(other, at, x.side)
+        w.line(f"{x}[:, -{at}:] = {y}")
+    elif style == 6:  # a shift in time
+        y = w.variable(f"torch.zeros_like({x})")
+        w.line(f"{y}[:, :{at}, 1:] = {x}[:, :{at}, :-1]")
+        w.line(f"{y}[:, {at}:] = {x}[:, {at}:]")
+        w.like(x, y)
 
 
 def residual(w: Writer, x: Map, _: Map, dice: Dice) -> None:
@@ -92,4 +123,18 @@ def attend(w: Writer, x: Map, other: Map, dice: Dice) -> None:
     w.map(f"({mixed}).view({shape})", y.channels, s)
 
 
-KINDS = (add, add, add, residual, residual, gate, gate, concat, concat, concat, select, attend)
+KINDS = (
+    add,
+    add,
+    add,
+    write,
+    residual,
+    residual,
+    gate,
+    gate,
+    concat,
+    concat,
+    concat,
+    select,
+    attend,
+)

@@ -232,6 +232,43 @@ class Other(nn.Module):
         return self.out(F.relu(self.bn(self.fc(x.mean(2)))))
 
 
+class Written(nn.Module):
+    """Parts of the channels are written in place: constants, a shift in time, a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        shifted = torch.zeros_like(x)
+        shifted[:, :2, 1:] = x[:, :2, :-1]
+        shifted[:, 2:] = x[:, 2:]
+        x = self.b(shifted)
+        x[:, 0] = 0.5
+        x[:, 1:3] += x[:, 3:5]
+        return self.fc(x.mean((2, 3)))
+
+
+class AddedTo(nn.Module):
+    """A sum in place shows in the view that was taken before, and not in the copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+        self.seen, self.copied, self.fc = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = self.a(x), self.b(x)
+        n, _, h, w = x.shape
+        view = x.view(n, 2, 3, h, w)
+        copy = view.transpose(1, 2).contiguous().view(n, 6, h, w)
+        x += y
+        parts = self.seen(view.flatten(1, 2).mean((2, 3))), self.copied(copy.mean((2, 3)))
+        return self.fc(x.mean((2, 3))) + parts[0] + parts[1]
+
+
 PAIR = ("conv.weight[0] out x2", "conv.bias[0] along x2")  # the two rows of a head
 
 NETS = (
@@ -381,5 +418,29 @@ NETS = (
             group(4, makes("fc"), norms("bn"), takes("out")),
         ),
         pinned=ENDS[1:],
+    ),
+    Net(
+        "written",
+        Written,
+        (
+            group(2, makes_biased("a"), takes("b")),
+            group(4, makes_biased("a"), takes("b")),
+            group(2, ("b.weight[0] out x2",), along("b.bias", times=2), takes("fc", times=2)),
+            group(1, makes_biased("b"), takes("fc")),
+        ),
+        pinned=(ENDS[0], ("a single channel fills the whole dimension", 1), ENDS[1]),
+    ),
+    Net(
+        "added_to",
+        AddedTo,
+        (
+            group(
+                3,
+                ("a.weight[0] out x2", "b.weight[0] out x2"),
+                along("a.bias", "b.bias", times=2),
+                takes("seen", "copied", "fc", times=2),
+            ),
+        ),
+        pinned=(ENDS[0], ENDS[0], ENDS[1]),
     ),
 )

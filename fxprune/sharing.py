@@ -1,0 +1,103 @@
+"""What shares memory with what, and where that would change with the widths.
+
+What is written in place shows in every tensor that shares the memory. As a rule these are the same
+at all widths; there are two exceptions, which matter only where something is written afterwards:
+
+* `contiguous`, `reshape` and their like copy only what does not lie in memory as it has to. With a
+  single channel left it may well do, and then they copy nothing. `copy_always` mends that.
+* A slice of every n-th position is a view. What is left of such positions has no fixed step, so
+  that it becomes a copy in a narrow network. These channels are pinned.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.rules.base import Context
+from fxprune.traced import TracedModule
+
+aten = torch.ops.aten
+
+
+class Sharing:
+    """Watches the calls of a run.
+
+    Attributes:
+        copies: the nodes whose copy matters, and that may make none at other widths.
+    """
+
+    def __init__(self, context: Context, module: nn.Module) -> None:
+        """Watches a run of a module; `context` is told of what is pinned."""
+        self.context, self.module = context, module
+        self.copies: list[fx.Node] = []
+        self._stepped: dict[int, list[tuple[Tensor, int]]] = defaultdict(list)
+        self._copied: dict[int, list[tuple[fx.Node, Tensor]]] = defaultdict(list)
+
+    def see(self, func: Any, args: Sequence[Any], out: Any) -> None:
+        """Takes note of a call and its result."""
+        if func is aten.slice.Tensor:
+            if len(args) > 4 and args[4] != 1:
+                self._stepped[_memory(args[0])].append((args[0], args[1]))
+        elif func is aten.clone.default or func is aten._to_copy.default:
+            source, node = args[0], self.context.node
+            if out.dtype == source.dtype and node.target not in ("clone", torch.clone):
+                for tensor in (source, out):
+                    self._copied[_memory(tensor)].append((node, source))
+        elif (self._stepped or self._copied) and func._schema.is_mutable:
+            for place in _written(func):
+                if place < len(args) and isinstance(args[place], Tensor):
+                    self._write(_memory(args[place]))
+
+    def _write(self, memory: int) -> None:
+        context = self.context
+        for source, dim in self._stepped.pop(memory, ()):
+            labels = context.along(source, dim)
+            if labels is not None:
+                context.pin(labels, "a slice of every n-th of them is written in place")
+        for node, source in self._copied.pop(memory, ()):
+            if self._is_plain(node):
+                self.copies.append(node)
+            else:
+                context.pin_all([source], "a copy of them, written in place, may become none")
+
+    def _is_plain(self, node: fx.Node) -> bool:
+        """Whether a node does no more than to copy where that is needed."""
+        if node.op == "call_module":
+            return isinstance(self.module.get_submodule(str(node.target)), nn.Flatten)
+        return bool(node.args) and node.target in _PLAIN
+
+
+def copy_always(module: TracedModule, nodes: Iterable[fx.Node]) -> bool:
+    """Gives nodes a copy of what they read, in place; returns whether there are any.
+
+    Args:
+        module: the traced network.
+        nodes: those of `Sharing.copies`.
+    """
+    names = {node.name for node in nodes}
+    for graph in module.graphs:
+        for node in [node for node in graph.nodes if node.name in names]:
+            kept: dict[str, Any] = {"memory_format": torch.contiguous_format}
+            with graph.inserting_before(node):
+                twin = graph.call_method("clone", (node.args[0],), kept)
+            twin.stack_trace = node.stack_trace
+            node.args = (twin, *node.args[1:])
+    return bool(names)
+
+
+_PLAIN = ("contiguous", "reshape", "reshape_as", "flatten", "to", torch.reshape, torch.flatten)
+
+
+@cache
+def _written(func: Any) -> tuple[int, ...]:
+    """Which arguments of an op it writes to."""
+    infos = [argument.alias_info for argument in func._schema.arguments]
+    return tuple(place for place, info in enumerate(infos) if info is not None and info.is_write)
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
