@@ -47,9 +47,10 @@ class Sharing:
             if out.dtype == source.dtype and node.target not in ("clone", torch.clone):
                 for tensor in (source, out):
                     self._copied[_memory(tensor)].append((node, source))
-        elif (self._stepped or self._copied) and func._schema.is_mutable:
+        else:
             for place in _written(func):
                 if place < len(args) and isinstance(args[place], Tensor):
+                    self.context.overwritten.add(id(args[place]))
                     self._write(_memory(args[place]))
 
     def _write(self, memory: int) -> None:

@@ -158,6 +158,7 @@ class Context:
         roles: label tensors with the role their parameter dimension plays.
         gates: for a tensor (by id) its node and the label tensors of the parameters that made it;
             where a norm follows, those of the norm.
+        overwritten: the tensors (by id) that were written in place: no gate point is there any more.
         conv_inputs: for each convolution, the labels of its weight, the labels (or the size) of
             its input channels, and its number of conv groups.
         slides: the convolutions that slide along labels.
@@ -179,6 +180,7 @@ class Context:
     products: list[Product] = field(default_factory=list)
     roles: list[tuple[Tensor, Role]] = field(default_factory=list)
     gates: dict[int, tuple[Any, tuple[Tensor, ...]]] = field(default_factory=dict)
+    overwritten: set[int] = field(default_factory=set)
     conv_inputs: list[tuple[Tensor, Tensor | int, int]] = field(default_factory=list)
     slides: list[Slide] = field(default_factory=list)
     mixing: list[Any] = field(default_factory=list)

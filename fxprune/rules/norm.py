@@ -41,7 +41,8 @@ class BatchNorm(Rule):
         if any(family.dim != 1 for family in context.of(x)):
             context.mixes()  # weight standardisation: the statistics of each kernel
         context.carry(out, context.of(x))
-        if id(x) in context.gates and any(labels is not None for labels in affine):
+        point = id(x) in context.gates and id(x) not in context.overwritten
+        if point and any(labels is not None for labels in affine):
             del context.gates[id(x)]
             context.gate(out, affine)
 

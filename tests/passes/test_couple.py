@@ -224,3 +224,11 @@ def test_a_copy_that_a_narrow_network_would_not_make(block: type[nn.Module]) -> 
         assert [group.size for group in graph.groups] == [4]
     else:
         assert "a copy of them, written in place, may become none" in reasons
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_norm_behind_a_rectifier_is_no_gate_point(inplace: bool) -> None:
+    act = nn.ReLU(inplace)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), act, nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    (gate,) = analyze(net, (torch.zeros(2, 3, 8, 8),)).gates
+    assert gate.parameters == (("0.weight", 0), ("0.bias", 0))
