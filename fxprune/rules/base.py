@@ -158,7 +158,8 @@ class Context:
         roles: label tensors with the role their parameter dimension plays.
         gates: for a tensor (by id) its node and the label tensors of the parameters that made it;
             where a norm follows, those of the norm.
-        overwritten: the tensors (by id) that were written in place: no gate point is there any more.
+        overwritten: the tensors (by id) that were written in place, so that a norm of them is no
+            gate point of what was there before.
         conv_inputs: for each convolution, the labels of its weight, the labels (or the size) of
             its input channels, and its number of conv groups.
         slides: the convolutions that slide along labels.

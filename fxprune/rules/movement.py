@@ -47,6 +47,7 @@ class Movement(Rule):
         aten.repeat,
         aten.flip,
         aten.roll,
+        aten.rot90,
         aten.pixel_shuffle,
         aten.pixel_unshuffle,
         aten.reflection_pad1d,
@@ -141,6 +142,46 @@ class ChannelShuffle(Rule):
                 family = Family(1, lead.repeat_interleave(groups))
             carried.append(family)
         context.carry(call.out, carried)
+
+
+class Patches(Rule):
+    """im2col: each channel becomes as many as a window has places, one after the other."""
+
+    keys = (aten.im2col,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, out = call["self"], call.out
+        own = x.dim() - 3
+        carried = []
+        for family in context.of(x):
+            if family.dim > own:
+                context.pin(family.labels, "windows are taken along this dimension")
+            elif family.dim == own:
+                often = out.shape[own] // x.shape[own]
+                carried.append(Family(own, family.labels.repeat_interleave(often)))
+            else:
+                carried.append(family)
+        context.carry(out, carried)
+
+
+class FromPatches(Rule):
+    """col2im: the places of a window that are one channel are summed up where they lie."""
+
+    keys = (aten.col2im,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, out = call["self"], call.out
+        own = x.dim() - 2
+        carried = []
+        for family in context.of(x):
+            if family.dim > own:
+                context.pin(family.labels, "windows are put along this dimension")
+            elif family.dim == own:
+                labels = context.couple_within_rows(family.labels, out.shape[own])
+                carried.append(Family(own, labels))
+            else:
+                carried.append(family)
+        context.carry(out, carried)
 
 
 class Gather(Rule):

@@ -6,7 +6,7 @@ PyTorch tags them (`torch.Tag.pointwise`); the other keys are element-wise witho
 import torch
 from torch import Tensor
 
-from fxprune.rules.base import Call, Context, Family, Rule
+from fxprune.rules.base import Call, Context, Family, Rule, tensors_in
 
 aten = torch.ops.aten
 
@@ -51,6 +51,25 @@ class Pointwise(Rule):
             carried += context.overlay(spanning, dim, "it is combined with a tensor of fixed size")
         for result in results:
             context.carry(result, carried)
+
+
+class MaskedWrite(Rule):
+    """x[mask] = number: the mask meets what is written, index by index."""
+
+    keys = (aten.index_put, aten.index_put_)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, masks, values = call["self"], call["indices"], call["values"]
+        if len(masks) > 1 or masks[0].dtype != torch.bool or values.numel() > 1:
+            context.pin_all([x, *tensors_in(masks), values], "it is written by numbers of places")
+            context.carry(call.out, context.of(x))
+            return
+        carried = list(context.of(x))
+        for dim in range(masks[0].dim()):
+            places = [(x, dim), (masks[0], dim)]
+            found = context.overlay(places, dim, "it is combined with a mask of fixed size")
+            carried = [family for family in carried if family.dim != dim] + found
+        context.carry(call.out, carried)
 
 
 class GatedHalves(Rule):

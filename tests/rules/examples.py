@@ -15,15 +15,17 @@ from fxprune.rules.movement import (
     ChannelShuffle,
     Concatenate,
     ConstantPad,
+    FromPatches,
     Gather,
     Identity,
     Movement,
     New,
+    Patches,
     Scatter,
     Stack,
 )
 from fxprune.rules.norm import BatchNorm, GroupNorm, LayerNorm
-from fxprune.rules.pointwise import GatedHalves, Pointwise
+from fxprune.rules.pointwise import GatedHalves, MaskedWrite, Pointwise
 from fxprune.rules.reduction import Reduction, Softmax
 from fxprune.rules.resample import Resample
 from tests.topologies.base import randomised
@@ -104,6 +106,13 @@ def attention(x: Tensor, q: nn.Module, k: nn.Module, v: nn.Module) -> Tensor:
     x = tokens(x)
     weights = torch.softmax(q(x) @ k(x).transpose(1, 2), dim=2)
     return torch.bmm(weights, v(x)).transpose(1, 2)
+
+
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """A constant where the mask is true."""
+    x = x.clone()
+    x[mask] = 0.5
+    return x
 
 
 def baddbmm(x: Tensor, layer: nn.Module) -> Tensor:
@@ -277,6 +286,7 @@ MOVEMENT = (
         Movement, "roll back, by keywords", lambda x: torch.roll(x, shifts=(-3, 1), dims=(1, 2))
     ),
     # even and odd channels fall together, four positions each, and keep their order
+    Example(Movement, "turned", lambda x: torch.rot90(x, 1, (2, 3))),
     Example(Movement, "roll and add", lambda x: x.roll(2, 1).tanh() + x, groups=(2, 4)),
     Example(Movement, "swap halves", swap_halves, groups=(4, 4, 4)),
     Example(Movement, "repeat", lambda x: x.repeat(1, 2, 1, 1), 16),
@@ -286,6 +296,21 @@ MOVEMENT = (
         lambda x: x.mean((2, 3), keepdim=True).expand(x.shape[0], 8, 6, 6),
     ),
     Example(Movement, "one position", lambda x: x[:, :, 2]),
+    Example(Patches, "windows", lambda x: F.unfold(x, 3), 72),
+    Example(FromPatches, "and back", lambda x: F.fold(F.unfold(x, 2).tanh(), 6, 2)),
+    Example(MaskedWrite, "rectified", lambda x: masked(x, x < 0.1)),
+    Example(
+        MaskedWrite,
+        "some examples",
+        lambda x: masked(x, torch.arange(x.shape[0]) == 1),
+    ),
+    Example(
+        MaskedWrite,
+        "by numbers",
+        lambda x: x.index_put((torch.tensor([0]), torch.tensor([2])), x.new_zeros(())),
+        groups=(4,),
+        pinned=("it is written by numbers of places",),
+    ),
     Example(Movement, "narrow", lambda x: x.narrow(1, 2, 4), 4, (4, 4, 4)),
     Example(Movement, "unflatten", lambda x: x.unflatten(1, (2, 4)).sum(1), 4, (4, 4)),
     Example(

@@ -32,7 +32,7 @@ def write(w: Writer, x: Map, other: Map, dice: Dice) -> None:
     """A part of the channels is written in place."""
     c = x.channels
     at = 1 + dice.pick(tuple(range(max(c - 1, 1))))
-    style = dice.pick(tuple(range(7)))
+    style = dice.pick(tuple(range(8)))
     if not x.ours or c == 1:
         return
     if style == 0:
@@ -48,7 +48,9 @@ def write(w: Writer, x: Map, other: Map, dice: Dice) -> None:
     elif style == 5:
         y = w.fit(other, at, x.side)
         w.line(f"{x}[:, -{at}:] = {y}")
-    elif style == 6:  # a shift in time
+    elif style == 6:
+        w.line(f"{x}[{x} < 0] = 0.1")
+    elif style == 7:  # a shift in time
         y = w.variable(f"torch.zeros_like({x})")
         w.line(f"{y}[:, :{at}, 1:] = {x}[:, :{at}, :-1]")
         w.line(f"{y}[:, {at}:] = {x}[:, {at}:]")

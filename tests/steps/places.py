@@ -147,6 +147,8 @@ def move(w: Writer, x: Map, _: Map, dice: Dice) -> None:
             f"{x}.flatten(2).transpose(1, 2).reshape({x}.size(0), {x.side}, {x.side}, -1)"
             ".permute(0, 3, 1, 2)",
             f"{x}.transpose(2, 3)",
+            f"torch.rot90({x}, 1, (2, 3))",
+            f"F.fold(F.unfold({x}, 3, padding=1), {x.side}, 3, padding=1)",
         )
     )
     w.like(x, code, view=True)
