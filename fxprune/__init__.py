@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxprune.artifact import load, save
     from fxprune.averages import follow
-    from fxprune.compiler import analyze, fold, instrument, shrink
+    from fxprune.compiler import analyze, fold, instrument, shrink, zeroed
     from fxprune.controller import attach
     from fxprune.gated import GatedModule
     from fxprune.groups import ChannelGraph
@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "save",
     "shrink",
+    "zeroed",
 ]
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "load": "artifact",
     "save": "artifact",
     "shrink": "compiler",
+    "zeroed": "compiler",
 }
 
 

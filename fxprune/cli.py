@@ -432,7 +432,7 @@ def export(
     import torch
 
     from fxprune import views
-    from fxprune.export import compact_of, compare_onnx
+    from fxprune.export import compact_of, compare_onnx, reference_of
     from fxprune.pt2 import export_pt2
     from fxprune.source import resolve
 
@@ -455,7 +455,7 @@ def export(
             begin()
             example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
             record["pt2"] = views.of_pt2(
-                export_pt2(compact, example, paths[".pt2"], reference=gated)
+                export_pt2(compact, example, paths[".pt2"], reference=reference_of(gated, dense))
             )
         if ".onnx" in paths:
             notes = {"spec": run.spec, "policy": run.plan.policy, "budget": run.plan.budget}

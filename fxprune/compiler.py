@@ -1,20 +1,24 @@
 """The compiler's public functions: pipelines of passes."""
 
 import contextlib
+import copy
 import dataclasses
 import gc
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, fx, nn
 
 import fxprune.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
 from fxprune.budget import Budget
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, TraceError
 from fxprune.gated import GatedModule, Settings
 from fxprune.groups import ChannelGraph
 from fxprune.passes import Program, apply
 from fxprune.policies import Policy, parse
+from fxprune.traced import TracedModule, modules_of
+from fxprune.trials import SAME, difference
 
 if TYPE_CHECKING:
     from fxprune.latency import Choice
@@ -69,7 +73,8 @@ def instrument(
         optimiser, and both to `fxprune.attach`.
 
     Raises:
-        TraceError: as for `analyze`.
+        TraceError: as for `analyze`; or the traced network does not compute what the model does,
+            which is tried on random inputs in evaluation mode.
         OptionError: the policy, the budget or another option is not understood or out of range.
         GateError: no channel of the model could be removed.
     """
@@ -81,7 +86,9 @@ def instrument(
         fitted = fit_latency(model, example_inputs, spent)
         settings = dataclasses.replace(settings, budget=fitted.budget)
     with _uncollected():
-        gated = apply("gate", _coupled(model, example_inputs), settings=settings).module
+        coupled = _coupled(model, example_inputs)
+        _hold_to(model, coupled)
+        gated = apply("gate", coupled, settings=settings).module
     assert isinstance(gated, GatedModule)
     return gated
 
@@ -126,6 +133,40 @@ def shrink(gated: GatedModule) -> fx.GraphModule:
     return apply("shrink", Program(gated, ())).graph_module
 
 
+def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
+    """The dense network that the compact one has to equal: removed channels count for nothing.
+
+    Where norms take statistics over several channels (`gated.channels.mixing`) there is none.
+
+    Args:
+        gated: the network, with the selection that export takes.
+        model: the one that it was made of, with any values.
+
+    Returns:
+        A copy of `model` with the tensors of `gated`, in which the removed channels' columns are
+        zero in each weight that consumes them.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> x = torch.randn(2, 3, 8, 8)
+    >>> gated = instrument(model, (x,)).eval()
+    >>> torch.allclose(zeroed(gated, model)(x), shrink(gated)(x), atol=1e-5)
+    True
+    """
+    twin, best, layout = copy.deepcopy(model), gated.best(), gated.channels.layout
+    tensors = gated.dense_tensors()
+    gone = torch.ones(layout.total, dtype=torch.bool)
+    gone[best.channels.cpu()] = False
+    for group, offset in zip(gated.channels.groups, layout.offsets, strict=True):
+        for member in group.consumers:
+            columns = member.positions[gone[offset : offset + group.size]].flatten()
+            whole = tensors[member.parameter].detach()
+            columns = columns.to(whole.device)
+            tensors[member.parameter] = whole.index_fill(member.dim, columns, 0.0)
+    twin.load_state_dict(gated.origin.state_dict(tensors))
+    return twin.train(gated.training)
+
+
 def fold(compact: fx.GraphModule) -> fx.GraphModule:
     """A copy in which batch norms are part of the layers before them; in evaluation mode only.
 
@@ -138,6 +179,36 @@ def fold(compact: fx.GraphModule) -> fx.GraphModule:
 def _coupled(model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
     with _uncollected():
         return apply("couple", apply("trace", Program(model, inputs)))
+
+
+def _hold_to(model: nn.Module, traced: Program) -> None:
+    """Holds a traced network to the model that it was made of.
+
+    Raises:
+        TraceError: in evaluation mode they compute different things.
+    """
+    module = traced.module
+    assert isinstance(module, TracedModule)
+    _, evaluation = module.both_graphs
+    run = fx.Interpreter(module, graph=evaluation).run
+    parts = [part for network in (model, module) for part in modules_of(network).values()]
+    training = [part for part in parts if part.training]
+    for part in training:
+        part.training = False
+    try:
+        gap = difference(model, run, traced.inputs)
+    finally:
+        for part in training:
+            part.training = True
+    if gap is not None and gap > SAME:
+        raise TraceError(
+            f"the trace of {type(model).__name__} is another network",
+            why=f"on random inputs an output differs by {gap:.1e} of the largest value: forward "
+            "does something that symbolic tracing does not see",
+            do="look for isinstance(x, torch.Tensor), which is False of what is traced, for "
+            "results that forward keeps from one call to the next, and for what it computes "
+            "outside of torch",
+        )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from fxprune import compiler
 from fxprune.errors import ExportError
 from fxprune.gated import GatedModule
-from fxprune.onnx import ExportReport, export_onnx, fresh_inputs, latency
+from fxprune.onnx import ExportReport, export_onnx, latency
+from fxprune.trials import fresh_inputs
 
 ROUNDS = 5  # of turns in which dense and compact are timed
 
@@ -39,7 +40,7 @@ class Comparison:
     """The exported network beside the dense one.
 
     Attributes:
-        report: what was written, and how far it is from the gated network.
+        report: what was written, and how far it is from the network it was checked against.
         compact: its figures.
         dense: those of the dense network, exported likewise; None if it cannot be exported.
     """
@@ -60,6 +61,15 @@ def compact_of(gated: GatedModule, *, fold: bool = False) -> fx.GraphModule:
     return compiler.fold(compact) if fold else compact
 
 
+def reference_of(gated: GatedModule, dense: nn.Module) -> nn.Module:
+    """What an exported network is checked against: the user's own module, where it can be.
+
+    That is the dense network with the removed channels' columns at zero. Where norms mix
+    statistics across channels it is another function, and `gated` is the reference.
+    """
+    return gated if gated.channels.mixing else compiler.zeroed(gated, dense)
+
+
 def compare_onnx(
     gated: GatedModule,
     compact: nn.Module,
@@ -71,7 +81,7 @@ def compare_onnx(
     notes: Mapping[str, object] | None = None,
     begin: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Writes `compact` as ONNX, checked against `gated`, and measures it beside `dense`.
+    """Writes `compact` as ONNX, checked against `reference_of`, and measures it beside `dense`.
 
     Args:
         gated: the network that was trained, in eval mode.
@@ -90,7 +100,8 @@ def compare_onnx(
     one = fresh_inputs(example, 1, torch.Generator().manual_seed(0))
     best, cost = gated.best().widths, gated.cost
     begin()
-    report = export_onnx(compact, example, path, inputs=real, reference=gated, notes=notes)
+    reference = reference_of(gated, dense)
+    report = export_onnx(compact, example, path, inputs=real, reference=reference, notes=notes)
     begin()
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -24,11 +24,11 @@ import torch
 from onnx.checker import ValidationError, check_model
 from onnx.shape_inference import InferenceError
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.batched import BatchedConvs
 from fxprune.errors import ExportError, ParityError
 from fxprune.storage import write_bytes
+from fxprune.trials import fresh_inputs, outputs, which_batched
 
 BATCHES = (1, 2, 7)
 """The batch sizes at which every export is compared."""
@@ -169,45 +169,9 @@ def latency(
     return statistics.median(times[2:])
 
 
-def fresh_inputs(
-    example: Sequence[Tensor], size: int, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    """Random inputs in the likeness of the example's.
-
-    Args:
-        example: the batched ones among them are as long as the first along dim 0.
-        size: the batch size that is wanted.
-        generator: a CPU generator.
-
-    Returns:
-        Floating inputs are normal with the example's mean and deviation (0 and 1 if the example
-        is constant); others are drawn from the example's own values. Inputs that are not batched
-        keep their size.
-    """
-    drawn = []
-    for tensor, batched in zip(example, _batched(example)):
-        shape = (size, *tensor.shape[1:]) if batched else tensor.shape
-        if tensor.is_floating_point():
-            deviation, mean = torch.std_mean(tensor.double(), correction=0)
-            if not (deviation.isfinite() and deviation > 0):
-                deviation, mean = torch.ones(()), torch.zeros(())
-            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-            drawn.append((noise * deviation + mean).to(tensor.dtype))
-        else:
-            index = torch.randint(tensor.numel(), shape, generator=generator)
-            drawn.append(tensor.flatten()[index])
-    return tuple(drawn)
-
-
-def _batched(example: Sequence[Tensor]) -> list[bool]:
-    """Which inputs have the batch along dim 0."""
-    length = example[0].shape[:1]
-    return [bool(tensor.dim()) and tensor.shape[:1] == length for tensor in example]
-
-
 def _first(real: Sequence[Tensor], example: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
     """The first `size` real examples."""
-    return tuple(t[:size] if batched else t for t, batched in zip(real, _batched(example)))
+    return tuple(t[:size] if batched else t for t, batched in zip(real, which_batched(example)))
 
 
 def _program(network: nn.Module, example: tuple[Tensor, ...]) -> Any:
@@ -215,9 +179,9 @@ def _program(network: nn.Module, example: tuple[Tensor, ...]) -> Any:
     # An example of 1 would make torch.export take the batch for a constant.
     pair = tuple(
         tensor[:1].expand(2, *tensor.shape[1:]).contiguous() if batched else tensor
-        for tensor, batched in zip(example, _batched(example))
+        for tensor, batched in zip(example, which_batched(example))
     )
-    shapes = tuple({0: "batch"} if batched else None for batched in _batched(example))
+    shapes = tuple({0: "batch"} if batched else None for batched in which_batched(example))
     try:
         with warnings.catch_warnings(), torch.no_grad(), BatchedConvs():
             warnings.simplefilter("ignore")
@@ -234,7 +198,7 @@ def _program(network: nn.Module, example: tuple[Tensor, ...]) -> Any:
     assert exported is not None
     program = exported.model_proto
     _strip(program)
-    for entry, batched in zip(program.graph.input, _batched(example)):
+    for entry, batched in zip(program.graph.input, which_batched(example)):
         if batched and not entry.type.tensor_type.shape.dim[0].dim_param:
             raise ExportError(
                 "the exported network takes one batch size only",
@@ -379,12 +343,6 @@ def _gaps(expected: nn.Module, run: Runner, trial: tuple[Tensor, ...]) -> list[_
     return [
         _gap(f"output {i}", a, torch.from_numpy(b)) for i, (a, b) in enumerate(zip(wanted, found))
     ]
-
-
-def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """The tensors that a network returns, in order; it may write to its inputs, not to these."""
-    result = network(*(tensor.clone() for tensor in inputs))
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _gap(name: str, wanted: Tensor, found: Tensor) -> _Gap:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import ExportError, ParityError
-from fxprune.onnx import BATCHES, TOLERANCE, fresh_inputs, outputs
+from fxprune.onnx import BATCHES, TOLERANCE
 from fxprune.storage import write_bytes
+from fxprune.trials import fresh_inputs, outputs
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""Networks on trial: the inputs they are given, and whether two of them compute the same."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+SAME = 1e-3
+"""Largest difference between two runs of the same operations, as a share of the largest output.
+
+They are the same to the bit, but for kernels that add up in no fixed order.
+"""
+
+
+def fresh_inputs(
+    example: Sequence[Tensor], size: int, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Random inputs in the likeness of the example's.
+
+    Args:
+        example: the batched ones among them are as long as the first along dim 0.
+        size: the batch size that is wanted.
+        generator: a CPU generator.
+
+    Returns:
+        Floating inputs are normal with the example's mean and deviation (0 and 1 if the example
+        is constant); others are drawn from the example's own values. Inputs that are not batched
+        keep their size.
+    """
+    drawn = []
+    for tensor, batched in zip(example, which_batched(example)):
+        shape = (size, *tensor.shape[1:]) if batched else tensor.shape
+        if tensor.is_floating_point():
+            deviation, mean = torch.std_mean(tensor.double(), correction=0)
+            if not (deviation.isfinite() and deviation > 0):
+                deviation, mean = torch.ones(()), torch.zeros(())
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+            drawn.append((noise * deviation + mean).to(tensor.dtype))
+        else:
+            index = torch.randint(tensor.numel(), shape, generator=generator)
+            drawn.append(tensor.flatten()[index])
+    return tuple(drawn)
+
+
+def which_batched(example: Sequence[Tensor]) -> list[bool]:
+    """Which inputs have the batch along dim 0."""
+    length = example[0].shape[:1]
+    return [bool(tensor.dim()) and tensor.shape[:1] == length for tensor in example]
+
+
+def outputs(network: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The tensors that a network returns, in order; it may write to its inputs, not to these."""
+    result = network(*(tensor.clone() for tensor in inputs))
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+@torch.no_grad()
+def difference(
+    model: nn.Module, other: Callable[..., Any], example: tuple[Tensor, ...]
+) -> float | None:
+    """How far another network is from a model, on random inputs like the example's.
+
+    Both draw the same random numbers.
+
+    Returns:
+        The largest difference of an output as a share of the largest value, infinity where they
+        return other things. None where nothing can be said: the model does not run on such
+        inputs, or does not do the same twice.
+    """
+    device = next(iter(model.parameters()), torch.empty(0)).device
+    if not example or device.type == "meta":
+        return None
+    given = fresh_inputs([x.cpu() for x in example], len(example[0]), torch.Generator())
+    given = tuple(tensor.to(device) for tensor in given)
+
+    def run(network: Callable[..., Any]) -> list[Tensor]:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            return outputs(network, given)
+
+    try:
+        wanted = run(model)
+    except Exception:  # of the user's code, which may want inputs of another device or meaning
+        return None
+    found = _furthest(wanted, run(other))
+    return found if found <= SAME or _furthest(wanted, run(model)) <= SAME else None
+
+
+def _furthest(wanted: list[Tensor], found: list[Tensor]) -> float:
+    """The largest difference of two networks' outputs, as a share of the largest value of each."""
+    if [x.shape for x in wanted] != [x.shape for x in found]:
+        return float("inf")
+    gaps = [0.0]
+    for a, b in zip(wanted, found, strict=True):
+        a, b = a.double(), b.double()
+        if a.numel() and not torch.equal(a.isfinite(), b.isfinite()):
+            return float("inf")
+        a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
+        gaps.append(float((a - b).abs().max() / (a.abs().max() or 1.0)) if a.numel() else 0.0)
+    return max(gaps)
