@@ -40,12 +40,14 @@ class Comparison:
     """The exported network beside the dense one.
 
     Attributes:
-        report: what was written, and how far it is from the network it was checked against.
+        report: what was written, and how far it is from `reference`.
+        reference: what it was checked against, in words.
         compact: its figures.
         dense: those of the dense network, exported likewise; None if it cannot be exported.
     """
 
     report: ExportReport
+    reference: str
     compact: Figures
     dense: Figures | None
 
@@ -112,11 +114,12 @@ def compare_onnx(
         files = [report.path] if full is None else [report.path, full.path]
         times = in_turns(files, one)
     compacted = Figures(report.params, cost.macs(best), report.bytes, times[0])
-    if full is None:
-        return Comparison(report, compacted, None)
-    return Comparison(
-        report, compacted, Figures(full.params, cost.dense_macs, full.bytes, times[1])
-    )
+    original = None
+    if full is not None:
+        original = Figures(full.params, cost.dense_macs, full.bytes, times[1])
+    other = "the dense network, removed channels at zero"
+    words = "the gated network" if reference is gated else other
+    return Comparison(report, words, compacted, original)
 
 
 def in_turns(paths: Sequence[Path], example: Sequence[Tensor]) -> list[float]:

@@ -305,6 +305,7 @@ def of_run(run: Run, gated: GatedModule) -> Record:
 def of_onnx(compared: Comparison) -> Record:
     """What was written as ONNX."""
     report = {**asdict(compared.report), "path": str(compared.report.path)}
+    report["reference"] = compared.reference
     dense = None if compared.dense is None else asdict(compared.dense)
     return {**report, "compact": asdict(compared.compact), "dense": dense}
 
@@ -389,7 +390,7 @@ def _proof(onnx: Record) -> str:
     batches = ", ".join(map(str, onnx["batches"]))
     real = f" and {onnx['real_examples']} real examples" if onnx["real_examples"] else ""
     return (
-        f"ONNX Runtime against the trained network, batches of {batches}, "
+        f"ONNX Runtime against {onnx['reference']}, batches of {batches}, "
         f"fresh random inputs{real}:\n"
         f"largest difference {onnx['max_abs_error']:.1e}, {onnx['max_rel_error']:.1e} of the "
         f"largest output (at most {onnx['tolerance']:.0e} is let through)"
