@@ -50,7 +50,7 @@ class Sharing:
         else:
             for place in _written(func):
                 if place < len(args) and isinstance(args[place], Tensor):
-                    self.context.overwritten.add(id(args[place]))
+                    self.context.overwrite(args[place])
                     self._write(_memory(args[place]))
 
     def _write(self, memory: int) -> None:

@@ -76,8 +76,11 @@ def difference(
     given = tuple(tensor.to(device) for tensor in given)
 
     def run(network: Callable[..., Any]) -> list[Tensor]:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
+        on_gpu = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=on_gpu):
+            torch.default_generator.manual_seed(0)
+            for gpu in on_gpu:
+                torch.cuda.default_generators[gpu.index].manual_seed(0)
             return outputs(network, given)
 
     try:

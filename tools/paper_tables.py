@@ -101,6 +101,9 @@ UTILITY = Gated("utility, cubic", policy="utility", budget=BUDGET, options=CUBIC
 HALF = Gated("utility, cubic, macs=0.5", policy="utility", budget="macs=0.5", options=CUBIC)
 FEW = Gated("utility, cubic, params=0.11", policy="utility", budget="params=0.11", options=CUBIC)
 BALANCE = Gated("balance, constant", policy="balance", budget=BUDGET, options=EARLY)
+BALANCE_HALF = Gated(
+    "balance, constant, macs=0.5", policy="balance", budget="macs=0.5", options=EARLY
+)
 BALANCE_LONGER = Gated(
     "balance, constant, equal macs",
     after=UTILITY.name,
@@ -141,7 +144,7 @@ CONTROLS = (
 TABLES: Mapping[str, Table] = {
     "cifar10": Table(
         "Accuracy by size",
-        (DENSE, HALF, UTILITY, FEW, BALANCE),
+        (DENSE, HALF, BALANCE_HALF, UTILITY, BALANCE, FEW),
         ("vgg16_bn", "resnet32", "resnet56", "densenet40", "mobilenet_v2"),
     ),
     "ablation": Table(

@@ -337,6 +337,11 @@ class Context:
         self.gates[id(out)] = self.node, vectors
         self._alive.append(out)
 
+    def overwrite(self, tensor: Tensor) -> None:
+        """Notes that a tensor was written in place."""
+        self.overwritten.add(id(tensor))
+        self._alive.append(tensor)
+
     def ungate(self, out: Tensor, node: Any) -> None:
         """Takes back what `node` said of the parameters that make the channels of `out`."""
         if id(out) in self.gates and self.gates[id(out)][0] is node:
