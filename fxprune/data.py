@@ -171,12 +171,7 @@ class TensorSplit:
         share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """Yields the split once; see `Split.batches`."""
-        if shuffle is None:
-            order = torch.arange(len(self))
-        else:
-            order = torch.randperm(len(self), generator=shuffle)
-            order = order[: len(self) // size * size or len(self)]
-        even = shuffle is not None
+        order, even = _order(len(self), size, shuffle), shuffle is not None
         for index in torch.split(order, size):
             images, labels = self.images[index].to(device), self.labels[index].to(device)
             if augment and shuffle is not None:  # the crops of the whole batch, for any share
@@ -184,6 +179,17 @@ class TensorSplit:
             images, labels = share(images, even), share(labels, even)
             if len(labels):
                 yield self.normalise(images), labels
+
+
+def _order(count: int, size: int, shuffle: torch.Generator | None) -> Tensor:
+    """The examples in the order of a pass; shuffled, there are only whole batches if there is one.
+
+    Returns:
+        int64 [examples].
+    """
+    if shuffle is None:
+        return torch.arange(count)
+    return torch.randperm(count, generator=shuffle)[: count // size * size or count]
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,12 +226,7 @@ class FolderSplit:
         The transforms draw from torch's global generator, which is seeded from `shuffle` and
         put back afterwards.
         """
-        if shuffle is None:
-            order = torch.arange(len(self))
-        else:
-            order = torch.randperm(len(self), generator=shuffle)
-            order = order[: len(self) // size * size or len(self)]
-        even = shuffle is not None
+        order, even = _order(len(self), size, shuffle), shuffle is not None
         batches = (share(batch, even).tolist() for batch in torch.split(order, size))
         loader: DataLoader[Any] = DataLoader(
             self.augmented if augment and shuffle is not None else self.plain,
