@@ -288,8 +288,9 @@ def train(
     settle: Annotated[
         float | None,
         typer.Option(
-            help="Last share of the run, in which only the channels that are exported train.",
-            show_default="0.5",
+            help="Last share of the run, in which only the channels that are exported train; by "
+            "default 0.75 where auto gives the budget from the first step on, else 0.5.",
+            show_default=False,
         ),
     ] = None,
     seed: Annotated[

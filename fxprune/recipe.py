@@ -40,7 +40,7 @@ class TrainOptions:
         train_macs: what the whole run may cost, as a share of the dense run's forward macs; the
             length of the budget's fall is planned by it. None for no limit.
         settle: last share of the run, in which a gated network trains on the selection that is
-            exported.
+            exported. None is 0.75 where "auto" gives the budget from the first step on, else 0.5.
         recalibrate: batches over which batch norms measure their statistics anew at the end;
             0 keeps the running ones.
         seed: of everything that is random.
@@ -63,7 +63,7 @@ class TrainOptions:
     channels_last: Literal["auto", "off", "on"] = "auto"
     budget_schedule: str = "auto"
     train_macs: float | None = None
-    settle: float = 0.5
+    settle: float | None = None
     recalibrate: int = 100
     seed: int = 0
     device: str = "auto"
@@ -83,7 +83,7 @@ class TrainOptions:
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if not low <= value <= high:  # False for NaN
+            if value is not None and not low <= value <= high:  # False for NaN
                 raise OptionError(
                     f"{name} cannot be {value}", do=f"give a number from {low:g} to {high:g}"
                 )
@@ -104,10 +104,11 @@ class TrainOptions:
             )
         schedule = self.schedule_of_budget(falls=True)
         end = schedule.end if schedule.left(0.0) > 0 else 0.0
-        if self.train_macs is None and end > 1 - self.settle + 1e-9:
+        settled = self.settled_share(falls=True)
+        if self.train_macs is None and end > 1 - settled + 1e-9:
             raise OptionError(
                 f"the budget cannot fall until {end:g} of the run",
-                why=f"the channels settle after {1 - self.settle:g} of it",
+                why=f"the channels settle after {1 - settled:g} of it",
                 do="give the schedule an earlier end, or a smaller settle",
             )
 
@@ -115,14 +116,23 @@ class TrainOptions:
         """The budget's schedule, what "auto" stands for included; `falls` is the policy's."""
         if self.budget_schedule != "auto":
             return parse(self.budget_schedule)
-        if not falls and self.train_macs is None:
+        if self._begins_with_the_budget(falls):
             return Constant()
-        end = min(0.4, 1 - self.settle)
+        end = min(0.4, 1 - self.settled_share(falls))
         return Cubic(begin=end / 4, end=end)
 
-    def settles_at(self, steps: int) -> int:
+    def settled_share(self, falls: bool) -> float:
+        """`settle`, what None stands for included; `falls` is the policy's."""
+        if self.settle is not None:
+            return self.settle
+        return 0.75 if self._begins_with_the_budget(falls) else 0.5
+
+    def settles_at(self, steps: int, falls: bool) -> int:
         """The step, of all steps of a run, from which on the selection is fixed."""
-        return steps - int(self.settle * steps)
+        return steps - int(self.settled_share(falls) * steps)
+
+    def _begins_with_the_budget(self, falls: bool) -> bool:
+        return self.budget_schedule == "auto" and not falls and self.train_macs is None
 
 
 @dataclass(frozen=True)

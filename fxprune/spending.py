@@ -57,11 +57,12 @@ def plan_spending(gated: GatedModule, options: TrainOptions, steps: int) -> Spen
             cannot be known.
     """
     price = _Price(gated, options, steps)
-    schedule = options.schedule_of_budget(gated.settings.policy.falls)
+    falls = gated.settings.policy.falls
+    schedule = options.schedule_of_budget(falls)
     if options.train_macs is None:
         return price.of(schedule)
     limit = options.train_macs * gated.cost.dense_macs * steps
-    longest = 1 - options.settle
+    longest = 1 - options.settled_share(falls)
 
     def stretched(part: float) -> Spending:
         start = schedule.begin / schedule.end if schedule.end > 0 else 0.0
@@ -94,7 +95,7 @@ class _Price:
 
     def __init__(self, gated: GatedModule, options: TrainOptions, steps: int) -> None:
         self.gated, self.steps = gated, steps
-        self.settles_at = options.settles_at(steps)
+        self.settles_at = options.settles_at(steps, gated.settings.policy.falls)
         self.known: dict[float, int | None] = {1.0: gated.cost.dense_macs}
 
     def of(self, schedule: Schedule) -> Spending:

@@ -301,8 +301,9 @@ class _Session:
 
     def _settle(self, done: int) -> None:
         """Fixes the selection of a gated network once the last share of the run is reached."""
-        if self.gated is not None and not self.gated.settled and done >= self._settles_at:
-            self.gated.settle()
+        gated = self.gated
+        if gated is not None and not gated.settled and done >= self._settles_at(gated):
+            gated.settle()
 
     def _spend(self, done: int) -> None:
         """Gives a gated network the widths that are planned for a step, and counts its macs."""
@@ -312,9 +313,8 @@ class _Session:
         if self.spent is not None:
             self.spent += self._examples * self.gated.cost.macs(self.gated.widths)
 
-    @property
-    def _settles_at(self) -> int:
-        return self.options.settles_at(self.steps)
+    def _settles_at(self, gated: GatedModule) -> int:
+        return self.options.settles_at(self.steps, gated.settings.policy.falls)
 
     @property
     def _examples(self) -> int:
@@ -393,7 +393,7 @@ class _Session:
             if self.gated is not None:
                 self.gated.train()
                 self.gated.restore(under(GATED, tensors))
-                if len(meta["history"]) * self.steps_per_epoch < self._settles_at:
+                if len(meta["history"]) * self.steps_per_epoch < self._settles_at(self.gated):
                     self.gated.unsettle()  # the run was shorter when it ended
             else:
                 self.model.load_state_dict(under("model/", tensors))

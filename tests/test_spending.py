@@ -71,7 +71,7 @@ def test_a_plan_takes_what_it_is_given(
     if schedule != "constant" and total(plan_spending(GATED, longest, steps)) > limit:
         # a few steps more at each of its widths would be too much
         assert total(spending) > limit - 25 * GATED.cost.dense_macs
-    assert spending.pace.share(options.settles_at(steps)) == 0.25
+    assert spending.pace.share(options.settles_at(steps, falls=True)) == 0.25
 
 
 def test_balance_has_the_budget_from_the_first_step_on() -> None:
@@ -83,6 +83,14 @@ def test_balance_has_the_budget_from_the_first_step_on() -> None:
     assert limited.pace.share(0) == 1
     assert 0.3 * 100 < total(limited) / gated.cost.dense_macs <= 0.4 * 100
     assert plan_spending(GATED, TrainOptions(), 100).pace.share(5) == 1
+
+
+def test_what_begins_with_the_budget_settles_early() -> None:
+    assert TrainOptions().settles_at(100, falls=False) == 25
+    assert TrainOptions().settles_at(100, falls=True) == 50
+    assert TrainOptions(budget_schedule="constant").settles_at(100, falls=False) == 50
+    assert TrainOptions(train_macs=0.4).settles_at(100, falls=False) == 50
+    assert TrainOptions(settle=0.1).settles_at(100, falls=False) == 90
 
 
 def test_without_a_limit_the_schedule_is_taken_as_it_is() -> None:

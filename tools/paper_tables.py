@@ -94,7 +94,7 @@ BUDGET = "macs=0.27"
 LINEAR = {"budget_schedule": "linear{begin=0.1,end=0.4}", "settle": 0.5}
 CUBIC = {"budget_schedule": "cubic{begin=0.1,end=0.4}", "settle": 0.5}
 CONSTANT = {"budget_schedule": "constant", "settle": 0.5}
-EARLY = {"budget_schedule": "constant", "settle": 0.75}
+EARLY = {"budget_schedule": "constant", "settle": 0.75}  # what balance has by default
 
 DENSE = Dense("dense")
 UTILITY = Gated("utility, cubic", policy="utility", budget=BUDGET, options=CUBIC)
