@@ -48,7 +48,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
         elif tensors_in((out,)):
             context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
-        self.sharing.see(func, args, out)
+        self.sharing.see(func, args, kwargs, out)
         if computed:
             context.computed += context.edges[known:]
             for tensor in tensors_in((out,)):

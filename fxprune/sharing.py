@@ -10,7 +10,7 @@ at all widths; there are two exceptions, which matter only where something is wr
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -37,14 +37,16 @@ class Sharing:
         self._stepped: dict[int, list[tuple[Tensor, int]]] = defaultdict(list)
         self._copied: dict[int, list[tuple[fx.Node, Tensor]]] = defaultdict(list)
 
-    def see(self, func: Any, args: Sequence[Any], out: Any) -> None:
+    def see(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
         """Takes note of a call and its result."""
         if func is aten.slice.Tensor:
             if len(args) > 4 and args[4] != 1:
                 self._stepped[_memory(args[0])].append((args[0], args[1]))
         elif func is aten.clone.default or func is aten._to_copy.default:
             source, node = args[0], self.context.node
-            if out.dtype == source.dtype and node.target not in ("clone", torch.clone):
+            perhaps = "memory_format" in kwargs and node.target not in ("clone", torch.clone)
+            perhaps = perhaps and out.dtype == source.dtype  # x.clone() always copies
+            if perhaps and self.context.of(source):
                 for tensor in (source, out):
                     self._copied[_memory(tensor)].append((node, source))
         else:
