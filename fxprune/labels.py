@@ -20,6 +20,7 @@ from fxprune.components import Components, components
 from fxprune.dispatch import LabelMode, results, rules, to_meta
 from fxprune.errors import TraceError
 from fxprune.foretold import SIZED, AtenCall, call_of, foretold
+from fxprune.opaque import really_run
 from fxprune.rules.base import Context, Family, Place, Product, Slide, tensors_in
 from fxprune.sharing import Sharing
 from fxprune.traced import TracedModule, modules_of, tensors_of, where
@@ -156,11 +157,12 @@ def propagate(
     with _lent(module, {id(tensor): meta[name] for name, tensor in tensors.items()}):
         seen: dict[Any, Any] = {}
         runs: list[_Interpreter] = []
+        real = {id(meta[name]): tensor for name, tensor in tensors.items()}
         sharing = Sharing(context, module)
         for number, graph in enumerate(module.graphs):
             mode = LabelMode(sharing, number, seen)
             first = runs[0] if runs and compact is None else None
-            runs.append(_Interpreter(module, graph, mode, compact, first))
+            runs.append(_Interpreter(module, graph, mode, compact, first, real))
             _run(runs[-1], inputs)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
     return Labelled(context, axes, tuple(run.values for run in runs), batch, sharing.copies)
@@ -198,8 +200,11 @@ class _Interpreter(fx.Interpreter):
         mode: LabelMode,
         compact: Compact | None,
         before: "_Interpreter | None",
+        real: Mapping[int, Tensor],
     ) -> None:
+        """Runs a graph; `real` are the network's own tensors by the id of their meta tensors."""
         super().__init__(module, graph=graph, garbage_collect_values=False)
+        self.real = real
         self.mode, self.context, self.compact, self.before = mode, mode.context, compact, before
         self.nodes = {node.name: node for node in graph.nodes}
         self.values: dict[str, Values] = {}
@@ -278,14 +283,39 @@ class _Interpreter(fx.Interpreter):
             plain = asked == len(context.asked) and call[0] not in SIZED
             self.values[n.name] = self._described(result, plain)
         else:
-            with self.mode:
-                result = getattr(self, n.op)(n.target, args, kwargs)
+            try:
+                with self.mode:
+                    result = getattr(self, n.op)(n.target, args, kwargs)
+            except Exception:
+                if not self._may_be_opaque(n):
+                    raise
+                del context.products[products:], context.slides[slides:]
+                result = self._opaque(n, args, kwargs)
             self.values[n.name] = self._describe(result)
         self.said[n.name] = (
             context.products[products:],
             context.slides[slides:],
             context.asked[asked:],
         )
+        return result
+
+    def _may_be_opaque(self, node: fx.Node) -> bool:
+        """Whether a node that does not run on meta tensors is a leaf that need not do so."""
+        before = None if self.compact is None else self.compact.dense.context.opaque
+        return node.op == "call_module" and (before is None or node.name in before)
+
+    def _opaque(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Runs a leaf that asks for what is in a tensor on real tensors, and pins all of it."""
+        context, module = self.context, self.submodules[str(node.target)]
+        context.opaque.add(node.name)
+        result, macs = really_run(module, self.real, args, kwargs)
+        near = [*tensors_in((args, kwargs)), *module.parameters(), *module.buffers()]
+        labels = [family.labels for tensor in near for family in context.of(tensor)]
+        if labels:
+            context.pin(torch.cat(labels), "the code here asks for what is in a tensor")
+        context.gates = {key: gate for key, gate in context.gates.items() if gate[0] is not node}
+        if macs:
+            context.multiplies(macs, made=None)
         return result
 
     def _operand(self, node: fx.Node) -> Any:
@@ -382,7 +412,9 @@ def _run(interpreter: _Interpreter, inputs: tuple[Tensor, ...]) -> None:
             f"the model does not run on inputs of shape {[tuple(x.shape) for x in inputs]}",
             at=where(node) if node is not None else "",
             why=f"{type(error).__name__}: {first[0]}",
-            do="give example inputs of the shape the model takes, with the batch first",
+            do="move code that asks for what is in a tensor into a submodule of its own"
+            if "meta" in str(error)
+            else "give example inputs of the shape the model takes, with the batch first",
             node=node.name if node is not None else "",
         ) from error
 

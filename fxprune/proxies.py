@@ -86,6 +86,8 @@ class KnowingTracer(fx.Tracer):
             mode.
     """
 
+    proxy_buffer_attributes = True  # else what forward does to them alone is done while tracing
+
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], *, exact: bool) -> None:
         none: Any = ()  # torch's annotation asks for one module in some versions
         super().__init__(autowrap_modules=none)

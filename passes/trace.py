@@ -9,11 +9,12 @@ There is a graph for training and one for evaluation. The evaluation graph is tr
 model is traced again.
 """
 
+import contextlib
 import copy
 import inspect
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,13 @@ from fxprune.proxies import MODE, KnowingTracer
 from fxprune.traced import DraftModule, Origin, TracedModule, modules_of, tensors_of
 
 _INTERNAL = tuple(f"{Path(file).parent}/" for file in (torch.__file__, proxies.__file__, __file__))
+
+_VALUES = frozenset(
+    made
+    for name in ("nonzero", "argwhere", "unique", "unique_consecutive", "masked_select", "bincount")
+    for made in (name, getattr(torch, name))
+) | {"item", "tolist"}
+"""Calls whose result, or its size, depends on what is in a tensor."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,36 @@ class _Watch:
         module.__dict__["training"] = mode
 
 
+@contextlib.contextmanager
+def _assignments(model: nn.Module) -> Iterator[None]:
+    """What forward assigns to attributes while it is traced.
+
+    A new value of a buffer becomes a node that writes it in place, so that the traced network keeps
+    it as the model does. All else is put back afterwards.
+    """
+    assign = nn.Module.__setattr__
+    kept = [
+        (attributes, dict(attributes))
+        for module in modules_of(model).values()
+        for attributes in (vars(module), vars(module)["_parameters"], vars(module)["_buffers"])
+    ]
+
+    def written(module: nn.Module, name: str, value: Any) -> None:
+        if isinstance(value, fx.Proxy) and name in vars(module)["_buffers"]:
+            getattr(module, name).copy_(value)
+        else:
+            assign(module, name, value)
+
+    nn.Module.__setattr__ = written  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__ = assign  # type: ignore[method-assign]
+        for attributes, before in kept:
+            attributes.clear()
+            attributes.update(before)
+
+
 def _has_its_own_modes(module: nn.Module) -> bool:
     """Whether changing the mode may change more than the attribute `training`."""
     return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
@@ -190,6 +228,8 @@ class _Tracer(KnowingTracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
+        if self.scope.module_path and node.target in _VALUES:  # the root can be no leaf
+            raise fx.proxy.TraceError("the code asks for what is in a tensor")
         if node.op not in ("placeholder", "output"):
             node.stack_trace = _user_frame()
         return node
@@ -204,7 +244,8 @@ def _graph(model: nn.Module, inputs: tuple[Tensor, ...], watch: _Watch | None = 
         if watch is not None:
             watch.follow(tracer)
         try:
-            graph = tracer.trace(model, concrete_args=defaults)
+            with _assignments(model):
+                graph = tracer.trace(model, concrete_args=defaults)
         except Exception as error:
             if watch is not None and watch.give_up():
                 continue  # what the code could not work with may have been the proxy

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune import analyze, dispatch, instrument
+from fxprune import analyze, dispatch, instrument, shrink
+from fxprune.errors import TraceError
 from fxprune.groups import Factor
 from fxprune.resize import KEY
 from tests.law import choose, gap, zeroed
@@ -232,3 +233,50 @@ def test_a_norm_behind_a_rectifier_is_no_gate_point(inplace: bool) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), act, nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     (gate,) = analyze(net, (torch.zeros(2, 3, 8, 8),)).gates
     assert gate.parameters == (("0.weight", 0), ("0.bias", 0))
+
+
+class AsksForValues(nn.Module):
+    """Branches on values before its convolution, or chooses channels by them, or counts by them."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.conv = way, nn.Conv2d(8, 6, 1)
+        self.register_buffer("times", torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "branch" and x.mean() > 0:
+            x = 2 * x
+        if self.way == "choose":
+            kept = x.mean((0, 2, 3)).relu().nonzero().flatten()
+            x = torch.zeros_like(x).index_copy(1, kept, x.index_select(1, kept))
+        if self.way == "number":
+            x = x * self.times.item()
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("way", ["branch", "choose", "number"])
+@torch.no_grad()
+def test_a_leaf_that_asks_for_values_stays_whole(way: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.Conv2d(5, 8, 3), AsksForValues(way), nn.Conv2d(6, 4, 1)
+    ).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    gated = instrument(net, (x,))
+    assert [group.size for group in gated.channels.groups] == [5]
+    (pin,) = [p for p in gated.channels.pinned if "what is in a tensor" in p.reason]
+    assert {"1.weight", "2.conv.weight", "2.conv.bias"} <= set(pin.parameters)
+    assert gated.cost.dense_macs == (3 * 5 * 9 * 36) + (5 * 8 * 9 + 8 * 6 + 6 * 4) * 16
+    chosen = choose(gated.channels, (2,))
+    gated.settle(chosen)
+    assert gap(zeroed(net, gated, chosen).train()(x), gated(x)) < 1e-12
+    assert torch.equal(shrink(gated)(x), gated(x))
+
+
+def test_values_at_the_root_are_refused_with_what_to_do() -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.mean().item()
+
+    with pytest.raises(TraceError, match="into a submodule of its own"):
+        analyze(Root(), (torch.zeros(2, 3, 8, 8),))

@@ -12,6 +12,7 @@ from tests.topologies.base import (
     OUTPUT,
     WIDTHS,
     Net,
+    along,
     group,
     makes,
     makes_biased,
@@ -52,6 +53,40 @@ class Dropped(nn.Module):
             branch = branch * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.8) / 0.8
         x = F.dropout(F.relu(x + branch).mean((2, 3)), 0.5, training=self.training)
         return self.fc(x)
+
+
+class HandNorm(nn.Module):
+    """A batch norm by hand: one running statistic is written in place, the other assigned anew."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.mean, self.variance
+        if self.training:
+            mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+            self.mean.mul_(0.9).add_(0.1 * mean.detach())
+            self.variance = 0.9 * self.variance + 0.1 * variance.detach()
+            self.steps += 1
+        scale = self.scale / torch.sqrt(variance + 1e-5)
+        shift = self.shift - mean * scale
+        return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+
+
+class ByHand(nn.Module):
+    """A network of one's own norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), HandNorm(6)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.norm(self.conv(x))).mean((2, 3)))
 
 
 class Follows(nn.Module):
@@ -162,6 +197,19 @@ NETS = (
         "dropped",
         Dropped,
         (group(6, makes_biased("a", "b"), takes("b", "fc")),),
+        differs=True,
+    ),
+    Net(
+        "by_hand",
+        ByHand,
+        (
+            group(
+                6,
+                makes_biased("conv"),
+                along("norm.scale", "norm.shift", "norm.mean", "norm.variance"),
+                takes("fc"),
+            ),
+        ),
         differs=True,
     ),
     Net(

@@ -1,0 +1,42 @@
+"""Leaves that ask for what is in a tensor, which meta tensors cannot tell: they run for real."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@torch.no_grad()
+def really_run(
+    module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any
+) -> tuple[Any, int]:
+    """Runs a module whose tensors are meta tensors, on random inputs.
+
+    Args:
+        module: the module; it is not changed.
+        real: what to take for its own tensors, by their ids.
+        args: meta tensors, which others of the same shape stand for, and what else it takes.
+        kwargs: likewise.
+
+    Returns:
+        What it returns, on meta tensors, and its multiply-accumulates.
+    """
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    own = {name: real[id(tensor)].clone() for name, tensor in named.items()}
+    device = next(iter(own.values()), torch.empty(0)).device
+
+    def drawn(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_floating_point():
+            return torch.randn(value.shape, dtype=value.dtype, device=device)
+        return torch.zeros(value.shape, dtype=value.dtype, device=device)
+
+    given = pytree.tree_map(drawn, (tuple(args), dict(kwargs)))
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        result = torch.func.functional_call(module, own, *given)
+    on_meta = pytree.tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, result)
+    return on_meta, counter.get_total_flops() // 2
