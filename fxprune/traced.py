@@ -233,8 +233,9 @@ def _adopt(module: nn.Module, root: nn.Module, target: str) -> None:
             setattr(module, part, nn.Module())
         module = getattr(module, part)
     value = getattr(root, name)
-    if hasattr(module, name):
-        return
+    known = getattr(module, name, None)
+    if known is not None and not (type(known) is nn.Module and type(value) is not nn.Module):
+        return  # a bare module only holds what the other graph reads of this one
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         module.register_buffer(name, value)
     else:

@@ -9,12 +9,11 @@ There is a graph for training and one for evaluation. The evaluation graph is tr
 model is traced again.
 """
 
-import contextlib
 import copy
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,6 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fxprune import proxies
+from fxprune.effects import Draws, seen
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.proxies import MODE, KnowingTracer
@@ -38,6 +38,8 @@ _VALUES = frozenset(
     for made in (name, getattr(torch, name))
 ) | {"item", "tolist"}
 """Calls whose result, or its size, depends on what is in a tensor."""
+
+_DRAWS = "the code draws random numbers and does by them what the trace would do every time"
 
 
 @dataclass(frozen=True)
@@ -161,36 +163,6 @@ class _Watch:
         module.__dict__["training"] = mode
 
 
-@contextlib.contextmanager
-def _assignments(model: nn.Module) -> Iterator[None]:
-    """What forward assigns to attributes while it is traced.
-
-    A new value of a buffer becomes a node that writes it in place, so that the traced network keeps
-    it as the model does. All else is put back afterwards.
-    """
-    assign = nn.Module.__setattr__
-    kept = [
-        (attributes, dict(attributes))
-        for module in modules_of(model).values()
-        for attributes in (vars(module), vars(module)["_parameters"], vars(module)["_buffers"])
-    ]
-
-    def written(module: nn.Module, name: str, value: Any) -> None:
-        if isinstance(value, fx.Proxy) and name in vars(module)["_buffers"]:
-            getattr(module, name).copy_(value)
-        else:
-            assign(module, name, value)
-
-    nn.Module.__setattr__ = written  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        nn.Module.__setattr__ = assign  # type: ignore[method-assign]
-        for attributes, before in kept:
-            attributes.clear()
-            attributes.update(before)
-
-
 def _has_its_own_modes(module: nn.Module) -> bool:
     """Whether changing the mode may change more than the attribute `training`."""
     return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
@@ -201,13 +173,23 @@ def _home(name: str | None, value: Any) -> tuple[str | None, Any]:
 
 
 class _Tracer(KnowingTracer):
-    """Notes the user's line of every node, and the innermost module whose code stops it."""
+    """Notes the user's line of every node, and the innermost module whose code stops it.
+
+    One that is `wary` is stopped by code that draws random numbers of its own, which would be the
+    same ones for ever.
+    """
 
     def __init__(
-        self, model: nn.Module, inputs: tuple[Any, ...], leaves: set[str], *, exact: bool
+        self,
+        model: nn.Module,
+        inputs: tuple[Any, ...],
+        leaves: set[str],
+        *,
+        exact: bool,
+        wary: bool,
     ) -> None:
         super().__init__(model, inputs, exact=exact)
-        self.leaves = leaves
+        self.leaves, self.wary = leaves, wary
         self.stopped_in: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -219,8 +201,12 @@ class _Tracer(KnowingTracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
+        before = Draws() if self.wary else None
         try:
-            return super().call_module(m, forward, args, kwargs)
+            result = super().call_module(m, forward, args, kwargs)
+            if before is not None and Draws() != before:
+                raise fx.proxy.TraceError(_DRAWS)
+            return result
         except Exception:
             if self.stopped_in is None:
                 self.stopped_in = self.path_of_module(m)
@@ -238,14 +224,18 @@ class _Tracer(KnowingTracer):
 def _graph(model: nn.Module, inputs: tuple[Tensor, ...], watch: _Watch | None = None) -> fx.Graph:
     leaves: set[str] = set()
     defaults = _defaults(model, len(inputs))
-    exact = False
+    exact = wary = False
     while True:
-        tracer = _Tracer(model, (*inputs, *defaults.values()), leaves, exact=exact)
+        tracer = _Tracer(model, (*inputs, *defaults.values()), leaves, exact=exact, wary=wary)
         if watch is not None:
             watch.follow(tracer)
         try:
-            with _assignments(model):
+            with seen(model):
+                before = Draws()
                 graph = tracer.trace(model, concrete_args=defaults)
+                drawn = Draws() != before
+            if drawn and wary:
+                raise fx.proxy.TraceError(_DRAWS)
         except Exception as error:
             if watch is not None and watch.give_up():
                 continue  # what the code could not work with may have been the proxy
@@ -254,6 +244,9 @@ def _graph(model: nn.Module, inputs: tuple[Tensor, ...], watch: _Watch | None = 
             elif exact:
                 raise _refusal(model, error) from error
             exact = exact or not tracer.stopped_in
+            continue
+        if drawn:
+            wary = True
             continue
         if watch is not None:  # what was read and is in no call may have been compared by `is`
             watch.branched |= tracer.branched or not all(node.users for node in tracer.modes)

@@ -42,7 +42,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
 BESIDE = (
     *("traced", "source", "data", "storage", "console", "parallel", "proxies", "foretold"),
-    *("weights", "copies", "batched", "trials", "opaque"),
+    *("weights", "copies", "batched", "trials", "opaque", "effects"),
 )
 FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")

@@ -1,12 +1,14 @@
 """Trace: one graph for each mode where they differ, the user's lines, leaves for what it can't."""
 
 import inspect
+import random
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxprune.errors import TraceError
 from fxprune.passes import Program, apply
 from fxprune.traced import TracedModule, where
 from tests.nets import BY_NAME, Net
@@ -255,3 +257,37 @@ def test_buffers_are_written_as_the_model_writes_them() -> None:
     assert int(wanted["norm.steps"]) == 3
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_random_numbers_that_python_draws_are_drawn_in_every_step() -> None:
+    net = BY_NAME["stochastic_depth"]
+    state, drawn = torch.random.get_rng_state(), random.getstate()
+    traced = trace(net)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert random.getstate() == drawn
+    traced.train()
+    torch.manual_seed(0)
+    results = {float(traced(*net.inputs()).detach().sum()) for _ in range(20)}
+    assert len(results) == 2
+
+
+def test_random_numbers_at_the_root_are_refused_with_what_to_do() -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x if random.random() < 0.5 else x
+
+    with pytest.raises(TraceError, match="draws random numbers") as refused:
+        apply("trace", Program(Root(), (torch.zeros(2, 3),)))
+    assert "a submodule of its own" in refused.value.do
+
+
+def test_a_custom_gradient_stays() -> None:
+    net = BY_NAME["custom_gradient"]
+    model = net.model()
+    traced = apply("trace", Program(model, net.inputs())).module
+    gradients = []
+    for network in (model, traced):
+        network(*net.inputs()).square().sum().backward()
+        gradients.append(model.get_parameter("a.weight").grad)
+        model.zero_grad()
+    assert torch.equal(*gradients)

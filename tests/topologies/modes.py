@@ -1,6 +1,7 @@
 """Training and evaluation that differ, opaque submodules, several inputs and outputs."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,54 @@ class ByHand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+class Reversed(torch.autograd.Function):
+    """The same numbers; the gradient comes back reversed, and twice as large."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return -2 * gradient
+
+
+class CustomGradient(nn.Module):
+    """A function whose gradient is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = Reversed.apply(F.relu(self.a(x)))
+        return self.fc(F.relu(self.b(x)).mean((2, 3)))
+
+
+class Skipped(nn.Module):
+    """A branch that training leaves out by a number that Python draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and float(torch.rand(())) < 0.5:
+            return x
+        return x + self.conv(x)
+
+
+class StochasticDepth(nn.Module):
+    """Blocks that training leaves out now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.fc = nn.Conv2d(3, 6, 3), Skipped(), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.block(self.stem(x))).mean((2, 3)))
 
 
 class Follows(nn.Module):
@@ -210,6 +259,17 @@ NETS = (
                 takes("fc"),
             ),
         ),
+        differs=True,
+    ),
+    Net(
+        "custom_gradient",
+        CustomGradient,
+        (group(6, makes_biased("a"), takes("b")), group(4, makes_biased("b"), takes("fc"))),
+    ),
+    Net(
+        "stochastic_depth",
+        StochasticDepth,
+        (group(6, makes_biased("stem", "block.conv"), takes("block.conv", "fc")),),
         differs=True,
     ),
     Net(
