@@ -82,7 +82,7 @@ def test_what_rests_stays_to_the_bit(net: Net, make: Any) -> None:
         for key, tensor in new_slots.items():
             rests = resting(gated, key.split("/", 1)[1], chosen)
             known = slots.get(key, torch.zeros_like(tensor))  # a branch may be left out at first
-                assert torch.equal(tensor[rests], known[rests]), key
+            assert torch.equal(tensor[rests], known[rests]), key
         assert rested > 0
         assert learned > 0
 
