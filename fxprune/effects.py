@@ -1,8 +1,8 @@
 """What forward does behind torch.fx's back while it is traced.
 
 Symbolic tracing runs forward once, with proxies for tensors, and sees what is called on these. Not
-seen are assignments to a module's attributes, the gradients of custom autograd functions, and
-random numbers that Python draws to branch by.
+seen are assignments to a module's attributes, the gradients of custom autograd functions, where
+gradients are switched off or the precision is another, and random numbers that Python draws.
 """
 
 import contextlib
@@ -15,16 +15,20 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.proxies import KnowingTracer
 from fxprune.traced import modules_of
+
+_CONSTANT = "_tensor_constant"
+"""So begin the names under which torch.fx keeps tensors of forward's own on the model."""
 
 
 @contextlib.contextmanager
-def seen(model: nn.Module) -> Iterator[None]:
-    """While this lasts, assignments to buffers and custom gradients of proxies become nodes.
+def seen(model: nn.Module, tracer: KnowingTracer) -> Iterator[None]:
+    """While this lasts, what forward does of these becomes nodes, but for random numbers.
 
     A buffer is written in place where forward gives it a new value, so that the traced network
-    keeps it as the model does. The model's attributes, and the random numbers that come next, are
-    put back afterwards.
+    keeps it as the model does. The model's attributes, but for torch.fx's constants, and the random
+    numbers that come next are put back afterwards.
     """
     kept = [
         (attributes, dict(attributes))
@@ -32,18 +36,29 @@ def seen(model: nn.Module) -> Iterator[None]:
         for attributes in (vars(module), vars(module)["_parameters"], vars(module)["_buffers"])
     ]
     draws = Draws()
-    assign, apply = nn.Module.__setattr__, torch.autograd.Function.__dict__["apply"]
-    nn.Module.__setattr__ = _assigned(assign)  # type: ignore[assignment]
-    torch.autograd.Function.apply = _applied(apply)
+    patches = (
+        (nn.Module, "__setattr__", _assigned(nn.Module.__setattr__)),
+        (torch.autograd.Function, "apply", _applied(vars(torch.autograd.Function)["apply"])),
+        (torch._C, "_set_grad_enabled", _switched(torch._C._set_grad_enabled, tracer)),
+        (torch.autocast, "__enter__", _entered(torch.autocast.__enter__, tracer)),
+        (torch.autocast, "__exit__", _left(torch.autocast.__exit__, tracer)),
+    )
+    plain = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
     try:
-        yield
+        with torch.enable_grad():
+            for owner, name, patch in patches:
+                setattr(owner, name, patch)
+            try:
+                yield
+            finally:
+                for owner, name, before in plain:
+                    setattr(owner, name, before)
     finally:
-        nn.Module.__setattr__ = assign  # type: ignore[method-assign]
-        torch.autograd.Function.apply = apply
         draws.put_back()
-        for attributes, before in kept:
+        for attributes, values in kept:
+            values |= {name: x for name, x in attributes.items() if name.startswith(_CONSTANT)}
             attributes.clear()
-            attributes.update(before)
+            attributes.update(values)
 
 
 def _assigned(assign: Callable[..., None]) -> Callable[[nn.Module, str, Any], None]:
@@ -64,6 +79,50 @@ def _applied(apply: Any) -> Any:
         return proxy.tracer.create_proxy("call_function", _function(kind), args, kwargs)
 
     return classmethod(applied)
+
+
+def _switched(switch: Callable[[bool], None], tracer: KnowingTracer) -> Callable[[bool], None]:
+    """Gradients on or off; switched back, they are as they were, which a caller decides."""
+    before: list[tuple[bool, fx.Proxy]] = []
+
+    def switched(on: bool) -> None:
+        was = torch.is_grad_enabled()
+        switch(on)
+        if tracer.looking or on == was:
+            return
+        if before and before[-1][0] == on:
+            tracer.create_proxy("call_function", switch, (before.pop()[1],), {})
+        else:
+            before.append((was, tracer.create_proxy("call_function", _GRADIENTS_ON, (), {})))
+            tracer.create_proxy("call_function", switch, (on,), {})
+
+    return switched
+
+
+_GRADIENTS_ON = torch.is_grad_enabled
+
+
+def _entered(enter: Callable[..., Any], tracer: KnowingTracer) -> Callable[..., Any]:
+    def entered(context: Any) -> Any:
+        result = enter(context)
+        if not tracer.looking:
+            options = context.device, context.fast_dtype, context._enabled, context._cache_enabled
+            begin = torch.amp.autocast_mode._enter_autocast
+            context.fxprune_proxy = tracer.create_proxy("call_function", begin, options, {})
+        return result
+
+    return entered
+
+
+def _left(leave: Callable[..., Any], tracer: KnowingTracer) -> Callable[..., Any]:
+    def left(context: Any, *error: Any) -> Any:
+        proxy = vars(context).pop("fxprune_proxy", None)
+        if proxy is not None:
+            end = torch.amp.autocast_mode._exit_autocast
+            tracer.create_proxy("call_function", end, (proxy,), {})
+        return leave(context, *error)
+
+    return left
 
 
 @cache

@@ -75,6 +75,7 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
 
     A model whose code does not ask for its mode has one graph for both.
     """
+    own = set(vars(model))
     modes = [(module, module.training) for module in modules_of(model).values()]
     try:
         training, evaluation = _both_graphs(model, inputs)
@@ -83,6 +84,8 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
             if module.training is not mode:
                 module.training = mode
     module = DraftModule(model, training, evaluation)
+    for name in vars(model).keys() - own:  # torch.fx's constants, which the module has now
+        delattr(model, name)
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
     state = model.state_dict(keep_vars=True)
@@ -230,7 +233,7 @@ def _graph(model: nn.Module, inputs: tuple[Tensor, ...], watch: _Watch | None = 
         if watch is not None:
             watch.follow(tracer)
         try:
-            with seen(model):
+            with seen(model, tracer):
                 before = Draws()
                 graph = tracer.trace(model, concrete_args=defaults)
                 drawn = Draws() != before

@@ -47,6 +47,23 @@ class BatchNorm(Rule):
             context.gate(out, affine)
 
 
+class WeightNorm(Rule):
+    """A weight's direction and its norm over all dimensions but one, by PyTorch's own op.
+
+    A column that is zero adds nothing to the norm, so that removing it is the same.
+    """
+
+    keys = (aten._weight_norm_interface,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        direction, size, dim = call["v"], call["g"], call["dim"]
+        reason = "the norm of its weights has fixed size"
+        context.meet(context.along(direction, dim), context.along(size, dim), reason)
+        weight, norms = call.results()
+        context.carry(weight, context.of(direction))
+        context.carry(norms, context.of(size))
+
+
 class LayerNorm(Rule):
     """Statistics over the last dimensions; scale and shift have their shape."""
 

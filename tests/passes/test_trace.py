@@ -291,3 +291,69 @@ def test_a_custom_gradient_stays() -> None:
         gradients.append(model.get_parameter("a.weight").grad)
         model.zero_grad()
     assert torch.equal(*gradients)
+
+
+class Frozen(nn.Module):
+    """A part without gradients, in which another part has them again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(3, 3, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.a(x)
+            with torch.enable_grad():
+                x = self.b(x)
+            y = self.c(x)
+        return self.d(x + y)
+
+
+def test_the_model_is_left_alone() -> None:
+    class Keeps(nn.Module):
+        last, calls = None, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last, self.calls = x, self.calls + 1
+            return x * torch.arange(3.0)  # which torch.fx keeps on the model
+
+    model, x = Keeps(), torch.ones(2, 3)
+    before = dict(vars(model))
+    traced = apply("trace", Program(model, (x,))).module
+    assert vars(model) == before
+    assert torch.equal(traced(x), model(x))
+
+
+def test_parts_without_gradients_stay_so() -> None:
+    model, inputs = Frozen(), (torch.randn(2, 3, 4, 4),)
+    with torch.no_grad():  # which is the caller's, and no part of the network
+        traced = apply("trace", Program(model, inputs)).module
+    traced(*inputs).sum().backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learned == {"b.weight", "b.bias", "d.weight", "d.bias"}
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        assert not traced(*inputs).requires_grad
+        assert not torch.is_grad_enabled()
+
+
+class Precise(nn.Module):
+    """A part in full precision, whatever surrounds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        with torch.autocast("cpu", enabled=False):
+            y = self.b(x.float())
+        return y + self.c(x)
+
+
+def test_the_precision_of_parts_stays() -> None:
+    model, inputs = Precise(), (torch.randn(2, 3, 4, 4),)
+    traced = apply("trace", Program(model, inputs)).module
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(traced(*inputs), model(*inputs))
+    assert not torch.is_autocast_enabled("cpu")

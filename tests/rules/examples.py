@@ -24,7 +24,7 @@ from fxprune.rules.movement import (
     Scatter,
     Stack,
 )
-from fxprune.rules.norm import BatchNorm, GroupNorm, LayerNorm
+from fxprune.rules.norm import BatchNorm, GroupNorm, LayerNorm, WeightNorm
 from fxprune.rules.pointwise import GatedHalves, MaskedWrite, Pointwise
 from fxprune.rules.reduction import Reduction, Softmax
 from fxprune.rules.resample import Resample
@@ -296,6 +296,14 @@ MOVEMENT = (
         lambda x: x.mean((2, 3), keepdim=True).expand(x.shape[0], 8, 6, 6),
     ),
     Example(Movement, "one position", lambda x: x[:, :, 2]),
+    Example(
+        WeightNorm,
+        "of a convolution",
+        run,
+        6,
+        (8, 6, 4),
+        layers=lambda: (nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3)),),
+    ),
     Example(Patches, "windows", lambda x: F.unfold(x, 3), 72),
     Example(FromPatches, "and back", lambda x: F.fold(F.unfold(x, 2).tanh(), 6, 2)),
     Example(MaskedWrite, "rectified", lambda x: masked(x, x < 0.1)),
