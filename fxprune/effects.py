@@ -93,13 +93,11 @@ def _switched(switch: Callable[[bool], None], tracer: KnowingTracer) -> Callable
         if before and before[-1][0] == on:
             tracer.create_proxy("call_function", switch, (before.pop()[1],), {})
         else:
-            before.append((was, tracer.create_proxy("call_function", _GRADIENTS_ON, (), {})))
+            asked = tracer.create_proxy("call_function", torch.is_grad_enabled, (), {})
+            before.append((was, asked))
             tracer.create_proxy("call_function", switch, (on,), {})
 
     return switched
-
-
-_GRADIENTS_ON = torch.is_grad_enabled
 
 
 def _entered(enter: Callable[..., Any], tracer: KnowingTracer) -> Callable[..., Any]:

@@ -145,40 +145,21 @@ class ChannelShuffle(Rule):
 
 
 class Patches(Rule):
-    """im2col: each channel becomes as many as a window has places, one after the other."""
+    """im2col and back: a channel is as many as a window has places, one after the other."""
 
-    keys = (aten.im2col,)
-
-    def __call__(self, context: Context, call: Call) -> None:
-        x, out = call["self"], call.out
-        own = x.dim() - 3
-        carried = []
-        for family in context.of(x):
-            if family.dim > own:
-                context.pin(family.labels, "windows are taken along this dimension")
-            elif family.dim == own:
-                often = out.shape[own] // x.shape[own]
-                carried.append(Family(own, family.labels.repeat_interleave(often)))
-            else:
-                carried.append(family)
-        context.carry(out, carried)
-
-
-class FromPatches(Rule):
-    """col2im: the places of a window that are one channel are summed up where they lie."""
-
-    keys = (aten.col2im,)
+    keys = (aten.im2col, aten.col2im)
 
     def __call__(self, context: Context, call: Call) -> None:
         x, out = call["self"], call.out
-        own = x.dim() - 2
+        own = max(x.dim(), out.dim()) - 3
+        often = max(out.shape[own] // x.shape[own], 1)
         carried = []
         for family in context.of(x):
             if family.dim > own:
-                context.pin(family.labels, "windows are put along this dimension")
-            elif family.dim == own:
-                labels = context.couple_within_rows(family.labels, out.shape[own])
-                carried.append(Family(own, labels))
+                context.pin(family.labels, "windows slide along this dimension")
+            elif family.dim == own:  # back, the places of a window are summed up
+                labels = context.couple_within_rows(family.labels, out.shape[own] // often)
+                carried.append(Family(own, labels.repeat_interleave(often)))
             else:
                 carried.append(family)
         context.carry(out, carried)

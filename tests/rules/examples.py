@@ -15,7 +15,6 @@ from fxprune.rules.movement import (
     ChannelShuffle,
     Concatenate,
     ConstantPad,
-    FromPatches,
     Gather,
     Identity,
     Movement,
@@ -305,7 +304,7 @@ MOVEMENT = (
         layers=lambda: (nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3)),),
     ),
     Example(Patches, "windows", lambda x: F.unfold(x, 3), 72),
-    Example(FromPatches, "and back", lambda x: F.fold(F.unfold(x, 2).tanh(), 6, 2)),
+    Example(Patches, "and back", lambda x: F.fold(F.unfold(x, 2).tanh(), 6, 2)),
     Example(MaskedWrite, "rectified", lambda x: masked(x, x < 0.1)),
     Example(
         MaskedWrite,
