@@ -173,7 +173,9 @@ def _uneven(solution: Solution) -> Iterator[Widths]:
 
     At widths that are all in proportion, sizes that belong to different groups would fit by
     chance. Small groups have few widths to choose from; those that share an axis with something
-    else are told apart by more trials.
+    else are told apart by more trials. A leaf's own code may halve an axis, say, which is right at
+    widths that are near each other: where there is one, widths are also tried that are as far from
+    each other as can be.
     """
     sizes = solution.layout.sizes
     yield tuple(
@@ -185,6 +187,22 @@ def _uneven(solution: Solution) -> Iterator[Widths]:
             widths = [1 + int(size * _spread(index, root)) for index, size in enumerate(sizes)]
             yield tuple(widths)
             yield tuple(size + 1 - width for size, width in zip(sizes, widths, strict=True))
+    if _has_leaves(solution.module):
+        for bit in range(3):  # groups that share an axis have numbers near each other
+            for side in (0, 1):
+                yield tuple(
+                    size if index >> bit & 1 == side else 1 for index, size in enumerate(sizes)
+                )
+
+
+def _has_leaves(module: TracedModule) -> bool:
+    """Whether the network runs modules of the user's own."""
+    called = {
+        type(module.get_submodule(str(node.target)))
+        for graph in module.graphs
+        for node in graph.find_nodes(op="call_module")
+    }
+    return any(not kind.__module__.startswith("torch.nn.") for kind in called)
 
 
 def _spread(index: int, root: int) -> float:

@@ -280,3 +280,21 @@ def test_values_at_the_root_are_refused_with_what_to_do() -> None:
 
     with pytest.raises(TraceError, match="into a submodule of its own"):
         analyze(Root(), (torch.zeros(2, 3, 8, 8),))
+
+
+class Halves(nn.Module):
+    """Opaque code that halves an axis, whatever its width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.int8:
+            raise ValueError(x.shape)
+        half = x.shape[1] // 2
+        return torch.cat([x[:, :half].relu(), x[:, half:]], 1)
+
+
+def test_a_leaf_that_halves_groups_of_nearly_the_same_size() -> None:
+    """Of two and of three channels: most widths are near enough that the half is right."""
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), Halves(), nn.Conv2d(5, 4, 1), nn.Conv2d(4, 2, 1))
+    graph = analyze(net, (torch.zeros(2, 3, 8, 8),))
+    assert [group.size for group in graph.groups] == [4]
+    assert any("it reads other channels" in pin.reason for pin in graph.pinned)
