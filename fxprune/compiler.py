@@ -4,20 +4,21 @@ import contextlib
 import copy
 import dataclasses
 import gc
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
 import fxprune.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
 from fxprune.budget import Budget
+from fxprune.effects import left_alone
 from fxprune.errors import OptionError, TraceError
 from fxprune.gated import GatedModule, Settings
 from fxprune.groups import ChannelGraph
 from fxprune.passes import Program, apply
 from fxprune.policies import Policy, parse
-from fxprune.traced import TracedModule, modules_of
+from fxprune.traced import TracedModule, lent, tensors_of
 from fxprune.trials import SAME, difference
 
 if TYPE_CHECKING:
@@ -191,15 +192,8 @@ def _hold_to(model: nn.Module, traced: Program) -> None:
     assert isinstance(module, TracedModule)
     _, evaluation = module.both_graphs
     run = fx.Interpreter(module, graph=evaluation).run
-    parts = [part for network in (model, module) for part in modules_of(network).values()]
-    training = [part for part in parts if part.training]
-    for part in training:
-        part.training = False
-    try:
-        gap = difference(model, run, traced.inputs)
-    finally:
-        for part in training:
-            part.training = True
+    device = next((parameter.device for parameter in model.parameters()), None)
+    gap = difference(_alone(model, model), _alone(module, run), traced.inputs, device)
     if gap is not None and gap > SAME:
         raise TraceError(
             f"the trace of {type(model).__name__} is another network",
@@ -209,6 +203,18 @@ def _hold_to(model: nn.Module, traced: Program) -> None:
             "results that forward keeps from one call to the next, and for what it computes "
             "outside of torch",
         )
+
+
+def _alone(network: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a network in evaluation mode on copies of its tensors, so that it stays as it is."""
+
+    def alone(*inputs: Tensor) -> Any:
+        parameters, buffers = tensors_of(network)
+        copies = {id(x): x.detach().clone() for x in (*parameters.values(), *buffers.values())}
+        with left_alone(network), lent(network, copies):
+            return run(*inputs)
+
+    return alone
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import TraceError
 
 from fxprune.proxies import KnowingTracer
 from fxprune.traced import modules_of
@@ -23,12 +24,10 @@ _CONSTANT = "_tensor_constant"
 
 
 @contextlib.contextmanager
-def seen(model: nn.Module, tracer: KnowingTracer) -> Iterator[None]:
-    """While this lasts, what forward does of these becomes nodes, but for random numbers.
+def left_alone(model: nn.Module) -> Iterator[None]:
+    """Puts back what happens meanwhile to the model's attributes, and to random numbers.
 
-    A buffer is written in place where forward gives it a new value, so that the traced network
-    keeps it as the model does. The model's attributes, but for torch.fx's constants, and the random
-    numbers that come next are put back afterwards.
+    Not put back is what is written into its tensors; torch.fx's constants stay.
     """
     kept = [
         (attributes, dict(attributes))
@@ -36,23 +35,8 @@ def seen(model: nn.Module, tracer: KnowingTracer) -> Iterator[None]:
         for attributes in (vars(module), vars(module)["_parameters"], vars(module)["_buffers"])
     ]
     draws = Draws()
-    patches = (
-        (nn.Module, "__setattr__", _assigned(nn.Module.__setattr__)),
-        (torch.autograd.Function, "apply", _applied(vars(torch.autograd.Function)["apply"])),
-        (torch._C, "_set_grad_enabled", _switched(torch._C._set_grad_enabled, tracer)),
-        (torch.autocast, "__enter__", _entered(torch.autocast.__enter__, tracer)),
-        (torch.autocast, "__exit__", _left(torch.autocast.__exit__, tracer)),
-    )
-    plain = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
     try:
-        with torch.enable_grad():
-            for owner, name, patch in patches:
-                setattr(owner, name, patch)
-            try:
-                yield
-            finally:
-                for owner, name, before in plain:
-                    setattr(owner, name, before)
+        yield
     finally:
         draws.put_back()
         for attributes, values in kept:
@@ -61,12 +45,42 @@ def seen(model: nn.Module, tracer: KnowingTracer) -> Iterator[None]:
             attributes.update(values)
 
 
-def _assigned(assign: Callable[..., None]) -> Callable[[nn.Module, str, Any], None]:
+@contextlib.contextmanager
+def seen(tracer: KnowingTracer) -> Iterator[None]:
+    """While this lasts, what forward does of these becomes nodes, but for random numbers.
+
+    A buffer is written in place where forward gives it a new value, so that the traced network
+    keeps it as the model does.
+    """
+    patches = (
+        (nn.Module, "__setattr__", _assigned(nn.Module.__setattr__, tracer)),
+        (torch.autograd.Function, "apply", _applied(vars(torch.autograd.Function)["apply"])),
+        (torch._C, "_set_grad_enabled", _switched(torch._C._set_grad_enabled, tracer)),
+        (torch.autocast, "__enter__", _entered(torch.autocast.__enter__, tracer)),
+        (torch.autocast, "__exit__", _left(torch.autocast.__exit__, tracer)),
+    )
+    plain = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
+    with torch.enable_grad():
+        for owner, name, patch in patches:
+            setattr(owner, name, patch)
+        try:
+            yield
+        finally:
+            for owner, name, before in plain:
+                setattr(owner, name, before)
+
+
+def _assigned(
+    assign: Callable[..., None], tracer: KnowingTracer
+) -> Callable[[nn.Module, str, Any], None]:
     def written(module: nn.Module, name: str, value: Any) -> None:
         if isinstance(value, fx.Proxy) and name in vars(module)["_buffers"]:
             getattr(module, name).copy_(value)
-        else:
-            assign(module, name, value)
+            return
+        flips = isinstance(value, bool) and vars(module).get(name, value) is not value
+        if flips and name != "training" and module is not tracer.root:  # the root can be no leaf
+            raise TraceError(f"the code does another thing the next time, by its attribute {name}")
+        assign(module, name, value)
 
     return written
 

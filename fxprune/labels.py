@@ -6,9 +6,8 @@ call does to labels. The equalities they find are solved once, at the end, as th
 components of a graph whose vertices are labels.
 """
 
-import contextlib
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,12 +17,13 @@ from torch import Tensor, fx, nn
 
 from fxprune.components import Components, components
 from fxprune.dispatch import LabelMode, results, rules, to_meta
+from fxprune.effects import left_alone
 from fxprune.errors import TraceError
 from fxprune.foretold import SIZED, AtenCall, call_of, foretold
 from fxprune.opaque import really_run
 from fxprune.rules.base import Context, Family, Place, Product, Slide, tensors_in
 from fxprune.sharing import Sharing
-from fxprune.traced import TracedModule, modules_of, tensors_of, where
+from fxprune.traced import TracedModule, lent, modules_of, tensors_of, where
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def propagate(
         context.parametric(tensor)
         context.carry(tensor, [Family(dim, labels) for dim, labels in axes[name].items()])
     context.sightings.clear()  # parameters are known by their axes
-    with _lent(module, {id(tensor): meta[name] for name, tensor in tensors.items()}):
+    on_meta = {id(tensor): meta[name] for name, tensor in tensors.items()}
+    with left_alone(module), lent(module, on_meta):
         seen: dict[Any, Any] = {}
         runs: list[_Interpreter] = []
         real = {id(meta[name]): tensor for name, tensor in tensors.items()}
@@ -371,31 +372,6 @@ def _are_one(a: Sequence[Family], b: Sequence[Family]) -> bool:
 
 _DUE = object()
 """Stands for the result of a plain node until it is asked for."""
-
-
-@contextlib.contextmanager
-def _lent(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
-    """Puts a module into evaluation mode, with other tensors in the place of its own, by id."""
-    children = modules_of(module).values()
-    training = [child for child in children if child.training]
-    homes: list[tuple[dict[str, Any], str, Tensor]] = [
-        (home, name, own)
-        for child in children
-        for home in (vars(child)["_parameters"], vars(child)["_buffers"])
-        for name, own in home.items()
-        if id(own) in tensors
-    ]
-    try:
-        for child in training:
-            child.training = False
-        for home, name, own in homes:
-            home[name] = tensors[id(own)]
-        yield
-    finally:
-        for home, name, own in homes:
-            home[name] = own
-        for child in training:
-            child.training = True
 
 
 def _run(interpreter: _Interpreter, inputs: tuple[Tensor, ...]) -> None:

@@ -4,6 +4,7 @@ Most networks have the same graph in both modes. Where they differ (auxiliary he
 `train()` and `eval()` change the graph that runs.
 """
 
+import contextlib
 import copy
 import itertools
 from collections import OrderedDict
@@ -190,6 +191,31 @@ def tensors_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Te
                     seen.add(id(tensor))
                     named[f"{path}.{name}" if path else name] = tensor
     return found
+
+
+@contextlib.contextmanager
+def lent(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Puts a module into evaluation mode, with other tensors in the place of its own, by id."""
+    children = modules_of(module).values()
+    training = [child for child in children if child.training]
+    homes: list[tuple[dict[str, Any], str, Tensor]] = [
+        (home, name, own)
+        for child in children
+        for home in (vars(child)["_parameters"], vars(child)["_buffers"])
+        for name, own in home.items()
+        if id(own) in tensors
+    ]
+    try:
+        for child in training:
+            child.training = False
+        for home, name, own in homes:
+            home[name] = tensors[id(own)]
+        yield
+    finally:
+        for home, name, own in homes:
+            home[name] = own
+        for child in training:
+            child.training = True
 
 
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:

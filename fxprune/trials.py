@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 SAME = 1e-3
@@ -59,7 +59,10 @@ def outputs(network: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Ten
 
 @torch.no_grad()
 def difference(
-    model: nn.Module, other: Callable[..., Any], example: tuple[Tensor, ...]
+    model: Callable[..., Any],
+    other: Callable[..., Any],
+    example: tuple[Tensor, ...],
+    device: torch.device | None = None,
 ) -> float | None:
     """How far another network is from a model, on random inputs like the example's.
 
@@ -70,7 +73,7 @@ def difference(
         return other things. None where nothing can be said: the model does not run on such
         inputs, or does not do the same twice.
     """
-    device = next(iter(model.parameters()), torch.empty(0)).device
+    device = device or torch.device("cpu")
     if not example or device.type == "meta":
         return None
 

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fxprune import proxies
-from fxprune.effects import Draws, seen
+from fxprune.effects import Draws, left_alone, seen
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.proxies import MODE, KnowingTracer
@@ -233,7 +233,7 @@ def _graph(model: nn.Module, inputs: tuple[Tensor, ...], watch: _Watch | None = 
         if watch is not None:
             watch.follow(tracer)
         try:
-            with seen(model, tracer):
+            with left_alone(model), seen(tracer):
                 before = Draws()
                 graph = tracer.trace(model, concrete_args=defaults)
                 drawn = Draws() != before

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fxprune import instrument
 from fxprune.errors import TraceError
+from fxprune.residents import Chosen
 from fxprune.trials import difference, fresh_inputs
 
 
@@ -74,3 +75,36 @@ class Counts(nn.Module):
 def test_difference(model: nn.Module, other: nn.Module, wanted: float | None) -> None:
     found = difference(model, other, (torch.zeros(2, 3, 8, 8),))
     assert found == (wanted if wanted is None else pytest.approx(wanted))
+
+
+class ByFirstBatch(nn.Module):
+    """Takes its scale from the first batch that it sees."""
+
+    def __init__(self, flag: str) -> None:
+        super().__init__()
+        self.scale, self.known = nn.Parameter(torch.ones(1, 4, 1, 1)), False
+        self.register_buffer("seen", torch.tensor(0))
+        self.flag = flag
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.known if self.flag == "attribute" else self.seen > 0):
+            self.scale.data.copy_(1 / x.detach().std((0, 2, 3), keepdim=True))
+            self.seen += 1
+            self.known = True
+        return x * self.scale
+
+
+@pytest.mark.parametrize("flag", ["attribute", "buffer"])
+def test_what_the_first_batch_decides_is_left_to_the_first_batch(flag: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3), ByFirstBatch(flag))
+    inputs = (torch.randn(4, 3, 8, 8),)
+    gated = instrument(model, inputs)
+    assert torch.equal(model[2].scale, torch.ones(1, 4, 1, 1))
+    assert int(model[2].seen) == 0
+    assert model[2].known is False
+    sizes = gated.channels.layout.sizes
+    gated.settle(Chosen(torch.arange(sum(sizes)), sizes))
+    for _ in range(3):
+        x = torch.randn(4, 3, 8, 8)
+        assert torch.equal(gated(x), model(x))
