@@ -181,16 +181,21 @@ class Solution:
         return signatures
 
     def _ranks(self) -> Ints:
-        """Which of its channel's labels each one is in the parameter that it was given to.
+        """What tells the labels of a channel apart: where they were made, and which one each is.
 
-        Labels of no parameter, such as those of a padding, are told apart from all of these.
+        A label of a parameter has its own, by the vector that it was made in. Of those of no
+        parameter, all are one, such as those of a padding, but for what a concatenation repeats.
         """
         leads = [self.context.made[place].numpy() for place in np.unique(self.lead)]
         labels, lengths = _joined(leads), [len(lead) for lead in leads]
         ranks = np.zeros(self.context.next_label, dtype=np.int64)
         ranks[labels] = _occurrence(self.component[labels], lengths)
         copy_to_others(self.context, self.lead, ranks)
-        ranks[1 + sum(self.sizes) :] = self.context.next_label
+        owned = 1 + sum(self.sizes)
+        ranks[1:owned] += np.repeat(np.array(self.starts, dtype=np.int64), self.sizes)
+        ranks[owned:] = self.context.next_label
+        for number, repeated in enumerate(self.context.repeated, 1):
+            ranks[repeated.numpy()] += number
         return ranks
 
     def _sightings(self) -> tuple[list[Ints], npt.NDArray[np.uint64]]:

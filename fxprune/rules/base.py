@@ -163,6 +163,7 @@ class Context:
         conv_inputs: for each convolution, the labels of its weight, the labels (or the size) of
             its input channels, and its number of conv groups.
         slides: the convolutions that slide along labels.
+        repeated: labels that stand for others which stood before them in a concatenation.
         opaque: the names of leaves that ask for what is in a tensor.
         mixing: nodes that mix statistics across channels, so that removing a channel changes the
             others (layer norm over channels).
@@ -185,6 +186,7 @@ class Context:
     overwritten: set[int] = field(default_factory=set)
     conv_inputs: list[tuple[Tensor, Tensor | int, int]] = field(default_factory=list)
     slides: list[Slide] = field(default_factory=list)
+    repeated: list[Tensor] = field(default_factory=list)
     opaque: set[str] = field(default_factory=set)
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)

@@ -7,6 +7,7 @@ in two, the rows of the split are coupled, so that what is kept stays a rectangl
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,6 +105,14 @@ class Concatenate(Rule):
             if part is None:
                 context.pin(labels, "they are concatenated from a tensor of fixed size")
             found.append(labels)
+        joined = torch.cat(found)
+        if len(np.unique(joined.numpy())) == len(joined):
+            return joined
+        for place, labels in enumerate(found[1:], 1):  # what is repeated can be told apart later
+            if torch.isin(labels, torch.cat(found[:place])).any():
+                found[place] = context.fresh(len(labels))
+                context.repeated.append(found[place])
+                context.meet(labels, found[place])
         return torch.cat(found)
 
 

@@ -269,6 +269,31 @@ class AddedTo(nn.Module):
         return self.fc(x.mean((2, 3))) + parts[0] + parts[1]
 
 
+class Twice(nn.Module):
+    """The same channels twice, rolled: of the last one, the second copy comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.fc(torch.cat([F.relu(x), x], 1).roll(1, 1).mean((2, 3)))
+
+
+class EveryOther(nn.Module):
+    """Channels and what a depthwise convolution makes of them; each goes on once, as either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.deep = nn.Conv2d(3, 9, 3), nn.Conv2d(9, 9, 1, groups=9)
+        self.fc = nn.Linear(9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.fc(torch.cat([self.deep(x), x], 1)[:, 1::2].mean((2, 3)))
+
+
 PAIR = ("conv.weight[0] out x2", "conv.bias[0] along x2")  # the two rows of a head
 
 NETS = (
@@ -442,5 +467,26 @@ NETS = (
             ),
         ),
         pinned=(ENDS[0], ENDS[0], ENDS[1]),
+    ),
+    Net(
+        "twice",
+        Twice,
+        (
+            group(5, makes_biased("conv"), takes("fc", times=2)),
+            group(1, makes_biased("conv"), takes("fc", times=2)),
+        ),
+    ),
+    Net(
+        "every_other",
+        EveryOther,
+        tuple(
+            group(
+                size,
+                makes_biased("conv"),
+                along("deep.weight", "deep.bias"),
+                takes("fc"),
+            )
+            for size in (5, 4)
+        ),
     ),
 )
