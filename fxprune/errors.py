@@ -51,6 +51,10 @@ class TraceError(FxpruneError):
         self.node = node
 
 
+class ModelError(FxpruneError):
+    """A model that PyTorch itself cannot train as it is written."""
+
+
 class OptionError(FxpruneError):
     """An unknown policy, pass or option, or a value outside its range."""
 

@@ -6,6 +6,7 @@ call does to labels. The equalities they find are solved once, at the end, as th
 components of a graph whose vertices are labels.
 """
 
+import contextlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from fxprune.foretold import SIZED, AtenCall, call_of, foretold
 from fxprune.opaque import really_run
 from fxprune.rules.base import Context, Family, Place, Product, Slide, tensors_in
 from fxprune.sharing import Sharing
-from fxprune.traced import TracedModule, lent, modules_of, tensors_of, where
+from fxprune.traced import TracedModule, has_leaves, lent, modules_of, tensors_of, where
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def propagate(
         context.carry(tensor, [Family(dim, labels) for dim, labels in axes[name].items()])
     context.sightings.clear()  # parameters are known by their axes
     on_meta = {id(tensor): meta[name] for name, tensor in tensors.items()}
-    with left_alone(module), lent(module, on_meta):
+    alone = left_alone(module) if has_leaves(module) else contextlib.nullcontext()
+    with alone, lent(module, on_meta):
         seen: dict[Any, Any] = {}
         runs: list[_Interpreter] = []
         real = {id(meta[name]): tensor for name, tensor in tensors.items()}

@@ -218,6 +218,16 @@ def lent(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
             child.training = True
 
 
+def has_leaves(module: TracedModule) -> bool:
+    """Whether the network runs modules of the user's own."""
+    called = {
+        type(module.get_submodule(str(node.target)))
+        for graph in module.graphs
+        for node in graph.find_nodes(op="call_module")
+    }
+    return any(not kind.__module__.startswith("torch.nn.") for kind in called)
+
+
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
     """Gives a GraphModule the modes of its source; fx makes new containers, in training mode."""
     known = modules_of(source)

@@ -28,7 +28,7 @@ from torch.optim.swa_utils import update_bn
 from fxprune.artifact import CHECKPOINT, GATED, METRICS, Plan, gated_state, under
 from fxprune.controller import attach
 from fxprune.data import WHOLE, Batch, DataSet, Share, Split
-from fxprune.errors import DataError, OptionError, RunError
+from fxprune.errors import DataError, ModelError, OptionError, RunError
 from fxprune.gated import GatedModule
 from fxprune.parallel import share_buffers
 from fxprune.recipe import Placement, TrainOptions, learning_rate, make_optimizer
@@ -294,7 +294,17 @@ class _Session:
         loss = functional.cross_entropy(
             logits, labels, label_smoothing=self.options.label_smoothing
         )
-        torch.autograd.backward(self.scaler.scale(loss))
+        try:
+            torch.autograd.backward(self.scaler.scale(loss))
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise ModelError(
+                "the network cannot be trained as it is written",
+                why=str(error).split(" Hint")[0],
+                do="look for x += y, x[…] = y and relu_ on what a layer before still needs for its "
+                "gradient, and write x = x + y there; the model itself cannot be trained either",
+            ) from error
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), logits.detach()

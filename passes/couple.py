@@ -27,7 +27,7 @@ from fxprune.rules.base import Pin
 from fxprune.sharing import copy_always
 from fxprune.solve import Solution
 from fxprune.spread import gather_up, spread
-from fxprune.traced import TracedModule, twin_of
+from fxprune.traced import TracedModule, has_leaves, twin_of
 
 Refusal = tuple[fx.Node | None, str]
 
@@ -187,22 +187,12 @@ def _uneven(solution: Solution) -> Iterator[Widths]:
             widths = [1 + int(size * _spread(index, root)) for index, size in enumerate(sizes)]
             yield tuple(widths)
             yield tuple(size + 1 - width for size, width in zip(sizes, widths, strict=True))
-    if _has_leaves(solution.module):
+    if has_leaves(solution.module):
         for bit in range(3):  # groups that share an axis have numbers near each other
             for side in (0, 1):
                 yield tuple(
                     size if index >> bit & 1 == side else 1 for index, size in enumerate(sizes)
                 )
-
-
-def _has_leaves(module: TracedModule) -> bool:
-    """Whether the network runs modules of the user's own."""
-    called = {
-        type(module.get_submodule(str(node.target)))
-        for graph in module.graphs
-        for node in graph.find_nodes(op="call_module")
-    }
-    return any(not kind.__module__.startswith("torch.nn.") for kind in called)
 
 
 def _spread(index: int, root: int) -> float:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from fxprune import instrument
 from fxprune.artifact import CHECKPOINT, METRICS
 from fxprune.data import DataSet, TensorSplit, load
-from fxprune.errors import DataError, OptionError, RunError
+from fxprune.errors import DataError, ModelError, OptionError, RunError
 from fxprune.recipe import learning_rate
 from fxprune.storage import read_tensors
 from fxprune.train import Placement, TrainOptions, evaluate, fit
@@ -253,3 +254,22 @@ def test_a_data_set_smaller_than_a_batch(digits):
     history = fit(small_net(), data, FAST)
     assert len(history) == 2
     assert math.isfinite(history[-1].train_loss)
+
+
+class Overwrites(nn.Module):
+    """Adds in place to what the rectifier needs for its gradient."""
+
+    def forward(self, x):
+        y = x.relu()
+        y += x
+        return y
+
+
+def test_a_model_that_pytorch_cannot_train(digits):
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), Overwrites(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    )
+    gated = instrument(net, (torch.zeros(2, 1, 8, 8),))
+    with pytest.raises(ModelError, match="cannot be trained as it is written") as refused:
+        fit(gated, digits, FAST)
+    assert "inplace operation" in refused.value.why
