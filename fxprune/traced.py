@@ -220,12 +220,8 @@ def lent(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
 
 def has_leaves(module: TracedModule) -> bool:
     """Whether the network runs modules of the user's own."""
-    called = {
-        type(module.get_submodule(str(node.target)))
-        for graph in module.graphs
-        for node in graph.find_nodes(op="call_module")
-    }
-    return any(not kind.__module__.startswith("torch.nn.") for kind in called)
+    kinds = {type(child) for child in modules_of(module).values() if child is not module}
+    return any(not kind.__module__.startswith("torch.nn.") for kind in kinds)
 
 
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
