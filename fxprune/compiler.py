@@ -193,12 +193,17 @@ def _hold_to(model: nn.Module, traced: Program) -> None:
     _, evaluation = module.both_graphs
     run = fx.Interpreter(module, graph=evaluation).run
     device = next((parameter.device for parameter in model.parameters()), None)
-    gap = difference(_alone(model, model), _alone(module, run), traced.inputs, device)
-    if gap is not None and gap > SAME:
+    why = ""
+    try:
+        gap = difference(_alone(model, model), _alone(module, run), traced.inputs, device)
+        if gap is not None and gap > SAME:
+            why = f"an output differs by {gap:.1e} of the largest value"
+    except Exception as error:  # the model itself ran
+        why = f"it raises {type(error).__name__}: {error}"
+    if why:
         raise TraceError(
             f"the trace of {type(model).__name__} is another network",
-            why=f"on random inputs an output differs by {gap:.1e} of the largest value: forward "
-            "does something that symbolic tracing does not see",
+            why=f"on random inputs {why}: forward does what symbolic tracing does not see",
             do="look for isinstance(x, torch.Tensor), which is False of what is traced, for "
             "results that forward keeps from one call to the next, and for what it computes "
             "outside of torch",

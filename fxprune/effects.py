@@ -7,11 +7,11 @@ gradients are switched off or the precision is another, and random numbers that 
 
 import contextlib
 import random
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
@@ -24,7 +24,7 @@ _CONSTANT = "_tensor_constant"
 
 
 @contextlib.contextmanager
-def left_alone(model: nn.Module) -> Iterator[None]:
+def left_alone(model: nn.Module) -> "Iterator[Draws]":
     """Puts back what happens meanwhile to the model's attributes, and to random numbers.
 
     Not put back is what is written into its tensors; torch.fx's constants stay.
@@ -36,7 +36,7 @@ def left_alone(model: nn.Module) -> Iterator[None]:
     ]
     draws = Draws()
     try:
-        yield
+        yield draws
     finally:
         draws.put_back()
         for attributes, values in kept:
@@ -153,8 +153,7 @@ class Draws:
     """The state of what random numbers are drawn from, by torch, Python and NumPy."""
 
     def __init__(self) -> None:
-        numpy = sys.modules.get("numpy")
-        self._numpy = None if numpy is None else numpy.random.get_state()
+        self._numpy = np.random.get_state()
         self._python = random.getstate()
         self._torch = torch.random.get_rng_state()
         on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -166,7 +165,7 @@ class Draws:
             self._python == other._python
             and torch.equal(self._torch, other._torch)
             and all(map(torch.equal, self._cuda, other._cuda))
-            and str(self._numpy) == str(other._numpy)
+            and all(map(np.array_equal, self._numpy, other._numpy))
         )
 
     def put_back(self) -> None:
@@ -175,5 +174,4 @@ class Draws:
         torch.random.set_rng_state(self._torch)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
-        if self._numpy is not None:
-            sys.modules["numpy"].random.set_state(self._numpy)
+        np.random.set_state(self._numpy)

@@ -289,7 +289,7 @@ class _Interpreter(fx.Interpreter):
             try:
                 with self.mode:
                     result = getattr(self, n.op)(n.target, args, kwargs)
-            except Exception:
+            except (RuntimeError, TypeError):  # what meta tensors raise; a rule's fault is no such
                 if not self._may_be_opaque(n):
                     raise
                 del context.products[products:], context.slides[slides:]

@@ -217,7 +217,8 @@ class _Tracer(KnowingTracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        if self.scope.module_path and node.target in _VALUES:  # the root can be no leaf
+        called = node.op in ("call_function", "call_method")
+        if called and node.target in _VALUES and self.scope.module_path:  # the root can be no leaf
             raise fx.proxy.TraceError("the code asks for what is in a tensor")
         if node.op not in ("placeholder", "output"):
             node.stack_trace = _user_frame()
@@ -233,8 +234,7 @@ def _graph(model: nn.Module, inputs: tuple[Tensor, ...], watch: _Watch | None = 
         if watch is not None:
             watch.follow(tracer)
         try:
-            with left_alone(model), seen(tracer):
-                before = Draws()
+            with left_alone(model) as before, seen(tracer):
                 graph = tracer.trace(model, concrete_args=defaults)
                 drawn = Draws() != before
             if drawn and wary:

@@ -50,6 +50,22 @@ def test_a_trace_that_is_another_network_is_refused() -> None:
     assert model.conv.training
 
 
+class AsksForShape(AsksForType):
+    """The other way of which does not even run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if not isinstance(x, Tensor):
+            x = x + torch.zeros(1, 4, 1, 1, device="meta")  # which has no values
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_trace_that_does_not_run_is_refused_like_any_other() -> None:
+    with pytest.raises(TraceError, match="is another network") as refused:
+        instrument(AsksForShape(twice=False), (torch.zeros(2, 3, 8, 8),))
+    assert "it raises" in refused.value.why
+
+
 class Counts(nn.Module):
     """Does not do the same twice."""
 
