@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fxprune.pack import Seat
+from fxprune.pack import Seat, in_cells
 
 Line = npt.NDArray[np.int64]
 
@@ -81,18 +81,17 @@ class Moves:
             parts = self._known[key] = self._parts(seat)
         for resident, dense in pairs if parts else ():
             lying = seat.inside_out(resident)
-            cells = lying.reshape(-1, seat.cell)
-            rows = cells.view(len(lying), -1)
-            bank = seat.inside_out(dense).view(-1, seat.cell)
-            for part in parts:
-                leaving = (rows if part.rows else cells).index_select(0, part.compact)
-                bank.index_copy_(0, part.leaving, leaving.view(-1, seat.cell))
-            for part in parts:
+            own = lying.contiguous()
+            cells, rows = in_cells(own, seat.cell), own.view(len(own), -1)
+            bank = in_cells(seat.inside_out(dense), seat.cell)
+            for part in parts:  # no cell is in two of them
                 view = rows if part.rows else cells
+                leaving = view.index_select(0, part.compact)
+                bank.index_copy_(0, part.leaving, in_cells(leaving, seat.cell))
                 entering = bank.index_select(0, part.entering)
-                view.index_copy_(0, part.compact, entering.view(-1, view.shape[1]))
-            if not lying.is_contiguous():  # then the cells are a copy
-                lying.copy_(cells.view(lying.shape))
+                view.index_copy_(0, part.compact, entering.view(leaving.shape))
+            if own is not lying:
+                lying.copy_(own)
 
     def _parts(self, seat: Seat) -> list[Part]:
         ways = [self._way(seat, dim) for dim in seat.order[: seat.lead]]

@@ -189,12 +189,20 @@ class Pack:
             after: likewise, of those to be loaded.
         """
         lying = [self.seats[name].inside_out(tensor) for name, tensor in tensors.items()]
-        rows = [tensor.reshape(-1, self.cell) for tensor in lying]
-        staged = torch.cat(rows)
-        flat.index_copy_(0, before, staged)
-        torch.index_select(flat, 0, after, out=staged)
-        parts = staged.split_with_sizes([len(row) for row in rows])
-        if all(tensor.is_contiguous() for tensor in lying):  # then the rows are views
-            torch._foreach_copy_(rows, list(parts))
+        cells = [in_cells(tensor.contiguous(), self.cell) for tensor in lying]
+        staged, dense = torch.cat(cells), in_cells(flat, self.cell)
+        dense.index_copy_(0, before, staged)
+        torch.index_select(dense, 0, after, out=staged)
+        parts = staged.split_with_sizes([len(each) for each in cells])
+        if all(tensor.is_contiguous() for tensor in lying):  # then the cells are views
+            torch._foreach_copy_(cells, list(parts))
         else:
             torch._foreach_copy_(lying, [part.view(t.shape) for part, t in zip(parts, lying)])
+
+
+def in_cells(tensor: Tensor, cell: int) -> Tensor:
+    """A contiguous tensor as its cells: [cells, cell], or [cells] of one number each.
+
+    PyTorch indexes a line of numbers twice as fast as rows of one.
+    """
+    return tensor.view(-1) if cell == 1 else tensor.view(-1, cell)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from bench_contenders import CONTENDERS, Case
 from bench_models import NETWORKS
-from memory import resident_bytes, trim
+from memory import keep_freed_memory, resident_bytes, return_freed_memory, trim
 from torch import nn
 from torch.nn import functional
 
@@ -67,6 +67,7 @@ class Worker:
     def __init__(self, case: Case, contender: str) -> None:
         self.case, self.device = case, torch.device(case.device)
         torch.set_num_threads(case.threads)
+        keep_freed_memory()
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
         self._rehearse()
@@ -182,6 +183,7 @@ class Worker:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.turn(2)
             return torch.cuda.max_memory_allocated(self.device)
+        return_freed_memory()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         self.turn(2)
