@@ -12,7 +12,9 @@ put in order: by the share that the group reaches (uniform) or by the mean score
 channels over their price (global), as is usual for knapsacks. The longest beginning of that list
 that the budget can pay is taken; then the rest of the list is walked once, and each group may climb
 one more step if that still fits.
-So the cost never exceeds the budget, and it would if every group climbed one step more.
+So the cost never exceeds the budget, and it would if every group climbed one step more. Only
+uniform `keep` needs no list: it is a share of each group, and one that cannot be so narrow keeps
+its smallest width.
 """
 
 import dataclasses
@@ -171,7 +173,7 @@ def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
     `keep=r` gives each group of n channels r * n, rounded down to an allowed width, and at least
     the smallest one: no group is more than one rounding step away from r * n. `macs` and
     `params` take the largest common share that fits, each group rounded down; groups may then
-    climb one step where that still fits. The cost does not exceed the budget, and it would if
+    climb one step where that still fits. Their cost does not exceed the budget, and it would if
     every group were one step wider. A latency budget has its widths.
 
     Args:
@@ -189,10 +191,14 @@ def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
     if budget.kind == "latency":
         return _measured(budget, layout)
     if budget.kind == "keep":
+        allowed = allowed_widths(budget.round_to, layout)
+        least = tuple(widths[0] for widths in allowed)
+        if not budget.fits(least, cost):
+            raise _impossible(budget, least, cost)
         targets = [budget.value * size + 1e-6 for size in layout.sizes]
         return tuple(
-            max(width for i, width in enumerate(allowed) if i == 0 or width <= target)
-            for allowed, target in zip(allowed_widths(budget.round_to, layout), targets)
+            max(width for i, width in enumerate(widths) if i == 0 or width <= target)
+            for widths, target in zip(allowed, targets)
         )
 
     def urgency(group: int, _low: int, high: int) -> float:

@@ -179,7 +179,7 @@ def instrument(
     from fxprune.source import resolve
     from fxprune.weights import load_weights
 
-    policy = policy or ("balance" if weights is None else "utility")
+    policy = ("balance" if weights is None else "utility") if policy is None else policy
     chosen, spent = parse(policy), Budget.parse(budget, round_to)  # refused before any work
     Settings(chosen, spent)  # likewise
     measures = spent.kind == "latency" and not spent.widths
@@ -328,7 +328,7 @@ def train(
     from fxprune.job import Job
     from fxprune.parallel import first_alone, launched
     from fxprune.source import resolve
-    from fxprune.train import fit, plan
+    from fxprune.train import check, fit
 
     run = _run(folder)
     given = {
@@ -358,7 +358,7 @@ def train(
                 images = job.load(run, download=download, workers=workers)
             begin()
             gated = run.load(resolve(run.spec, run.input, base=run.base).model)
-        plan(gated, images, job.options)  # refused before it is kept for the next call
+        check(gated, images, job.options, run.path)  # before it is kept for the next call
         if rank == 0:
             job.write(run)
         try:

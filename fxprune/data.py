@@ -18,14 +18,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import datasets
 from torchvision.transforms import v2
 
 from fxprune.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
-NAMES = ("cifar10", "cifar100", "fashion-mnist", "mnist", "digits", "folder:DIR")
+FOLDER = "folder:"
+NAMES = ("cifar10", "cifar100", "fashion-mnist", "mnist", "digits", f"{FOLDER}DIR")
 
 
 @dataclass(frozen=True)
@@ -229,16 +230,46 @@ class FolderSplit:
         order, even = _order(len(self), size, shuffle), shuffle is not None
         batches = (share(batch, even).tolist() for batch in torch.split(order, size))
         loader: DataLoader[Any] = DataLoader(
-            self.augmented if augment and shuffle is not None else self.plain,
+            _Decoded(self.augmented if augment and shuffle is not None else self.plain),
             batch_sampler=[batch for batch in batches if batch],
+            collate_fn=_batch,
             generator=shuffle,
             num_workers=self.workers,
         )
         with torch.random.fork_rng(devices=[]):
             if shuffle is not None:
                 torch.manual_seed(share.rank + int(torch.randint(2**62, (), generator=shuffle)))
-            for images, labels in loader:
+            for batch in loader:
+                if isinstance(batch, DataError):
+                    raise batch
+                images, labels = batch
                 yield self.normalise(images.to(device)), labels.to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded(Dataset[Any]):
+    """Images with labels; instead of an image that cannot be decoded, the error to raise.
+
+    A process that decodes hands it over like that: what it raised would arrive as a traceback.
+    """
+
+    images: datasets.ImageFolder
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.images[index]
+        except (OSError, SyntaxError, ValueError, EOFError) as error:  # as Pillow's formats do
+            return DataError(
+                f"cannot read the image {self.images.samples[index][0]}",
+                why=str(error),
+                do="mend it, or take it out of its folder",
+            )
+
+
+def _batch(items: list[Any]) -> Any:
+    """The images and labels of a batch, or the first error among them."""
+    broken = next((item for item in items if isinstance(item, DataError)), None)
+    return default_collate(items) if broken is None else broken
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,8 +304,8 @@ def load(
     Raises:
         DataError: no such name, files missing or damaged, or scikit-learn missing for `digits`.
     """
-    if name.startswith("folder:"):
-        return _folder(Path(name.removeprefix("folder:")).expanduser(), image_size, workers)
+    if name.startswith(FOLDER):
+        return _folder(Path(name.removeprefix(FOLDER)).expanduser(), image_size, workers)
     if name == "digits":
         return _digits()
     if name in _TORCHVISION:
@@ -400,7 +431,7 @@ def _folder(path: Path, size: tuple[int, int], workers: int) -> DataSet:
             f"{path}/train and {path}/val do not have the same classes",
             why=f"only in one of them: {', '.join(odd)}",
         )
-    return DataSet(f"folder:{path}", train, val, tuple(train.plain.classes), (3, *size))
+    return DataSet(f"{FOLDER}{path}", train, val, tuple(train.plain.classes), (3, *size))
 
 
 def _larger(size: tuple[int, int]) -> tuple[int, int]:

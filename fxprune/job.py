@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.artifact import Run
-from fxprune.data import NAMES, DataSet, load
+from fxprune.data import FOLDER, NAMES, DataSet, load
 from fxprune.errors import OptionError, RunError
 from fxprune.recipe import TrainOptions
 from fxprune.storage import read_json, write_json
@@ -38,7 +38,7 @@ class Job:
             RunError: what the last call wrote is damaged.
         """
         old = Job.read(run)
-        name = data or (old.data if old else None)
+        name = _absolute(data) if data else (old.data if old else None)
         if name is None:
             raise OptionError(
                 f"nothing says what to train {run.path} on",
@@ -86,3 +86,9 @@ class Job:
         shape = run.plan.inputs[0][0]
         size = (shape[-2], shape[-1]) if len(shape) == 4 else (224, 224)
         return load(self.data, root=self.root, download=download, image_size=size, workers=workers)
+
+
+def _absolute(data: str) -> str:
+    """`folder:DIR` as another call, from another folder, will need it."""
+    kind, colon, folder = data.partition(":")
+    return f"{kind}:{Path(folder).expanduser().resolve()}" if kind + colon == FOLDER else data

@@ -11,6 +11,7 @@ each of these is a new point of the curve, until one is close enough.
 
 import hashlib
 import itertools
+import math
 import os
 import platform
 import tempfile
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from fxprune.budget import Budget, allowed_widths
 from fxprune.cost import CostModel, Widths
-from fxprune.errors import BudgetError
+from fxprune.errors import BudgetError, RunError
 from fxprune.gated import GatedModule
 from fxprune.groups import Layout
 from fxprune.onnx import export_onnx, latency
@@ -208,7 +209,7 @@ class Bench:
         self.gated, self.inputs = gated.cpu().eval(), tuple(tensor.cpu() for tensor in inputs)
         folder = cache_folder() if folder is None else folder
         self.path = folder / f"{self._key()}.json"
-        self.known: dict[str, float] = read_json(self.path) if self.path.exists() else {}
+        self.known = _read(self.path)
         self.measurements = 0
         self._folder = tempfile.TemporaryDirectory()
         self._one = fresh_inputs(self.inputs, 1, torch.Generator().manual_seed(0))
@@ -265,6 +266,24 @@ class Bench:
         parts = (str(graph), channels.macs_terms, channels.params_terms, shapes, here)
         tools = (version("onnxruntime"), torch.__version__, torch.get_num_threads())
         return hashlib.sha256(repr((parts, tools)).encode()).hexdigest()[:20]
+
+
+def _read(path: Path) -> dict[str, float]:
+    """What was measured, seconds by widths.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    known = read_json(path) if path.exists() else {}
+    if not isinstance(known, dict) or not all(
+        isinstance(seconds, float) and 0 < seconds < math.inf for seconds in known.values()
+    ):
+        raise RunError(
+            f"cannot read {path}",
+            why="it is damaged: it does not hold seconds by widths",
+            do="delete it, to measure anew",
+        )
+    return known
 
 
 def cache_folder() -> Path:

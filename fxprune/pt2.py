@@ -1,7 +1,7 @@
 """Export to .pt2, torch's own format, which loads without fxprune; proven before it is written."""
 
 import copy
-import tempfile
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,10 +59,7 @@ def export_pt2(
     expected = network if reference is None else copy.deepcopy(reference).cpu().eval()
     example = tuple(tensor.detach().cpu() for tensor in example_inputs)
     content = _exported(network, example)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.pt2"
-        file.write_bytes(content)
-        loaded = torch.export.load(file).module()
+    loaded = torch.export.load(io.BytesIO(content)).module()
     generator = torch.Generator()
     generator.seed()
     trials = [fresh_inputs(example, size, generator) for size in BATCHES]
@@ -80,10 +77,9 @@ def _exported(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
             warnings.simplefilter("ignore")
             shapes = tuple({0: batch} for _ in pair)
             program = torch.export.export(network, pair, dynamic_shapes=shapes)
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "network.pt2"
-                torch.export.save(program, file)
-                return file.read_bytes()
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer)
+            return buffer.getvalue()
     except (RuntimeError, ValueError, TypeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import OptionError
+from fxprune.errors import ModelError, OptionError
 from fxprune.schedule import Constant, Cubic, Schedule, parse
 
 
@@ -83,9 +83,10 @@ class TrainOptions:
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:  # False for NaN
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                most = f" to {high:g}" if math.isfinite(high) else " up, not infinity"
                 raise OptionError(
-                    f"{name} cannot be {value}", do=f"give a number from {low:g} to {high:g}"
+                    f"{name} cannot be {value}", do=f"give a number from {low:g}{most}"
                 )
         for field in dataclasses.fields(self):
             choices = getattr(field.type, "__args__", ())
@@ -157,8 +158,16 @@ class Placement:
             )
         except RuntimeError as error:
             raise OptionError(f"unknown device {options.device!r}", do="auto, cpu, cuda") from error
-        if device.type == "cuda" and not gpu:
-            raise OptionError(f"there is no device {options.device!r}", do="give cpu")
+        if device.type not in ("cpu", "cuda"):
+            raise OptionError(
+                f"cannot train on the device {options.device!r}",
+                why="the built-in trainer runs on cpu and cuda",
+                do="give one of these, or train in a loop of your own",
+            )
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # the latter where torch is built without
+            raise OptionError(f"there is no device {options.device!r}", do="give cpu") from error
         amp = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(options.amp)
         if options.amp == "auto" and device.type == "cuda":
             amp = torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
@@ -173,9 +182,20 @@ class Placement:
         return images.contiguous(memory_format=torch.channels_last)
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Logits [B, classes], float32."""
+        """Logits [B, classes], float32.
+
+        Raises:
+            ModelError: the network returns something else than one tensor.
+        """
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             logits: Tensor = model(self.prepare(images))
+        if not isinstance(logits, Tensor):
+            raise ModelError(
+                f"the network returns a {type(logits).__name__}"
+                + (" in training" if model.training else ""),
+                why="the built-in trainer minimises the cross-entropy of one tensor of logits",
+                do="make forward return that tensor alone, or train in a loop of your own",
+            )
         return logits.float() if self.amp is not None else logits
 
 

@@ -94,7 +94,10 @@ def from_text(text: str, known: Mapping[Hashable, type[P]], kind: str) -> P:
     name, body = match.group(1), match.group(2) or ""
     if name not in known:
         raise OptionError(f"unknown {kind} {name!r}", do=f"known: {', '.join(map(str, known))}")
-    options = dict(_item(part, text, kind) for part in body.split(",") if part.strip())
+    items = [_item(part, text, kind) for part in body.split(",") if part.strip()]
+    options = dict(items)
+    if len(options) < len(items):
+        raise OptionError(f"an option of the {kind} {text!r} is given twice", do="give it once")
     return build(known[name], options, f"{kind} {name!r}")
 
 

@@ -9,7 +9,6 @@ The validation split is only evaluated, after each epoch; nothing is chosen by i
 """
 
 import dataclasses
-import json
 import math
 import statistics
 import time
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -25,17 +23,16 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
-from fxprune.artifact import CHECKPOINT, GATED, METRICS, Plan, gated_state, under
+from fxprune import checkpoint
 from fxprune.controller import attach
 from fxprune.data import WHOLE, Batch, DataSet, Share, Split
-from fxprune.errors import DataError, ModelError, OptionError, RunError
+from fxprune.errors import DataError, ModelError, OptionError
 from fxprune.gated import GatedModule
 from fxprune.parallel import share_buffers
 from fxprune.recipe import Placement, TrainOptions, learning_rate, make_optimizer
 from fxprune.spending import Spending, plan_spending
-from fxprune.storage import read_tensors, write_bytes, write_tensors
 
-__all__ = ["EpochMetrics", "Placement", "Tick", "TrainOptions", "evaluate", "fit", "plan"]
+__all__ = ["EpochMetrics", "Placement", "Tick", "TrainOptions", "check", "evaluate", "fit"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,8 @@ class EpochMetrics:
         lr: learning rate of its last step.
         train_loss: mean over the epoch's steps, of the loss that is minimised.
         train_accuracy: share of training examples (augmented, before the step) that were right.
-        val_loss: mean cross-entropy, without label smoothing, in `model.eval()`.
+        val_loss: mean cross-entropy, without label smoothing, in `model.eval()`; None where it is
+            not finite.
         val_accuracy: share of the validation split that is right, in `model.eval()`.
         step_seconds: median time of forward, backward and optimiser step.
         seconds: of the whole epoch, with data and evaluation.
@@ -63,7 +61,7 @@ class EpochMetrics:
     lr: float
     train_loss: float
     train_accuracy: float
-    val_loss: float
+    val_loss: float | None
     val_accuracy: float
     step_seconds: float
     seconds: float
@@ -120,12 +118,37 @@ def _sum(share: Share, *figures: Tensor) -> list[Tensor]:
     return list(figures)
 
 
-def plan(gated: GatedModule, data: DataSet, options: TrainOptions) -> Spending:
-    """What `fit` will spend.
+def check(model: nn.Module, data: DataSet, options: TrainOptions, run: Path | None = None) -> None:
+    """Refuses what `fit` would refuse before its first step, and moves the model to its device.
+
+    Args:
+        model: as for `fit`.
+        data: likewise.
+        options: likewise.
+        run: likewise.
 
     Raises:
-        OptionError: the options ask for less than is possible.
+        DataError: the data do not fit the model.
+        ModelError: the network returns something else than one tensor.
+        OptionError: the run cannot cost as little as it has to.
+        RunError: it cannot go on from the checkpoint.
     """
+    placement = Placement.of(options)
+    model.to(placement.device)
+    _check_fit(model, data, placement)
+    if isinstance(model, GatedModule):
+        _plan(model, data, options)
+    elif options.train_macs is not None:
+        raise OptionError(
+            "train_macs is for gated networks",
+            why="a plain network executes all of its macs in every step",
+            do="give what fxprune.instrument returned, or leave train_macs out",
+        )
+    if run is not None:
+        checkpoint.check(run, model, options, data)
+
+
+def _plan(gated: GatedModule, data: DataSet, options: TrainOptions) -> Spending:
     return plan_spending(gated, options, _steps_per_epoch(data, options) * options.epochs)
 
 
@@ -162,13 +185,13 @@ def fit(
 
     Raises:
         DataError: the data do not fit the model.
+        ModelError: the network returns something else than one tensor, or cannot be trained.
         OptionError: the loss became infinite or NaN, or the run cannot cost as little as it has to.
-        RunError: the checkpoint is damaged or belongs to another model or other options.
+        RunError: the checkpoint is damaged, or belongs to another model, other options or data.
     """
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    check(model, data, options, run)
     placement = Placement.of(options)
-    model.to(placement.device)
-    _check_fit(model, data, placement)
     session = _Session(model, make_optimizer(model, options), data, options, placement)
     history = session.resume(run) if run is not None else []
     session.wrap()
@@ -177,7 +200,7 @@ def fit(
             break
         history.append(session.epoch(epoch, progress))
         if run is not None and session.share.rank == 0:
-            session.save(run, history)
+            session.trained.save(run, options, data, [dataclasses.asdict(m) for m in history])
     model.eval()
     return history
 
@@ -200,20 +223,27 @@ class _Session:
         self.scaler = torch.amp.GradScaler(
             placement.device.type, enabled=placement.amp is torch.float16
         )
+        self.trained = checkpoint.Trained(model, optimizer, self.scaler)
         self.steps_per_epoch = _steps_per_epoch(data, options)
         self.steps = self.steps_per_epoch * options.epochs
         self.gated = model if isinstance(model, GatedModule) else None
         self.spending: Spending | None = None
         self.spent: int | None = 0
         if self.gated is not None:
-            self.spending = plan(self.gated, data, options)
+            self.spending = _plan(self.gated, data, options)
             attach(self.gated, optimizer)
-        elif options.train_macs is not None:
-            raise OptionError(
-                "train_macs is for gated networks",
-                why="a plain network executes all of its macs in every step",
-                do="give what fxprune.instrument returned, or leave train_macs out",
-            )
+
+    def resume(self, run: Path) -> list[EpochMetrics]:
+        """Takes up the state of `run`, if it has one, and returns its history."""
+        history = [
+            EpochMetrics(**metrics) for metrics in self.trained.load(run, self.options, self.data)
+        ]
+        if history:
+            self.spent = history[-1].run_macs
+            done = len(history) * self.steps_per_epoch
+            if self.gated is not None and done < self._settles_at(self.gated):
+                self.gated.unsettle()  # the run was shorter when it ended
+        return history
 
     def wrap(self) -> None:
         """Makes the network one of several equal ones, if there are several processes."""
@@ -276,7 +306,7 @@ class _Session:
             lr=self.optimizer.param_groups[0]["lr"],
             train_loss=train_loss,
             train_accuracy=float(right / count),
-            val_loss=val_loss,
+            val_loss=val_loss if math.isfinite(val_loss) else None,
             val_accuracy=val_accuracy,
             step_seconds=clock.median(),
             seconds=time.perf_counter() - began,
@@ -290,7 +320,16 @@ class _Session:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.options, done / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.placement.forward(self.network, images)
+        try:
+            logits = self.placement.forward(self.network, images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                "a batch norm cannot measure anything",
+                why=f"it sees a single number of each channel in a batch of {len(images)}",
+                do="give more training images, or a larger batch",
+            ) from error
         loss = functional.cross_entropy(
             logits, labels, label_smoothing=self.options.label_smoothing
         )
@@ -362,93 +401,6 @@ class _Session:
                 self.placement.device.type, self.placement.amp, enabled=bool(self.placement.amp)
             ):
                 update_bn((self.placement.prepare(images) for images, _ in batches), self.model)
-
-    def save(self, run: Path, history: list[EpochMetrics]) -> None:
-        """Writes the checkpoint, then metrics.jsonl from the same history."""
-        if self.gated is not None:
-            tensors, meta = gated_state(self.gated)
-        else:
-            tensors = {f"model/{key}": value for key, value in self.model.state_dict().items()}
-            meta = {}
-        state = self.optimizer.state_dict()
-        plain: dict[str, dict[str, Any]] = {}
-        for index, slots in state["state"].items():
-            for key, value in slots.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer/{index}/{key}"] = value
-                else:
-                    plain.setdefault(str(index), {})[key] = value
-        meta |= {
-            "options": dataclasses.asdict(self.options),
-            "history": [dataclasses.asdict(metrics) for metrics in history],
-            "optimizer": {"state": plain, "param_groups": state["param_groups"]},
-            "scaler": self.scaler.state_dict(),
-        }
-        run.mkdir(parents=True, exist_ok=True)
-        write_tensors(run / CHECKPOINT, tensors, meta)
-        lines = [json.dumps(item) + "\n" for item in meta["history"]]
-        write_bytes(run / METRICS, "".join(lines).encode())
-
-    def resume(self, run: Path) -> list[EpochMetrics]:
-        """Takes up the state of `run`, if it has one, and returns its history."""
-        path = run / CHECKPOINT
-        if not path.exists():
-            return []
-        tensors, meta = read_tensors(path)
-        self._check_plan(path, meta)
-        if "history" not in meta:  # instrumented, and never trained
-            return []
-        self._check_options(path, meta["options"])
-        try:
-            if self.gated is not None:
-                self.gated.train()
-                self.gated.restore(under(GATED, tensors))
-                if len(meta["history"]) * self.steps_per_epoch < self._settles_at(self.gated):
-                    self.gated.unsettle()  # the run was shorter when it ended
-            else:
-                self.model.load_state_dict(under("model/", tensors))
-            state: dict[int, dict[str, Any]] = {
-                int(index): dict(slots) for index, slots in meta["optimizer"]["state"].items()
-            }
-            for name, value in under("optimizer/", tensors).items():
-                index, _, key = name.partition("/")
-                state.setdefault(int(index), {})[key] = value
-            groups = meta["optimizer"]["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RunError(
-                f"cannot go on from {path}",
-                why=f"it belongs to another model: {str(error).splitlines()[0]}",
-                do="give another folder, or delete this one's checkpoint",
-            ) from error
-        self.scaler.load_state_dict(meta["scaler"])
-        history = [EpochMetrics(**metrics) for metrics in meta["history"]]
-        self.spent = history[-1].run_macs
-        return history
-
-    def _check_plan(self, path: Path, meta: dict[str, Any]) -> None:
-        """A dense network goes on from a dense one, a gated one from one with the same plan."""
-        old = Plan.from_json(meta["plan"], path) if "plan" in meta else None
-        new = Plan.of(self.gated) if self.gated is not None else None
-        if old != new:
-            raise RunError(
-                f"cannot go on from {path}",
-                why="it belongs to another model, or to one that was instrumented otherwise",
-                do="give another folder, or delete this one's checkpoint",
-            )
-
-    def _check_options(self, path: Path, old: dict[str, Any]) -> None:
-        """A longer run may go on from a shorter one; anything else has to be the same."""
-        new = json.loads(json.dumps(dataclasses.asdict(self.options)))
-        old = {field.name: field.default for field in dataclasses.fields(TrainOptions)} | old
-        differ = [key for key in new if key != "epochs" and new[key] != old.get(key)]
-        if differ:
-            raise RunError(
-                f"cannot go on from {path}",
-                why="it was trained with other options: "
-                + ", ".join(f"{key} {old.get(key)} (now {new[key]})" for key in differ),
-                do="give the same options, or begin another run",
-            )
 
 
 def _share(examples: int, batch_size: int) -> Share:

@@ -210,9 +210,13 @@ def epoch_line(metrics: EpochMetrics) -> str:
     return (
         f"epoch {metrics.epoch:3}   lr {metrics.lr:.4f}   "
         f"train loss {metrics.train_loss:.4f}, right {console.share(metrics.train_accuracy, 2)}   "
-        f"val loss {metrics.val_loss:.4f}, right {console.share(metrics.val_accuracy, 2)}   "
+        f"val loss {_loss(metrics.val_loss)}, right {console.share(metrics.val_accuracy, 2)}   "
         f"{console.milliseconds(metrics.step_seconds)} a step, {metrics.seconds:.1f} s"
     )
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def of_training(run: Run, job: Job, gated: GatedModule, history: list[EpochMetrics]) -> Record:
@@ -240,7 +244,7 @@ def show_training(record: Record) -> RenderableType:
     rows = [
         ("epochs", f"{record['epochs']} of {record['of_epochs']}"),
         ("right on the validation split", console.share(last["val_accuracy"], 2)),
-        ("loss on the validation split", f"{last['val_loss']:.4f}"),
+        ("loss on the validation split", _loss(last["val_loss"])),
         ("macs, of the dense network's", console.share(cost["compact"] / max(cost["dense"], 1))),
         ("forward macs of the run", _run_macs(record["run_macs"])),
         ("a training step", console.milliseconds(record["step_seconds"])),

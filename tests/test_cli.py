@@ -277,6 +277,16 @@ def test_train_spends_what_it_may(here: Path) -> None:
     }
 
 
+def test_what_is_refused_is_not_kept_for_the_next_call(here: Path) -> None:
+    train = ("train", "model.fxprune")
+    run(*train, "--data", "digits", "--epochs", "2", folder=here)
+    kept = (here / "model.fxprune" / "train.json").read_bytes()
+    refused = run(*train, "--lr", "0.3", "--epochs", "1", folder=here, exit_code=2)
+    assert "lr 0.1 (now 0.3), epochs 2 (now 1)" in refused.stderr
+    assert (here / "model.fxprune" / "train.json").read_bytes() == kept
+    run(*train, folder=here)
+
+
 def test_a_trained_run_is_not_overwritten(here: Path) -> None:
     run("instrument", "model.py", folder=here)  # never trained: may be written anew
     (here / "model.fxprune" / "metrics.jsonl").write_text("{}\n")
@@ -309,6 +319,7 @@ REFUSED = {
         "no channel that could be removed",
     ),
     "unknown policy": (("instrument", "model.py", "--policy", "best"), "unknown policy 'best'"),
+    "no policy": (("instrument", "model.py", "--policy", ""), "cannot read the policy ''"),
     "unknown option": (
         ("instrument", "model.py", "--policy", "cucb{d=1}"),
         "the policy 'cucb' has no option 'd'",

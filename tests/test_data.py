@@ -233,6 +233,17 @@ def test_folder_that_is_not_there(tmp_path):
         load(f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"no image"])
+def test_an_image_that_cannot_be_read(tmp_path, workers, damage):
+    make_folder(tmp_path)
+    broken = sorted((tmp_path / "train" / "dog").iterdir())[2]
+    broken.write_bytes(damage(broken.read_bytes()))
+    found = load(f"folder:{tmp_path}", image_size=(8, 8), workers=workers)
+    with pytest.raises(DataError, match=f"cannot read the image {broken}\n  why  .*\n  do   mend"):
+        list(found.train.batches(4))
+
+
 def test_folder_with_different_classes(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")

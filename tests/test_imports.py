@@ -33,7 +33,7 @@ FLOORS = (
     ("latency",),
     ("compiler", "controller", "averages", "wrappers", "artifact", "report"),
     ("",),  # the public names: fxprune/__init__.py
-    ("train", "job", "export", "pt2", "spending"),
+    ("train", "job", "export", "pt2", "spending", "checkpoint"),
     ("demo",),
     ("views",),
     ("cli", "__main__"),

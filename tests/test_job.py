@@ -31,6 +31,15 @@ def test_the_next_call_takes_what_it_is_not_told(run: Run) -> None:
     assert (second.data, second.root) == ("digits", Path("here").resolve())
 
 
+def test_a_folder_is_found_from_another_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Job.of(run, "folder:images", None, {}).write(run)
+    monkeypatch.chdir("/")
+    assert Job.of(run, None, None, {}).data == f"folder:{tmp_path / 'images'}"
+
+
 def test_the_first_call_has_to_name_the_data(run: Run) -> None:
     assert Job.read(run) is None
     with pytest.raises(OptionError, match="give --data with one of cifar10"):

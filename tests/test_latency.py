@@ -13,7 +13,7 @@ import fxprune
 from fxprune import compiler
 from fxprune.budget import Budget, allowed_widths, uniform_widths
 from fxprune.cost import CostModel, Widths
-from fxprune.errors import BudgetError
+from fxprune.errors import BudgetError, RunError
 from fxprune.groups import Layout
 from fxprune.latency import BUNDLES, CORRECTIONS, Choice, choose
 from tests.test_budget import chain
@@ -173,3 +173,17 @@ def test_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     again = fxprune.load(tmp_path / "gated.safetensors", model)  # as it was, without measuring
     assert again.widths == gated.widths
     assert not file.exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"8": -1.0}', '{"8": "fast"}', '{"8": NaN}'])
+def test_damaged_measurements(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    inputs = (torch.zeros(2, 3, 8, 8),)
+    compiler.fit_latency(model, inputs, Budget("latency", 1.0))
+    (file,) = (tmp_path / "fxprune" / "latency").iterdir()
+    file.write_text(content)
+    with pytest.raises(RunError, match="does not hold seconds by widths\n  do   delete it"):
+        compiler.fit_latency(model, inputs, Budget("latency", 1.0))

@@ -142,6 +142,10 @@ def test_only_what_differs_is_written() -> None:
             "cannot read 'rate' in the thing 'tuned{rate}'\n  do   write option=value",
         ),
         (
+            "tuned{rate=1,rate=2}",
+            "an option of the thing 'tuned{rate=1,rate=2}' is given twice",
+        ),
+        (
             "tuned{rate=fast}",
             "option 'rate' of the thing 'tuned' cannot be 'fast'\n  do   give a number",
         ),

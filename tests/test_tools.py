@@ -75,6 +75,20 @@ def test_a_table_goes_on_where_it_stopped(data_file, tmp_path):
     assert kept == records, "what was not asked for stays in the table"
 
 
+def test_a_peak_of_memory_outlives_its_process(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from memory import KeptPeak
+
+    first = KeptPeak(torch.device("cpu"), tmp_path / "run" / "peak")
+    held = torch.zeros(2**22)
+    first.keep()
+    peak = first.bytes()
+    del held
+    again = KeptPeak(torch.device("cpu"), tmp_path / "run" / "peak")
+    assert again.here.bytes() < 2**24 <= peak
+    assert again.bytes() == peak
+
+
 def test_no_training_goes_on_without_the_tool(data_file, tmp_path):
     """A hundred epochs are left when it is stopped; its output ends with its last process."""
     line = command(data_file, tmp_path, "cost", "--recipe", "papers", "--networks", "resnet32")

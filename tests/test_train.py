@@ -191,6 +191,8 @@ def test_learning_rate(options, share, expected):
         ({"epochs": 0}, "epochs cannot be 0"),
         ({"lr": -1.0}, "lr cannot be -1.0"),
         ({"lr": math.nan}, "lr cannot be nan"),
+        ({"lr": math.inf}, "lr cannot be inf\n  do   give a number from 0 up, not infinity"),
+        ({"weight_decay": math.inf}, "weight_decay cannot be inf"),
         ({"settle": 1.5}, "settle cannot be 1.5\n  do   give a number from 0 to 1"),
         ({"optimizer": "adam"}, "optimizer cannot be 'adam'\n  do   one of sgd, adamw"),
         ({"amp": "fp8"}, "amp cannot be 'fp8'"),
@@ -205,6 +207,50 @@ def test_wrong_options(change, text):
 def test_unknown_device(digits):
     with pytest.raises(OptionError, match="unknown device 'quantum'"):
         fit(small_net(), digits, dataclasses.replace(FAST, device="quantum"))
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "xla", "cuda:99"])
+def test_a_device_that_the_trainer_has_not(digits, name):
+    with pytest.raises(OptionError, match=f"device '{name}'\n.*\n?  do   give"):
+        fit(small_net(), digits, dataclasses.replace(FAST, device=name))
+
+
+class Heads(nn.Module):
+    """Two outputs, in evaluation too or in training only."""
+
+    def __init__(self, always):
+        super().__init__()
+        self.net, self.always = small_net(), always
+
+    def forward(self, x):
+        y = self.net(x)
+        return (y, y) if self.training or self.always else y
+
+
+@pytest.mark.parametrize("amp", ["off", "bfloat16"])
+@pytest.mark.parametrize("always", [True, False])
+def test_a_network_with_two_outputs(digits, tmp_path, always, amp):
+    when = "" if always else " in training"
+    with pytest.raises(ModelError, match=f"the network returns a tuple{when}\n"):
+        fit(Heads(always), digits, dataclasses.replace(FAST, amp=amp), run=tmp_path)
+
+
+def test_a_validation_loss_that_is_not_finite_ends_nothing(digits, tmp_path):
+    class Overflows(nn.Module):
+        def forward(self, x):
+            return x if self.training else x * math.inf
+
+    net = nn.Sequential(small_net(), Overflows())
+    history = fit(net, digits, FAST, run=tmp_path)
+    assert [metrics.val_loss for metrics in history] == [None, None]
+    assert fit(net, digits, FAST, run=tmp_path) == history
+
+
+def test_a_batch_norm_that_sees_one_number(digits):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+    train = TensorSplit(digits.train.images[:1], digits.train.labels[:1], digits.train.normalise)
+    with pytest.raises(DataError, match="a batch norm cannot measure anything"):
+        fit(net, dataclasses.replace(digits, train=train), FAST)
 
 
 def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(digits, tmp_path):
@@ -230,6 +276,30 @@ def test_other_options_are_refused(digits, tmp_path):
     changed = dataclasses.replace(FAST, lr=0.2, batch_size=32)
     with pytest.raises(RunError, match=r"lr 0\.05 \(now 0\.2\), batch_size 64 \(now 32\)"):
         fit(small_net(), digits, changed, run=tmp_path)
+
+
+def test_a_shorter_run_is_refused(digits, tmp_path):
+    """It would have settled and saved earlier than it did."""
+    fit(small_net(), digits, dataclasses.replace(FAST, epochs=3), run=tmp_path, minutes=0)
+    with pytest.raises(RunError, match=r"epochs 3 \(now 2\)\n  do   .* for more epochs"):
+        fit(small_net(), digits, FAST, run=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: {"train": data.val},
+        lambda data: {"val": data.train},
+        lambda _: {"classes": tuple("abcdefghij")},
+    ],
+)
+def test_other_data_are_refused(digits, tmp_path, change):
+    fit(small_net(), digits, FAST, run=tmp_path)
+    other = dataclasses.replace(digits, **change(digits))
+    with pytest.raises(RunError, match=r"on other data: digits, 1438 and 359 images of 1 x 8 x 8"):
+        fit(small_net(), other, dataclasses.replace(FAST, epochs=3), run=tmp_path)
+    renamed = dataclasses.replace(digits, name="moved")
+    assert len(fit(small_net(), renamed, FAST, run=tmp_path)) == 2
 
 
 def test_another_model_is_refused(digits, tmp_path):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from fxprune import storage
+
 
 class Peak:
     """The most memory in use since it was made, beyond what was in use then on a CPU."""
@@ -27,6 +29,23 @@ class Peak:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return resident_bytes(peak=True) - self.start_bytes
+
+
+class KeptPeak:
+    """The highest peak of all processes that worked at the same thing, kept in a file."""
+
+    def __init__(self, device: torch.device, path: Path) -> None:
+        self.path, self.here = path, Peak(device)
+        self.before = int(path.read_text()) if path.exists() else 0
+
+    def bytes(self) -> int:
+        """That of this process and those before it; as `Peak.bytes`."""
+        return max(self.before, self.here.bytes())
+
+    def keep(self) -> None:
+        """Writes it down for the processes that go on from here."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_bytes(self.path, str(self.bytes()).encode())
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h

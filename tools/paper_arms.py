@@ -13,6 +13,7 @@ given as a share of those of the dense arm.
 
 import abc
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 import models
 import torch
-from memory import Peak
+from memory import KeptPeak
 from paper_trail import Trail
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -44,7 +45,7 @@ class Job:
         data: what it is trained on.
         options: how; the seed among them.
         folder: where its checkpoints are.
-        minutes: how long it may take this time.
+        deadline: until when it may take this time, by `time.monotonic`.
         other: the record of the arm that the wanted one is `after`, of the same seed.
     """
 
@@ -52,7 +53,7 @@ class Job:
     data: DataSet
     options: train.TrainOptions
     folder: Path
-    minutes: float
+    deadline: float
     other: Record
 
     def model(self) -> nn.Module:
@@ -77,14 +78,17 @@ class Job:
             changes: options that differ.
         """
         options = dataclasses.replace(self.options, **changes)
-        peak = Peak(torch.device(options.device))
+        peak = KeptPeak(torch.device(options.device), self.folder / "peak_bytes")
+
+        def watch(tick: train.Tick) -> None:
+            if trail is not None:
+                trail.step(tick)
+            if tick.metrics is not None:
+                peak.keep()
+
+        minutes = (self.deadline - time.monotonic()) / 60
         history = train.fit(
-            model,
-            self.data,
-            options,
-            run=self.folder,
-            progress=None if trail is None else trail.step,
-            minutes=self.minutes,
+            model, self.data, options, run=self.folder, progress=watch, minutes=minutes
         )
         if len(history) < options.epochs:
             return None

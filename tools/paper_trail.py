@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 import fxprune
-from fxprune import train
+from fxprune import storage, train
 
 
 class Trail:
@@ -56,4 +56,5 @@ class Trail:
         ]
         self._changed = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        lines = "".join(json.dumps(line) + "\n" for line in self.lines)
+        storage.write_bytes(self.path, lines.encode())

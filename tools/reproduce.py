@@ -70,7 +70,7 @@ def work(run: Run, other: Record, arguments: argparse.Namespace, minutes: float)
         data=data,
         options=train.TrainOptions(**options, seed=run.seed, device=arguments.device),
         folder=arguments.work / run.key,
-        minutes=minutes,
+        deadline=time.monotonic() + 60 * minutes,
         other=other,
     )
     record = run.arm.train(job)

@@ -30,8 +30,12 @@ from fxprune.policies.rows import place
 from fxprune.policies.scale import per_sum
 from fxprune.policies.select import top
 
-RESTING = 1e-3
-"""What a channel that may not enter yet is worth, as a share of the least of its group."""
+RESTING = 1e-6
+"""What a channel that may not enter yet is worth, as a share of the least of its group.
+
+It is above 0, so that the mean of a rounding step is worth what those of its channels are that may
+enter, and so that what is left of the budget is spent.
+"""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,4 @@ class Balance(Policy):
         curve = (curve + 1e-12) * (1 - 1e-6 * places)  # of equals the first place is worth more
         order = top(state["prior"], layout, layout.sizes)
         score = torch.empty_like(mean).index_copy_(0, order, curve.flatten()[cells])
-        entering = torch.zeros_like(state["seen"])
-        entering.index_copy_(0, order, near.flatten()[cells])
-        return torch.where(entering, score, unseen_last(score, state))
+        return score if explore else unseen_last(score, state)

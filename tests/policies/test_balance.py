@@ -55,8 +55,25 @@ def test_widths_move_to_where_a_channel_is_worth_most() -> None:
 
 
 def test_a_group_grows_by_a_share_of_its_width_at_a_time() -> None:
-    _, seen, _ = played(Balance(grow=0.25), (1.0, 1e-6, 1e-6), 3)
+    _, seen, _ = played(Balance(grow=0.25), (1.0, 1e-4, 1e-4), 3)
     assert [widths[0] for widths in seen] == [8, 10, 13, 16]
+
+
+def test_widths_move_in_rounding_steps_too() -> None:
+    """A group may enter a step of which only a part is near: its mean is what the step is worth."""
+    layout = Layout((64, 64))
+    cost, budget = CostModel((), (), layout.sizes), Budget("keep", 0.5)
+    policy = Balance()
+    state = policy.start(layout, torch.rand(layout.total), 0)
+    widths = uniform_widths(budget, layout, cost)
+    seen = [widths]
+    for _ in range(3):
+        chosen = top(policy.score(state, layout, True), layout, widths)
+        saliency = torch.cat([torch.full((w,), v) for v, w in zip((1.0, 0.01), widths)])
+        policy.observe(state, layout, chosen, saliency)
+        widths = global_widths(budget, layout, cost, policy.score(state, layout, True))
+        seen.append(widths)
+    assert seen == [(32, 32), (40, 24), (48, 16), (56, 8)]
 
 
 def test_channels_come_in_the_order_of_their_weights() -> None:
@@ -108,7 +125,7 @@ def test_the_score_is_that_of_a_loop_over_channels(explore: bool) -> None:
                 wanted[channel] = worths[place]
             elif place < near:
                 wanted[channel] = worths[-1]
-            elif state["seen"][channel]:
+            elif explore or state["seen"][channel]:
                 wanted[channel] = RESTING * worths[-1]
             else:
                 wanted[channel] = float(state["prior"][channel]) - 2
