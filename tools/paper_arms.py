@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxprune
 from fxprune import train
 from fxprune.data import DataSet
+from fxprune.policies import parse
 from fxprune.residents import Chosen
 
 Record = dict[str, Any]
@@ -151,19 +152,25 @@ class Gated(Arm):
     """fxprune; policy and budget are in their text forms.
 
     Widths are not rounded, so that all arms spend the same: the nets here are narrow ones. Where
-    it is `after` another arm it trains for as many macs, not for as many epochs.
+    it is `after` another arm it trains for as many macs, not for as many epochs. With a `warmup`
+    all channels execute in that share of the run first, whatever the policy's own warm-up is.
     """
 
     policy: str = "cucb"
     budget: str = "macs=0.27"
     round_to: int | None = 1
+    warmup: float = 0.0
 
     def train(self, job: Job) -> Record | None:
         """See `Arm`."""
+        policy = parse(self.policy)
+        if self.warmup:
+            steps = len(job.data.train) // job.options.batch_size * job.options.epochs
+            policy = dataclasses.replace(policy, warmup=round(self.warmup * steps))
         gated = fxprune.instrument(
             job.model(),
             (job.example,),
-            self.policy,
+            policy,
             self.budget,
             self.round_to,
             seed=job.options.seed,

@@ -114,9 +114,31 @@ BALANCE_LONGER = Gated(
 ROUNDED = Gated(
     "utility, cubic, rounded widths", policy="utility", budget=BUDGET, round_to=None, options=CUBIC
 )
+BALANCE_ROUNDED = Gated(
+    "balance, constant, rounded widths",
+    policy="balance",
+    budget=BUDGET,
+    round_to=None,
+    options=EARLY,
+)
+PUBLISHED_UTILITY = Gated(
+    "utility as published, keep=0.5",
+    policy="utility{decay=0.6,scale=max,saliency=sample,reallocate=1}",
+    budget="keep=0.5,floor=0",
+    warmup=0.05,
+    options={
+        "budget_schedule": "constant",
+        "settle": 0.0,
+        "schedule": "step",
+        "milestones": (0.5, 0.75, 0.95),
+        "lr_warmup": 0.0,
+    },
+)
 ABLATION = (
     ROUNDED,
     BALANCE,
+    BALANCE_ROUNDED,
+    PUBLISHED_UTILITY,
     Gated("utility, linear", policy="utility", budget=BUDGET, options=LINEAR),
     Gated("utility, constant", policy="utility", budget=BUDGET, options=CONSTANT),
     Gated(
@@ -155,7 +177,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "cost": Table(
         "What a whole training costs",
-        (DENSE, HALF, UTILITY, ROUNDED, BALANCE),
+        (DENSE, HALF, UTILITY, ROUNDED, BALANCE, BALANCE_ROUNDED),
         ("resnet32", "vgg16_bn"),
         plots=("accuracy by macs of the training",),
     ),
