@@ -195,10 +195,13 @@ class Bank:
         return self._flats[known]
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Applies what `nn.Module.to` and its kind apply to a module's tensors."""
+        """Applies what `nn.Module.to` and its kind apply to a module's tensors.
+
+        States go along to another device; their dtype is the optimiser's affair.
+        """
         dense = {name: function(tensor) for name, tensor in self.dense.items()}
         states = {
-            name: {key: function(tensor) for key, tensor in states.items()}
+            name: {key: tensor.to(dense[name].device) for key, tensor in states.items()}
             for name, states in self.states.items()
         }
         self._lay(dense, states)

@@ -1,14 +1,17 @@
 """The one line in a user's training loop: selection and exchange inside the optimiser's step."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.errors import GateError, OptionError
 from fxprune.gated import GatedModule
+from fxprune.parallel import refuse_shards
 from fxprune.schedule import Pace, Schedule, parse
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
@@ -31,7 +34,7 @@ class Controller:
         """Ends the selection; the network stays on the one that executes."""
         for handle in self.handles:
             handle.remove()
-        self.gated.attached.discard(self.optimizer)
+        self.gated.release(self.optimizer)
 
 
 def attach(
@@ -43,6 +46,8 @@ def attach(
 ) -> Controller:
     """Lets each step of the optimiser observe the channels, select anew, and exchange them.
 
+    Where several optimisers share the parameters, each is attached: channels are exchanged once
+    all of them have stepped. The state of an optimiser that wraps another follows with it.
     A step that GradScaler skips is not observed. Learning-rate cuts (the first group's rate
     falls to half of its highest since the last cut, or lower) are shown to the policy.
 
@@ -54,8 +59,8 @@ def attach(
         steps: optimiser steps of the whole run, from the network's first one on, for a schedule.
 
     Raises:
-        GateError: `gated` is no gated network, the optimiser holds none of its parameters, or
-            the two are attached already.
+        GateError: `gated` is no gated network, or is sharded; the optimiser holds none of its
+            parameters, or the two are attached already.
         OptionError: the schedule is not understood, or the steps are missing.
     """
     if not isinstance(gated, GatedModule):
@@ -64,6 +69,7 @@ def attach(
             why="only a gated network selects channels",
             do="attach to what fxprune.instrument returned; for a wrapped one, to its .module",
         )
+    refuse_shards(gated)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(parameter) in held for parameter in gated.parameters()):
         raise GateError(
@@ -77,32 +83,41 @@ def attach(
             why="each of its steps would be observed twice",
             do="call attach once, or .detach() on what it returned before",
         )
-    gated.track(optimizer)
     pace = None if schedule is None else _pace(gated, parse(schedule), steps)
+    gated.track(optimizer)
     if pace is not None:
+        gated.pace = pace
         gated.spend(pace.share(gated.steps))
 
     @_not_compiled
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        gated.note_rate(float(optimizer.param_groups[0]["lr"]))
+        if _skips(optimizer):
+            return None
+        show = functools.partial(
+            gated.before_step, optimizer, float(optimizer.param_groups[0]["lr"])
+        )
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
         if closure is None:
-            gated.observe()
+            show()
             return None
-        return (args[0], _observed(closure, gated)), {}
+        return (args[0], _observed(closure, show)), {}
 
     @_not_compiled
     def after(*_: Any) -> None:
-        if pace is not None:
-            gated.spend(pace.share(gated.steps))
-        gated.advance()
+        if not _skips(optimizer):
+            gated.after_step(optimizer)
 
-    gated.attached.add(optimizer)
     handles = (
         optimizer.register_step_pre_hook(before),
         optimizer.register_step_post_hook(after),
     )
     return Controller(gated, optimizer, handles)
+
+
+def _skips(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a fused optimiser was called by a GradScaler for a step that it skips inside."""
+    found: Tensor | None = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def _pace(gated: GatedModule, schedule: Schedule, steps: int | None) -> Pace:
@@ -120,7 +135,7 @@ def _not_compiled(hook: _Hook) -> _Hook:
     return disabled
 
 
-def _observed(closure: Callable[[], Any], gated: GatedModule) -> Callable[[], Any]:
+def _observed(closure: Callable[[], Any], show: Callable[[], None]) -> Callable[[], Any]:
     """A closure that shows the gradients it makes, the first time that the optimiser calls it."""
     seen = False
 
@@ -128,7 +143,7 @@ def _observed(closure: Callable[[], Any], gated: GatedModule) -> Callable[[], An
         nonlocal seen
         loss = closure()
         if not seen:
-            gated.observe()
+            show()
         seen = True
         return loss
 

@@ -7,13 +7,13 @@ channels that leave the selection for those that enter it.
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fxprune import parallel, residents
+from fxprune import parallel, registry, residents
 from fxprune.choosing import Chooser, Settings
 from fxprune.cost import CostModel
 from fxprune.gates import seen, taps, to_gated
@@ -21,10 +21,19 @@ from fxprune.groups import ChannelGraph, Widths
 from fxprune.holdings import Holdings
 from fxprune.residents import Chosen
 from fxprune.resize import resize
+from fxprune.schedule import Pace
 from fxprune.snapshot import Snapshot
 from fxprune.traced import TracedModule, modules_of
 
 __all__ = ["GatedModule", "Settings"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _lasting(method: _Method) -> _Method:
+    """For what makes tensors that stay: inside `torch.inference_mode` they could not be trained."""
+    wrapped: _Method = torch.inference_mode(False)(torch.no_grad()(method))
+    return wrapped
 
 
 class GatedModule(TracedModule):
@@ -42,6 +51,7 @@ class GatedModule(TracedModule):
         inputs: shape and dtype of each example input, with which it can be instrumented again.
         copied_from: the network of which this is a deep copy.
         attached: the optimisers whose steps drive its selection.
+        pace: the share of the network that each step spends by itself; see `fxprune.attach`.
     """
 
     def __init__(
@@ -60,7 +70,10 @@ class GatedModule(TracedModule):
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self._followers: weakref.WeakSet[GatedModule] = weakref.WeakSet()
         self.attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self.pace: Pace | None = None
+        self._stepped: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._lead: tuple[GatedModule, Chosen | None] | None = None
+        self._loaded_at: Chosen | None = None  # what the leader executed then, for a follower
         self.copied_from: weakref.ref[GatedModule] | None = None
         self._settled: Chosen | None = None
         self._holdings = Holdings(self, channels)
@@ -138,6 +151,7 @@ class GatedModule(TracedModule):
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         return {**own, **self._holdings.store(self._chosen)}
 
+    @_lasting
     def best(self) -> Chosen:
         """The selection that export would take now: the whole budget, and no exploration."""
         self._catch_up()
@@ -145,6 +159,7 @@ class GatedModule(TracedModule):
             return self._settled
         return self._chooser.best(self._trained, self._chosen)
 
+    @_lasting
     def settle(self, chosen: Chosen | None = None) -> None:
         """Stays on the export selection, or on a given one, from now on, in training too.
 
@@ -181,13 +196,31 @@ class GatedModule(TracedModule):
             return
         chosen = self._chooser.spend(share, self._trained, self._chosen)
         if chosen is not None:
+            self._holdings.gradients.drop()
             self._select(chosen)
 
     # --- what happens around an optimiser step --------------------------------------------
 
     def track(self, optimizer: torch.optim.Optimizer) -> None:
-        """Makes the optimiser's per-element state follow its channels."""
-        self._holdings.track(optimizer)
+        """Makes the optimiser's per-element state follow its channels, and its steps drive them.
+
+        It takes the place of those that hold some of the same parameters.
+
+        Raises:
+            GateError: a gated layer was replaced.
+        """
+        self._holdings.look_again(self._chosen)
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for other in list(self.attached):
+            if any(id(p) in own for group in other.param_groups for p in group["params"]):
+                self.release(other)
+        self._holdings.track(optimizer, self.attached)
+        self.attached.add(optimizer)
+
+    def release(self, optimizer: torch.optim.Optimizer) -> None:
+        """Its steps drive the channels no more; until another is tracked, its state follows."""
+        self.attached.discard(optimizer)
+        self._stepped.discard(optimizer)
 
     def join(self, wrapper: DistributedDataParallel) -> None:
         """Becomes one of the equal replicas of a data-parallel wrapper, which is being made.
@@ -216,9 +249,10 @@ class GatedModule(TracedModule):
         """Whether it holds an average, and follows another network's selections."""
         return self._lead is not None
 
+    @_lasting
     def _catch_up(self) -> None:
         """Takes the selection of the network that it follows, if it follows one."""
-        if self._lead is None:
+        if self._lead is None or self._loaded_at is self._lead[0]._chosen:
             return
         leader, known = self._lead
         device = self._device()
@@ -229,16 +263,48 @@ class GatedModule(TracedModule):
             self._lead = (leader, leader._chosen)
             self._show(leader._chosen.to(device))
 
-    def note_rate(self, rate: float) -> None:
-        """Shows the learning rate to the policy, which minds cuts. Call it before `observe`."""
-        self._chooser.note_rate(rate)
+    def before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """To be called before a step of an attached optimiser, at a learning rate.
+
+        Where several are attached, the first of each round shows the gradients to the policy.
+        """
+        if optimizer not in self.attached:
+            return
+        if not self._stepped or optimizer in self._stepped:
+            self._stepped.clear()
+            self._chooser.note_rate(rate)
+            self.observe()
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """To be called after it. The last of a round exchanges the channels."""
+        if optimizer not in self.attached:
+            return
+        self._stepped.add(optimizer)
+        if len(self._stepped) < len(self.attached):
+            return
+        self._stepped.clear()
+        if self.pace is not None and self.training and not self.settled:
+            share = self.pace.share(self.steps)
+            chosen = self._chooser.spend(share, self._trained, self._chosen)
+            if chosen is not None:
+                self._select(chosen)
+        self.advance()
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Shows this step's saliencies to the policy. Call it before the optimiser's step."""
+        """Shows this step's saliencies to the policy. Call it before the optimiser's step.
+
+        Raises:
+            GateError: the gradients are of channels that do not execute.
+        """
+        self._holdings.gradients.check()
+        self._holdings.begin(self.attached)
         if self._trained is not self._chosen:  # trained in eval mode: go on with that selection
             self._exchange_states(self._chosen)
         self._chooser.steps += 1
+        for follower in self._followers:  # what was loaded into one alone holds no longer
+            follower._loaded_at = None
+            follower._catch_up()
         if self._settled is None:
             self._chooser.observe(self.executing, self._saliency())
         else:
@@ -251,6 +317,7 @@ class GatedModule(TracedModule):
             if chosen is not None:
                 self._select(chosen)
 
+    @_lasting
     def select(self, chosen: Chosen) -> None:
         """Executes another selection: stores what leaves and loads what enters, in place.
 
@@ -258,31 +325,40 @@ class GatedModule(TracedModule):
             GateError: the selection does not fit the groups and its widths.
         """
         self._chooser.check(chosen)
+        if chosen is not self._chosen:
+            self._holdings.gradients.drop()
         self._select(chosen)
 
     # --- modes, copies, devices -------------------------------------------------------------
 
+    @_lasting
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; evaluation runs the export selection, training the explored one."""
         changes = mode != self.training
         super().train(mode)
         if changes and self._lead is None:
-            self._show(self._trained if mode else self.best())
+            self._holdings.look_again(self._chosen)
+            gradients = self._holdings.gradients
+            chosen = self._trained if mode else self.best()
+            if chosen is not self._chosen:
+                with gradients.back() if mode else gradients.aside():
+                    self._show(chosen)
         self._announce()
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
-        own = ("_holdings", "_wrappers", "_followers", "attached", "_lead")
+        own = ("_holdings", "_wrappers", "_followers", "attached", "_stepped", "_lead")
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
             twin = super().__deepcopy__(memo)
         finally:
             self.__dict__.update(kept)
         twin._holdings = Holdings(twin, twin.channels, twin.bank)
-        for name in ("_wrappers", "_followers", "attached"):
+        for name in ("_wrappers", "_followers", "attached", "_stepped"):
             setattr(twin, name, weakref.WeakSet())
+        twin.pace = None
         twin._lead, twin.copied_from = None, weakref.ref(self)
         if self.follows and not twin.training:
             twin._show(twin.best())
@@ -295,6 +371,7 @@ class GatedModule(TracedModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.bank.apply(fn)
+        self._holdings.look_again(self._chosen)
         device = self._device()
         self._chooser.take_over(self._chooser, device)
         same = self._trained is self._chosen
@@ -321,9 +398,10 @@ class GatedModule(TracedModule):
             steps=self._chooser.steps,
             peak_rate=self._chooser.peak_rate,
             share=self._chooser.share,
+            settings=self._settings_text(),
         ).tensors()
 
-    @torch.no_grad()
+    @_lasting
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Goes back to what `training_state` returned; the mode stays as it is.
 
@@ -332,10 +410,12 @@ class GatedModule(TracedModule):
             GateError: its selection does not fit the channel groups; nothing was changed.
         """
         dense, chooser = self.dense_tensors(), self._chooser
-        saved = Snapshot.read(state, dense, self._device())
+        saved = Snapshot.read(state, dense, self._device(), self._settings_text())
         chooser.check(saved.trained)
         if saved.settled is not None:
             chooser.check(saved.settled)
+        moments = self._holdings.states(self._trained.widths, stepped=True)
+        follow = residents.taken(moments, self.bank, self._trained, saved.trained)
         for name, tensor in dense.items():
             tensor.copy_(saved.dense[name])
         self.bank.forget_states()  # those of another time that the saved one did not have yet
@@ -345,11 +425,15 @@ class GatedModule(TracedModule):
         self._holdings.load(saved.trained)
         resize(self, self.channels, saved.trained.widths)
         self.recompile()
+        for install, tensor in follow:
+            install(tensor)
         self._chosen = self._trained = saved.trained
         self._settled = saved.settled
         chooser.state |= saved.policy
         chooser.steps, chooser.peak_rate = saved.steps, saved.peak_rate
         chooser.share = self.settings.budget.value if saved.share is None else saved.share
+        if self._lead is not None:
+            self._loaded_at = self._lead[0]._chosen
         if not self.training:
             self._show(self.best())
         self._announce()
@@ -380,11 +464,13 @@ class GatedModule(TracedModule):
             self._exchange_states(chosen)
             self._show(chosen)
 
+    @_lasting
     def _show(self, chosen: Chosen, others: Iterable[residents.Item] = ()) -> None:
         """Makes a selection the one that executes; the optimiser's state stays where it is.
 
         `others` travel with the parameters.
         """
+        torch.clear_autocast_cache()  # of casts of what leaves
         old = self._chosen
         items = itertools.chain(others, self._holdings.parameters())
         residents.exchange(items, self.bank, old, chosen)
@@ -413,6 +499,11 @@ class GatedModule(TracedModule):
         self._holdings.renew()
         for wrapper in self._wrappers:
             parallel.rebuild_reducer(wrapper)
+
+    def _settings_text(self) -> str:
+        """Policy and budget, as a snapshot has them."""
+        budget = self.settings.budget
+        return f"{registry.to_text(self.settings.policy)} {budget} round_to={budget.round_to}"
 
     def _device(self) -> torch.device:
         return next(iter(self.parameters())).device

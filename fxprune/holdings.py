@@ -1,22 +1,41 @@
-"""Holdings: a network's residents, its bank, and the optimiser's state, which change places.
+"""Holdings: a network's residents, its bank, and the optimisers' state, which change places.
 
-The optimiser is held weakly. Its state lies in the order of the selection for which it was last
+Optimisers are held weakly. Their state lies in the order of the selection for which it was last
 exchanged, whose widths are asked for here: not always that of the parameters, since evaluation
 leaves it alone.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fxprune import moments
 from fxprune.bank import Bank, Slots, take
+from fxprune.errors import GateError
 from fxprune.groups import ChannelGraph, Widths
+from fxprune.pending import Pending
 from fxprune.residents import Chosen, Item, homes, store
 from fxprune.saliency import Meter
+
+
+@dataclass(eq=False)
+class _Tracked:
+    """An optimiser whose state travels.
+
+    Attributes:
+        optimizer: held weakly.
+        stepped: whether its state is of the selection at hand: a step was taken since it was
+            attached, and none was loaded since.
+        told: whether it was told that some of its state does not follow.
+    """
+
+    optimizer: weakref.ref[Optimizer]
+    stepped: bool = False
+    told: bool = False
 
 
 class Holdings:
@@ -24,6 +43,7 @@ class Holdings:
 
     Attributes:
         bank: where channels rest.
+        gradients: those of the gated parameters.
     """
 
     def __init__(
@@ -36,13 +56,14 @@ class Holdings:
             channels: its channel graph.
             bank: the bank, if there is one.
         """
+        self._network = weakref.ref(network)
         self._homes = homes(network, channels)
         if bank is None:
             bank = Bank(channels, {name: t.detach() for name, t in self.tensors().items()})
         self.bank = bank
         self._meter: tuple[Slots, Meter] | None = None
-        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
-        self._told = False  # of state that does not follow
+        self._tracked: list[_Tracked] = []
+        self.gradients = Pending(self._homes)
 
     def tensors(self) -> dict[str, Tensor]:
         """The residents by name: parameters and buffers that belong to channels."""
@@ -61,27 +82,53 @@ class Holdings:
         for name, home in self._homes.items():
             yield Item(name, None, home.tensor().detach(), self.bank.dense[name], home.install)
 
-    def states(self, widths: Widths) -> Iterator[Item]:
-        """The optimiser's tensors that have an element for each of their parameter's.
+    def states(self, widths: Widths, stepped: bool = False) -> Iterator[Item]:
+        """The optimisers' tensors that have an element for each of their parameter's.
 
-        None if there is no optimiser, or no step was taken.
+        Args:
+            widths: of the selection in whose order they lie.
+            stepped: whether only those are wanted that surely lie so, and were not just loaded.
         """
-        optimizer = self._tracked()
-        if optimizer is None:
-            return
-        for name, home in self._homes.items():
-            state = optimizer.state.get(home.tensor())
-            if not state:
+        for tracked, optimizer in self._optimizers():
+            if stepped and not tracked.stepped:
                 continue
-            shape = self.bank.shape(name, widths)
-            tensors = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape}
-            new = tensors.keys() - self.bank.states.get(name, {}).keys()
-            beginnings = moments.beginnings(optimizer, home.tensor()) if new else {}
-            for key, tensor in tensors.items():
-                dense = self.bank.state(name, key, tensor)
-                if key in new:
-                    dense.fill_(beginnings.get(key, 0.0))
-                yield Item(name, key, tensor, dense, _setter(state, key))
+            for name, home in self._homes.items():
+                state = optimizer.state.get(home.tensor())
+                if state:
+                    yield from self._states_of(name, optimizer, state, widths)
+
+    def _states_of(
+        self, name: str, optimizer: Optimizer, state: dict[str, Any], widths: Widths
+    ) -> Iterator[Item]:
+        shape = self.bank.shape(name, widths)
+        tensors = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape}
+        new = tensors.keys() - self.bank.states.get(name, {}).keys()
+        tensor = self._homes[name].tensor()
+        beginnings = moments.beginnings(optimizer, tensor) if new else {}
+        for key, resident in tensors.items():
+            dense = self.bank.state(name, key, resident)
+            if key in new:
+                begins = beginnings[key]
+                if begins == "parameter":
+                    dense.copy_(self.bank.dense[name])
+                else:
+                    dense.fill_(begins)
+            yield Item(name, key, resident, dense, _setter(state, key))
+
+    def begin(self, attached: Collection[Optimizer]) -> None:
+        """To be called before a step: an optimiser that never stepped has no state that rests.
+
+        Unless it was loaded, what rests is another's: of one before it.
+        """
+        for tracked, optimizer in self._optimizers():
+            if not tracked.stepped and optimizer in attached:
+                tracked.stepped = True
+                for name, home in self._homes.items():
+                    if home.tensor().grad is not None and self._is_new_to(home.tensor()):
+                        self.bank.states.pop(name, None)
+
+    def _is_new_to(self, parameter: Tensor) -> bool:
+        return not any(optimizer.state.get(parameter) for _, optimizer in self._optimizers())
 
     def store(self, at: Chosen) -> Mapping[str, Tensor]:
         """Brings the bank up to date with the residents of a selection; returns it, by name."""
@@ -99,30 +146,76 @@ class Holdings:
         for home in self._homes.values():
             home.renew()
 
-    def track(self, optimizer: torch.optim.Optimizer) -> None:
-        """From now on it is this optimiser's state that travels."""
-        self._optimizer, self._told = weakref.ref(optimizer), False
+    def look_again(self, at: Chosen) -> None:
+        """Finds the residents again, after layers of the network may have been replaced.
+
+        Raises:
+            GateError: one has another shape or dtype than what the bank holds of it.
+        """
+        network = self._network()
+        assert network is not None
+        found = homes(network, self.bank.channels)
+        for name in self._homes:
+            here = found[name].tensor() if name in found else None
+            shape, dtype = self.bank.shape(name, at.widths), self.bank.dense[name].dtype
+            if here is None or tuple(here.shape) != shape or here.dtype != dtype:
+                raise GateError(
+                    f"the gated tensor {name} was replaced by another",
+                    why="it is gone"
+                    if here is None
+                    else f"it is {tuple(here.shape)} of {here.dtype}, and was {shape} of {dtype}",
+                    do="change layers before fxprune.instrument, and dtypes of the whole network",
+                )
+        self._homes.update(found)
+
+    def track(self, optimizer: Optimizer, attached: Collection[Optimizer]) -> None:
+        """From now on this optimiser's state travels, and that of those it wraps.
+
+        Of the others, only what is attached goes on.
+        """
+        inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+        kept = [t for t, known in self._optimizers() if any(known is one for one in attached)]
+        for one in (optimizer, *inner):
+            tracked = _Tracked(weakref.ref(one))
+            if hasattr(one, "_optimizer_load_state_dict_post_hooks"):  # not all call super()
+                one.register_load_state_dict_post_hook(_forgets_steps(tracked))
+            kept.append(tracked)
+        self._tracked = kept
 
     def drop_strays(self, widths: Widths, new: Widths) -> None:
         """Tells of state that cannot follow; at new widths the optimiser has to begin it anew."""
-        optimizer = self._tracked()
-        if optimizer is None or not optimizer.state or (self._told and widths == new):
-            return
-        strays = {}
-        for name, home in self._homes.items():
-            state = optimizer.state.get(home.tensor(), {})
-            if keys := tuple(moments.strays(state, self.bank.shape(name, widths))):
-                strays[home.tensor()] = keys
-        if not self._told:
-            for key in dict.fromkeys(key for keys in strays.values() for key in keys):
-                moments.warn_of_stray(optimizer, key)
-        self._told = True
-        if widths != new:
-            for parameter in strays:
-                del optimizer.state[parameter]
+        names = {home.tensor(): name for name, home in self._homes.items()}
+        for tracked, optimizer in self._optimizers():
+            if not optimizer.state or (tracked.told and widths == new):
+                continue
+            strays: dict[Tensor, tuple[str, ...]] = {}
+            for parameter, state in optimizer.state.items():
+                name = names.get(parameter)
+                shape = parameter.shape if name is None else self.bank.shape(name, widths)
+                if keys := tuple(moments.strays(state, tuple(shape))):
+                    strays[parameter] = keys
+            if not tracked.told:
+                for key in dict.fromkeys(key for keys in strays.values() for key in keys):
+                    moments.warn_of_stray(optimizer, key)
+            tracked.told = True
+            if widths != new:
+                for parameter in strays:
+                    del optimizer.state[parameter]
 
-    def _tracked(self) -> torch.optim.Optimizer | None:
-        return None if self._optimizer is None else self._optimizer()
+    def _optimizers(self) -> Iterator[tuple[_Tracked, Optimizer]]:
+        for tracked in self._tracked:
+            optimizer = tracked.optimizer()
+            if optimizer is not None:
+                yield tracked, optimizer
+
+
+def _forgets_steps(tracked: _Tracked) -> Callable[[Optimizer], None]:
+    """What is called when an optimiser's state was loaded."""
+
+    def loaded(_: Optimizer) -> None:
+        tracked.stepped = False
+
+    return loaded
 
 
 def _setter(state: dict[str, Any], key: str) -> Callable[[Tensor], None]:

@@ -9,29 +9,54 @@ of the parameter's steps and not of its own.
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fxprune.errors import message
 
+_AS_PARAMETER: Literal["parameter"] = "parameter"
+LARGE = 1024.0  # a parameter that no other state looks like
 
-@torch.enable_grad()
-def beginnings(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, float]:
+
+def beginnings(
+    optimizer: torch.optim.Optimizer, parameter: Tensor
+) -> dict[str, float | Literal["parameter"]]:
     """What the elements of each state tensor are before their first gradient, by key.
 
-    Not all are zero: Adagrad's sum and Rprop's step size begin elsewhere. A new optimiser of the
-    same kind and options tells, after a step on a zero with a zero gradient. What it cannot tell
-    (it takes other arguments, or needs a closure) is left out.
+    Not all are zero: Adagrad's sum and Rprop's step size begin elsewhere, and averages of the
+    parameter as the parameter. A new optimiser of the same kind and options tells, after a step
+    with a zero gradient on a zero, and on a large number. Where it cannot (it takes other
+    arguments, or needs a closure), a state that is nearly its parameter is taken for a copy, and
+    others for zeros.
     """
     group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-    lone = nn.Parameter(parameter.detach().new_zeros((1,) * parameter.dim()))
+    options = {k: v for k, v in group.items() if k in inspect.signature(type(optimizer)).parameters}
+    at_zero, at_large = (_after(optimizer, options, parameter, x) for x in (0.0, LARGE))
+    copies = (k for k, v in at_large.items() if abs(v / LARGE - 1) < 0.01 and not at_zero.get(k))
+    found: dict[str, float | Literal["parameter"]] = {**at_zero}
+    found |= dict.fromkeys(copies, _AS_PARAMETER)
+    for key, value in optimizer.state[parameter].items():
+        if key not in found and isinstance(value, Tensor) and value.shape == parameter.shape:
+            found[key] = _AS_PARAMETER if _alike(value, parameter.detach()) else 0.0
+    return found
+
+
+def _alike(state: Tensor, parameter: Tensor) -> bool:
+    gap = torch.linalg.vector_norm((state - parameter).double())
+    return bool(gap < 0.1 * torch.linalg.vector_norm(parameter.double()))
+
+
+@torch.enable_grad()
+def _after(
+    optimizer: torch.optim.Optimizer, options: dict[str, Any], like: Tensor, value: float
+) -> dict[str, float]:
+    """The state of a lone element after a step with a zero gradient."""
+    lone = nn.Parameter(like.detach().new_full((1,) * like.dim(), value))
     lone.grad = torch.zeros_like(lone)
-    kind = type(optimizer)
     try:
-        options = {k: v for k, v in group.items() if k in inspect.signature(kind).parameters}
-        fresh = kind(**{**options, "params": [lone]})
+        fresh = type(optimizer)(**{**options, "params": [lone]})
         fresh.step()
     except Exception:  # of a foreign optimiser, whatever it is
         return {}

@@ -117,3 +117,19 @@ def rebuild_reducer(wrapper: DistributedDataParallel) -> None:
     hooks, inner._comm_hooks = inner._comm_hooks, []
     for hook, state in hooks:
         wrapper.register_comm_hook(state, hook)
+
+
+def refuse_shards(*modules: object) -> None:
+    """Refuses what cuts parameters into shards: FullyShardedDataParallel and `fully_shard`.
+
+    Raises:
+        GateError: one of the modules does.
+    """
+    for module in modules:
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
+            raise GateError(
+                "a gated network cannot be sharded over processes",
+                why="channels are exchanged in whole parameters, and a shard holds parts of many",
+                do="take torch.nn.parallel.DistributedDataParallel",
+            )

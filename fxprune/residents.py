@@ -82,7 +82,7 @@ def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
                 if tensor is not None:
                     name = names.setdefault(id(tensor), f"{path}.{key}" if path else key)
                     found.setdefault(name, Home(own, key))
-    return {name: found[name] for name in channels.axes}
+    return {name: found[name] for name in channels.axes if name in found}
 
 
 @torch.no_grad()
@@ -108,6 +108,17 @@ def exchange(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> Non
     after = bank.places(new.channels, new.widths)
     for item in moving:
         item.install(take(item.dense, bank.of(item.name, after)))
+
+
+@torch.no_grad()
+def taken(
+    items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen
+) -> list[tuple[Callable[[Tensor], None], Tensor]]:
+    """What the residents are at another selection, each with where to put it; all stay in place."""
+    moving = list(items)
+    store(moving, bank, old)
+    places = bank.places(new.channels, new.widths)
+    return [(item.install, take(item.dense, bank.of(item.name, places))) for item in moving]
 
 
 def _swap(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:

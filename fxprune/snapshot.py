@@ -2,7 +2,7 @@
 
 The names are those on disk and in `state_dict()`'s extra state: `dense/NAME`, `policy/NAME`,
 `state/KEY/NAME` for what an optimiser keeps of resting channels, `trained/…` and `settled/…` for
-the selections, `steps`, `peak_rate`, `share`.
+the selections, `steps`, `peak_rate`, `share`, and `settings`, a text as its bytes.
 """
 
 from collections.abc import Mapping
@@ -31,6 +31,7 @@ class Snapshot:
         steps: how many optimiser steps were observed.
         peak_rate: the highest learning rate since the last cut.
         share: of the dense network, what executed in training; None if that is not known.
+        settings: policy and budget, by which the policy's tensors mean something.
     """
 
     dense: Tensors
@@ -41,6 +42,7 @@ class Snapshot:
     steps: int
     peak_rate: float
     share: float | None
+    settings: str
 
     def tensors(self) -> dict[str, Tensor]:
         """One dict of all; copies."""
@@ -54,21 +56,25 @@ class Snapshot:
                 named[f"{kind}/widths"] = torch.tensor(chosen.widths)
         named["steps"] = torch.tensor(self.steps)
         named["peak_rate"] = torch.tensor(self.peak_rate, dtype=torch.float64)
+        named["settings"] = torch.tensor([*self.settings.encode()], dtype=torch.uint8)
         if self.share is not None:
             named["share"] = torch.tensor(self.share, dtype=torch.float64)
         return {name: tensor.detach().clone() for name, tensor in named.items()}
 
     @classmethod
-    def read(cls, named: Tensors, dense: Tensors, device: torch.device) -> "Snapshot":
+    def read(
+        cls, named: Tensors, dense: Tensors, device: torch.device, settings: str
+    ) -> "Snapshot":
         """What `tensors` wrote.
 
         Args:
             named: what it returned.
             dense: the tensors of the network that is to take it over, by name.
             device: where selections and the policy's tensors go, as copies; the others stay.
+            settings: those of that network.
 
         Raises:
-            RunError: it belongs to another network, or is incomplete.
+            RunError: it belongs to another network or other settings, or is incomplete.
         """
         kinds: dict[str, dict[str, Tensor]] = {"dense": {}, "policy": {}, "state": {}}
         for key, tensor in named.items():
@@ -76,6 +82,14 @@ class Snapshot:
             if kind in kinds:
                 kinds[kind][rest] = tensor
         _check(named, kinds["dense"], dense)
+        was = bytes(named["settings"].tolist()).decode() if "settings" in named else settings
+        if was != settings:
+            raise RunError(
+                "the saved state belongs to another policy or budget",
+                why=f"it was trained with {was}, and this network has {settings}",
+                do="instrument with the same ones; or take its dense_state_dict() into the model, "
+                "and instrument that",
+            )
         states: dict[str, dict[str, Tensor]] = {}
         for rest, tensor in kinds["state"].items():
             key, _, name = rest.partition("/")
@@ -91,6 +105,7 @@ class Snapshot:
             steps=int(named["steps"]),
             peak_rate=float(named["peak_rate"]),
             share=float(named["share"]) if "share" in named else None,
+            settings=settings,
         )
 
 

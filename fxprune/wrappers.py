@@ -3,7 +3,8 @@
 Under DistributedDataParallel it becomes one of several equal replicas. The copies that averages
 make (AveragedModel of torch.optim.swa_utils, timm's ModelEmaV3) follow the network's selections.
 Both are recognised by themselves: PyTorch calls `_registered` for every module that becomes a child
-of another. Whatever makes gated networks has to import this module.
+of another. Whatever makes gated networks has to import this module. Wrappers that cut parameters
+into shards are refused.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from fxprune import parallel
 from fxprune.averages import follow
 from fxprune.errors import GateError
 from fxprune.gated import GatedModule
@@ -24,6 +26,8 @@ def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     del name
     if child is None:
         return
+    if isinstance(child, GatedModule):
+        parallel.refuse_shards(parent)
     if isinstance(parent, DistributedDataParallel):
         for gated in _inside(child):
             gated.join(parent)

@@ -192,3 +192,33 @@ def test_a_kind_of_averaged_model_of_ones_own() -> None:
     assert torch.equal(average.module.executing, gated.executing)
     other = Own(gated)
     other.load_state_dict(average.state_dict())
+
+
+@pytest.mark.parametrize("policy", ["cucb", "utility{warmup=0}", "balance{reallocate=2}"])
+def test_an_average_that_is_loaded_alone(policy: str) -> None:
+    """It computes what it did, though the network that it is of now is a fresh one."""
+    net = BY_NAME["resnet_projection"]
+
+    def build(seed: int) -> tuple[GatedModule, torch.optim.Optimizer, AveragedModel]:
+        torch.manual_seed(seed)
+        gated = instrument(net.model().train(), net.inputs(), policy=policy, budget="macs=0.4")
+        optimizer = torch.optim.SGD(gated.parameters(), 0.05, momentum=0.9)
+        attach(gated, optimizer)
+        average = AveragedModel(gated, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+        return gated, optimizer, average
+
+    def train(gated: GatedModule, optimizer: torch.optim.Optimizer, average: AveragedModel) -> None:
+        for step in range(6):
+            optimizer.zero_grad()
+            loss_of(gated, net, step).backward()
+            optimizer.step()
+            average.update_parameters(gated)
+
+    gated, optimizer, average = build(0)
+    train(gated, optimizer, average)
+    shown = average.eval()(*net.inputs())
+    fresh, other, again = build(1)
+    again.load_state_dict(copy.deepcopy(average.state_dict()))
+    assert torch.equal(again.eval()(*net.inputs()), shown)
+    train(fresh, other, again.train())  # from the first step on it follows
+    assert torch.equal(again.module.executing, fresh.executing)

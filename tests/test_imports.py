@@ -26,6 +26,7 @@ FLOORS = (
     ("cost", "budget", "schedule", "recipe", "resize", "pack", "moves", "moments"),
     ("bank", "solve", "spread", "gates", "policies", "policies.*", "saliency"),
     ("residents",),
+    ("pending",),
     ("choosing", "snapshot", "holdings"),
     ("gated",),
     ("passes", "passes.*"),

@@ -20,6 +20,7 @@ SNAPSHOT = Snapshot(
     steps=3,
     peak_rate=0.1,
     share=0.75,
+    settings="cucb keep=0.5 round_to=None",
 )
 SETTLED = dataclasses.replace(SNAPSHOT, settled=Chosen(torch.tensor([3]), (1,)), share=None)
 
@@ -27,7 +28,7 @@ SETTLED = dataclasses.replace(SNAPSHOT, settled=Chosen(torch.tensor([3]), (1,)),
 @pytest.mark.parametrize("snapshot", [SNAPSHOT, SETTLED], ids=["trains", "settled"])
 def test_what_is_written_is_read(snapshot: Snapshot) -> None:
     named = snapshot.tensors()
-    found = Snapshot.read(named, DENSE, CPU)
+    found = Snapshot.read(named, DENSE, CPU, SNAPSHOT.settings)
     assert (found.steps, found.peak_rate, found.share) == (3, 0.1, snapshot.share)
     assert found.trained.widths == (2,)
     assert (found.settled is None) == (snapshot.settled is None)
@@ -42,7 +43,7 @@ def test_the_tensors_are_copies() -> None:
     before = {name: tensor.clone() for name, tensor in SETTLED.tensors().items()}
     for tensor in SETTLED.tensors().values():
         tensor.zero_()
-    read = Snapshot.read(named := SETTLED.tensors(), DENSE, CPU)
+    read = Snapshot.read(named := SETTLED.tensors(), DENSE, CPU, SNAPSHOT.settings)
     for tensor in (*read.policy.values(), read.trained.channels):
         tensor.zero_()
     for found in (named, SETTLED.tensors()):
@@ -54,7 +55,7 @@ def test_an_incomplete_state_is_refused(name: str) -> None:
     named = SNAPSHOT.tensors()
     del named[name]
     with pytest.raises(RunError, match="another network\n  why  it is incomplete\n  do   load it"):
-        Snapshot.read(named, DENSE, CPU)
+        Snapshot.read(named, DENSE, CPU, SNAPSHOT.settings)
 
 
 @pytest.mark.parametrize(
@@ -68,4 +69,14 @@ def test_an_incomplete_state_is_refused(name: str) -> None:
 )
 def test_the_state_of_another_network_is_refused(dense: dict[str, torch.Tensor], odd: str) -> None:
     with pytest.raises(RunError, match=f"these tensors differ: {odd}\n"):
-        Snapshot.read(SNAPSHOT.tensors(), dense, CPU)
+        Snapshot.read(SNAPSHOT.tensors(), dense, CPU, SNAPSHOT.settings)
+
+
+def test_the_state_of_another_policy_is_refused() -> None:
+    with pytest.raises(
+        RunError, match=r"trained with cucb keep=0\.5 .*, and this network has utility"
+    ):
+        Snapshot.read(SNAPSHOT.tensors(), DENSE, CPU, "utility keep=0.5 round_to=None")
+    named = SNAPSHOT.tensors()
+    del named["settings"]  # as older versions wrote it
+    assert Snapshot.read(named, DENSE, CPU, "utility").settings == "utility"

@@ -111,5 +111,5 @@ class Balance(Policy):
         curve = torch.where(worths >= 0, worths, resting)
         curve = (curve + 1e-12) * (1 - 1e-6 * places)  # of equals the first place is worth more
         order = top(state["prior"], layout, layout.sizes)
-        score = torch.empty_like(mean).index_copy_(0, order, curve.flatten()[cells])
+        score = torch.empty_like(mean).index_copy_(0, order, curve.flatten()[cells].to(mean))
         return score if explore else unseen_last(score, state)

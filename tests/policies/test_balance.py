@@ -131,3 +131,12 @@ def test_the_score_is_that_of_a_loop_over_channels(explore: bool) -> None:
                 wanted[channel] = float(state["prior"][channel]) - 2
     score = policy.score(state, LAYOUT, explore)
     torch.testing.assert_close(score, torch.tensor(wanted), rtol=1e-4, atol=1e-8)
+
+
+def test_another_default_dtype() -> None:
+    state = Balance().start(LAYOUT, torch.rand(LAYOUT.total), 0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert Balance().score(state, LAYOUT, True).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
