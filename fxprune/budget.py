@@ -191,14 +191,10 @@ def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
     if budget.kind == "latency":
         return _measured(budget, layout)
     if budget.kind == "keep":
-        allowed = allowed_widths(budget.round_to, layout)
-        least = tuple(widths[0] for widths in allowed)
-        if not budget.fits(least, cost):
-            raise _impossible(budget, least, cost)
         targets = [budget.value * size + 1e-6 for size in layout.sizes]
         return tuple(
-            max(width for i, width in enumerate(widths) if i == 0 or width <= target)
-            for widths, target in zip(allowed, targets)
+            max(width for i, width in enumerate(allowed) if i == 0 or width <= target)
+            for allowed, target in zip(allowed_widths(budget.round_to, layout), targets)
         )
 
     def urgency(group: int, _low: int, high: int) -> float:

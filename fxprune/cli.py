@@ -211,6 +211,12 @@ def instrument(
         **({} if fitted is None else {"latency": views.of_latency(fitted)}),
     }
     _print(record, views.show_widths, as_json)
+    widths = gated.best().widths
+    if spent.kind == "keep" and not spent.fits(widths, gated.cost):
+        console.note(
+            f"{console.share(spent.share(widths, gated.cost))} of the channels stay, more than "
+            f"{spent}: some groups cannot be so narrow; --round-to 1 leaves them the most freedom"
+        )
     console.note(f"next: fxprune train {run.path} --data …, then fxprune export {run.path} --onnx")
 
 

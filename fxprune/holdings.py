@@ -108,7 +108,7 @@ class Holdings:
         for key, resident in tensors.items():
             dense = self.bank.state(name, key, resident)
             if key in new:
-                begins = beginnings[key]
+                begins = beginnings.get(key, 0.0)
                 if begins == "parameter":
                     dense.copy_(self.bank.dense[name])
                 else:

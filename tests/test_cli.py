@@ -168,6 +168,14 @@ def test_instrument_names_what_keeps_the_macs_up(here: Path) -> None:
     assert "keep the macs up" not in other
 
 
+def test_instrument_says_where_channels_stay_above_the_budget(here: Path) -> None:
+    options = ("instrument", "model.py", "--policy", "cucb", "--budget", "keep=0.1")
+    told = run(*options, "-o", "a.fxprune", folder=here)
+    assert "25.0 % of the channels stay, more than keep=0.1" in told.stderr
+    told = run(*options, "--round-to", "1", "-o", "b.fxprune", folder=here)
+    assert "channels stay" not in told.stderr
+
+
 def test_instrument_with_options(here: Path) -> None:
     done = run(
         *("instrument", "model.py:Net", "--policy", "utility{decay=0.7}", "--budget", "macs=0.4"),

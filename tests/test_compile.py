@@ -75,12 +75,12 @@ def test_selections_that_change_in_every_step_compile_once(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["random", "cucb{c=1,saliency=sample}"])
+@torch._dynamo.config.patch(recompile_limit=8)
 def test_new_widths_compile_once_each(policy: str) -> None:
     """As often as they change; dynamo gives up on a function only if its code stays the same.
 
     It would at its limit, the eighth time.
     """
-    assert torch._dynamo.config.recompile_limit == 8
     gated, optimizer = build(policy)
     plain, plain_optimizer = build(policy)
     compiled = torch.compile(gated, backend="aot_eager", fullgraph=True)

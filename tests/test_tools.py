@@ -80,12 +80,12 @@ def test_a_peak_of_memory_outlives_its_process(tmp_path, monkeypatch):
     from memory import KeptPeak
 
     first = KeptPeak(torch.device("cpu"), tmp_path / "run" / "peak")
-    held = torch.zeros(2**22)
+    held = torch.zeros(2**26)  # too large for the heap
     first.keep()
     peak = first.bytes()
     del held
     again = KeptPeak(torch.device("cpu"), tmp_path / "run" / "peak")
-    assert again.here.bytes() < 2**24 <= peak
+    assert again.here.bytes() < 2**27 < peak
     assert again.bytes() == peak
 
 
