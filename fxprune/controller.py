@@ -34,7 +34,7 @@ class Controller:
         """Ends the selection; the network stays on the one that executes."""
         for handle in self.handles:
             handle.remove()
-        self.gated.release(self.optimizer)
+        self.gated.attached.release(self.optimizer)
 
 
 def attach(
@@ -84,9 +84,8 @@ def attach(
             do="call attach once, or .detach() on what it returned before",
         )
     pace = None if schedule is None else _pace(gated, parse(schedule), steps)
-    gated.track(optimizer)
+    gated.track(optimizer, pace)
     if pace is not None:
-        gated.pace = pace
         gated.spend(pace.share(gated.steps))
 
     @_not_compiled

@@ -21,6 +21,7 @@ from fxprune.groups import ChannelGraph, Widths
 from fxprune.holdings import Holdings
 from fxprune.residents import Chosen
 from fxprune.resize import resize
+from fxprune.rounds import Rounds
 from fxprune.schedule import Pace
 from fxprune.snapshot import Snapshot
 from fxprune.traced import TracedModule, modules_of
@@ -51,7 +52,6 @@ class GatedModule(TracedModule):
         inputs: shape and dtype of each example input, with which it can be instrumented again.
         copied_from: the network of which this is a deep copy.
         attached: the optimisers whose steps drive its selection.
-        pace: the share of the network that each step spends by itself; see `fxprune.attach`.
     """
 
     def __init__(
@@ -69,9 +69,7 @@ class GatedModule(TracedModule):
         self.inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in example_inputs)
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self._followers: weakref.WeakSet[GatedModule] = weakref.WeakSet()
-        self.attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        self.pace: Pace | None = None
-        self._stepped: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self.attached = Rounds()
         self._lead: tuple[GatedModule, Chosen | None] | None = None
         self._loaded_at: Chosen | None = None  # what the leader executed then, for a follower
         self.copied_from: weakref.ref[GatedModule] | None = None
@@ -184,7 +182,7 @@ class GatedModule(TracedModule):
         """Executes the widths of another share of the network in training, until told otherwise.
 
         Without effect once the network is settled, and in evaluation mode, which goes on to show
-        what the budget allows. A schedule given to `fxprune.attach` calls it.
+        what the budget allows.
 
         Args:
             share: of the dense network, counted as the budget counts: the budget's, up to 1.
@@ -192,35 +190,34 @@ class GatedModule(TracedModule):
         Raises:
             BudgetError: the share is below the budget's, or above 1.
         """
-        if self.settled or not self.training:
-            return
-        chosen = self._chooser.spend(share, self._trained, self._chosen)
+        chosen = self._at(share)
         if chosen is not None:
             self._holdings.gradients.drop()
             self._select(chosen)
 
+    def _at(self, share: float) -> Chosen | None:
+        """The selection at another share; None where it stays."""
+        if self.settled or not self.training:
+            return None
+        return self._chooser.spend(share, self._trained, self._chosen)
+
     # --- what happens around an optimiser step --------------------------------------------
 
-    def track(self, optimizer: torch.optim.Optimizer) -> None:
+    def track(self, optimizer: torch.optim.Optimizer, pace: Pace | None = None) -> None:
         """Makes the optimiser's per-element state follow its channels, and its steps drive them.
 
         It takes the place of those that hold some of the same parameters.
+
+        Args:
+            optimizer: the optimiser.
+            pace: what its steps spend by themselves.
 
         Raises:
             GateError: a gated layer was replaced.
         """
         self._holdings.look_again(self._chosen)
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for other in list(self.attached):
-            if any(id(p) in own for group in other.param_groups for p in group["params"]):
-                self.release(other)
+        self.attached.add(optimizer, pace)
         self._holdings.track(optimizer, self.attached)
-        self.attached.add(optimizer)
-
-    def release(self, optimizer: torch.optim.Optimizer) -> None:
-        """Its steps drive the channels no more; until another is tracked, its state follows."""
-        self.attached.discard(optimizer)
-        self._stepped.discard(optimizer)
 
     def join(self, wrapper: DistributedDataParallel) -> None:
         """Becomes one of the equal replicas of a data-parallel wrapper, which is being made.
@@ -268,24 +265,16 @@ class GatedModule(TracedModule):
 
         Where several are attached, the first of each round shows the gradients to the policy.
         """
-        if optimizer not in self.attached:
-            return
-        if not self._stepped or optimizer in self._stepped:
-            self._stepped.clear()
+        if self.attached.begins(optimizer):
             self._chooser.note_rate(rate)
             self.observe()
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """To be called after it. The last of a round exchanges the channels."""
-        if optimizer not in self.attached:
+        if not self.attached.ends(optimizer):
             return
-        self._stepped.add(optimizer)
-        if len(self._stepped) < len(self.attached):
-            return
-        self._stepped.clear()
-        if self.pace is not None and self.training and not self.settled:
-            share = self.pace.share(self.steps)
-            chosen = self._chooser.spend(share, self._trained, self._chosen)
+        for pace in self.attached.paces:
+            chosen = self._at(pace.share(self.steps))
             if chosen is not None:
                 self._select(chosen)
         self.advance()
@@ -349,16 +338,15 @@ class GatedModule(TracedModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
-        own = ("_holdings", "_wrappers", "_followers", "attached", "_stepped", "_lead")
+        own = ("_holdings", "_wrappers", "_followers", "_lead")
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
             twin = super().__deepcopy__(memo)
         finally:
             self.__dict__.update(kept)
         twin._holdings = Holdings(twin, twin.channels, twin.bank)
-        for name in ("_wrappers", "_followers", "attached", "_stepped"):
+        for name in ("_wrappers", "_followers"):
             setattr(twin, name, weakref.WeakSet())
-        twin.pace = None
         twin._lead, twin.copied_from = None, weakref.ref(self)
         if self.follows and not twin.training:
             twin._show(twin.best())

@@ -6,7 +6,7 @@ leaves it alone.
 """
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,14 @@ class _Tracked:
 
     Attributes:
         optimizer: held weakly.
+        attached: the one that was attached; another where that wraps this one.
         stepped: whether its state is of the selection at hand: a step was taken since it was
             attached, and none was loaded since.
         told: whether it was told that some of its state does not follow.
     """
 
     optimizer: weakref.ref[Optimizer]
+    attached: weakref.ref[Optimizer]
     stepped: bool = False
     told: bool = False
 
@@ -115,7 +117,7 @@ class Holdings:
                     dense.fill_(begins)
             yield Item(name, key, resident, dense, _setter(state, key))
 
-    def begin(self, attached: Collection[Optimizer]) -> None:
+    def begin(self, attached: Container[object]) -> None:
         """To be called before a step: an optimiser that never stepped has no state that rests.
 
         Unless it was loaded, what rests is another's: of one before it.
@@ -168,15 +170,15 @@ class Holdings:
                 )
         self._homes.update(found)
 
-    def track(self, optimizer: Optimizer, attached: Collection[Optimizer]) -> None:
+    def track(self, optimizer: Optimizer, attached: Container[object]) -> None:
         """From now on this optimiser's state travels, and that of those it wraps.
 
         Of the others, only what is attached goes on.
         """
         inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
-        kept = [t for t, known in self._optimizers() if any(known is one for one in attached)]
+        kept = [tracked for tracked, _ in self._optimizers() if tracked.attached() in attached]
         for one in (optimizer, *inner):
-            tracked = _Tracked(weakref.ref(one))
+            tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer))
             if hasattr(one, "_optimizer_load_state_dict_post_hooks"):  # not all call super()
                 one.register_load_state_dict_post_hook(_forgets_steps(tracked))
             kept.append(tracked)
@@ -184,10 +186,10 @@ class Holdings:
 
     def drop_strays(self, widths: Widths, new: Widths) -> None:
         """Tells of state that cannot follow; at new widths the optimiser has to begin it anew."""
-        names = {home.tensor(): name for name, home in self._homes.items()}
         for tracked, optimizer in self._optimizers():
             if not optimizer.state or (tracked.told and widths == new):
                 continue
+            names = {home.tensor(): name for name, home in self._homes.items()}
             strays: dict[Tensor, tuple[str, ...]] = {}
             for parameter, state in optimizer.state.items():
                 name = names.get(parameter)

@@ -26,7 +26,7 @@ FLOORS = (
     ("cost", "budget", "schedule", "recipe", "resize", "pack", "moves", "moments"),
     ("bank", "solve", "spread", "gates", "policies", "policies.*", "saliency"),
     ("residents",),
-    ("pending",),
+    ("pending", "rounds"),
     ("choosing", "snapshot", "holdings"),
     ("gated",),
     ("passes", "passes.*"),

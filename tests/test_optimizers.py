@@ -45,6 +45,20 @@ def test_two_optimizers_share_the_parameters(schedule: bool) -> None:
     assert keys == {"exp_avg", "exp_avg_sq", "momentum_buffer"}
 
 
+def test_a_schedule_goes_with_its_optimizer() -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    first = attach(gated, sgd(gated.parameters()), schedule="linear{begin=0,end=0.5}", steps=8)
+    train_step(gated, first.optimizer, NET, 0)
+    widths = gated.widths
+    assert widths > gated.best().widths
+    first.detach()
+    second = sgd(gated.parameters())
+    attach(gated, second)
+    for step in range(1, 6):
+        train_step(gated, second, NET, step)
+    assert gated.widths == widths
+
+
 class Sharpness(torch.optim.Optimizer):
     """A wrapper in the manner of SAM: the state is that of the one inside."""
 
@@ -68,6 +82,27 @@ def test_the_state_of_a_wrapped_optimizer_follows(wrap: Any) -> None:
         train_step(plain, optimizer, NET, step)
         train_step(wrapped, outer, NET, step)
     one, two = moments(plain, optimizer), moments(wrapped, inner)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_two_wrapped_optimizers() -> None:
+    plain = instrument(NET.model().train(), NET.inputs(), policy="random")
+    wrapped = copy.deepcopy(plain)
+    optimizer = sgd(plain.parameters())
+    attach(plain, optimizer)
+    halves = [[*wrapped.parameters()][part::2] for part in (0, 1)]
+    inner = [sgd(half) for half in halves]
+    outer = [Sharpness(one) for one in inner]
+    for one in outer:
+        attach(wrapped, one)
+    for step in range(4):
+        train_step(plain, optimizer, NET, step)
+        loss_of(wrapped, NET, step).backward()
+        for one in outer:
+            one.step()
+        wrapped.zero_grad()
+    one = moments(plain, optimizer)
+    two = {**moments(wrapped, inner[0]), **moments(wrapped, inner[1])}
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
