@@ -5,9 +5,9 @@ channels hardly come and go: a selection of channels that keeps changing costs m
 them well earns (results/README.md). What is learnt are the widths. Every `reallocate` steps the
 budget goes to where one more channel is worth most for its price: an executing channel is worth
 its mean saliency, and the next ones, of which nothing is known, as much as the least of their
-group. A group grows by the share `grow` at most; what it takes, others give up. Groups start at
-uniform widths, and no step costs more than the budget: the trainer gives it no schedule from all
-channels down.
+group. A group grows by about the share `grow` at a time, or by a rounding step; what it takes,
+others give up. Groups start at uniform widths, and no step costs more than the budget: the trainer
+gives it no schedule from all channels down.
 """
 
 from dataclasses import dataclass

@@ -12,9 +12,14 @@ against other policies is in results/README.md.
 
 The published code's own form is
 `utility{decay=0.6,scale=max,saliency=sample,reallocate=1,warmup=W}` with a budget that counts
-channels, `keep=K`; W are the steps of 10 epochs. There v is divided by the largest of its group,
-which starved the early layers when measured, lambda grows by 0.1 at each cut of the learning rate,
-up to 1, and widths are allocated in every step.
+channels, `keep=K,floor=0`; W are the steps of 10 epochs. There v is divided by the largest of its
+group, which starved the early layers when measured, lambda grows by 0.1 at each cut of the learning
+rate, and widths are allocated in every step; it trains with `--budget-schedule constant --settle 0
+--schedule step`. With the four cuts of its ResNets lambda ends at 1; of VGG's three the last one
+adds 0.2 there and 0.1 here. Groups keep at least a channel here, and residual streams are gated.
+
+A cut is a rate of half of the highest since the last cut, or lower. So a cosine makes cuts as well,
+which takes the default lambda to 1 when half of the rate is gone.
 """
 
 from dataclasses import dataclass
