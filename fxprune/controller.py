@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.errors import GateError, OptionError
@@ -27,7 +28,7 @@ class Controller:
     """
 
     gated: GatedModule
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     handles: tuple[RemovableHandle, ...]
 
     def detach(self) -> None:
@@ -39,7 +40,7 @@ class Controller:
 
 def attach(
     gated: GatedModule,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     *,
     schedule: str | Schedule | None = None,
     steps: int | None = None,
@@ -69,7 +70,7 @@ def attach(
             why="only a gated network selects channels",
             do="attach to what fxprune.instrument returned; for a wrapped one, to its .module",
         )
-    refuse_shards(gated)
+    refuse_shards(gated, *gated.parameters())
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(parameter) in held for parameter in gated.parameters()):
         raise GateError(
@@ -88,13 +89,15 @@ def attach(
     if pace is not None:
         gated.spend(pace.share(gated.steps))
 
+    skips = False
+
+    # The hooks take the optimiser that they are handed: it must not hold itself.
     @_not_compiled
-    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _skips(optimizer):
+    def before(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal skips
+        if skips := _skips(stepping):
             return None
-        show = functools.partial(
-            gated.before_step, optimizer, float(optimizer.param_groups[0]["lr"])
-        )
+        show = functools.partial(gated.before_step, stepping, float(stepping.param_groups[0]["lr"]))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
         if closure is None:
             show()
@@ -102,9 +105,9 @@ def attach(
         return (args[0], _observed(closure, show)), {}
 
     @_not_compiled
-    def after(*_: Any) -> None:
-        if not _skips(optimizer):
-            gated.after_step(optimizer)
+    def after(stepping: Optimizer, *_: Any) -> None:
+        if not skips:
+            gated.after_step(stepping)
 
     handles = (
         optimizer.register_step_pre_hook(before),
@@ -113,7 +116,7 @@ def attach(
     return Controller(gated, optimizer, handles)
 
 
-def _skips(optimizer: torch.optim.Optimizer) -> bool:
+def _skips(optimizer: Optimizer) -> bool:
     """Whether a fused optimiser was called by a GradScaler for a step that it skips inside."""
     found: Tensor | None = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)

@@ -268,11 +268,14 @@ class GatedModule(TracedModule):
         if self.attached.begins(optimizer):
             self._chooser.note_rate(rate)
             self.observe()
+        elif optimizer in self.attached:
+            self._holdings.gradients.check()
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """To be called after it. The last of a round exchanges the channels."""
         if not self.attached.ends(optimizer):
             return
+        self._holdings.gradients.used()
         for pace in self.attached.paces:
             chosen = self._at(pace.share(self.steps))
             if chosen is not None:
@@ -324,9 +327,10 @@ class GatedModule(TracedModule):
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; evaluation runs the export selection, training the explored one."""
         changes = mode != self.training
-        super().train(mode)
         if changes and self._lead is None:
             self._holdings.look_again(self._chosen)
+        super().train(mode)
+        if changes and self._lead is None:
             gradients = self._holdings.gradients
             chosen = self._trained if mode else self.best()
             if chosen is not self._chosen:
@@ -357,7 +361,8 @@ class GatedModule(TracedModule):
         return super().recompile() if self._made else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        with self._holdings.gradients.moving(fn):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.bank.apply(fn)
         self._holdings.look_again(self._chosen)
         device = self._device()
@@ -422,6 +427,7 @@ class GatedModule(TracedModule):
         chooser.share = self.settings.budget.value if saved.share is None else saved.share
         if self._lead is not None:
             self._loaded_at = self._lead[0]._chosen
+            self._lead = (self._lead[0], None)
         if not self.training:
             self._show(self.best())
         self._announce()

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from fxprune import moments
 from fxprune.bank import Bank, Slots, take
@@ -32,12 +33,14 @@ class _Tracked:
         stepped: whether its state is of the selection at hand: a step was taken since it was
             attached, and none was loaded since.
         told: whether it was told that some of its state does not follow.
+        handle: of the hook by which loading is noticed.
     """
 
     optimizer: weakref.ref[Optimizer]
     attached: weakref.ref[Optimizer]
     stepped: bool = False
     told: bool = False
+    handle: RemovableHandle | None = None
 
 
 class Holdings:
@@ -122,8 +125,8 @@ class Holdings:
 
         Unless it was loaded, what rests is another's: of one before it.
         """
-        for tracked, optimizer in self._optimizers():
-            if not tracked.stepped and optimizer in attached:
+        for tracked, _ in self._optimizers():
+            if not tracked.stepped and tracked.attached() in attached:
                 tracked.stepped = True
                 for name, home in self._homes.items():
                     if home.tensor().grad is not None and self._is_new_to(home.tensor()):
@@ -176,11 +179,18 @@ class Holdings:
         Of the others, only what is attached goes on.
         """
         inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
-        kept = [tracked for tracked, _ in self._optimizers() if tracked.attached() in attached]
+        kept = []
+        for tracked, one in self._optimizers():
+            outer = tracked.attached()
+            if outer is optimizer or one in (optimizer, *inner) or outer not in attached:
+                if tracked.handle is not None:
+                    tracked.handle.remove()
+            else:
+                kept.append(tracked)
         for one in (optimizer, *inner):
             tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer))
             if hasattr(one, "_optimizer_load_state_dict_post_hooks"):  # not all call super()
-                one.register_load_state_dict_post_hook(_forgets_steps(tracked))
+                tracked.handle = one.register_load_state_dict_post_hook(_forgets_steps(tracked))
             kept.append(tracked)
         self._tracked = kept
 
@@ -193,8 +203,8 @@ class Holdings:
             strays: dict[Tensor, tuple[str, ...]] = {}
             for parameter, state in optimizer.state.items():
                 name = names.get(parameter)
-                shape = parameter.shape if name is None else self.bank.shape(name, widths)
-                if keys := tuple(moments.strays(state, tuple(shape))):
+                shape = None if name is None else self.bank.shape(name, widths)
+                if keys := tuple(moments.strays(state, shape, parameter.numel())):
                     strays[parameter] = keys
             if not tracked.told:
                 for key in dict.fromkeys(key for keys in strays.values() for key in keys):

@@ -64,12 +64,19 @@ def _after(
     return {k: float(v) for k, v in state if isinstance(v, Tensor) and v.shape == lone.shape}
 
 
-def strays(state: Mapping[str, Any], shape: tuple[int, ...]) -> Iterator[str]:
-    """The keys of a parameter's state that hold more than a number, and not one per element."""
+def strays(state: Mapping[str, Any], shape: tuple[int, ...] | None, size: int) -> Iterator[str]:
+    """The keys of a parameter's state that hold more than a number, and not one per element.
+
+    Args:
+        state: by key.
+        shape: of a gated parameter; None for another, whose state is nobody's business, unless it
+            has more elements than the parameter, as that of LBFGS, which is of all parameters.
+        size: elements of the parameter.
+    """
     for key, value in state.items():
-        if isinstance(value, Tensor) and tuple(value.shape) == shape:
+        if shape is not None and isinstance(value, Tensor) and tuple(value.shape) == shape:
             continue
-        if any(tensor.numel() > 1 for tensor in _tensors(value)):
+        if any(tensor.numel() > (1 if shape is not None else size) for tensor in _tensors(value)):
             yield key
 
 

@@ -119,15 +119,18 @@ def rebuild_reducer(wrapper: DistributedDataParallel) -> None:
         wrapper.register_comm_hook(state, hook)
 
 
-def refuse_shards(*modules: object) -> None:
+def refuse_shards(*parts: object) -> None:
     """Refuses what cuts parameters into shards: FullyShardedDataParallel and `fully_shard`.
 
+    Args:
+        parts: modules and parameters.
+
     Raises:
-        GateError: one of the modules does.
+        GateError: one of them does, or is one.
     """
-    for module in modules:
-        kinds = {kind.__name__ for kind in type(module).__mro__}
-        if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
+    for part in parts:
+        kinds = {kind.__name__ for kind in type(part).__mro__}
+        if kinds & {"FullyShardedDataParallel", "FSDPModule", "DTensor"}:
             raise GateError(
                 "a gated network cannot be sharded over processes",
                 why="channels are exchanged in whole parameters, and a shard holds parts of many",

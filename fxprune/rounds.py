@@ -2,13 +2,16 @@
 
 Before the first step of a round the policy sees the gradients; after the last one channels may be
 exchanged. In between they may not, since an optimiser that has not stepped holds gradients of the
-channels that execute. Optimisers are held weakly.
+channels that execute. A round in which one is missing, since GradScaler skipped it or since it
+steps seldom, ends without an exchange when there are new gradients. Optimisers are held weakly.
 """
 
 import weakref
 from collections.abc import Iterator
 
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from fxprune.schedule import Pace
 
@@ -20,6 +23,8 @@ class Rounds:
         self._paces: weakref.WeakKeyDictionary[Optimizer, Pace | None]
         self._paces = weakref.WeakKeyDictionary()
         self._stepped: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._fresh = False  # there are gradients newer than the last step, if several are attached
+        self._marks: list[RemovableHandle] = []
 
     def __contains__(self, optimizer: object) -> bool:
         return any(optimizer is one for one in self._paces)
@@ -39,16 +44,33 @@ class Rounds:
             if any(id(p) in own for group in other.param_groups for p in group["params"]):
                 self.release(other)
         self._paces[optimizer] = pace
+        self._mark()
 
     def release(self, optimizer: Optimizer) -> None:
         """Detaches one."""
         self._paces.pop(optimizer, None)
         self._stepped.discard(optimizer)
+        self._mark()
+
+    def _mark(self) -> None:
+        """Takes note of new gradients where there are several optimisers."""
+        for mark in self._marks:
+            mark.remove()
+        several = [*self._paces] if len(self._paces) > 1 else []
+        groups = (group for optimizer in several for group in optimizer.param_groups)
+        parameters = (p for group in groups for p in group["params"] if p.requires_grad)
+        self._marks = [p.register_post_accumulate_grad_hook(self._new) for p in parameters]
+
+    def _new(self, _: Tensor) -> None:
+        self._fresh = True
 
     def begins(self, optimizer: Optimizer) -> bool:
         """Whether a step that it is about to take is the first of a round."""
-        if optimizer not in self or (self._stepped and optimizer not in self._stepped):
+        if optimizer not in self:
             return False
+        if self._stepped and not self._fresh and optimizer not in self._stepped:
+            return False
+        self._fresh = False
         self._stepped.clear()
         return True
 

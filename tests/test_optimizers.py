@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument
 from fxprune.errors import GateError, RunError
+from tests.law import choose
 from tests.nets import BY_NAME
 from tests.oracle import loss_of, moments, resting
 from tests.test_attach import build, dense, sgd, train_step
@@ -272,3 +273,91 @@ def test_what_shards_parameters_is_refused() -> None:
     gated = instrument(NET.model(), NET.inputs())
     with pytest.raises(GateError, match="cannot be sharded over processes"):
         FullyShardedDataParallel(gated)
+
+
+def test_attached_again_and_again() -> None:
+    """What is tracked twice would be exchanged twice; large tensors would go wrong by that."""
+    model = nn.Sequential(nn.Conv2d(3, 160, 3), nn.ReLU(), nn.Conv2d(160, 96, 3), nn.ReLU())
+    model.append(nn.Conv2d(96, 4, 1))
+    gated = instrument(model, (torch.zeros(2, 3, 9, 9),), policy="random")
+    optimizer = torch.optim.SGD(gated.parameters(), 0.0, momentum=1.0)
+    attach(gated, optimizer).detach()
+    controller = attach(gated, optimizer)
+    for _ in range(3):
+        gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    controller.detach()
+    attach(gated, optimizer)
+    before = moments(gated, optimizer)
+    chosen = gated._chosen
+    gated.select(choose(gated.channels, gated.widths, seed=7))
+    gated.select(chosen)
+    after = moments(gated, optimizer)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_round_in_which_one_is_missing_exchanges_nothing(missing: int) -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    parameters = [*gated.parameters()]
+    optimizers = [sgd(parameters[::2]), sgd(parameters[1::2])]
+    for optimizer in optimizers:
+        attach(gated, optimizer)
+    for step in range(6):
+        executing = gated.executing.clone()
+        loss_of(gated, NET, step).backward()
+        for number, optimizer in enumerate(optimizers):
+            if step % 3 or number != missing:
+                assert torch.equal(gated.executing, executing), "gradients are of these channels"
+                optimizer.step()
+            optimizer.zero_grad()
+        assert torch.equal(gated.executing, executing) == (step % 3 == 0)
+
+
+def test_an_evaluation_between_two_optimizers() -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    parameters = [*gated.parameters()]
+    one, two = sgd(parameters[::2]), sgd(parameters[1::2])
+    attach(gated, one)
+    attach(gated, two)
+    loss_of(gated, NET, 0).backward()
+    one.step()
+    gated.eval()
+    with pytest.raises(GateError, match="the gradients are those of other channels"):
+        two.step()
+
+
+def test_the_state_of_other_parameters_stays() -> None:
+    """Adafactor's factors of a layer that is not gated, while widths change."""
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    other = nn.Linear(4, 4)
+    optimizer = torch.optim.Adafactor([*gated.parameters(), *other.parameters()], 0.01)
+    attach(gated, optimizer, **FALL)
+
+    def train(step: int) -> None:
+        optimizer.zero_grad()
+        (loss_of(gated, NET, step) + other(torch.ones(4)).square().sum()).backward()
+        optimizer.step()
+
+    with pytest.warns(UserWarning, match="of Adafactor does not follow"):
+        train(0)
+    for step in range(1, 5):
+        train(step)
+    assert int(optimizer.state[other.weight]["step"]) == 5
+
+
+def test_momentum_inside_a_wrapper_when_the_network_goes_back() -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    inner = sgd(gated.parameters())
+    outer = Sharpness(inner)
+    attach(gated, outer)
+    train_step(gated, outer, NET, 0)
+    earlier = copy.deepcopy(gated.state_dict())
+    for step in (1, 2):
+        train_step(gated, outer, NET, step)
+    before = moments(gated, inner)
+    gated.load_state_dict(earlier)
+    for key, tensor in moments(gated, inner).items():
+        executes = ~resting(gated, key.split("/", 1)[1], gated._chosen)
+        assert torch.equal(tensor[executes], before[key][executes]), key

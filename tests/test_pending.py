@@ -159,3 +159,36 @@ def test_a_layer_of_another_dtype() -> None:
     gated.get_submodule("1").float()
     with pytest.raises(GateError, match="and dtypes of the whole network"):
         gated.eval()
+
+
+def test_gradients_that_wait_take_part_in_a_change_of_dtype() -> None:
+    gated, optimizer = build(NET, policy="random")
+    train_step(gated, optimizer, NET, 0)
+    optimizer.zero_grad()
+    loss_of(gated, NET, 1).backward()
+    before = [p.grad.double() for p in gated.parameters()]
+    gated.eval()
+    gated.double()
+    gated.train()
+    assert all(torch.equal(p.grad, g) for p, g in zip(gated.parameters(), before, strict=True))
+
+
+def test_what_was_applied_does_not_wait() -> None:
+    """Nor is it missed: settle, freeze, and train what is not gated."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.PReLU(4))
+    gated = instrument(model, (torch.zeros(2, 3, 9, 9),), policy="random")
+    optimizer = sgd(gated.parameters())
+    attach(gated, optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
+        optimizer.step()
+    gated.eval()
+    assert all(p.grad is None or p.grad.any() for p in gated.parameters())
+    gated.train()
+    gated.settle()
+    for name, parameter in gated.named_parameters():
+        parameter.requires_grad = name == "3.weight"
+    optimizer.zero_grad()
+    gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
+    optimizer.step()
