@@ -221,10 +221,13 @@ def test_an_average_that_is_loaded_alone(policy: str) -> None:
     gated, optimizer, average = build(0)
     train(gated, optimizer, average)
     shown = average.eval()(*net.inputs())
-    fresh, other, again = build(1, every=100)
+    fresh, other, unseen = build(1, every=100)
+    unseen.load_state_dict(copy.deepcopy(average.state_dict()))
+    again = AveragedModel(fresh, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     again.load_state_dict(copy.deepcopy(average.state_dict()))
     assert torch.equal(again.eval()(*net.inputs()), shown)
     loss_of(fresh, net, 0).backward()
     other.step()
-    assert torch.equal(again.module.executing, fresh.executing)  # from the first step on
+    for one in (unseen, again):  # from the first step on
+        assert torch.equal(one.module.executing, fresh.executing)
     train(fresh, other, again.train())
