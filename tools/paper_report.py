@@ -11,7 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker
-from paper_tables import PUBLISHED, RECIPES, TABLES, Table
+from paper_tables import PUBLISHED, RECIPES, SMALL, TABLES, Table
 
 Record = dict[str, Any]
 Group = dict[str, list[Record]]  # by arm, the runs of all seeds
@@ -133,7 +133,8 @@ def _accuracy_by_macs(group: Group, network: str, path: Path) -> bool:
             elinewidth=1,
             label=f"{100 * _mean(runs, 'accuracy'):.1f}  {arm}",
         )
-    for source, macs, accuracy in PUBLISHED.get(network, ()):
+    short = any(run["recipe"] in SMALL for runs in group.values() for run in runs)
+    for source, macs, accuracy in () if short else PUBLISHED.get(network, ()):
         axes.plot(macs, accuracy, "k*")
         axes.annotate(source, (macs, accuracy), (4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="macs, share of dense", ylabel="test accuracy, %", title=network)
