@@ -18,7 +18,7 @@ from fxprune.data import DataSet
 from fxprune.errors import RunError
 from fxprune.gated import GatedModule
 from fxprune.recipe import TrainOptions
-from fxprune.storage import read_meta, read_tensors, write_bytes, write_tensors
+from fxprune.storage import read_tensors, write_bytes, write_tensors
 
 OPTIMIZER, MODEL = "optimizer/", "model/"
 
@@ -73,14 +73,16 @@ class Trained:
     def load(self, run: Path, options: TrainOptions, data: DataSet) -> list[dict[str, Any]]:
         """Takes up the state of `run`, if it has one, and returns its history.
 
+        All options but the epochs have to be what they were; of these there may be more.
+
         Raises:
-            RunError: see `check`, or the checkpoint is damaged.
+            RunError: it belongs to another model, plan, options or data, or is damaged.
         """
         path = run / CHECKPOINT
         if not path.exists():
             return []
-        check(run, self.model, options, data)
         tensors, meta = read_tensors(path)
+        self._check(path, meta, options, data)
         if "history" not in meta:  # never trained
             return []
         try:
@@ -103,50 +105,38 @@ class Trained:
         history: list[dict[str, Any]] = meta["history"]
         return history
 
-
-def check(run: Path, model: nn.Module, options: TrainOptions, data: DataSet) -> None:
-    """Refuses what cannot go on from the checkpoint of `run`, if there is one.
-
-    Args:
-        run: the folder.
-        model: plain or gated.
-        options: all but the epochs have to be what they were; of these there may be more.
-        data: of as many examples, of the same classes and shape.
-
-    Raises:
-        RunError: it belongs to another model, plan, options or data, or is damaged.
-    """
-    path = run / CHECKPOINT
-    if not path.exists():
-        return
-    meta = read_meta(path)
-    old = Plan.from_json(meta["plan"], path) if "plan" in meta else None
-    if old != (Plan.of(model) if isinstance(model, GatedModule) else None):
-        raise _foreign(
-            path, "it belongs to another model, or to one that was instrumented otherwise"
-        )
-    if "history" not in meta:
-        return
-    was = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
-    was |= meta["options"]
-    now = json.loads(json.dumps(dataclasses.asdict(options)))
-    differ = [key for key in now if key != "epochs" and now[key] != was[key]]
-    # A shorter run would have begun to save earlier, and settled earlier.
-    differ += ["epochs"] if now["epochs"] < was["epochs"] else []
-    if differ:
-        raise RunError(
-            f"cannot go on from {path}",
-            why="it was trained with other options: "
-            + ", ".join(f"{key} {was[key]} (now {now[key]})" for key in differ),
-            do="give the same options, but for more epochs, or begin another run",
-        )
-    seen, looks = meta.get("data", {}), _looks(data)
-    if any(seen.get(key, looks[key]) != looks[key] for key in ("train", "val", "classes", "shape")):
-        raise RunError(
-            f"cannot go on from {path}",
-            why=f"it was trained on other data: {_told(seen)}; now {_told(looks)}",
-            do="give the same data, or begin another run",
-        )
+    def _check(
+        self, path: Path, meta: dict[str, Any], options: TrainOptions, data: DataSet
+    ) -> None:
+        old = Plan.from_json(meta["plan"], path) if "plan" in meta else None
+        if old != (Plan.of(self.model) if isinstance(self.model, GatedModule) else None):
+            raise _foreign(
+                path, "it belongs to another model, or to one that was instrumented otherwise"
+            )
+        if "history" not in meta:
+            return
+        was = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
+        was |= meta["options"]
+        now = json.loads(json.dumps(dataclasses.asdict(options)))
+        differ = [key for key in now if key != "epochs" and now[key] != was[key]]
+        # A shorter run would have begun to save earlier, and settled earlier.
+        differ += ["epochs"] if now["epochs"] < was["epochs"] else []
+        if differ:
+            raise RunError(
+                f"cannot go on from {path}",
+                why="it was trained with other options: "
+                + ", ".join(f"{key} {was[key]} (now {now[key]})" for key in differ),
+                do="give the same options, but for more epochs, or begin another run",
+            )
+        seen, looks = meta.get("data", {}), _looks(data)
+        if any(
+            seen.get(key, looks[key]) != looks[key] for key in ("train", "val", "classes", "shape")
+        ):
+            raise RunError(
+                f"cannot go on from {path}",
+                why=f"it was trained on other data: {_told(seen)}; now {_told(looks)}",
+                do="give the same data, or begin another run",
+            )
 
 
 def _looks(data: DataSet) -> dict[str, Any]:

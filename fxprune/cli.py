@@ -334,7 +334,7 @@ def train(
     from fxprune.job import Job
     from fxprune.parallel import first_alone, launched
     from fxprune.source import resolve
-    from fxprune.train import check, fit
+    from fxprune.train import fit
 
     run = _run(folder)
     given = {
@@ -364,9 +364,12 @@ def train(
                 images = job.load(run, download=download, workers=workers)
             begin()
             gated = run.load(resolve(run.spec, run.input, base=run.base).model)
-        check(gated, images, job.options, run.path)  # before it is kept for the next call
-        if rank == 0:
-            job.write(run)
+
+        def keep() -> None:
+            """For the next call; not what was refused."""
+            if rank == 0:
+                job.write(run)
+
         try:
             with console.bar("training") as bar:
                 history = fit(
@@ -374,6 +377,7 @@ def train(
                     images,
                     job.options,
                     run=run.path,
+                    ready=keep,
                     progress=lambda tick: _show(bar, tick),
                     minutes=minutes,
                 )

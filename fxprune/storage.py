@@ -8,8 +8,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,47 +91,23 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         RunError: the file is missing, damaged, of another program or of another version.
     """
-    with _opened(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = file.metadata() or {}
-    meta = _meta(path, found)
-    if found.get("checksum") != _checksum(tensors, found["fxprune"]):
-        raise RunError(f"cannot read {path}", why="it is damaged: the checksum does not match")
-    return tensors, meta
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """Reads the meta alone, without looking at the tensors or at the checksum.
-
-    Raises:
-        RunError: as `read_tensors`, but for damage elsewhere.
-    """
-    with _opened(path) as file:
-        found = file.metadata() or {}
-    return _meta(path, found)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            yield file
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = file.metadata() or {}
     except FileNotFoundError as error:
         raise RunError(f"there is no file {path}") from error
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
-
-
-def _meta(path: Path, found: Mapping[str, str]) -> dict[str, Any]:
-    if "fxprune" not in found:
+    text = found.get("fxprune")
+    if text is None:
         raise RunError(f"cannot read {path}", why="it was not written by fxprune")
-    try:
-        meta: dict[str, Any] = json.loads(found["fxprune"])
-    except json.JSONDecodeError as error:
-        raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
-    if meta.pop("format", None) != FORMAT:
+    if found.get("checksum") != _checksum(tensors, text):
+        raise RunError(f"cannot read {path}", why="it is damaged: the checksum does not match")
+    meta: dict[str, Any] = json.loads(text)
+    if meta.pop("format") != FORMAT:
         raise RunError(f"cannot read {path}", why="it was written by another version of fxprune")
-    return meta
+    return tensors, meta
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -32,7 +32,7 @@ from fxprune.parallel import share_buffers
 from fxprune.recipe import Placement, TrainOptions, learning_rate, make_optimizer
 from fxprune.spending import Spending, plan_spending
 
-__all__ = ["EpochMetrics", "Placement", "Tick", "TrainOptions", "check", "evaluate", "fit"]
+__all__ = ["EpochMetrics", "Placement", "Tick", "TrainOptions", "evaluate", "fit"]
 
 
 @dataclass(frozen=True)
@@ -118,40 +118,6 @@ def _sum(share: Share, *figures: Tensor) -> list[Tensor]:
     return list(figures)
 
 
-def check(model: nn.Module, data: DataSet, options: TrainOptions, run: Path | None = None) -> None:
-    """Refuses what `fit` would refuse before its first step, and moves the model to its device.
-
-    Args:
-        model: as for `fit`.
-        data: likewise.
-        options: likewise.
-        run: likewise.
-
-    Raises:
-        DataError: the data do not fit the model.
-        ModelError: the network returns something else than one tensor.
-        OptionError: the run cannot cost as little as it has to.
-        RunError: it cannot go on from the checkpoint.
-    """
-    placement = Placement.of(options)
-    model.to(placement.device)
-    _check_fit(model, data, placement)
-    if isinstance(model, GatedModule):
-        _plan(model, data, options)
-    elif options.train_macs is not None:
-        raise OptionError(
-            "train_macs is for gated networks",
-            why="a plain network executes all of its macs in every step",
-            do="give what fxprune.instrument returned, or leave train_macs out",
-        )
-    if run is not None:
-        checkpoint.check(run, model, options, data)
-
-
-def _plan(gated: GatedModule, data: DataSet, options: TrainOptions) -> Spending:
-    return plan_spending(gated, options, _steps_per_epoch(data, options) * options.epochs)
-
-
 def _steps_per_epoch(data: DataSet, options: TrainOptions) -> int:
     return max(len(data.train) // options.batch_size, 1)
 
@@ -162,6 +128,7 @@ def fit(
     options: TrainOptions,
     *,
     run: Path | None = None,
+    ready: Callable[[], None] | None = None,
     progress: Callable[[Tick], None] | None = None,
     minutes: float | None = None,
 ) -> list[EpochMetrics]:
@@ -177,6 +144,7 @@ def fit(
         options: how.
         run: a folder for the checkpoint and metrics.jsonl. If it already holds a checkpoint, the
             run goes on from there.
+        ready: called before the first step, when all that can be refused beforehand was not.
         progress: called after every step.
         minutes: no epoch is begun that would, going by the last one, end after so long.
 
@@ -190,10 +158,13 @@ def fit(
         RunError: the checkpoint is damaged, or belongs to another model, other options or data.
     """
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    check(model, data, options, run)
     placement = Placement.of(options)
+    model.to(placement.device)
+    _check_fit(model, data, placement)
     session = _Session(model, make_optimizer(model, options), data, options, placement)
     history = session.resume(run) if run is not None else []
+    if ready is not None:
+        ready()
     session.wrap()
     for epoch in range(len(history), options.epochs):
         if history and session.agree(time.monotonic() + history[-1].seconds > deadline):
@@ -230,8 +201,14 @@ class _Session:
         self.spending: Spending | None = None
         self.spent: int | None = 0
         if self.gated is not None:
-            self.spending = _plan(self.gated, data, options)
+            self.spending = plan_spending(self.gated, options, self.steps)
             attach(self.gated, optimizer)
+        elif options.train_macs is not None:
+            raise OptionError(
+                "train_macs is for gated networks",
+                why="a plain network executes all of its macs in every step",
+                do="give what fxprune.instrument returned, or leave train_macs out",
+            )
 
     def resume(self, run: Path) -> list[EpochMetrics]:
         """Takes up the state of `run`, if it has one, and returns its history."""

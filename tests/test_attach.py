@@ -193,9 +193,11 @@ def test_an_optimizer_is_attached_once() -> None:
     attach(gated, sgd(gated.parameters()))  # another one, for the next part of a training
 
 
-def test_a_step_that_the_scaler_skips_is_not_observed() -> None:
+@pytest.mark.parametrize("make", [sgd, fused_sgd])
+def test_a_step_that_the_scaler_skips_is_not_observed(make: Any) -> None:
+    """A fused optimiser is called all the same, and skips the step inside."""
     net = BY_NAME["resnet_projection"]
-    gated, optimizer = build(net, policy="cucb{c=1}")
+    gated, optimizer = build(net, make, policy="cucb{c=1}")
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for step, broken in enumerate((False, True, False)):
         state = gated.training_state()

@@ -197,24 +197,6 @@ def test_a_loaded_optimizer_is_left_alone() -> None:
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
-def test_a_skipped_step_of_a_fused_optimizer_is_not_observed() -> None:
-    model = NET.model().train()
-    gated = instrument(model, NET.inputs(), policy="random")
-    optimizer = torch.optim.SGD(gated.parameters(), 0.05, momentum=0.9, fused=True)
-    attach(gated, optimizer, **FALL)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    for step, broken in enumerate((False, True, True, False)):
-        widths, steps, executing = gated.widths, gated.steps, gated.executing.clone()
-        optimizer.zero_grad()
-        scaler.scale(loss_of(gated, NET, step)).backward()
-        if broken:
-            next(gated.parameters()).grad.view(-1)[0] = torch.inf
-        scaler.step(optimizer)
-        scaler.update()
-        assert gated.steps == steps + (not broken)
-        assert not broken or (gated.widths == widths and torch.equal(gated.executing, executing))
-
-
 def test_momentum_survives_a_change_of_dtype() -> None:
     gated, optimizer = build(NET, policy="random")
     for step in range(3):
