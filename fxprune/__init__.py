@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxprune.api import analyze, fold, instrument, shrink, zeroed
     from fxprune.artifact import load, save
     from fxprune.averages import follow
-    from fxprune.compiler import analyze, fold, instrument, shrink, zeroed
     from fxprune.controller import attach
     from fxprune.gated import GatedModule
     from fxprune.groups import ChannelGraph
@@ -35,16 +35,16 @@ __all__ = [
 _HOMES = {
     "ChannelGraph": "groups",
     "GatedModule": "gated",
-    "analyze": "compiler",
+    "analyze": "api",
     "attach": "controller",
     "export_onnx": "onnx",
-    "fold": "compiler",
+    "fold": "api",
     "follow": "averages",
-    "instrument": "compiler",
+    "instrument": "api",
     "load": "artifact",
     "save": "artifact",
-    "shrink": "compiler",
-    "zeroed": "compiler",
+    "shrink": "api",
+    "zeroed": "api",
 }
 
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import registry
+from fxprune.api import instrument
 from fxprune.budget import Budget
-from fxprune.compiler import instrument
 from fxprune.errors import OptionError, RunError
+from fxprune.files import FORMAT, read_json, read_tensors, write_json, write_tensors
 from fxprune.gated import GatedModule
 from fxprune.groups import ChannelGraph
-from fxprune.storage import FORMAT, read_json, read_tensors, write_json, write_tensors
 
 PLAN, CHECKPOINT, METRICS = "plan.json", "checkpoint.safetensors", "metrics.jsonl"
 SUFFIX = ".fxprune"

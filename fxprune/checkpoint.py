@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from fxprune.artifact import CHECKPOINT, GATED, METRICS, Plan, gated_state, under
 from fxprune.data import DataSet
 from fxprune.errors import RunError
+from fxprune.files import read_tensors, write_bytes, write_tensors
 from fxprune.gated import GatedModule
 from fxprune.recipe import TrainOptions
-from fxprune.storage import read_tensors, write_bytes, write_tensors
 
 OPTIMIZER, MODEL = "optimizer/", "model/"
 

@@ -95,7 +95,7 @@ def inspect(spec: Spec, shape: Input = None, as_json: Json = False) -> None:
     [bold]fxprune inspect model.py --input 3x32x32 --json[/bold].
     """
     from fxprune import views
-    from fxprune.compiler import analyze
+    from fxprune.api import analyze
     from fxprune.source import resolve
 
     with console.phases(["building the network", "following its channels"]) as begin:
@@ -171,7 +171,7 @@ def instrument(
     """
     import torch
 
-    from fxprune import compiler, views
+    from fxprune import api, views
     from fxprune.artifact import SUFFIX, Run
     from fxprune.budget import Budget
     from fxprune.gated import Settings
@@ -194,10 +194,10 @@ def instrument(
             load_weights(source.model, weights)
         if measures:
             begin()
-            fitted = compiler.fit_latency(source.model, source.example_inputs, spent)
+            fitted = api.fit_latency(source.model, source.example_inputs, spent)
             spent = fitted.budget
         begin()
-        gated = compiler.instrument(
+        gated = api.instrument(
             source.model, source.example_inputs, chosen, spent, every=every, seed=seed
         )
         begin()

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxprune import compiler
+from fxprune import api
 from fxprune.artifact import SUFFIX, Run
 from fxprune.controller import attach
 from fxprune.data import DataSet, load
 from fxprune.errors import RunError
 from fxprune.export import Comparison, compact_of, compare_onnx
+from fxprune.files import write_bytes
 from fxprune.gated import GatedModule
 from fxprune.job import Job
 from fxprune.onnx import BATCHES
 from fxprune.recipe import TrainOptions, make_optimizer
-from fxprune.storage import write_bytes
 from fxprune.train import EpochMetrics, Tick, fit
 
 WIDTH = 48
@@ -136,7 +136,7 @@ def run(
     prepare(output)
     torch.manual_seed(options.seed)
     dense = build_model()
-    gated = compiler.instrument(dense, example_inputs, POLICY, BUDGET)
+    gated = api.instrument(dense, example_inputs, POLICY, BUDGET)
     folder = Run.create(output / f"digits{SUFFIX}", gated, SPEC)
     Job("digits", Path("data").resolve(), options).write(folder)
     begin("timing training steps")

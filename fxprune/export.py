@@ -9,11 +9,11 @@ from statistics import median
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune import compiler
+from fxprune import api
+from fxprune.equivalence import fresh_inputs
 from fxprune.errors import ExportError
 from fxprune.gated import GatedModule
 from fxprune.onnx import ExportReport, export_onnx, latency
-from fxprune.trials import fresh_inputs
 
 ROUNDS = 5  # of turns in which dense and compact are timed
 
@@ -59,8 +59,8 @@ def compact_of(gated: GatedModule, *, fold: bool = False) -> fx.GraphModule:
         gated: the network.
         fold: make batch norms part of the layers before them.
     """
-    compact = compiler.shrink(gated.eval())
-    return compiler.fold(compact) if fold else compact
+    compact = api.shrink(gated.eval())
+    return api.fold(compact) if fold else compact
 
 
 def reference_of(gated: GatedModule, dense: nn.Module) -> nn.Module:
@@ -69,7 +69,7 @@ def reference_of(gated: GatedModule, dense: nn.Module) -> nn.Module:
     That is the dense network with the removed channels' columns at zero. Where norms mix
     statistics across channels it is another function, and `gated` is the reference.
     """
-    return gated if gated.channels.mixing else compiler.zeroed(gated, dense)
+    return gated if gated.channels.mixing else api.zeroed(gated, dense)
 
 
 def compare_onnx(

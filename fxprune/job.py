@@ -9,8 +9,8 @@ from typing import Any
 from fxprune.artifact import Run
 from fxprune.data import FOLDER, NAMES, DataSet, load
 from fxprune.errors import OptionError, RunError
+from fxprune.files import read_json, write_json
 from fxprune.recipe import TrainOptions
-from fxprune.storage import read_json, write_json
 
 FILE = "train.json"
 

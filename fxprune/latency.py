@@ -26,14 +26,14 @@ from torch import Tensor
 
 from fxprune.budget import Budget, allowed_widths
 from fxprune.cost import CostModel, Widths
+from fxprune.equivalence import fresh_inputs
 from fxprune.errors import BudgetError, RunError
+from fxprune.files import read_json, write_json
 from fxprune.gated import GatedModule
 from fxprune.groups import Layout
 from fxprune.onnx import export_onnx, latency
 from fxprune.passes import Program, apply
 from fxprune.residents import Chosen
-from fxprune.storage import read_json, write_json
-from fxprune.trials import fresh_inputs
 
 TOLERANCE = 0.05
 """How far the measured latency may be from the budget's, as a share of the latter."""

@@ -26,9 +26,9 @@ from onnx.shape_inference import InferenceError
 from torch import Tensor, nn
 
 from fxprune.batched import BatchedConvs
+from fxprune.equivalence import fresh_inputs, outputs, which_batched
 from fxprune.errors import ExportError, ParityError
-from fxprune.storage import write_bytes
-from fxprune.trials import fresh_inputs, outputs, which_batched
+from fxprune.files import write_bytes
 
 BATCHES = (1, 2, 7)
 """The batch sizes at which every export is compared."""

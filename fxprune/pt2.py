@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fxprune.equivalence import fresh_inputs, outputs
 from fxprune.errors import ExportError, ParityError
+from fxprune.files import write_bytes
 from fxprune.onnx import BATCHES, TOLERANCE
-from fxprune.storage import write_bytes
-from fxprune.trials import fresh_inputs, outputs
 
 
 @dataclass(frozen=True)

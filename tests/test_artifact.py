@@ -8,7 +8,7 @@ from torch import nn
 import fxprune
 from fxprune.artifact import CHECKPOINT, METRICS, PLAN, Plan, Run, fingerprint, save
 from fxprune.errors import RunError
-from fxprune.storage import write_tensors
+from fxprune.files import write_tensors
 
 
 class Net(nn.Module):

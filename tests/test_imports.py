@@ -32,7 +32,7 @@ FLOORS = (
     ("passes", "passes.*"),
     ("onnx",),
     ("latency",),
-    ("compiler", "controller", "averages", "wrappers", "artifact", "report"),
+    ("api", "controller", "averages", "wrappers", "artifact", "report"),
     ("",),  # the public names: fxprune/__init__.py
     ("train", "job", "export", "pt2", "spending", "checkpoint"),
     ("demo",),
@@ -42,8 +42,8 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
 BESIDE = (
-    *("traced", "source", "data", "storage", "console", "parallel", "proxies", "foretold"),
-    *("weights", "copies", "batched", "trials", "opaque", "effects"),
+    *("traced", "source", "data", "files", "console", "parallel", "proxies", "foretold"),
+    *("weights", "copies", "batched", "equivalence", "opaque", "effects"),
 )
 FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")

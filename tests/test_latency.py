@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-from fxprune import compiler
+from fxprune import api
 from fxprune.budget import Budget, allowed_widths, uniform_widths
 from fxprune.cost import CostModel, Widths
 from fxprune.errors import BudgetError, RunError
@@ -158,7 +158,7 @@ def test_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     inputs = (torch.zeros(2, 3, 24, 24),)
     budget = Budget("latency", 0.7, round_to=8)
-    choice = compiler.fit_latency(model, inputs, budget)
+    choice = api.fit_latency(model, inputs, budget)
     assert all(seconds > 0 for seconds in choice.measured.values())
     assert choice.chosen == choice.measured[choice.budget.widths]
     assert choice.dense == choice.measured[32, 32]
@@ -182,8 +182,8 @@ def test_damaged_measurements(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     inputs = (torch.zeros(2, 3, 8, 8),)
-    compiler.fit_latency(model, inputs, Budget("latency", 1.0))
+    api.fit_latency(model, inputs, Budget("latency", 1.0))
     (file,) = (tmp_path / "fxprune" / "latency").iterdir()
     file.write_text(content)
     with pytest.raises(RunError, match="does not hold seconds by widths\n  do   delete it"):
-        compiler.fit_latency(model, inputs, Budget("latency", 1.0))
+        api.fit_latency(model, inputs, Budget("latency", 1.0))

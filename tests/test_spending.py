@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-import fxprune.storage
+import fxprune.files
 from fxprune.artifact import CHECKPOINT
 from fxprune.budget import Budget, uniform_widths
 from fxprune.data import DataSet, load
 from fxprune.errors import OptionError
+from fxprune.files import read_tensors
 from fxprune.gated import GatedModule
 from fxprune.recipe import TrainOptions
 from fxprune.spending import Spending, plan_spending
-from fxprune.storage import read_tensors
 from fxprune.train import fit
 
 FAST = TrainOptions(epochs=3, lr=0.05, batch_size=64, recalibrate=2, device="cpu", seed=3)
@@ -183,7 +183,7 @@ def test_a_run_from_before_there_were_schedules_goes_on(digits: DataSet, tmp_pat
     for key in ("run_macs", "run_macs_planned", "run_macs_dense"):
         del meta["history"][0][key]
     del tensors["gated/share"]
-    fxprune.storage.write_tensors(tmp_path / CHECKPOINT, tensors, meta)
+    fxprune.files.write_tensors(tmp_path / CHECKPOINT, tensors, meta)
     last = fit(make(), digits, options, run=tmp_path)[-1]
     assert last.run_macs is None
     assert last.run_macs_planned is not None

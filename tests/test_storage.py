@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fxprune import storage
+from fxprune import files
 from fxprune.errors import RunError
-from fxprune.storage import read_json, read_tensors, write_bytes, write_json, write_tensors
+from fxprune.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 
 
 def sample():

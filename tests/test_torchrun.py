@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxprune.storage import read_tensors
+from fxprune.files import read_tensors
 from tests.test_cli import MODEL, run
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

@@ -10,8 +10,8 @@ from fxprune import instrument
 from fxprune.artifact import CHECKPOINT, METRICS
 from fxprune.data import DataSet, TensorSplit, load
 from fxprune.errors import DataError, ModelError, OptionError, RunError
+from fxprune.files import read_tensors
 from fxprune.recipe import learning_rate
-from fxprune.storage import read_tensors
 from fxprune.train import Placement, TrainOptions, evaluate, fit
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)

@@ -11,7 +11,7 @@ import fxprune
 from fxprune.artifact import CHECKPOINT, METRICS, save
 from fxprune.data import load
 from fxprune.errors import RunError
-from fxprune.storage import read_tensors
+from fxprune.files import read_tensors
 from fxprune.train import TrainOptions, fit
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fxprune import storage
+from fxprune import files
 
 
 class Peak:
@@ -45,7 +45,7 @@ class KeptPeak:
     def keep(self) -> None:
         """Writes it down for the processes that go on from here."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_bytes(self.path, str(self.bytes()).encode())
+        files.write_bytes(self.path, str(self.bytes()).encode())
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 import fxprune
-from fxprune import storage, train
+from fxprune import files, train
 
 
 class Trail:
@@ -57,4 +57,4 @@ class Trail:
         self._changed = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(line) + "\n" for line in self.lines)
-        storage.write_bytes(self.path, lines.encode())
+        files.write_bytes(self.path, lines.encode())

@@ -29,7 +29,7 @@ from children import end_with_parent
 from paper_arms import Arm, Job
 from paper_tables import NETWORKS, RECIPES, SMALL, TABLES
 
-from fxprune import __version__, storage, train
+from fxprune import __version__, files, train
 
 Record = dict[str, Any]
 ROOT = Path(__file__).parent.parent
@@ -114,7 +114,7 @@ def write(path: Path, records: list[Record]) -> None:
     """A line for each training."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(record, separators=(",", ":")) for record in records)
-    storage.write_bytes(path, f'{{"runs": [\n{lines}\n]}}\n'.encode())
+    files.write_bytes(path, f'{{"runs": [\n{lines}\n]}}\n'.encode())
 
 
 def train_all(runs: list[Run], path: Path, arguments: argparse.Namespace) -> bool:
