@@ -24,7 +24,7 @@ from fxprune.resize import resize
 from fxprune.rounds import Rounds
 from fxprune.schedule import Pace
 from fxprune.snapshot import Snapshot
-from fxprune.traced import TracedModule, modules_of
+from fxprune.tracing.module import TracedModule, modules_of
 
 __all__ = ["GatedModule", "Settings"]
 

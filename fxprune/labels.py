@@ -18,13 +18,13 @@ from torch import Tensor, fx, nn
 
 from fxprune.components import Components, components
 from fxprune.dispatch import LabelMode, results, rules, to_meta
-from fxprune.effects import left_alone
 from fxprune.errors import TraceError
 from fxprune.foretold import SIZED, AtenCall, call_of, foretold
 from fxprune.opaque import really_run
 from fxprune.rules.base import Context, Family, Place, Product, Slide, tensors_in
 from fxprune.sharing import Sharing
-from fxprune.traced import TracedModule, has_leaves, lent, modules_of, tensors_of, where
+from fxprune.tracing.module import TracedModule, has_leaves, lent, modules_of, tensors_of, where
+from fxprune.tracing.side_effects import left_alone
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fxprune.bank import Bank, put, take
 from fxprune.groups import ChannelGraph, Widths
 from fxprune.moves import Moves
 from fxprune.pack import Pack
-from fxprune.traced import modules_of
+from fxprune.tracing.module import modules_of
 
 
 @dataclass(frozen=True, eq=False)

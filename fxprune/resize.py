@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.groups import Axis, ChannelGraph, Widths
-from fxprune.traced import TracedModule, modules_of, tensors_of
+from fxprune.tracing.module import TracedModule, modules_of, tensors_of
 
 KEY = "fxprune"
 """Where a node's `Record` is kept in `node.meta`."""

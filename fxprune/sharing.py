@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.rules.base import Context
-from fxprune.traced import TracedModule
+from fxprune.tracing.module import TracedModule
 
 aten = torch.ops.aten
 

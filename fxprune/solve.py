@@ -35,7 +35,7 @@ from fxprune.groups import (
 from fxprune.labels import Labelled, Value
 from fxprune.resize import KEY, Number, Record, Shape
 from fxprune.rules.base import PINNED, Pin, Product, Role
-from fxprune.traced import TracedModule, tensors_of, where
+from fxprune.tracing.module import TracedModule, tensors_of, where
 
 Axes = Mapping[str, Mapping[int, Axis]]
 

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.rules.base import Slide
-from fxprune.traced import TracedModule
+from fxprune.tracing.module import TracedModule
 
 PLACES = "fxprune_places_"
 """The buffers are the network's own; their names are this and a number."""

@@ -27,7 +27,7 @@ from fxprune.rules.base import Pin
 from fxprune.sharing import copy_always
 from fxprune.solve import Solution
 from fxprune.spread import gather_up, spread
-from fxprune.traced import TracedModule, has_leaves, twin_of
+from fxprune.tracing.module import TracedModule, has_leaves, twin_of
 
 Refusal = tuple[fx.Node | None, str]
 

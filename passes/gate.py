@@ -11,7 +11,7 @@ from fxprune.gates import TAP, Tap
 from fxprune.groups import Axis, ChannelGraph
 from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, Record, Shape
-from fxprune.traced import TracedModule, tensors_of
+from fxprune.tracing.module import TracedModule, tensors_of
 
 
 @dataclass(frozen=True)

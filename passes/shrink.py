@@ -11,7 +11,7 @@ from fxprune.gated import GatedModule
 from fxprune.gates import Gated, Tap, remove_taps, to_plain
 from fxprune.passes.base import Pass, Program
 from fxprune.resize import KEY, resize
-from fxprune.traced import TracedModule, copy_modes
+from fxprune.tracing.module import TracedModule, copy_modes
 
 
 @dataclass(frozen=True)

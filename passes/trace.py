@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from fxprune import proxies
-from fxprune.effects import Draws, left_alone, seen
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
-from fxprune.proxies import MODE, KnowingTracer
-from fxprune.traced import DraftModule, Origin, TracedModule, modules_of, tensors_of
+from fxprune.tracing import proxies
+from fxprune.tracing.module import DraftModule, Origin, TracedModule, modules_of, tensors_of
+from fxprune.tracing.proxies import MODE, KnowingTracer
+from fxprune.tracing.side_effects import Draws, left_alone, seen
 
 _INTERNAL = tuple(f"{Path(file).parent}/" for file in (torch.__file__, proxies.__file__, __file__))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fxprune.copies import copied
+from fxprune.tracing.deepcopy import copied
 
 
 class Odd(nn.Module):

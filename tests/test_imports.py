@@ -42,8 +42,17 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
 BESIDE = (
-    *("traced", "source", "data", "files", "console", "parallel", "proxies", "foretold"),
-    *("weights", "copies", "batched", "equivalence", "opaque", "effects"),
+    *(
+        "tracing.module",
+        "source",
+        "data",
+        "files",
+        "console",
+        "parallel",
+        "tracing.proxies",
+        "foretold",
+    ),
+    *("weights", "tracing.deepcopy", "batched", "equivalence", "opaque", "tracing.side_effects"),
 )
 FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")

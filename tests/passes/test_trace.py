@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fxprune.errors import TraceError
 from fxprune.passes import Program, apply
-from fxprune.traced import TracedModule, where
+from fxprune.tracing.module import TracedModule, where
 from tests.nets import BY_NAME, Net
 from tests.passes import tiny
 from tests.passes.tiny import printed, start

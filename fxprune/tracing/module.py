@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from torch import Tensor, fx, nn
 
-from fxprune.copies import copied
+from fxprune.tracing.deepcopy import copied
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
-from fxprune.proxies import KnowingTracer
-from fxprune.traced import modules_of
+from fxprune.tracing.module import modules_of
+from fxprune.tracing.proxies import KnowingTracer
 
 _CONSTANT = "_tensor_constant"
 """So begin the names under which torch.fx keeps tensors of forward's own on the model."""

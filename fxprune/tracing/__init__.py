@@ -1,0 +1,1 @@
+"""Tracing: a model becomes a graph that computes the same."""
