@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from fxprune.api import analyze, fold, instrument, shrink, zeroed
     from fxprune.artifact import load, save
     from fxprune.averages import follow
+    from fxprune.channels.graph import ChannelGraph
     from fxprune.controller import attach
     from fxprune.gated import GatedModule
-    from fxprune.groups import ChannelGraph
     from fxprune.onnx import export_onnx
 
 __version__ = "0.1.0"
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ChannelGraph": "groups",
+    "ChannelGraph": "channels.graph",
     "GatedModule": "gated",
     "analyze": "api",
     "attach": "controller",

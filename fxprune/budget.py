@@ -31,9 +31,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fxprune.cost import CostModel, Widths
+from fxprune.channels.cost import CostModel, Widths
+from fxprune.channels.graph import Layout
 from fxprune.errors import BudgetError
-from fxprune.groups import Layout
 
 Kind = Literal["keep", "macs", "params", "latency"]
 KINDS: tuple[str, ...] = typing.get_args(Kind)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fxprune.budget import Budget, global_widths, uniform_widths
-from fxprune.cost import CostModel
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import Layout, Widths
 from fxprune.errors import BudgetError, GateError
-from fxprune.groups import Layout, Widths
 from fxprune.policies import Policy, keep_slots, top
 from fxprune.residents import Chosen
 

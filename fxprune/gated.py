@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fxprune import parallel, registry, residents
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import ChannelGraph, Widths
+from fxprune.channels.resize import resize
 from fxprune.choosing import Chooser, Settings
-from fxprune.cost import CostModel
 from fxprune.gates import seen, taps, to_gated
-from fxprune.groups import ChannelGraph, Widths
 from fxprune.holdings import Holdings
 from fxprune.residents import Chosen
-from fxprune.resize import resize
 from fxprune.rounds import Rounds
 from fxprune.schedule import Pace
 from fxprune.snapshot import Snapshot

@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from fxprune import moments
 from fxprune.bank import Bank, Slots, take
+from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.errors import GateError
-from fxprune.groups import ChannelGraph, Widths
 from fxprune.pending import Pending
 from fxprune.residents import Chosen, Item, homes, store
 from fxprune.saliency import Meter

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from fxprune.budget import Budget, allowed_widths
-from fxprune.cost import CostModel, Widths
+from fxprune.channels.cost import CostModel, Widths
+from fxprune.channels.graph import Layout
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import BudgetError, RunError
 from fxprune.files import read_json, write_json
 from fxprune.gated import GatedModule
-from fxprune.groups import Layout
 from fxprune.onnx import export_onnx, latency
 from fxprune.passes import Program, apply
 from fxprune.residents import Chosen

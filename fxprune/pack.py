@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from fxprune.groups import Axis, Widths
+from fxprune.channels.graph import Axis, Widths
 
 Axes = Mapping[int, Axis]
 Spans = Mapping[int, tuple[int, int]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.bank import Bank, put, take
-from fxprune.groups import ChannelGraph, Widths
+from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.moves import Moves
 from fxprune.pack import Pack
 from fxprune.tracing.module import modules_of

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fxprune.groups import Axis, ChannelGraph, Gate
+from fxprune.channels.graph import Axis, ChannelGraph, Gate
 from fxprune.policies.base import Observes
 
 Place = tuple[str, int]

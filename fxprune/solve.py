@@ -18,8 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from fxprune.components import Ints, components, copy_to_others
-from fxprune.groups import (
+from fxprune.channels.graph import (
     FIXED,
     Axis,
     ChannelGraph,
@@ -32,8 +31,9 @@ from fxprune.groups import (
     Pinned,
     Term,
 )
+from fxprune.channels.resize import KEY, Number, Record, Shape
+from fxprune.components import Ints, components, copy_to_others
 from fxprune.labels import Labelled, Value
-from fxprune.resize import KEY, Number, Record, Shape
 from fxprune.rules.base import PINNED, Pin, Product, Role
 from fxprune.tracing.module import TracedModule, tensors_of, where
 

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from fxprune import console
 from fxprune.artifact import Run
-from fxprune.cost import CostModel, Widths
+from fxprune.channels.cost import CostModel, Widths
+from fxprune.channels.graph import ChannelGraph, Member
 from fxprune.demo import Demo
 from fxprune.export import Comparison
 from fxprune.gated import GatedModule
-from fxprune.groups import ChannelGraph, Member
 from fxprune.job import Job
 from fxprune.latency import Choice
 from fxprune.pt2 import Pt2Report

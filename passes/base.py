@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor, fx, nn
 
-from fxprune.groups import ChannelGraph
+from fxprune.channels.graph import ChannelGraph
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from fxprune.channels.graph import ChannelGraph, Factor, Widths, template_slots
+from fxprune.channels.resize import KEY, Shape, resize_parts
 from fxprune.components import lowest, same_memory
 from fxprune.errors import TraceError
-from fxprune.groups import ChannelGraph, Factor, Widths, template_slots
 from fxprune.labels import Compact, Labelled, Value, propagate
 from fxprune.passes.base import Pass, Program
-from fxprune.resize import KEY, Shape, resize_parts
 from fxprune.rules.base import Pin
 from fxprune.sharing import copy_always
 from fxprune.solve import Solution

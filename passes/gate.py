@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
+from fxprune.channels.graph import Axis, ChannelGraph
+from fxprune.channels.resize import KEY, Record, Shape
 from fxprune.errors import GateError
 from fxprune.gated import GatedModule, Settings
 from fxprune.gates import TAP, Tap
-from fxprune.groups import Axis, ChannelGraph
 from fxprune.passes.base import Pass, Program
-from fxprune.resize import KEY, Record, Shape
 from fxprune.tracing.module import TracedModule, tensors_of
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune import ChannelGraph, GatedModule
-from fxprune.groups import Role
+from fxprune.channels.graph import Role
 from fxprune.residents import Chosen
 
 

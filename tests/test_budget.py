@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.budget import Budget, global_widths, rounding_step, uniform_widths
-from fxprune.cost import CostModel
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import Factor, Layout, Term
 from fxprune.errors import BudgetError
-from fxprune.groups import Factor, Layout, Term
 
 Kind = Literal["keep", "macs", "params"]
 Case = tuple[Layout, CostModel]

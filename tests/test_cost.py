@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.cost import CostModel
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import Factor, Term
 from fxprune.errors import GateError
-from fxprune.groups import Factor, Term
 
 SIZES = (6, 9)
 

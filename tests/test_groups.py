@@ -3,7 +3,7 @@
 import pytest
 
 from fxprune import ChannelGraph, analyze
-from fxprune.groups import FIXED
+from fxprune.channels.graph import FIXED
 from tests.nets import NETS, Net
 
 every_net = pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)

@@ -12,9 +12,9 @@ from torch import nn
 import fxprune
 from fxprune import api
 from fxprune.budget import Budget, allowed_widths, uniform_widths
-from fxprune.cost import CostModel, Widths
+from fxprune.channels.cost import CostModel, Widths
+from fxprune.channels.graph import Layout
 from fxprune.errors import BudgetError, RunError
-from fxprune.groups import Layout
 from fxprune.latency import BUNDLES, CORRECTIONS, Choice, choose
 from tests.test_budget import chain
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument
-from fxprune.groups import Layout, Role
+from fxprune.channels.graph import Layout, Role
 from fxprune.policies import Policy
 from fxprune.policies.base import Observes, State
 from tests.nets import BY_NAME, NETS, Net

@@ -1,7 +1,7 @@
 """What a policy is: state, an observation for the channels that executed, a score for all.
 
 A policy never sees the network. All channels of all groups are numbered in one row (see
-`fxprune.groups`); its state is a few tensors over that row, and every step is a few tensor
+`fxprune.channels.graph`); its state is a few tensors over that row, and every step is a few tensor
 operations on it, without a wait for the device.
 
 Letters: N channels in all, K of them executed, G groups.
@@ -15,8 +15,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from fxprune.channels.graph import Layout
 from fxprune.errors import OptionError
-from fxprune.groups import Layout
 from fxprune.policies.scale import per_group_max
 
 Observes = Literal["batch", "sample", "magnitude", "bn_scale", "none"]

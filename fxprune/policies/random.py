@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fxprune.groups import Layout
+from fxprune.channels.graph import Layout
 from fxprune.policies.base import Policy, State, mark_seen, unseen_last
 from fxprune.policies.draw import draw
 

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from fxprune.groups import Layout
+from fxprune.channels.graph import Layout
 
 Widths = tuple[int, ...]
 

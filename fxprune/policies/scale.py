@@ -7,7 +7,7 @@ is zero. None minds the unit of the saliencies, so loss scaling does not matter.
 import torch
 from torch import Tensor
 
-from fxprune.groups import Layout
+from fxprune.channels.graph import Layout
 from fxprune.policies.rows import group_of, place
 
 

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from fxprune.channels.graph import Layout
 from fxprune.errors import GateError
-from fxprune.groups import Layout
 from fxprune.policies.rows import Widths, group_of, heads
 
 

@@ -28,7 +28,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fxprune.groups import Layout
+from fxprune.channels.graph import Layout
 from fxprune.policies.base import (
     Policy,
     State,

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune import analyze, dispatch, instrument, shrink
+from fxprune.channels.graph import Factor
+from fxprune.channels.resize import KEY
 from fxprune.errors import TraceError
-from fxprune.groups import Factor
-from fxprune.resize import KEY
 from tests.law import choose, gap, zeroed
 from tests.passes.tiny import coupled
 

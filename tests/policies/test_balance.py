@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fxprune.budget import Budget, global_widths, uniform_widths
-from fxprune.cost import CostModel
-from fxprune.groups import Layout
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import Layout
 from fxprune.policies import parse, top
 from fxprune.policies.balance import RESTING, Balance
 from fxprune.policies.base import State

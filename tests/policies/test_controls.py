@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.groups import Layout
+from fxprune.channels.graph import Layout
 from fxprune.policies import Policy, parse, top
 from fxprune.policies.base import State
 from fxprune.policies.draw import draw

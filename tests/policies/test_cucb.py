@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from fxprune.groups import Layout
+from fxprune.channels.graph import Layout
 from fxprune.policies import parse, top
 
 LAYOUT = Layout((6, 9))

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fxprune.channels.graph import Layout
 from fxprune.errors import OptionError
-from fxprune.groups import Layout
 from fxprune.policies import Policy, keep_slots, known, parse, top
 from fxprune.policies.base import State
 from fxprune.policies.cucb import Cucb

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.groups import Layout
+from fxprune.channels.graph import Layout
 from fxprune.policies.scale import per_group_l2, per_group_max
 
 LAYOUT = Layout((3, 1, 4))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fxprune.channels.graph import Layout
 from fxprune.errors import GateError
-from fxprune.groups import Layout
 from fxprune.policies import keep_slots, top
 
 Case = tuple[Layout, tuple[int, ...], list[float]]

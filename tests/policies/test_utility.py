@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fxprune.budget import Budget, global_widths
-from fxprune.cost import CostModel
-from fxprune.groups import Layout
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import Layout
 from fxprune.policies import parse, top
 
 LAYOUT = Layout((4, 7, 5))

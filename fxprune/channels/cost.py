@@ -1,7 +1,7 @@
 """What a network costs as a function of its groups' widths: macs and params.
 
 Both are sums of terms; a term is a scale times a product of lengths, and a length is linear in
-the widths (see `fxprune.groups.Term`). One macs term is one node on one example, one params term
+the widths (see `fxprune.channels.graph.Term`). One macs term is one node on one example, one params term
 one parameter.
 """
 
@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from fxprune.channels.graph import Factor, Term
 from fxprune.errors import GateError
-from fxprune.groups import Factor, Term
 
 Widths = tuple[int, ...]
 

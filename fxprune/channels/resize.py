@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fxprune.groups import Axis, ChannelGraph, Widths
+from fxprune.channels.graph import Axis, ChannelGraph, Widths
 from fxprune.tracing.module import TracedModule, modules_of, tensors_of
 
 KEY = "fxprune"
