@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from fxprune.analysis.aliasing import copy_always
+from fxprune.analysis.channel_convs import gather_up, spread
+from fxprune.analysis.equalities import lowest, same_memory
+from fxprune.analysis.propagation import Compact, Labelled, Value, propagate
+from fxprune.analysis.solve import Solution
 from fxprune.channels.graph import ChannelGraph, Factor, Widths, template_slots
 from fxprune.channels.resize import KEY, Shape, resize_parts
-from fxprune.components import lowest, same_memory
 from fxprune.errors import TraceError
-from fxprune.labels import Compact, Labelled, Value, propagate
 from fxprune.passes.base import Pass, Program
 from fxprune.rules.base import Pin
-from fxprune.sharing import copy_always
-from fxprune.solve import Solution
-from fxprune.spread import gather_up, spread
 from fxprune.tracing.module import TracedModule, has_leaves, twin_of
 
 Refusal = tuple[fx.Node | None, str]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.foretold import call_of, foretold
+from fxprune.analysis.shape_functions import call_of, foretold
 
 aten = torch.ops.aten
 X = torch.empty(2, 4, 3, 3, device="meta")

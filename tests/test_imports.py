@@ -20,8 +20,8 @@ FLOORS = (
     ("registry",),
     ("rules.base",),
     ("rules", "rules.*"),
-    ("components", "dispatch", "sharing"),
-    ("labels",),
+    ("analysis.equalities", "analysis.label_mode", "analysis.aliasing"),
+    ("analysis.propagation",),
     ("channels.graph",),
     (
         "channels.cost",
@@ -33,7 +33,15 @@ FLOORS = (
         "moves",
         "moments",
     ),
-    ("bank", "solve", "spread", "gates", "policies", "policies.*", "saliency"),
+    (
+        "bank",
+        "analysis.solve",
+        "analysis.channel_convs",
+        "gates",
+        "policies",
+        "policies.*",
+        "saliency",
+    ),
     ("residents",),
     ("pending", "rounds"),
     ("choosing", "snapshot", "holdings"),
@@ -59,9 +67,16 @@ BESIDE = (
         "console",
         "parallel",
         "tracing.proxies",
-        "foretold",
+        "analysis.shape_functions",
     ),
-    *("weights", "tracing.deepcopy", "batched", "equivalence", "opaque", "tracing.side_effects"),
+    *(
+        "weights",
+        "tracing.deepcopy",
+        "batched",
+        "equivalence",
+        "analysis.data_dependent",
+        "tracing.side_effects",
+    ),
 )
 FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune import analyze, dispatch, instrument, shrink
+from fxprune import analyze, instrument, shrink
+from fxprune.analysis import label_mode
 from fxprune.channels.graph import Factor
 from fxprune.channels.resize import KEY
 from fxprune.errors import TraceError
@@ -164,7 +165,7 @@ class TwoModes(nn.Module):
 
 
 def test_what_both_modes_have_in_common_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, known = [], dispatch._rule
+    calls, known = [], label_mode._rule
 
     def noted(func: Any) -> Any:
         calls.append(func)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune import analyze, dispatch, instrument, shrink
+from fxprune import analyze, instrument, shrink
+from fxprune.analysis import label_mode
 from fxprune.registry import collect
 from fxprune.rules.base import Rule
 from tests.law import at_random, choose, gap, zeroed
@@ -36,7 +37,7 @@ def test_has_an_example(rule: type[Rule]) -> None:
 
 @every_example
 def test_meets_its_rule(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
-    met, known = set(), dispatch._rule
+    met, known = set(), label_mode._rule
 
     def noted(func: Any) -> Rule | None:
         rule = known(func)

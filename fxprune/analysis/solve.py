@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
+from fxprune.analysis.equalities import Ints, components, copy_to_others
+from fxprune.analysis.propagation import Labelled, Value
 from fxprune.channels.graph import (
     FIXED,
     Axis,
@@ -32,8 +34,6 @@ from fxprune.channels.graph import (
     Term,
 )
 from fxprune.channels.resize import KEY, Number, Record, Shape
-from fxprune.components import Ints, components, copy_to_others
-from fxprune.labels import Labelled, Value
 from fxprune.rules.base import PINNED, Pin, Product, Role
 from fxprune.tracing.module import TracedModule, tensors_of, where
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.foretold import Recipe, foretold, made
+from fxprune.analysis.aliasing import Sharing
+from fxprune.analysis.shape_functions import Recipe, foretold, made
 from fxprune.registry import collect
 from fxprune.rules.base import Call, Rule, tensors_in
-from fxprune.sharing import Sharing
 
 Looks = tuple[bool, list[Recipe]]
 """Whether an op returns a tuple, and how to make each of its results."""

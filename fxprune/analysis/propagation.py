@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.components import Components, components
-from fxprune.dispatch import LabelMode, results, rules, to_meta
+from fxprune.analysis.aliasing import Sharing
+from fxprune.analysis.data_dependent import really_run
+from fxprune.analysis.equalities import Components, components
+from fxprune.analysis.label_mode import LabelMode, results, rules, to_meta
+from fxprune.analysis.shape_functions import SIZED, AtenCall, call_of, foretold
 from fxprune.errors import TraceError
-from fxprune.foretold import SIZED, AtenCall, call_of, foretold
-from fxprune.opaque import really_run
 from fxprune.rules.base import Context, Family, Place, Product, Slide, tensors_in
-from fxprune.sharing import Sharing
 from fxprune.tracing.module import TracedModule, has_leaves, lent, modules_of, tensors_of, where
 from fxprune.tracing.side_effects import left_alone
 

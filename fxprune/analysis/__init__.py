@@ -1,0 +1,1 @@
+"""Analysis: finds the channel groups of a traced network by label propagation."""
