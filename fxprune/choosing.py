@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxprune.bank.exchange import Chosen
 from fxprune.budget import Budget, global_widths, uniform_widths
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Layout, Widths
 from fxprune.errors import BudgetError, GateError
 from fxprune.policies import Policy, keep_slots, top
-from fxprune.residents import Chosen
 
 
 @dataclass(frozen=True)

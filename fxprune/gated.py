@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fxprune import parallel, registry, residents
+from fxprune import parallel, registry
+from fxprune.bank.bank import exchange
+from fxprune.bank.exchange import Chosen
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
 from fxprune.choosing import Chooser, Settings
 from fxprune.gates import seen, taps, to_gated
 from fxprune.holdings import Holdings
-from fxprune.residents import Chosen
 from fxprune.rounds import Rounds
 from fxprune.schedule import Pace
 from fxprune.snapshot import Snapshot
@@ -408,7 +409,7 @@ class GatedModule(TracedModule):
         if saved.settled is not None:
             chooser.check(saved.settled)
         moments = self._holdings.states(self._trained.widths, stepped=True)
-        follow = residents.taken(moments, self.bank, self._trained, saved.trained)
+        follow = exchange.taken(moments, self.bank, self._trained, saved.trained)
         for name, tensor in dense.items():
             tensor.copy_(saved.dense[name])
         self.bank.forget_states()  # those of another time that the saved one did not have yet
@@ -459,7 +460,7 @@ class GatedModule(TracedModule):
             self._show(chosen)
 
     @_lasting
-    def _show(self, chosen: Chosen, others: Iterable[residents.Item] = ()) -> None:
+    def _show(self, chosen: Chosen, others: Iterable[exchange.Item] = ()) -> None:
         """Makes a selection the one that executes; the optimiser's state stays where it is.
 
         `others` travel with the parameters.
@@ -467,7 +468,7 @@ class GatedModule(TracedModule):
         torch.clear_autocast_cache()  # of casts of what leaves
         old = self._chosen
         items = itertools.chain(others, self._holdings.parameters())
-        residents.exchange(items, self.bank, old, chosen)
+        exchange.exchange(items, self.bank, old, chosen)
         if chosen.widths != old.widths:
             resize(self, self.channels, chosen.widths)
             self.recompile()
@@ -476,7 +477,7 @@ class GatedModule(TracedModule):
 
     def _exchange_states(self, chosen: Chosen) -> None:
         states = self._holdings.states(self._trained.widths)
-        residents.exchange(states, self.bank, self._trained, chosen)
+        exchange.exchange(states, self.bank, self._trained, chosen)
         self._trained = chosen
 
     def _announce(self) -> None:

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fxprune import moments
-from fxprune.bank import Bank, Slots, take
+from fxprune.bank.bank import Bank, Slots, take
+from fxprune.bank.exchange import Chosen, Item, homes, store
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.errors import GateError
 from fxprune.pending import Pending
-from fxprune.residents import Chosen, Item, homes, store
 from fxprune.saliency import Meter
 
 

@@ -24,6 +24,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fxprune.bank.exchange import Chosen
 from fxprune.budget import Budget, allowed_widths
 from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import Layout
@@ -33,7 +34,6 @@ from fxprune.files import read_json, write_json
 from fxprune.gated import GatedModule
 from fxprune.onnx import export_onnx, latency
 from fxprune.passes import Program, apply
-from fxprune.residents import Chosen
 
 TOLERANCE = 0.05
 """How far the measured latency may be from the budget's, as a share of the latter."""

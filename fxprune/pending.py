@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from fxprune.bank.exchange import Home
 from fxprune.errors import GateError
-from fxprune.residents import Home
 
 
 class _Waiting(NamedTuple):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxprune.bank.exchange import Chosen
 from fxprune.errors import RunError
-from fxprune.residents import Chosen
 
 Tensors = Mapping[str, Tensor]
 NEEDED = {"steps", "peak_rate", "trained/channels", "trained/widths"}

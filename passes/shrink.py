@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from fxprune.bank import take
+from fxprune.bank.bank import take
 from fxprune.channels.resize import KEY, resize
 from fxprune.errors import GateError
 from fxprune.gated import GatedModule

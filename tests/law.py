@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune import ChannelGraph, GatedModule
+from fxprune.bank.exchange import Chosen
 from fxprune.channels.graph import Role
-from fxprune.residents import Chosen
 
 
 def choose(graph: ChannelGraph, widths: tuple[int, ...], seed: int = 0) -> Chosen:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune import ChannelGraph, GatedModule
-from fxprune.bank import put
-from fxprune.residents import Chosen
+from fxprune.bank.bank import put
+from fxprune.bank.exchange import Chosen
 from tests.law import zero_columns
 from tests.topologies.base import Net
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fxprune import GatedModule, attach, instrument, shrink
+from fxprune.bank.exchange import Chosen
 from fxprune.errors import GateError
 from fxprune.gates import Tap
-from fxprune.residents import Chosen
 from tests.law import choose
 from tests.nets import BY_NAME, NETS, Net
 from tests.oracle import loss_of, moments, resting

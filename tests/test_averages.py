@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import fxprune
 from fxprune import GatedModule, attach, instrument, shrink
+from fxprune.bank.exchange import Chosen
 from fxprune.errors import GateError
-from fxprune.residents import Chosen
 from tests.nets import BY_NAME, Net
 from tests.oracle import loss_of, resting
 

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from fxprune import GatedModule, attach, instrument
-from fxprune.residents import Chosen
+from fxprune.bank.exchange import Chosen
 
 POLICIES = ["cucb{c=1}", "random", "cucb{c=1,saliency=sample}"]
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune import GatedModule, fold, instrument, shrink
-from fxprune.residents import Chosen
+from fxprune.bank.exchange import Chosen
 from tests.law import at_random, choose, extremes, gap, zeroed
 from tests.nets import BY_NAME, NETS, Net
 from tests.topologies.base import randomised

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
+from fxprune.bank.exchange import Chosen
 from fxprune.errors import FxpruneError, GateError, OptionError, RunError, TraceError
-from fxprune.residents import Chosen
 from tests.nets import BY_NAME
 
 IMAGE = torch.zeros(2, 3, 8, 8)

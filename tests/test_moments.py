@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument
+from fxprune.bank.exchange import Chosen
 from fxprune.moments import beginnings
-from fxprune.residents import Chosen
 
 Make = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fxprune import GatedModule, attach, bank, instrument, moments
-from fxprune.bank import take
-from fxprune.residents import Chosen
+from fxprune import GatedModule, attach, instrument, moments
+from fxprune.bank.bank import bank, take
+from fxprune.bank.exchange import Chosen
 from tests.law import choose
 from tests.nets import BY_NAME, Net
 

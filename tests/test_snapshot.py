@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from fxprune.bank.exchange import Chosen
 from fxprune.errors import RunError
-from fxprune.residents import Chosen
 from fxprune.snapshot import NEEDED, Snapshot
 
 CPU = torch.device("cpu")

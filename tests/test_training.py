@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxprune import GatedModule, attach, instrument
-from fxprune.residents import Chosen
+from fxprune.bank.exchange import Chosen
 from tests.law import at_random
 from tests.nets import BY_NAME, Net
 from tests.oracle import Make, Oracle, loss_of

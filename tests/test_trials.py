@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import instrument
+from fxprune.bank.exchange import Chosen
 from fxprune.equivalence import difference, fresh_inputs
 from fxprune.errors import TraceError
-from fxprune.residents import Chosen
 
 
 def test_fresh_inputs_are_like_the_example() -> None:

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune import ChannelGraph, GatedModule, fold, instrument, shrink
+from fxprune.bank.exchange import Chosen
 from fxprune.errors import GateError, ParityError
-from fxprune.residents import Chosen
 from tests.law import at_random, choose, gap, zeroed
 from tests.random_nets import inputs, model_of
 

@@ -20,7 +20,7 @@ from bench_models import NETWORKS
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.bank import take
+from fxprune.bank.bank import take
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ SHOWN = 25
 REPEAT = """
 
 from fxprune import instrument, shrink  # {what}
-from fxprune.residents import Chosen
+from fxprune.bank.exchange import Chosen
 from tests.law import gap, zeroed
 from tests.topologies.base import randomised
 

@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune import train
+from fxprune.bank.exchange import Chosen
 from fxprune.data import DataSet
 from fxprune.policies import parse
-from fxprune.residents import Chosen
 
 Record = dict[str, Any]
 

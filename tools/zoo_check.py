@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo_models import Entry
 
 import fxprune
+from fxprune.bank.exchange import Chosen
 from fxprune.errors import FxpruneError
-from fxprune.residents import Chosen
 from tests.law import choose, gap, zeroed
 
 KEEP = 0.5

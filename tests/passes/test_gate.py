@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
+from fxprune.bank.exchange import Chosen
 from fxprune.budget import Budget
 from fxprune.gated import GatedModule, Settings
 from fxprune.gates import Gated
 from fxprune.passes import Program, apply
 from fxprune.policies import parse
-from fxprune.residents import Chosen
 from tests.passes.tiny import coupled, printed
 
 

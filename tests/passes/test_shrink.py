@@ -7,8 +7,8 @@ import torch
 from torch import fx, nn
 
 import fxprune
+from fxprune.bank.exchange import Chosen
 from fxprune.channels.resize import KEY
-from fxprune.residents import Chosen
 from tests.law import at_random, gap
 from tests.nets import NETS, Net
 from tests.passes.tiny import Tiny, printed

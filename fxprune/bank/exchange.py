@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fxprune.bank import Bank, put, take
+from fxprune.bank.bank import Bank, put, take
+from fxprune.bank.packed import Pack
+from fxprune.bank.sparse import Moves
 from fxprune.channels.graph import ChannelGraph, Widths
-from fxprune.moves import Moves
-from fxprune.pack import Pack
 from fxprune.tracing.module import modules_of
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxprune.bank.packed import Pack, Seat
 from fxprune.channels.graph import FIXED, Axis, ChannelGraph, Widths, template_slots
 from fxprune.channels.resize import compact_shape
-from fxprune.pack import Pack, Seat
 
 LARGE = 1 << 16
 """On a CPU a tensor with as many elements is no part of a pack: copying all of it costs more than

@@ -1,7 +1,7 @@
 """Moves: of a large tensor, only the cells of the channels that change are exchanged.
 
 This is for the CPU, where a tensor's size in bytes is what an exchange costs, and where to ask
-which slots changed is free; on a GPU the answer would have to be waited for. See `fxprune.pack`.
+which slots changed is free; on a GPU the answer would have to be waited for. See `fxprune.bank.packed`.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fxprune.pack import Seat, in_cells
+from fxprune.bank.packed import Seat, in_cells
 
 Line = npt.NDArray[np.int64]
 

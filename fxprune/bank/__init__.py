@@ -1,0 +1,1 @@
+"""The bank: full-size storage of the channels that do not execute, and its exchange."""
