@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
-from fxprune.budget import Budget
+from fxprune.budget.budget import Budget
 from fxprune.channels.graph import ChannelGraph
 from fxprune.equivalence import SAME, difference
 from fxprune.errors import OptionError, TraceError

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fxprune import registry
 from fxprune.api import instrument
-from fxprune.budget import Budget
+from fxprune.budget.budget import Budget
 from fxprune.channels.graph import ChannelGraph
 from fxprune.errors import OptionError, RunError
 from fxprune.files import FORMAT, read_json, read_tensors, write_json, write_tensors

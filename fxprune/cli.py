@@ -173,7 +173,7 @@ def instrument(
 
     from fxprune import api, views
     from fxprune.artifact import SUFFIX, Run
-    from fxprune.budget import Budget
+    from fxprune.budget.budget import Budget
     from fxprune.gated import Settings
     from fxprune.policies import parse
     from fxprune.source import resolve

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fxprune.budget.schedule import Pace, Schedule, parse
 from fxprune.errors import GateError, OptionError
 from fxprune.gated import GatedModule
 from fxprune.parallel import refuse_shards
-from fxprune.schedule import Pace, Schedule, parse
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fxprune import parallel, registry
 from fxprune.bank.bank import exchange
 from fxprune.bank.exchange import Chosen
+from fxprune.budget.schedule import Pace
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
@@ -23,7 +24,6 @@ from fxprune.choosing import Chooser, Settings
 from fxprune.gates import seen, taps, to_gated
 from fxprune.holdings import Holdings
 from fxprune.rounds import Rounds
-from fxprune.schedule import Pace
 from fxprune.snapshot import Snapshot
 from fxprune.tracing.module import TracedModule, modules_of
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.schedule import Pace
+from fxprune.budget.schedule import Pace
 
 
 class Rounds:

@@ -12,11 +12,11 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from fxprune.budget import uniform_widths
+from fxprune.budget.budget import uniform_widths
+from fxprune.budget.schedule import Pace, Schedule
 from fxprune.errors import OptionError
 from fxprune.gated import GatedModule
 from fxprune.recipe import TrainOptions
-from fxprune.schedule import Pace, Schedule
 
 
 @dataclass(frozen=True)

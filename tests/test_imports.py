@@ -25,8 +25,8 @@ FLOORS = (
     ("channels.graph",),
     (
         "channels.cost",
-        "budget",
-        "schedule",
+        "budget.budget",
+        "budget.schedule",
         "recipe",
         "channels.resize",
         "bank.packed",

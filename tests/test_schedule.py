@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-from fxprune.budget import Budget, uniform_widths
+from fxprune.budget.budget import Budget, uniform_widths
+from fxprune.budget.schedule import KNOWN, Constant, Cubic, Linear, Schedule, parse
 from fxprune.errors import BudgetError, OptionError
 from fxprune.gated import GatedModule
 from fxprune.registry import to_text
-from fxprune.schedule import KNOWN, Constant, Cubic, Linear, Schedule, parse
 
 
 def small(**settings: object) -> GatedModule:

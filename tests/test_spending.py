@@ -14,7 +14,7 @@ from torch import nn
 import fxprune
 import fxprune.files
 from fxprune.artifact import CHECKPOINT
-from fxprune.budget import Budget, uniform_widths
+from fxprune.budget.budget import Budget, uniform_widths
 from fxprune.data import DataSet, load
 from fxprune.errors import OptionError
 from fxprune.files import read_tensors

@@ -5,7 +5,7 @@ stand still while those decay, which is how a channel comes back. The highest ut
 whole network execute: one threshold over all groups, which allocates the widths.
 
 By default v is a channel's share of the saliency of the whole network, lambda is 0.99, and the
-widths, for which a utility is weighed against what a channel costs (`fxprune.budget`), are
+widths, for which a utility is weighed against what a channel costs (`fxprune.budget.budget`), are
 allocated anew every `reallocate` steps, since new widths mean new tensors; in between each group's
 best k execute. Groups keep the budget's floor, without which a layer can vanish. How that trains
 against other policies is in results/README.md.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from fxprune.budget import Budget
+from fxprune.budget.budget import Budget
 from fxprune.errors import GateError, TraceError
 from fxprune.gated import Settings
 from fxprune.passes import Program, apply, known

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fxprune.bank.exchange import Chosen
-from fxprune.budget import Budget
+from fxprune.budget.budget import Budget
 from fxprune.gated import GatedModule, Settings
 from fxprune.gates import Gated
 from fxprune.passes import Program, apply

@@ -1,0 +1,1 @@
+"""Budgets: how much of a network may execute, and when."""
