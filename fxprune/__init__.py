@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxprune.api import analyze, fold, instrument, shrink, zeroed
     from fxprune.artifact import load, save
-    from fxprune.averages import follow
     from fxprune.channels.graph import ChannelGraph
-    from fxprune.controller import attach
-    from fxprune.gated import GatedModule
+    from fxprune.gated.attach import attach
+    from fxprune.gated.followers import follow
+    from fxprune.gated.module import GatedModule
     from fxprune.onnx import export_onnx
 
 __version__ = "0.1.0"
@@ -34,12 +34,12 @@ __all__ = [
 
 _HOMES = {
     "ChannelGraph": "channels.graph",
-    "GatedModule": "gated",
+    "GatedModule": "gated.module",
     "analyze": "api",
-    "attach": "controller",
+    "attach": "gated.attach",
     "export_onnx": "onnx",
     "fold": "api",
-    "follow": "averages",
+    "follow": "gated.followers",
     "instrument": "api",
     "load": "artifact",
     "save": "artifact",

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-import fxprune.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
+import fxprune.gated.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
 from fxprune.budget.budget import Budget
 from fxprune.channels.graph import ChannelGraph
 from fxprune.equivalence import SAME, difference
 from fxprune.errors import OptionError, TraceError
-from fxprune.gated import GatedModule, Settings
+from fxprune.gated.module import GatedModule, Settings
 from fxprune.passes import Program, apply
 from fxprune.policies import Policy, parse
 from fxprune.tracing.module import TracedModule, lent, tensors_of

@@ -26,7 +26,7 @@ from fxprune.budget.budget import Budget
 from fxprune.channels.graph import ChannelGraph
 from fxprune.errors import OptionError, RunError
 from fxprune.files import FORMAT, read_json, read_tensors, write_json, write_tensors
-from fxprune.gated import GatedModule
+from fxprune.gated.module import GatedModule
 
 PLAN, CHECKPOINT, METRICS = "plan.json", "checkpoint.safetensors", "metrics.jsonl"
 SUFFIX = ".fxprune"

@@ -17,7 +17,7 @@ from fxprune.artifact import CHECKPOINT, GATED, METRICS, Plan, gated_state, unde
 from fxprune.data import DataSet
 from fxprune.errors import RunError
 from fxprune.files import read_tensors, write_bytes, write_tensors
-from fxprune.gated import GatedModule
+from fxprune.gated.module import GatedModule
 from fxprune.recipe import TrainOptions
 
 OPTIMIZER, MODEL = "optimizer/", "model/"

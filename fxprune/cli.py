@@ -174,7 +174,7 @@ def instrument(
     from fxprune import api, views
     from fxprune.artifact import SUFFIX, Run
     from fxprune.budget.budget import Budget
-    from fxprune.gated import Settings
+    from fxprune.gated.module import Settings
     from fxprune.policies import parse
     from fxprune.source import resolve
     from fxprune.weights import load_weights
@@ -331,8 +331,8 @@ def train(
     [bold]torchrun --nproc-per-node 2 -m fxprune train model.fxprune --data cifar10[/bold].
     """
     from fxprune import views
+    from fxprune.gated.ddp import first_alone, launched
     from fxprune.job import Job
-    from fxprune.parallel import first_alone, launched
     from fxprune.source import resolve
     from fxprune.train import fit
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxprune import api
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import ExportError
-from fxprune.gated import GatedModule
+from fxprune.gated.module import GatedModule
 from fxprune.onnx import ExportReport, export_onnx, latency
 
 ROUNDS = 5  # of turns in which dense and compact are timed

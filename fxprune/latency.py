@@ -31,7 +31,7 @@ from fxprune.channels.graph import Layout
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import BudgetError, RunError
 from fxprune.files import read_json, write_json
-from fxprune.gated import GatedModule
+from fxprune.gated.module import GatedModule
 from fxprune.onnx import export_onnx, latency
 from fxprune.passes import Program, apply
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fxprune.budget.budget import uniform_widths
 from fxprune.budget.schedule import Pace, Schedule
 from fxprune.errors import OptionError
-from fxprune.gated import GatedModule
+from fxprune.gated.module import GatedModule
 from fxprune.recipe import TrainOptions
 
 

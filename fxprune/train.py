@@ -24,11 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
 from fxprune import checkpoint
-from fxprune.controller import attach
 from fxprune.data import WHOLE, Batch, DataSet, Share, Split
 from fxprune.errors import DataError, ModelError, OptionError
-from fxprune.gated import GatedModule
-from fxprune.parallel import share_buffers
+from fxprune.gated.attach import attach
+from fxprune.gated.ddp import share_buffers
+from fxprune.gated.module import GatedModule
 from fxprune.recipe import Placement, TrainOptions, learning_rate, make_optimizer
 from fxprune.spending import Spending, plan_spending
 

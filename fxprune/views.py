@@ -16,7 +16,7 @@ from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import ChannelGraph, Member
 from fxprune.demo import Demo
 from fxprune.export import Comparison
-from fxprune.gated import GatedModule
+from fxprune.gated.module import GatedModule
 from fxprune.job import Job
 from fxprune.latency import Choice
 from fxprune.pt2 import Pt2Report

@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 from fxprune.channels.graph import Axis, ChannelGraph
 from fxprune.channels.resize import KEY, Record, Shape
 from fxprune.errors import GateError
-from fxprune.gated import GatedModule, Settings
-from fxprune.gates import TAP, Tap
+from fxprune.gated.module import GatedModule, Settings
+from fxprune.gated.nodes import TAP, Tap
 from fxprune.passes.base import Pass, Program
 from fxprune.tracing.module import TracedModule, tensors_of
 

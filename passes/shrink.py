@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 from fxprune.bank.bank import take
 from fxprune.channels.resize import KEY, resize
 from fxprune.errors import GateError
-from fxprune.gated import GatedModule
-from fxprune.gates import Gated, Tap, remove_taps, to_plain
+from fxprune.gated.module import GatedModule
+from fxprune.gated.nodes import Gated, Tap, remove_taps, to_plain
 from fxprune.passes.base import Pass, Program
 from fxprune.tracing.module import TracedModule, copy_modes
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from fxprune import GatedModule, attach, instrument, shrink
 from fxprune.bank.exchange import Chosen
 from fxprune.errors import GateError
-from fxprune.gates import Tap
+from fxprune.gated.nodes import Tap
 from tests.law import choose
 from tests.nets import BY_NAME, NETS, Net
 from tests.oracle import loss_of, moments, resting

@@ -168,7 +168,7 @@ def test_what_cannot_be_followed() -> None:
 
 
 def test_averages_are_recognised_whatever_was_imported() -> None:
-    """In a process of its own, since here `fxprune.averages` is imported already."""
+    """In a process of its own, since here `fxprune.gated.followers` is imported already."""
     code = (
         "import torch, fxprune\n"
         "from torch.optim.swa_utils import AveragedModel\n"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument
 from fxprune.bank.exchange import Chosen
-from fxprune.moments import beginnings
+from fxprune.gated.optimizer_state import beginnings
 
 Make = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {

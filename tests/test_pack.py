@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fxprune import GatedModule, attach, instrument, moments
+from fxprune import GatedModule, attach, instrument
 from fxprune.bank.bank import bank, take
 from fxprune.bank.exchange import Chosen
+from fxprune.gated.module import optimizer_state
 from tests.law import choose
 from tests.nets import BY_NAME, Net
 

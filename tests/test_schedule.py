@@ -13,7 +13,7 @@ import fxprune
 from fxprune.budget.budget import Budget, uniform_widths
 from fxprune.budget.schedule import KNOWN, Constant, Cubic, Linear, Schedule, parse
 from fxprune.errors import BudgetError, OptionError
-from fxprune.gated import GatedModule
+from fxprune.gated.module import GatedModule
 from fxprune.registry import to_text
 
 

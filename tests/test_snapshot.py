@@ -7,7 +7,7 @@ import torch
 
 from fxprune.bank.exchange import Chosen
 from fxprune.errors import RunError
-from fxprune.snapshot import NEEDED, Snapshot
+from fxprune.gated.state import NEEDED, Snapshot
 
 CPU = torch.device("cpu")
 DENSE = {"conv.weight": torch.randn(4, 3, 2, 2), "bn.running_mean": torch.randn(4)}

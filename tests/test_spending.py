@@ -18,7 +18,7 @@ from fxprune.budget.budget import Budget, uniform_widths
 from fxprune.data import DataSet, load
 from fxprune.errors import OptionError
 from fxprune.files import read_tensors
-from fxprune.gated import GatedModule
+from fxprune.gated.module import GatedModule
 from fxprune.recipe import TrainOptions
 from fxprune.spending import Spending, plan_spending
 from fxprune.train import fit

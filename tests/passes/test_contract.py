@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxprune.budget.budget import Budget
 from fxprune.errors import GateError, TraceError
-from fxprune.gated import Settings
+from fxprune.gated.module import Settings
 from fxprune.passes import Program, apply, known
 from fxprune.policies import parse
 from tests.passes.tiny import coupled, printed, start

@@ -5,8 +5,8 @@ from torch import nn
 
 from fxprune.bank.exchange import Chosen
 from fxprune.budget.budget import Budget
-from fxprune.gated import GatedModule, Settings
-from fxprune.gates import Gated
+from fxprune.gated.module import GatedModule, Settings
+from fxprune.gated.nodes import Gated
 from fxprune.passes import Program, apply
 from fxprune.policies import parse
 from tests.passes.tiny import coupled, printed

@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fxprune import parallel, registry
+from fxprune import registry
 from fxprune.bank.bank import exchange
 from fxprune.bank.exchange import Chosen
 from fxprune.budget.schedule import Pace
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
-from fxprune.choosing import Chooser, Settings
-from fxprune.gates import seen, taps, to_gated
-from fxprune.holdings import Holdings
-from fxprune.rounds import Rounds
-from fxprune.snapshot import Snapshot
+from fxprune.gated.module import ddp
+from fxprune.gated.nodes import seen, taps, to_gated
+from fxprune.gated.optimizers import Rounds
+from fxprune.gated.residents import Holdings
+from fxprune.gated.selector import Chooser, Settings
+from fxprune.gated.state import Snapshot
 from fxprune.tracing.module import TracedModule, modules_of
 
 __all__ = ["GatedModule", "Settings"]
@@ -226,9 +227,7 @@ class GatedModule(TracedModule):
         Takes over the first rank's bank, policy state and selection, as the wrapper does with the
         parameters. `DistributedDataParallel(gated)` calls it by itself.
         """
-        self.restore(
-            parallel.broadcast(self.training_state(), wrapper.process_group, self._device())
-        )
+        self.restore(ddp.broadcast(self.training_state(), wrapper.process_group, self._device()))
         self._wrappers.add(wrapper)
 
     def follow(self, leader: "GatedModule") -> None:
@@ -449,7 +448,7 @@ class GatedModule(TracedModule):
             tensors = self._holdings.tensors().values()
             buffers = [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
             for wrapper in self._wrappers:
-                parallel.share_buffers(buffers, wrapper)
+                ddp.share_buffers(buffers, wrapper)
         if not self.training:
             self._show(chosen)
         elif self._trained is self._chosen:  # the usual case: all travels at once
@@ -493,7 +492,7 @@ class GatedModule(TracedModule):
         self._fit_taps()
         self._holdings.renew()
         for wrapper in self._wrappers:
-            parallel.rebuild_reducer(wrapper)
+            ddp.rebuild_reducer(wrapper)
 
     def _settings_text(self) -> str:
         """Policy and budget, as a snapshot has them."""
@@ -510,7 +509,7 @@ class GatedModule(TracedModule):
         saliency = meter.measure(observes, tensors, lambda: seen(self))
         if observes == "sample":  # each rank has seen its own; gradients are equal already
             for wrapper in self._wrappers:
-                saliency = parallel.mean(saliency, wrapper.process_group)
+                saliency = ddp.mean(saliency, wrapper.process_group)
         return saliency
 
     def _fit_taps(self) -> None:

@@ -12,8 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from fxprune.budget.schedule import Pace, Schedule, parse
 from fxprune.errors import GateError, OptionError
-from fxprune.gated import GatedModule
-from fxprune.parallel import refuse_shards
+from fxprune.gated.ddp import refuse_shards
+from fxprune.gated.module import GatedModule
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fxprune import moments
 from fxprune.bank.bank import Bank, Slots, take
 from fxprune.bank.exchange import Chosen, Item, homes, store
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.errors import GateError
-from fxprune.pending import Pending
-from fxprune.saliency import Meter
+from fxprune.gated.gradients import Pending
+from fxprune.gated.module import optimizer_state
+from fxprune.gated.saliency import Meter
 
 
 @dataclass(eq=False)
@@ -109,7 +109,7 @@ class Holdings:
         tensors = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape}
         new = tensors.keys() - self.bank.states.get(name, {}).keys()
         tensor = self._homes[name].tensor()
-        beginnings = moments.beginnings(optimizer, tensor) if new else {}
+        beginnings = optimizer_state.beginnings(optimizer, tensor) if new else {}
         for key, resident in tensors.items():
             dense = self.bank.state(name, key, resident)
             if key in new:
@@ -204,11 +204,11 @@ class Holdings:
             for parameter, state in optimizer.state.items():
                 name = names.get(parameter)
                 shape = None if name is None else self.bank.shape(name, widths)
-                if keys := tuple(moments.strays(state, shape, parameter.numel())):
+                if keys := tuple(optimizer_state.strays(state, shape, parameter.numel())):
                     strays[parameter] = keys
             if not tracked.told:
                 for key in dict.fromkeys(key for keys in strays.values() for key in keys):
-                    moments.warn_of_stray(optimizer, key)
+                    optimizer_state.warn_of_stray(optimizer, key)
             tracked.told = True
             if widths != new:
                 for parameter in strays:

@@ -8,7 +8,7 @@ called it computes what export would take, as `eval()` does.
 """
 
 from fxprune.errors import GateError
-from fxprune.gated import GatedModule
+from fxprune.gated.module import GatedModule
 
 
 def follow(average: GatedModule, gated: GatedModule) -> None:

@@ -14,10 +14,9 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from fxprune import parallel
-from fxprune.averages import follow
 from fxprune.errors import GateError
-from fxprune.gated import GatedModule
+from fxprune.gated.followers import follow
+from fxprune.gated.module import GatedModule, ddp
 
 _TIMM = "timm.utils.model_ema"
 
@@ -27,7 +26,7 @@ def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     if child is None:
         return
     if isinstance(child, GatedModule):
-        parallel.refuse_shards(parent)
+        ddp.refuse_shards(parent)
     if isinstance(parent, DistributedDataParallel):
         for gated in _inside(child):
             gated.join(parent)

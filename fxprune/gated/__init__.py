@@ -1,0 +1,1 @@
+"""The gated network: the compact network in training, its selections and its optimisers."""
