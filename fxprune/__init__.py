@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from fxprune.api import analyze, fold, instrument, shrink, zeroed
     from fxprune.artifact import load, save
     from fxprune.channels.graph import ChannelGraph
+    from fxprune.export.onnx import export_onnx
     from fxprune.gated.attach import attach
     from fxprune.gated.followers import follow
     from fxprune.gated.module import GatedModule
-    from fxprune.onnx import export_onnx
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,7 @@ _HOMES = {
     "GatedModule": "gated.module",
     "analyze": "api",
     "attach": "gated.attach",
-    "export_onnx": "onnx",
+    "export_onnx": "export.onnx",
     "fold": "api",
     "follow": "gated.followers",
     "instrument": "api",

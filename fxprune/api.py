@@ -22,7 +22,7 @@ from fxprune.tracing.module import TracedModule, lent, tensors_of
 from fxprune.tracing.side_effects import left_alone
 
 if TYPE_CHECKING:
-    from fxprune.latency import Choice
+    from fxprune.export.latency import Choice
 
 
 def analyze(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ChannelGraph:
@@ -112,7 +112,7 @@ def fit_latency(model: nn.Module, example_inputs: tuple[Tensor, ...], budget: Bu
         BudgetError: the narrowest network takes longer.
         ExportError: the network cannot be exported.
     """
-    from fxprune.latency import Bench, choose  # which brings ONNX Runtime
+    from fxprune.export.latency import Bench, choose  # which brings ONNX Runtime
 
     whole = Settings(parse("fixed"), Budget("keep", 1.0))
     program = apply("gate", _coupled(model, example_inputs), settings=whole)

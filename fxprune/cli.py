@@ -443,8 +443,8 @@ def export(
     import torch
 
     from fxprune import views
-    from fxprune.export import compact_of, compare_onnx, reference_of
-    from fxprune.pt2 import export_pt2
+    from fxprune.export.compare import compact_of, compare_onnx, reference_of
+    from fxprune.export.pt2 import export_pt2
     from fxprune.source import resolve
 
     folder, named = _targets(targets or [])
@@ -513,8 +513,8 @@ def _places(wanted: Path | None, name: str, *, onnx: bool, pt2: bool) -> dict[st
 
 def _real_inputs(run: "Run") -> "tuple[Tensor, ...]":
     """A few inputs of the data that the run was trained on; none if they are not at hand."""
+    from fxprune.export.onnx import BATCHES
     from fxprune.job import Job
-    from fxprune.onnx import BATCHES
 
     job = Job.read(run)
     if job is None:

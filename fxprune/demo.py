@@ -20,12 +20,12 @@ from fxprune import api
 from fxprune.artifact import SUFFIX, Run
 from fxprune.data import DataSet, load
 from fxprune.errors import RunError
-from fxprune.export import Comparison, compact_of, compare_onnx
+from fxprune.export.compare import Comparison, compact_of, compare_onnx
+from fxprune.export.onnx import BATCHES
 from fxprune.files import write_bytes
 from fxprune.gated.attach import attach
 from fxprune.gated.module import GatedModule
 from fxprune.job import Job
-from fxprune.onnx import BATCHES
 from fxprune.recipe import TrainOptions, make_optimizer
 from fxprune.train import EpochMetrics, Tick, fit
 

@@ -15,11 +15,11 @@ from fxprune.artifact import Run
 from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import ChannelGraph, Member
 from fxprune.demo import Demo
-from fxprune.export import Comparison
+from fxprune.export.compare import Comparison
+from fxprune.export.latency import Choice
+from fxprune.export.pt2 import Pt2Report
 from fxprune.gated.module import GatedModule
 from fxprune.job import Job
-from fxprune.latency import Choice
-from fxprune.pt2 import Pt2Report
 from fxprune.source import Source
 from fxprune.train import EpochMetrics
 

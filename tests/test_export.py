@@ -7,7 +7,7 @@ import torch
 
 from fxprune import export_onnx, instrument, shrink, zeroed
 from fxprune.errors import ParityError
-from fxprune.export import reference_of
+from fxprune.export.compare import reference_of
 from tests.law import at_random, gap
 from tests.nets import BY_NAME, NETS, Net
 

@@ -47,11 +47,11 @@ FLOORS = (
     ("gated.selector", "gated.state", "gated.residents"),
     ("gated.module",),
     ("passes", "passes.*"),
-    ("onnx",),
-    ("latency",),
+    ("export.onnx",),
+    ("export.latency",),
     ("api", "gated.attach", "gated.followers", "gated.wrappers", "artifact", "report"),
     ("",),  # the public names: fxprune/__init__.py
-    ("train", "job", "export", "pt2", "spending", "checkpoint"),
+    ("train", "job", "export.compare", "export.pt2", "spending", "checkpoint"),
     ("demo",),
     ("views",),
     ("cli", "__main__"),
@@ -72,7 +72,7 @@ BESIDE = (
     *(
         "weights",
         "tracing.deepcopy",
-        "batched",
+        "export.condconv",
         "equivalence",
         "analysis.data_dependent",
         "tracing.side_effects",
@@ -179,14 +179,14 @@ def test_nothing_outside_a_folder_names_one_of_its_plug_ins() -> None:
 
 
 def test_only_onnx_imports_onnx() -> None:
-    banned = {"onnx", "onnxruntime", "onnxscript", "onnx_ir"}
+    banned = {"export.onnx", "onnxruntime", "onnxscript", "onnx_ir"}
     users = {
         module
         for module, path in MODULES.items()
         for name, _ in imported(path)
         if name.partition(".")[0] in banned
     }
-    assert users == {"onnx"}
+    assert users == {"export.onnx"}
 
 
 def test_the_reader_of_imports_sees_what_it_must(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fxprune.budget.budget import Budget, allowed_widths, uniform_widths
 from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import Layout
 from fxprune.errors import BudgetError, RunError
-from fxprune.latency import BUNDLES, CORRECTIONS, Choice, choose
+from fxprune.export.latency import BUNDLES, CORRECTIONS, Choice, choose
 from tests.test_budget import chain
 
 Clock = Callable[[Widths], float]

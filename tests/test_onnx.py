@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune import onnx as our_onnx
 from fxprune.errors import ExportError, ParityError, RunError
-from fxprune.onnx import BATCHES, TOLERANCE, export_onnx, latency
+from fxprune.export.compare import onnx as our_onnx
+from fxprune.export.onnx import BATCHES, TOLERANCE, export_onnx, latency
 
 
 class Residual(nn.Module):

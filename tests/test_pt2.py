@@ -8,7 +8,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import ExportError, ParityError
-from fxprune.pt2 import export_pt2
+from fxprune.export.pt2 import export_pt2
 
 
 def net() -> nn.Module:

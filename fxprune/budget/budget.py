@@ -50,7 +50,7 @@ class Budget:
     Attributes:
         kind: what is counted: channels (`keep`), multiply-accumulates of one example (`macs`) or
             elements of the parameters (`params`); or the time of one example in ONNX Runtime
-            (`latency`), which `fxprune.latency` measures.
+            (`latency`), which `fxprune.export.latency` measures.
         value: the share of the dense network's count, above 0 and at most 1.
         round_to: widths are multiples of this, or the whole group; a group that is smaller than
             this stays whole. None: of 8, which kernels like (oneDNN and ONNX Runtime keep 8 or 16

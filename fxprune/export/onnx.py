@@ -25,9 +25,9 @@ from onnx.checker import ValidationError, check_model
 from onnx.shape_inference import InferenceError
 from torch import Tensor, nn
 
-from fxprune.batched import BatchedConvs
 from fxprune.equivalence import fresh_inputs, outputs, which_batched
 from fxprune.errors import ExportError, ParityError
+from fxprune.export.condconv import BatchedConvs
 from fxprune.files import write_bytes
 
 BATCHES = (1, 2, 7)

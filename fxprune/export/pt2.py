@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fxprune.equivalence import fresh_inputs, outputs
 from fxprune.errors import ExportError, ParityError
+from fxprune.export.onnx import BATCHES, TOLERANCE
 from fxprune.files import write_bytes
-from fxprune.onnx import BATCHES, TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def export_pt2(
 
     Raises:
         ExportError: torch cannot export the network with a dynamic batch.
-        ParityError: an output differs by more than `fxprune.onnx.TOLERANCE`.
+        ParityError: an output differs by more than `fxprune.export.onnx.TOLERANCE`.
         RunError: the file cannot be written.
     """
     network = copy.deepcopy(model).cpu().eval()

@@ -30,9 +30,9 @@ from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import Layout
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import BudgetError, RunError
+from fxprune.export.onnx import export_onnx, latency
 from fxprune.files import read_json, write_json
 from fxprune.gated.module import GatedModule
-from fxprune.onnx import export_onnx, latency
 from fxprune.passes import Program, apply
 
 TOLERANCE = 0.05

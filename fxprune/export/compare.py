@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from fxprune import api
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import ExportError
+from fxprune.export.onnx import ExportReport, export_onnx, latency
 from fxprune.gated.module import GatedModule
-from fxprune.onnx import ExportReport, export_onnx, latency
 
 ROUNDS = 5  # of turns in which dense and compact are timed
 

@@ -1,0 +1,1 @@
+"""Export: compact networks as files that are checked before they get their names."""
