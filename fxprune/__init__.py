@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fxprune.api import analyze, fold, instrument, shrink, zeroed
-    from fxprune.artifact import load, save
     from fxprune.channels.graph import ChannelGraph
     from fxprune.export.onnx import export_onnx
     from fxprune.gated.attach import attach
     from fxprune.gated.followers import follow
     from fxprune.gated.module import GatedModule
+    from fxprune.runs.run import load, save
 
 __version__ = "0.1.0"
 
@@ -41,8 +41,8 @@ _HOMES = {
     "fold": "api",
     "follow": "gated.followers",
     "instrument": "api",
-    "load": "artifact",
-    "save": "artifact",
+    "load": "runs.run",
+    "save": "runs.run",
     "shrink": "api",
     "zeroed": "api",
 }

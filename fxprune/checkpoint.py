@@ -1,6 +1,6 @@
 """What a training leaves in its run after each epoch, and how another call goes on from there.
 
-The checkpoint is the gated file (`fxprune.artifact`), or a plain network's state, with the
+The checkpoint is the gated file (`fxprune.runs.run`), or a plain network's state, with the
 optimiser's state, the options, the history, and what the data looked like.
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.artifact import CHECKPOINT, GATED, METRICS, Plan, gated_state, under
 from fxprune.data import DataSet
 from fxprune.errors import RunError
 from fxprune.files import read_tensors, write_bytes, write_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.recipe import TrainOptions
+from fxprune.runs.run import CHECKPOINT, GATED, METRICS, Plan, gated_state, under
 
 OPTIMIZER, MODEL = "optimizer/", "model/"
 

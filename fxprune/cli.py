@@ -18,7 +18,7 @@ from fxprune.errors import DataError, FxpruneError, OptionError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxprune.artifact import Run
+    from fxprune.runs.run import Run
     from fxprune.train import Tick
 
 FORMATS = (".onnx", ".pt2")
@@ -172,12 +172,12 @@ def instrument(
     import torch
 
     from fxprune import api, views
-    from fxprune.artifact import SUFFIX, Run
     from fxprune.budget.budget import Budget
     from fxprune.gated.module import Settings
     from fxprune.policies import parse
+    from fxprune.runs.run import SUFFIX, Run
+    from fxprune.runs.weights import load_weights
     from fxprune.source import resolve
-    from fxprune.weights import load_weights
 
     policy = ("balance" if weights is None else "utility") if policy is None else policy
     chosen, spent = parse(policy), Budget.parse(budget, round_to)  # refused before any work
@@ -553,7 +553,7 @@ def demo(
 
 def _run(folder: Path | None) -> "Run":
     """The run that is meant, with a note if there was a choice."""
-    from fxprune.artifact import Run
+    from fxprune.runs.run import Run
 
     if folder is not None:
         return Run.open(folder)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxprune import api
-from fxprune.artifact import SUFFIX, Run
 from fxprune.data import DataSet, load
 from fxprune.errors import RunError
 from fxprune.export.compare import Comparison, compact_of, compare_onnx
@@ -27,6 +26,7 @@ from fxprune.gated.attach import attach
 from fxprune.gated.module import GatedModule
 from fxprune.job import Job
 from fxprune.recipe import TrainOptions, make_optimizer
+from fxprune.runs.run import SUFFIX, Run
 from fxprune.train import EpochMetrics, Tick, fit
 
 WIDTH = 48

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fxprune.artifact import Run
 from fxprune.data import FOLDER, NAMES, DataSet, load
 from fxprune.errors import OptionError, RunError
 from fxprune.files import read_json, write_json
 from fxprune.recipe import TrainOptions
+from fxprune.runs.run import Run
 
 FILE = "train.json"
 

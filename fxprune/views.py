@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxprune import console
-from fxprune.artifact import Run
 from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import ChannelGraph, Member
 from fxprune.demo import Demo
@@ -20,6 +19,7 @@ from fxprune.export.latency import Choice
 from fxprune.export.pt2 import Pt2Report
 from fxprune.gated.module import GatedModule
 from fxprune.job import Job
+from fxprune.runs.run import Run
 from fxprune.source import Source
 from fxprune.train import EpochMetrics
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.artifact import CHECKPOINT, METRICS, PLAN, Plan, Run, fingerprint, save
 from fxprune.errors import RunError
 from fxprune.files import write_tensors
+from fxprune.runs.run import CHECKPOINT, METRICS, PLAN, Plan, Run, fingerprint, save
 
 
 class Net(nn.Module):

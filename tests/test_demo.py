@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fxprune import demo, views
-from fxprune.artifact import Run
 from fxprune.errors import RunError
 from fxprune.job import Job
+from fxprune.runs.run import Run
 from fxprune.source import resolve
 
 SHORT = dataclasses.replace(demo.OPTIONS, epochs=1)

@@ -49,7 +49,7 @@ FLOORS = (
     ("passes", "passes.*"),
     ("export.onnx",),
     ("export.latency",),
-    ("api", "gated.attach", "gated.followers", "gated.wrappers", "artifact", "report"),
+    ("api", "gated.attach", "gated.followers", "gated.wrappers", "runs.run", "report"),
     ("",),  # the public names: fxprune/__init__.py
     ("train", "job", "export.compare", "export.pt2", "spending", "checkpoint"),
     ("demo",),
@@ -70,7 +70,7 @@ BESIDE = (
         "analysis.shape_functions",
     ),
     *(
-        "weights",
+        "runs.weights",
         "tracing.deepcopy",
         "export.condconv",
         "equivalence",

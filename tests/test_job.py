@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.artifact import Run
 from fxprune.errors import OptionError, RunError
 from fxprune.job import FILE, Job
 from fxprune.recipe import TrainOptions
+from fxprune.runs.run import Run
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from torch import nn
 
 import fxprune
 import fxprune.files
-from fxprune.artifact import CHECKPOINT
 from fxprune.budget.budget import Budget, uniform_widths
 from fxprune.data import DataSet, load
 from fxprune.errors import OptionError
 from fxprune.files import read_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.recipe import TrainOptions
+from fxprune.runs.run import CHECKPOINT
 from fxprune.spending import Spending, plan_spending
 from fxprune.train import fit
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from fxprune import instrument
-from fxprune.artifact import CHECKPOINT, METRICS
 from fxprune.data import DataSet, TensorSplit, load
 from fxprune.errors import DataError, ModelError, OptionError, RunError
 from fxprune.files import read_tensors
 from fxprune.recipe import learning_rate
+from fxprune.runs.run import CHECKPOINT, METRICS
 from fxprune.train import Placement, TrainOptions, evaluate, fit
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.artifact import CHECKPOINT, METRICS, save
 from fxprune.data import load
 from fxprune.errors import RunError
 from fxprune.files import read_tensors
+from fxprune.runs.run import CHECKPOINT, METRICS, save
 from fxprune.train import TrainOptions, fit
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fxprune.errors import RunError
-from fxprune.weights import load_weights
+from fxprune.runs.weights import load_weights
 
 
 def net(width: int = 4) -> nn.Module:

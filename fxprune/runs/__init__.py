@@ -1,0 +1,1 @@
+"""Runs: what stands on disk between two commands."""
