@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fxprune.runs.run import Run
-    from fxprune.train import Tick
+    from fxprune.trainer.loop import Tick
 
 FORMATS = (".onnx", ".pt2")
 
@@ -332,9 +332,9 @@ def train(
     """
     from fxprune import views
     from fxprune.gated.ddp import first_alone, launched
-    from fxprune.job import Job
     from fxprune.source import resolve
-    from fxprune.train import fit
+    from fxprune.trainer.job import Job
+    from fxprune.trainer.loop import fit
 
     run = _run(folder)
     given = {
@@ -514,7 +514,7 @@ def _places(wanted: Path | None, name: str, *, onnx: bool, pt2: bool) -> dict[st
 def _real_inputs(run: "Run") -> "tuple[Tensor, ...]":
     """A few inputs of the data that the run was trained on; none if they are not at hand."""
     from fxprune.export.onnx import BATCHES
-    from fxprune.job import Job
+    from fxprune.trainer.job import Job
 
     job = Job.read(run)
     if job is None:

@@ -24,10 +24,10 @@ from fxprune.export.onnx import BATCHES
 from fxprune.files import write_bytes
 from fxprune.gated.attach import attach
 from fxprune.gated.module import GatedModule
-from fxprune.job import Job
-from fxprune.recipe import TrainOptions, make_optimizer
 from fxprune.runs.run import SUFFIX, Run
-from fxprune.train import EpochMetrics, Tick, fit
+from fxprune.trainer.job import Job
+from fxprune.trainer.loop import EpochMetrics, Tick, fit
+from fxprune.trainer.options import TrainOptions, make_optimizer
 
 WIDTH = 48
 OPTIONS = TrainOptions(epochs=20, lr=0.05, batch_size=64, device="cpu")

@@ -18,10 +18,10 @@ from fxprune.export.compare import Comparison
 from fxprune.export.latency import Choice
 from fxprune.export.pt2 import Pt2Report
 from fxprune.gated.module import GatedModule
-from fxprune.job import Job
 from fxprune.runs.run import Run
 from fxprune.source import Source
-from fxprune.train import EpochMetrics
+from fxprune.trainer.job import Job
+from fxprune.trainer.loop import EpochMetrics
 
 Record = dict[str, Any]
 

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from fxprune import GatedModule, attach, instrument
 from fxprune.data import from_tensors
 from fxprune.errors import OptionError
-from fxprune.train import TrainOptions, fit
+from fxprune.trainer.loop import TrainOptions, fit
 
 RANKS = 2
 Case = Callable[[int], None]

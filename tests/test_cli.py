@@ -17,7 +17,7 @@ import typer
 
 import fxprune
 from fxprune import cli
-from fxprune.recipe import TrainOptions
+from fxprune.trainer.options import TrainOptions
 
 MODEL = """\
 import torch

@@ -8,9 +8,9 @@ import pytest
 
 from fxprune import demo, views
 from fxprune.errors import RunError
-from fxprune.job import Job
 from fxprune.runs.run import Run
 from fxprune.source import resolve
+from fxprune.trainer.job import Job
 
 SHORT = dataclasses.replace(demo.OPTIONS, epochs=1)
 

@@ -9,9 +9,9 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import OptionError, RunError
-from fxprune.job import FILE, Job
-from fxprune.recipe import TrainOptions
 from fxprune.runs.run import Run
+from fxprune.trainer.job import FILE, Job
+from fxprune.trainer.options import TrainOptions
 
 
 @pytest.fixture

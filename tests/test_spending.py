@@ -18,10 +18,10 @@ from fxprune.data import DataSet, load
 from fxprune.errors import OptionError
 from fxprune.files import read_tensors
 from fxprune.gated.module import GatedModule
-from fxprune.recipe import TrainOptions
 from fxprune.runs.run import CHECKPOINT
-from fxprune.spending import Spending, plan_spending
-from fxprune.train import fit
+from fxprune.trainer.loop import fit
+from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.plan import Spending, plan_spending
 
 FAST = TrainOptions(epochs=3, lr=0.05, batch_size=64, recalibrate=2, device="cpu", seed=3)
 STEPS = 66  # of FAST on the digits

@@ -10,9 +10,9 @@ from fxprune import instrument
 from fxprune.data import DataSet, TensorSplit, load
 from fxprune.errors import DataError, ModelError, OptionError, RunError
 from fxprune.files import read_tensors
-from fxprune.recipe import learning_rate
 from fxprune.runs.run import CHECKPOINT, METRICS
-from fxprune.train import Placement, TrainOptions, evaluate, fit
+from fxprune.trainer.loop import Placement, TrainOptions, evaluate, fit
+from fxprune.trainer.options import learning_rate
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
 

@@ -12,7 +12,7 @@ from fxprune.data import load
 from fxprune.errors import RunError
 from fxprune.files import read_tensors
 from fxprune.runs.run import CHECKPOINT, METRICS, save
-from fxprune.train import TrainOptions, fit
+from fxprune.trainer.loop import TrainOptions, fit
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from fxprune import views
-from fxprune.train import EpochMetrics
+from fxprune.trainer.loop import EpochMetrics
 
 DENSE = 1000
 

@@ -29,10 +29,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune import train
 from fxprune.bank.exchange import Chosen
 from fxprune.data import DataSet
 from fxprune.policies import parse
+from fxprune.trainer import loop
 
 Record = dict[str, Any]
 
@@ -52,7 +52,7 @@ class Job:
 
     build: Callable[[], nn.Module]
     data: DataSet
-    options: train.TrainOptions
+    options: loop.TrainOptions
     folder: Path
     deadline: float
     other: Record
@@ -81,14 +81,14 @@ class Job:
         options = dataclasses.replace(self.options, **changes)
         peak = KeptPeak(torch.device(options.device), self.folder / "peak_bytes")
 
-        def watch(tick: train.Tick) -> None:
+        def watch(tick: loop.Tick) -> None:
             if trail is not None:
                 trail.step(tick)
             if tick.metrics is not None:
                 peak.keep()
 
         minutes = (self.deadline - time.monotonic()) / 60
-        history = train.fit(
+        history = loop.fit(
             model, self.data, options, run=self.folder, progress=watch, minutes=minutes
         )
         if len(history) < options.epochs:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 import fxprune
-from fxprune import files, train
+from fxprune import files
+from fxprune.trainer import loop
 
 
 class Trail:
@@ -26,7 +27,7 @@ class Trail:
         self._before: Tensor | None = None
         self._changed: list[Tensor] = []  # read at the end of an epoch: a GPU is not waited for
 
-    def step(self, tick: train.Tick) -> None:
+    def step(self, tick: loop.Tick) -> None:
         """To be called after each step, and at the end of each epoch."""
         if tick.metrics is not None:
             self._epoch(tick.metrics.epoch)

@@ -29,7 +29,8 @@ from children import end_with_parent
 from paper_arms import Arm, Job
 from paper_tables import NETWORKS, RECIPES, SMALL, TABLES
 
-from fxprune import __version__, files, train
+from fxprune import __version__, files
+from fxprune.trainer import loop
 
 Record = dict[str, Any]
 ROOT = Path(__file__).parent.parent
@@ -68,7 +69,7 @@ def work(run: Run, other: Record, arguments: argparse.Namespace, minutes: float)
     job = Job(
         build=NETWORKS[run.network],
         data=data,
-        options=train.TrainOptions(**options, seed=run.seed, device=arguments.device),
+        options=loop.TrainOptions(**options, seed=run.seed, device=arguments.device),
         folder=arguments.work / run.key,
         deadline=time.monotonic() + 60 * minutes,
         other=other,

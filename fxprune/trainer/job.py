@@ -9,8 +9,8 @@ from typing import Any
 from fxprune.data import FOLDER, NAMES, DataSet, load
 from fxprune.errors import OptionError, RunError
 from fxprune.files import read_json, write_json
-from fxprune.recipe import TrainOptions
 from fxprune.runs.run import Run
+from fxprune.trainer.options import TrainOptions
 
 FILE = "train.json"
 

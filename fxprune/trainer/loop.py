@@ -23,14 +23,14 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
-from fxprune import checkpoint
 from fxprune.data import WHOLE, Batch, DataSet, Share, Split
 from fxprune.errors import DataError, ModelError, OptionError
 from fxprune.gated.attach import attach
 from fxprune.gated.ddp import share_buffers
 from fxprune.gated.module import GatedModule
-from fxprune.recipe import Placement, TrainOptions, learning_rate, make_optimizer
-from fxprune.spending import Spending, plan_spending
+from fxprune.trainer import checkpoint
+from fxprune.trainer.options import Placement, TrainOptions, learning_rate, make_optimizer
+from fxprune.trainer.plan import Spending, plan_spending
 
 __all__ = ["EpochMetrics", "Placement", "Tick", "TrainOptions", "evaluate", "fit"]
 

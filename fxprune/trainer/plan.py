@@ -16,7 +16,7 @@ from fxprune.budget.budget import uniform_widths
 from fxprune.budget.schedule import Pace, Schedule
 from fxprune.errors import OptionError
 from fxprune.gated.module import GatedModule
-from fxprune.recipe import TrainOptions
+from fxprune.trainer.options import TrainOptions
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from fxprune.data import DataSet
 from fxprune.errors import RunError
 from fxprune.files import read_tensors, write_bytes, write_tensors
 from fxprune.gated.module import GatedModule
-from fxprune.recipe import TrainOptions
 from fxprune.runs.run import CHECKPOINT, GATED, METRICS, Plan, gated_state, under
+from fxprune.trainer.options import TrainOptions
 
 OPTIMIZER, MODEL = "optimizer/", "model/"
 
