@@ -1,6 +1,6 @@
 """`python -m fxprune`, and `torchrun -m fxprune train`."""
 
-from fxprune.cli import main
+from fxprune.cli.commands import main
 
 if __name__ == "__main__":
     main()

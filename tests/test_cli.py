@@ -16,7 +16,7 @@ import torch
 import typer
 
 import fxprune
-from fxprune import cli
+from fxprune.cli.commands import commands
 from fxprune.trainer.options import TrainOptions
 
 MODEL = """\
@@ -68,7 +68,7 @@ def run(*arguments: str, folder: Path, exit_code: int = 0) -> subprocess.Complet
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONWARNINGS", None)
     done = subprocess.run(
-        [sys.executable, "-c", "from fxprune.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from fxprune.cli.commands import main; main()", *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -115,7 +115,7 @@ def test_help_names_every_command_and_the_way_through_them(tmp_path: Path) -> No
 
 
 def test_the_defaults_that_train_shows_are_those_of_the_trainer() -> None:
-    command = typer.main.get_command(cli.app).commands["train"]
+    command = typer.main.get_command(commands.app).commands["train"]
     shown = {option.name: option.show_default for option in command.params}
     for field in dataclasses.fields(TrainOptions):
         default = shown.get(field.name)
@@ -371,7 +371,7 @@ def test_what_is_refused(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["fxprune", *arguments])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        commands.main()
     out, err = capsys.readouterr()
     assert caught.value.code == 2
     assert expected in err

@@ -60,18 +60,18 @@ FLOORS = (
         "trainer.checkpoint",
     ),
     ("demo",),
-    ("views",),
-    ("cli", "__main__"),
+    ("cli.tables",),
+    ("cli.commands", "__main__"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Beside the tower, and resting on nothing but the errors.
 BESIDE = (
     *(
         "tracing.module",
-        "source",
+        "cli.spec",
         "data",
         "files",
-        "console",
+        "cli.console",
         "gated.ddp",
         "tracing.proxies",
         "analysis.shape_functions",

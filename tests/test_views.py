@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from fxprune import views
+from fxprune.cli.commands import tables
 from fxprune.trainer.loop import EpochMetrics
 
 DENSE = 1000
@@ -34,16 +34,16 @@ def history(epochs: Sequence[tuple[int | None, float]]) -> list[EpochMetrics]:
 def test_steps_with_all_channels_and_with_the_chosen_ones(
     epochs: list[tuple[int | None, float]], expected: tuple[float | None, float | None]
 ) -> None:
-    found = views._step_seconds(history(epochs), DENSE)
+    found = tables._step_seconds(history(epochs), DENSE)
     assert (found["all"], found["chosen"]) == expected
 
 
 def test_a_training_that_pruning_does_not_make_faster_is_named() -> None:
     slow = {"step_seconds_of": {"all": 0.010, "chosen": 0.012}}
-    (line,) = views.remarks_on_training(slow)
+    (line,) = tables.remarks_on_training(slow)
     assert line.startswith(
         "a step with the chosen channels took 12 ms, one with all channels 10 ms"
     )
     for all_, chosen in ((0.010, 0.009), (None, 0.012), (0.010, None)):
         seconds = {"all": all_, "chosen": chosen}
-        assert not views.remarks_on_training({"step_seconds_of": seconds})
+        assert not tables.remarks_on_training({"step_seconds_of": seconds})

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fxprune import __version__, console
+from fxprune import __version__
+from fxprune.cli.commands import console
 from fxprune.errors import DataError, FxpruneError, OptionError
 
 if TYPE_CHECKING:
@@ -94,16 +95,16 @@ def inspect(spec: Spec, shape: Input = None, as_json: Json = False) -> None:
     Examples: [bold]fxprune inspect torchvision:resnet18[/bold],
     [bold]fxprune inspect model.py --input 3x32x32 --json[/bold].
     """
-    from fxprune import views
     from fxprune.api import analyze
-    from fxprune.source import resolve
+    from fxprune.cli.commands import tables
+    from fxprune.cli.spec import resolve
 
     with console.phases(["building the network", "following its channels"]) as begin:
         begin()
         source = resolve(spec, shape)
         begin()
         graph = analyze(source.model, source.example_inputs)
-    _print(views.of_graph(source, graph), views.show_graph, as_json)
+    _print(tables.of_graph(source, graph), tables.show_graph, as_json)
 
 
 @app.command()
@@ -171,13 +172,14 @@ def instrument(
     """
     import torch
 
-    from fxprune import api, views
+    from fxprune import api
     from fxprune.budget.budget import Budget
+    from fxprune.cli.commands import tables
+    from fxprune.cli.spec import resolve
     from fxprune.gated.module import Settings
     from fxprune.policies import parse
     from fxprune.runs.run import SUFFIX, Run
     from fxprune.runs.weights import load_weights
-    from fxprune.source import resolve
 
     policy = ("balance" if weights is None else "utility") if policy is None else policy
     chosen, spent = parse(policy), Budget.parse(budget, round_to)  # refused before any work
@@ -207,10 +209,10 @@ def instrument(
         "policy": run.plan.policy,
         "budget": run.plan.budget,
         "round_to": run.plan.round_to,
-        **views.of_widths(gated.channels, gated.cost, gated.best().widths),
-        **({} if fitted is None else {"latency": views.of_latency(fitted)}),
+        **tables.of_widths(gated.channels, gated.cost, gated.best().widths),
+        **({} if fitted is None else {"latency": tables.of_latency(fitted)}),
     }
-    _print(record, views.show_widths, as_json)
+    _print(record, tables.show_widths, as_json)
     widths = gated.best().widths
     if spent.kind == "keep" and not spent.fits(widths, gated.cost):
         console.note(
@@ -330,9 +332,9 @@ def train(
     Examples: [bold]fxprune train model.fxprune --data cifar10 --download --epochs 30[/bold],
     [bold]torchrun --nproc-per-node 2 -m fxprune train model.fxprune --data cifar10[/bold].
     """
-    from fxprune import views
+    from fxprune.cli.commands import tables
+    from fxprune.cli.spec import resolve
     from fxprune.gated.ddp import first_alone, launched
-    from fxprune.source import resolve
     from fxprune.trainer.job import Job
     from fxprune.trainer.loop import fit
 
@@ -386,20 +388,20 @@ def train(
             raise typer.Exit(130) from None
         if not history:
             raise OptionError("no epoch was trained", why=f"--minutes {minutes} is over")
-        record = views.of_training(run, job, gated, history)
-        _print(record, views.show_training, as_json)
-        for line in views.remarks_on_training(record):
+        record = tables.of_training(run, job, gated, history)
+        _print(record, tables.show_training, as_json)
+        for line in tables.remarks_on_training(record):
             console.note(line)
         console.note(f"next: fxprune export {run.path} --onnx")
 
 
 def _show(bar: console.Bar, tick: "Tick") -> None:
     """Moves the bar; says how an epoch ended."""
-    from fxprune import views
+    from fxprune.cli.commands import tables
 
     bar.moved(tick.steps_done, tick.steps)
     if tick.metrics is not None:
-        bar.say(views.epoch_line(tick.metrics))
+        bar.say(tables.epoch_line(tick.metrics))
 
 
 @app.command()
@@ -442,10 +444,10 @@ def export(
     """
     import torch
 
-    from fxprune import views
+    from fxprune.cli.commands import tables
+    from fxprune.cli.spec import resolve
     from fxprune.export.compare import compact_of, compare_onnx, reference_of
     from fxprune.export.pt2 import export_pt2
-    from fxprune.source import resolve
 
     folder, named = _targets(targets or [])
     run = _run(folder)
@@ -459,13 +461,13 @@ def export(
         gated = run.load(dense)
         begin()
         compact = compact_of(gated, fold=fold)
-        record = views.of_run(run, gated)
+        record = tables.of_run(run, gated)
         begin()
         real = _real_inputs(run)
         if ".pt2" in paths:
             begin()
             example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
-            record["pt2"] = views.of_pt2(
+            record["pt2"] = tables.of_pt2(
                 export_pt2(compact, example, paths[".pt2"], reference=reference_of(gated, dense))
             )
         if ".onnx" in paths:
@@ -474,9 +476,9 @@ def export(
             compared = compare_onnx(
                 gated, compact, dense, paths[".onnx"], real=real, notes=notes, begin=begin
             )
-            record["onnx"] = views.of_onnx(compared)
-    _print(record, views.show_export, as_json)
-    for line in views.remarks(record):
+            record["onnx"] = tables.of_onnx(compared)
+    _print(record, tables.show_export, as_json)
+    for line in tables.remarks(record):
         console.note(line)
 
 
@@ -539,7 +541,7 @@ def demo(
     Under two minutes on two cores. Needs scikit-learn, which the extra "demo" brings.
     """
     from fxprune import demo as demonstration
-    from fxprune import views
+    from fxprune.cli.commands import tables
 
     with console.bar("reading the digits") as bar:
 
@@ -548,7 +550,7 @@ def demo(
             bar.say(what)
 
         shown = demonstration.run(output, begin=begin, progress=lambda tick: _show(bar, tick))
-    _print(views.of_demo(shown), views.show_demo, as_json)
+    _print(tables.of_demo(shown), tables.show_demo, as_json)
 
 
 def _run(folder: Path | None) -> "Run":

@@ -10,16 +10,16 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fxprune import console
 from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import ChannelGraph, Member
+from fxprune.cli.commands import console
+from fxprune.cli.spec import Source
 from fxprune.demo import Demo
 from fxprune.export.compare import Comparison
 from fxprune.export.latency import Choice
 from fxprune.export.pt2 import Pt2Report
 from fxprune.gated.module import GatedModule
 from fxprune.runs.run import Run
-from fxprune.source import Source
 from fxprune.trainer.job import Job
 from fxprune.trainer.loop import EpochMetrics
 
