@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.bank.bank import exchange
+from fxprune.bank import exchange
 
 ROOT = Path(__file__).parent.parent
 CONTENDERS = (
@@ -26,7 +26,7 @@ CONTENDERS = (
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(ROOT / "tools")
-    monkeypatch.setattr(residents, "exchange", exchange.exchange)  # the benchmark wraps it
+    monkeypatch.setattr(exchange, "exchange", exchange.exchange)  # the benchmark wraps it
     names = ("models", "contenders", "worker", "step")
     return {name: importlib.import_module(f"bench_{name}") for name in names}
 

@@ -16,7 +16,7 @@ import torch
 import typer
 
 import fxprune
-from fxprune.cli.commands import commands
+from fxprune.cli import commands
 from fxprune.trainer.options import TrainOptions
 
 MODEL = """\

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fxprune import demo
-from fxprune.cli.commands import tables
+from fxprune.cli import tables
 from fxprune.cli.spec import resolve
 from fxprune.errors import RunError
 from fxprune.runs.run import Run

@@ -13,79 +13,23 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Lowest first. A name stands for the module fxprune.NAME, `NAME.*` for every module of the folder
-# that is not named by itself. A module imports from its own floor and from lower ones.
+# Lowest first. A name is a package of fxprune with all its modules, or a module at the top. A module
+# imports from its own floor and from lower ones.
 FLOORS = (
-    ("errors",),
-    ("registry",),
-    ("rules.base",),
-    ("rules", "rules.*"),
-    ("analysis.equalities", "analysis.label_mode", "analysis.aliasing"),
-    ("analysis.propagation",),
-    ("channels.graph",),
-    (
-        "channels.cost",
-        "budget.budget",
-        "budget.schedule",
-        "trainer.options",
-        "channels.resize",
-        "bank.packed",
-        "bank.sparse",
-        "gated.optimizer_state",
-    ),
-    (
-        "bank.bank",
-        "analysis.solve",
-        "analysis.channel_convs",
-        "gated.nodes",
-        "policies",
-        "policies.*",
-        "gated.saliency",
-    ),
-    ("bank.exchange",),
-    ("gated.gradients", "gated.optimizers"),
-    ("gated.selector", "gated.state", "gated.residents"),
-    ("gated.module",),
-    ("passes", "passes.*"),
-    ("export.onnx",),
-    ("export.latency",),
-    ("api", "gated.attach", "gated.followers", "gated.wrappers", "runs.run", "report"),
+    ("errors", "equivalence", "user_lines"),
+    ("registry", "files", "data", "tracing"),
+    ("rules", "channels", "groups"),
+    ("policies", "budget", "bank"),
+    ("analysis", "gated"),
+    ("passes",),
+    ("export", "api"),
+    ("runs",),
     ("",),  # the public names: fxprune/__init__.py
-    (
-        "trainer.loop",
-        "trainer.job",
-        "export.compare",
-        "export.pt2",
-        "trainer.plan",
-        "trainer.checkpoint",
-    ),
+    ("trainer",),
     ("demo",),
-    ("cli.tables",),
-    ("cli.commands", "__main__"),
+    ("cli", "__main__"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-# Beside the tower, and resting on nothing but the errors.
-BESIDE = (
-    *(
-        "tracing.module",
-        "cli.spec",
-        "data",
-        "files",
-        "cli.console",
-        "gated.ddp",
-        "tracing.proxies",
-        "analysis.shape_functions",
-    ),
-    *(
-        "runs.weights",
-        "tracing.deepcopy",
-        "export.condconv",
-        "equivalence",
-        "analysis.data_dependent",
-        "tracing.side_effects",
-    ),
-)
-FLOOR |= dict.fromkeys(BESIDE, FLOOR["errors"])
 FOLDERS = ("rules", "policies", "passes")
 
 
@@ -130,8 +74,7 @@ def own(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def floor(module: str) -> int | None:
-    folder = module.partition(".")[0]
-    return FLOOR.get(module, FLOOR.get(f"{folder}.*") if "." in module else None)
+    return FLOOR.get(module.partition(".")[0])
 
 
 def is_plugin(path: Path) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import ExportError, ParityError, RunError
-from fxprune.export.compare import onnx as our_onnx
+from fxprune.export import onnx as our_onnx
 from fxprune.export.onnx import BATCHES, TOLERANCE, export_onnx, latency
 
 

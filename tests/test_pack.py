@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fxprune import GatedModule, attach, instrument
-from fxprune.bank.bank import bank, take
+from fxprune.bank import bank
+from fxprune.bank.bank import take
 from fxprune.bank.exchange import Chosen
-from fxprune.gated.module import optimizer_state
 from tests.law import choose
 from tests.nets import BY_NAME, Net
 
@@ -87,7 +87,7 @@ def test_no_step_waits_for_the_device(
     net: Net, policy: str, kind: type[torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On meta tensors item(), cpu(), nonzero() and indexing by masks raise."""
-    monkeypatch.setattr(moments, "beginnings", lambda *_: {})  # asked once for each state
+    monkeypatch.setattr(optimizer_state, "beginnings", lambda *_: {})  # asked once for each state
     gated = instrument(net.model(), net.inputs(), policy=policy).train()
     gated.to("meta")
     optimizer = kind(gated.parameters(), lr=0.1)

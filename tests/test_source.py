@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.cli.commands import spec
+from fxprune.cli import spec
 from fxprune.errors import SpecError
 
 NET = """

@@ -4,7 +4,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fxprune import files
 from fxprune.errors import RunError
 from fxprune.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 
@@ -76,7 +75,7 @@ def test_a_foreign_file_is_refused(tmp_path):
 def test_another_version_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "FORMAT", 999)
+        patch.setattr(files, "FORMAT", 999)
         write_tensors(path, sample(), {})
     with pytest.raises(RunError, match="it was written by another version of fxprune"):
         read_tensors(path)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from fxprune.cli.commands import tables
+from fxprune.cli import tables
 from fxprune.trainer.loop import EpochMetrics
 
 DENSE = 1000

@@ -23,8 +23,9 @@ from fxprune.analysis.label_mode import LabelMode, results, rules, to_meta
 from fxprune.analysis.shape_functions import SIZED, AtenCall, call_of, foretold
 from fxprune.errors import TraceError
 from fxprune.rules.base import Context, Family, Place, Product, Slide, tensors_in
-from fxprune.tracing.module import TracedModule, has_leaves, lent, modules_of, tensors_of, where
+from fxprune.tracing.module import TracedModule, has_leaves, lent, modules_of, tensors_of
 from fxprune.tracing.side_effects import left_alone
+from fxprune.user_lines import where
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ from fxprune.channels.graph import (
 )
 from fxprune.channels.resize import KEY, Number, Record, Shape
 from fxprune.rules.base import PINNED, Pin, Product, Role
-from fxprune.tracing.module import TracedModule, tensors_of, where
+from fxprune.tracing.module import TracedModule, tensors_of
+from fxprune.user_lines import where
 
 Axes = Mapping[str, Mapping[int, Axis]]
 

@@ -1,7 +1,8 @@
 """Moves: of a large tensor, only the cells of the channels that change are exchanged.
 
 This is for the CPU, where a tensor's size in bytes is what an exchange costs, and where to ask
-which slots changed is free; on a GPU the answer would have to be waited for. See `fxprune.bank.packed`.
+which slots changed is free; on a GPU the answer would have to be waited for. See
+`fxprune.bank.packed`.
 """
 
 import math

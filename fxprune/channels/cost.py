@@ -1,8 +1,8 @@
 """What a network costs as a function of its groups' widths: macs and params.
 
 Both are sums of terms; a term is a scale times a product of lengths, and a length is linear in
-the widths (see `fxprune.channels.graph.Term`). One macs term is one node on one example, one params term
-one parameter.
+the widths (see `fxprune.channels.graph.Term`). One macs term is one node on one example, one
+params term is one parameter.
 """
 
 from collections.abc import Callable

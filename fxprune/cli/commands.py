@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fxprune import __version__
-from fxprune.cli.commands import console
+from fxprune.cli import console
 from fxprune.errors import DataError, FxpruneError, OptionError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def inspect(spec: Spec, shape: Input = None, as_json: Json = False) -> None:
     [bold]fxprune inspect model.py --input 3x32x32 --json[/bold].
     """
     from fxprune.api import analyze
-    from fxprune.cli.commands import tables
+    from fxprune.cli import tables
     from fxprune.cli.spec import resolve
 
     with console.phases(["building the network", "following its channels"]) as begin:
@@ -174,7 +174,7 @@ def instrument(
 
     from fxprune import api
     from fxprune.budget.budget import Budget
-    from fxprune.cli.commands import tables
+    from fxprune.cli import tables
     from fxprune.cli.spec import resolve
     from fxprune.gated.module import Settings
     from fxprune.policies import parse
@@ -332,7 +332,7 @@ def train(
     Examples: [bold]fxprune train model.fxprune --data cifar10 --download --epochs 30[/bold],
     [bold]torchrun --nproc-per-node 2 -m fxprune train model.fxprune --data cifar10[/bold].
     """
-    from fxprune.cli.commands import tables
+    from fxprune.cli import tables
     from fxprune.cli.spec import resolve
     from fxprune.gated.ddp import first_alone, launched
     from fxprune.trainer.job import Job
@@ -397,7 +397,7 @@ def train(
 
 def _show(bar: console.Bar, tick: "Tick") -> None:
     """Moves the bar; says how an epoch ended."""
-    from fxprune.cli.commands import tables
+    from fxprune.cli import tables
 
     bar.moved(tick.steps_done, tick.steps)
     if tick.metrics is not None:
@@ -444,7 +444,7 @@ def export(
     """
     import torch
 
-    from fxprune.cli.commands import tables
+    from fxprune.cli import tables
     from fxprune.cli.spec import resolve
     from fxprune.export.compare import compact_of, compare_onnx, reference_of
     from fxprune.export.pt2 import export_pt2
@@ -541,7 +541,7 @@ def demo(
     Under two minutes on two cores. Needs scikit-learn, which the extra "demo" brings.
     """
     from fxprune import demo as demonstration
-    from fxprune.cli.commands import tables
+    from fxprune.cli import tables
 
     with console.bar("reading the digits") as bar:
 

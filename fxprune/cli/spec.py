@@ -20,8 +20,6 @@ import importlib.util
 import inspect
 import re
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +30,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import SpecError
+from fxprune.user_lines import user_line
 
 BATCH = 2  # rows of made-up example inputs; one row would not do for a batch norm behind a pooling
 
@@ -122,40 +121,6 @@ def parse_shapes(text: str) -> tuple[tuple[int, ...], ...]:
             )
         shapes.append(tuple(map(int, sizes)))
     return tuple(shapes)
-
-
-def user_line(error: BaseException) -> str:
-    """Names the innermost line of the user's own code that `error` went through.
-
-    Code of the standard library, of installed packages and of fxprune is not the user's; if there
-    is nothing else, the innermost line of all is taken. Empty where there is no traceback.
-    """
-    if isinstance(error, SyntaxError) and error.filename:
-        return _line(error.filename, error.lineno, error.text)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _is_foreign(frame.filename)]
-    for frame in (own or list(frames))[-1:]:
-        return _line(frame.filename, frame.lineno, frame.line)
-    return ""
-
-
-def _line(filename: str, number: int | None, text: str | None) -> str:
-    path = Path(filename)
-    with contextlib.suppress(ValueError):
-        path = path.relative_to(Path.cwd())
-    return f"{path}:{number}   {(text or '').strip()}".rstrip()
-
-
-def _is_foreign(filename: str) -> bool:
-    return filename.startswith("<") or any(map(filename.startswith, _foreign_folders()))
-
-
-@functools.cache
-def _foreign_folders() -> tuple[str, ...]:
-    here = Path(__file__).parent
-    paths = sysconfig.get_paths()
-    names = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return (*names, str(here), str(here.parent / "passes"))
 
 
 def _split_options(spec: str) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import ChannelGraph, Member
-from fxprune.cli.commands import console
+from fxprune.cli import console
 from fxprune.cli.spec import Source
 from fxprune.demo import Demo
 from fxprune.export.compare import Comparison

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fxprune import registry
-from fxprune.bank.bank import exchange
+from fxprune.bank import exchange
 from fxprune.bank.exchange import Chosen
 from fxprune.budget.schedule import Pace
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
-from fxprune.gated.module import ddp
+from fxprune.gated import ddp
 from fxprune.gated.nodes import seen, taps, to_gated
 from fxprune.gated.optimizers import Rounds
 from fxprune.gated.residents import Holdings

@@ -18,8 +18,8 @@ from fxprune.bank.bank import Bank, Slots, take
 from fxprune.bank.exchange import Chosen, Item, homes, store
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.errors import GateError
+from fxprune.gated import optimizer_state
 from fxprune.gated.gradients import Pending
-from fxprune.gated.module import optimizer_state
 from fxprune.gated.saliency import Meter
 
 

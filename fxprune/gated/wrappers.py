@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from fxprune.errors import GateError
+from fxprune.gated import ddp
 from fxprune.gated.followers import follow
-from fxprune.gated.module import GatedModule, ddp
+from fxprune.gated.module import GatedModule
 
 _TIMM = "timm.utils.model_ema"
 

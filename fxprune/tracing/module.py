@@ -6,7 +6,6 @@ Most networks have the same graph in both modes. Where they differ (auxiliary he
 
 import contextlib
 import copy
-import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -232,23 +231,6 @@ def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
         own = known[path] if path in known else source.get_submodule(path)
         if own is not module:
             module.training = own.training
-
-
-def where(node: fx.Node) -> str:
-    """The user's line that made a node, as `file:line   code`; empty where fx did not record it."""
-    frames = list(_frames(node.stack_trace or ""))
-    own = [frame for frame in frames if "/torch/" not in frame[0] and "/fxprune/" not in frame[0]]
-    for path, line, code in reversed(own or frames):
-        return f"{path}:{line}   {code}"
-    return ""
-
-
-def _frames(trace: str) -> Iterator[tuple[str, str, str]]:
-    lines = trace.splitlines()
-    for head, code in itertools.pairwise(lines):
-        if head.lstrip().startswith("File "):
-            path, line = head.split('"')[1], head.split("line ")[1].split(",")[0]
-            yield path, line, code.strip()
 
 
 def _targets(graph: fx.Graph) -> dict[Any, None]:

@@ -33,7 +33,8 @@ class TrainOptions:
             on a CPU.
         channels_last: NHWC memory: "auto" is on, but for a GPU in full precision.
         budget_schedule: how a gated network falls from all channels to its budget, such as
-            "linear{begin=0.1,end=0.6}"; see `fxprune.budget.schedule`. "constant" is the budget from the
+            "linear{begin=0.1,end=0.6}"; see `fxprune.budget.schedule`. "constant" is the budget
+            from the
             first step on; "auto" is that for policies that do best with it (`Policy.falls`) unless
             `train_macs` is given, and for others "cubic" from the first tenth to 0.4 of the run,
             or earlier where the network settles earlier.

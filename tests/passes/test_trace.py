@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from fxprune.errors import TraceError
 from fxprune.passes import Program, apply
-from fxprune.tracing.module import TracedModule, where
+from fxprune.tracing.module import TracedModule
+from fxprune.user_lines import where
 from tests.nets import BY_NAME, Net
 from tests.passes import tiny
 from tests.passes.tiny import printed, start

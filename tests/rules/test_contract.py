@@ -44,7 +44,7 @@ def test_meets_its_rule(example: Example, monkeypatch: pytest.MonkeyPatch) -> No
         met.add(type(rule))
         return rule
 
-    monkeypatch.setattr(dispatch, "_rule", noted)
+    monkeypatch.setattr(label_mode, "_rule", noted)
     analyze(example.model(), inputs())
     assert example.rule in met
 

@@ -1,0 +1,187 @@
+"""Loads data sets by name."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from fxprune.data.splits import Batch, FolderSplit, Normalise, Split, TensorSplit
+from fxprune.errors import DataError
+
+FOLDER = "folder:"
+
+
+NAMES = ("cifar10", "cifar100", "fashion-mnist", "mnist", "digits", f"{FOLDER}DIR")
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Images with classes, split into what trains and what only evaluates."""
+
+    name: str
+    train: Split
+    val: Split
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    """Of one image: (C, H, W)."""
+
+
+def load(
+    name: str,
+    *,
+    root: Path = Path("data"),
+    download: bool = False,
+    image_size: tuple[int, int] = (224, 224),
+    workers: int = 0,
+) -> DataSet:
+    """Loads a data set by its name.
+
+    Args:
+        name: one of `NAMES`; `folder:DIR` wants DIR/train and DIR/val with a folder per class.
+        root: where torchvision's data sets are, or are put.
+        download: fetch what is missing.
+        image_size: height and width that `folder:` images are brought to, pixels.
+        workers: processes that decode the images of `folder:`.
+
+    Raises:
+        DataError: no such name, files missing or damaged, or scikit-learn missing for `digits`.
+    """
+    if name.startswith(FOLDER):
+        return _folder(Path(name.removeprefix(FOLDER)).expanduser(), image_size, workers)
+    if name == "digits":
+        return _digits()
+    if name in _TORCHVISION:
+        return _torchvision(name, root, download)
+    raise DataError(f"unknown data set {name!r}", do=f"known: {', '.join(NAMES)}")
+
+
+def from_tensors(
+    name: str,
+    train: Batch,
+    val: Batch,
+    classes: tuple[str, ...],
+    *,
+    pad: int = 0,
+    flip: bool = False,
+) -> DataSet:
+    """Makes a data set of images in memory; normalised by the mean and std of `train`.
+
+    Args:
+        name: what it is called in reports.
+        train: images, uint8 [N, C, H, W], and labels, int64 [N], to train on.
+        val: the same, only to evaluate on.
+        classes: their names; labels count from 0 in this order.
+        pad: pixels that augmentation may move an image, each way.
+        flip: whether augmentation mirrors images.
+
+    Raises:
+        DataError: wrong dtypes or shapes, or a label outside the classes.
+    """
+    normalise = Normalise.of(train[0])
+    splits = [TensorSplit(*part, normalise, pad, flip) for part in (train, val)]
+    for split in splits:
+        if len(split) == 0 or not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(
+            classes
+        ):
+            raise DataError(
+                f"cannot use the data set {name}",
+                why=f"a split is empty or has labels outside 0..{len(classes) - 1}",
+            )
+    _, channels, height, width = train[0].shape
+    return DataSet(name, splits[0], splits[1], classes, (channels, height, width))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """How one of torchvision's data sets is read and augmented."""
+
+    make: Callable[..., Any]
+    pad: int
+    flip: bool
+
+
+_TORCHVISION = {
+    "cifar10": _Known(datasets.CIFAR10, pad=4, flip=True),
+    "cifar100": _Known(datasets.CIFAR100, pad=4, flip=True),
+    "fashion-mnist": _Known(datasets.FashionMNIST, pad=2, flip=True),
+    "mnist": _Known(datasets.MNIST, pad=2, flip=False),
+}
+
+
+def _torchvision(name: str, root: Path, download: bool) -> DataSet:
+    known = _TORCHVISION[name]
+    try:
+        parts = [known.make(root, train=train, download=download) for train in (True, False)]
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise DataError(
+            f"cannot read the data set {name} from {root}",
+            why=str(error),
+            do="give --download to fetch it, or the folder that holds it",
+        ) from error
+    train, val = [(_images(part.data), torch.as_tensor(part.targets)) for part in parts]
+    return from_tensors(name, train, val, tuple(parts[0].classes), pad=known.pad, flip=known.flip)
+
+
+def _images(data: Any) -> Tensor:
+    """Brings [N, H, W] or [N, H, W, C] to uint8 [N, C, H, W]."""
+    images = torch.as_tensor(data)
+    return images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _digits() -> DataSet:
+    """1,797 handwritten digits, 8x8; every fifth is kept for evaluation."""
+    try:
+        bunch = importlib.import_module("sklearn.datasets").load_digits()
+    except ImportError as error:
+        raise DataError(
+            "the data set digits needs scikit-learn",
+            do='install it: pip install "fxprune[demo]"',
+        ) from error
+    images = torch.from_numpy(bunch.images * 15).to(torch.uint8)[:, None]  # 0..16 -> 0..240
+    labels = torch.from_numpy(bunch.target).to(torch.int64)
+    held_out = torch.arange(len(labels)) % 5 == 4
+    return from_tensors(
+        "digits",
+        (images[~held_out], labels[~held_out]),
+        (images[held_out], labels[held_out]),
+        tuple(map(str, range(10))),
+        pad=1,
+    )
+
+
+def _folder(path: Path, size: tuple[int, int], workers: int) -> DataSet:
+    plain = v2.Compose([v2.Resize(_larger(size)), v2.CenterCrop(size), v2.PILToTensor()])
+    augmented = v2.Compose(
+        [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    )
+    normalise = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's
+    parts = {}
+    for part in ("train", "val"):
+        try:
+            folders = [datasets.ImageFolder(path / part, how) for how in (plain, augmented)]
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DataError(
+                f"cannot read images from {path / part}",
+                why=str(error),
+                do=f"put a folder per class, with images in it, under {path}/train and {path}/val",
+            ) from error
+        parts[part] = FolderSplit(folders[0], folders[1], normalise, workers)
+    train, val = parts["train"], parts["val"]
+    if train.plain.classes != val.plain.classes:
+        odd = sorted(set(train.plain.classes) ^ set(val.plain.classes))
+        raise DataError(
+            f"{path}/train and {path}/val do not have the same classes",
+            why=f"only in one of them: {', '.join(odd)}",
+        )
+    return DataSet(f"{FOLDER}{path}", train, val, tuple(train.plain.classes), (3, *size))
+
+
+def _larger(size: tuple[int, int]) -> tuple[int, int]:
+    """The size before the central crop: an eighth more each way, as is usual for ImageNet."""
+    return size[0] * 8 // 7, size[1] * 8 // 7
