@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Lowest first. A name is a package of fxprune with all its modules, or a module at the top. A module
-# imports from its own floor and from lower ones.
+# Lowest first. A name is a package of fxprune with all its modules, or a module at the top.
+# A module imports from its own floor and from lower ones.
 FLOORS = (
     ("errors", "equivalence", "user_lines"),
     ("registry", "files", "data", "tracing"),

@@ -7,6 +7,7 @@ from fxprune import GatedModule, attach, instrument
 from fxprune.bank import bank
 from fxprune.bank.bank import take
 from fxprune.bank.exchange import Chosen
+from fxprune.gated import optimizer_state
 from tests.law import choose
 from tests.nets import BY_NAME, Net
 

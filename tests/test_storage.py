@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fxprune import files
 from fxprune.errors import RunError
 from fxprune.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 

@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 import fxprune
+from fxprune.bank import exchange
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
