@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))  # the tests are no installed package
 import torch  # noqa: E402
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 
-from tests.random_nets import RandomNet, nets  # noqa: E402
-from tests.trial import LawError, Trial, onnx_trial, trial  # noqa: E402
+from tests.support.random_nets import RandomNet, nets  # noqa: E402
+from tests.support.trial import LawError, Trial, onnx_trial, trial  # noqa: E402
 
 ROUND = 250
 """Networks of one run of hypothesis, which stops at its first failure."""
@@ -44,8 +44,8 @@ REPEAT = """
 
 from fxprune import instrument, shrink  # {what}
 from fxprune.bank.exchange import Chosen
-from tests.law import gap, zeroed
-from tests.topologies.base import randomised
+from tests.support.law import gap, zeroed
+from tests.support.topologies.base import randomised
 
 torch.manual_seed(0)
 model = randomised(Net()).double().eval()

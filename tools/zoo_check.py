@@ -18,7 +18,7 @@ from zoo_models import Entry
 import fxprune
 from fxprune.bank.exchange import Chosen
 from fxprune.errors import FxpruneError
-from tests.law import choose, gap, zeroed
+from tests.support.law import choose, gap, zeroed
 
 KEEP = 0.5
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

@@ -21,7 +21,7 @@ from zoo_check import KEEP, TOLERANCE, Record, Stages, counted, square
 from zoo_models import Entry
 
 import fxprune
-from tests.law import gap
+from tests.support.law import gap
 
 
 def examine(entry: Entry, record: Record) -> None:

@@ -1,0 +1,1 @@
+"""Whole trainings, several processes, compilers."""

@@ -1,0 +1,1 @@
+"""The one law: gated, shrunk, exported and zeroed networks compute the same."""

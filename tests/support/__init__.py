@@ -1,0 +1,1 @@
+"""What tests share: networks, oracles, random networks."""

@@ -1,0 +1,1 @@
+"""Small networks, a file a family; `tests.support.nets` collects them."""

@@ -1,1 +1,0 @@
-"""Small networks, a file a family; `tests.nets` collects them."""

@@ -1,0 +1,194 @@
+"""Gradients belong to the channels that made them, whatever is evaluated or chosen meanwhile."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune import GatedModule, attach, instrument
+from fxprune.errors import GateError
+from tests.support.nets import BY_NAME
+from tests.support.oracle import loss_of
+from tests.unit.gated.test_attach import build, sgd, train_step
+
+NET = BY_NAME["resnet_projection"]
+FALL = {"schedule": "linear{begin=0.2,end=0.9}", "steps": 12}
+
+
+def pair(schedule: bool) -> list[tuple[GatedModule, torch.optim.Optimizer]]:
+    """Two equal networks with their optimisers, after some steps; evaluation has other channels."""
+    found = []
+    for _ in range(2):
+        gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+        optimizer = sgd(gated.parameters())
+        attach(gated, optimizer, **(FALL if schedule else {}))
+        for step in range(3):
+            train_step(gated, optimizer, NET, step)
+        optimizer.zero_grad()
+        found.append((gated, optimizer))
+    return found
+
+
+def same(one: GatedModule, two: GatedModule) -> bool:
+    a, b = one.training_state(), two.training_state()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("schedule", [False, True])
+def test_an_evaluation_in_the_midst_of_an_accumulation(schedule: bool, inference: bool) -> None:
+    (plain, optimizer), (looked, other) = pair(schedule)
+    for half in (3, 4):
+        loss_of(plain, NET, half).backward()
+        loss_of(looked, NET, half).backward()
+        gradients = [p.grad for p in looked.parameters()]
+        with torch.inference_mode(inference):
+            looked.eval()
+            assert not torch.equal(looked.executing, plain.executing)
+            looked(*NET.inputs())
+            looked.train()
+        assert all(p.grad is g for p, g in zip(looked.parameters(), gradients, strict=True))
+    optimizer.step()
+    other.step()
+    plain.zero_grad()
+    looked.zero_grad()
+    # Running statistics do not differ either: evaluation leaves them alone.
+    train_step(plain, optimizer, NET, 5)
+    train_step(looked, other, NET, 5)
+    assert same(plain, looked)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_what_is_zeroed_in_evaluation_mode_stays_zero(set_to_none: bool) -> None:
+    (plain, optimizer), (looked, other) = pair(schedule=True)
+    loss_of(looked, NET, 3).backward()
+    looked.eval()
+    other.zero_grad(set_to_none=set_to_none)
+    looked.train()
+    assert not any(p.grad is not None and p.grad.any() for p in looked.parameters())
+    looked.load_state_dict(copy.deepcopy(plain.state_dict()))  # the forward moved the statistics
+    train_step(plain, optimizer, NET, 4)
+    train_step(looked, other, NET, 4)
+    assert same(plain, looked)
+
+
+def _settle(gated: GatedModule) -> None:
+    gated.settle()
+
+
+def _select(gated: GatedModule) -> None:
+    gated.select(gated.best())
+
+
+def _evaluate(gated: GatedModule) -> None:
+    gated.eval()
+
+
+def _spend(gated: GatedModule) -> None:
+    gated.spend(0.9 if gated.widths == gated.best().widths else 0.5)
+
+
+@pytest.mark.parametrize("change", [_settle, _select, _evaluate, _spend])
+@pytest.mark.parametrize("schedule", [False, True])
+def test_gradients_of_other_channels_are_not_applied(
+    schedule: bool, change: Callable[[GatedModule], None]
+) -> None:
+    (gated, optimizer), _ = pair(schedule)
+    loss_of(gated, NET, 3).backward()
+    change(gated)
+    before = {name: tensor.clone() for name, tensor in gated.state_dict().items() if name[0] != "_"}
+    with pytest.raises(GateError, match="the gradients are those of other channels"):
+        optimizer.step()
+    assert all(torch.equal(gated.state_dict()[name], tensor) for name, tensor in before.items())
+    train_step(gated.train(), optimizer, NET, 4)  # and it goes on
+
+
+def test_training_in_evaluation_mode_goes_on() -> None:
+    """Gradients that lie about from training do not stand in the way."""
+    gated, optimizer = build(NET, policy="random")
+    train_step(gated, optimizer, NET, 0)
+    gated.eval()
+    for step in (1, 2):
+        before = gated.training_state()
+        train_step(gated, optimizer, NET, step)
+        assert any(not torch.equal(before[key], t) for key, t in gated.training_state().items())
+
+
+def test_casts_of_what_leaves_are_not_kept() -> None:
+    gated, optimizer = build(NET, policy="random")
+    train_step(gated, optimizer, NET, 0)
+    images = NET.inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        gated(*images)
+        gated.eval()
+        shown = gated(*images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gated(*images), shown)
+
+
+def test_a_layer_replaced_by_one_that_does_not_fit() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    gated = instrument(model, (torch.zeros(2, 3, 9, 9),))
+    gated.add_module("2", nn.Conv2d(8, 4, 3))
+    with pytest.raises(GateError, match=r"2\.weight was replaced .*\n  why  it is \(4, 8, 3, 3\)"):
+        attach(gated, sgd(gated.parameters()))
+
+
+def test_a_layer_replaced_by_one_that_fits() -> None:
+    """As torch.nn.SyncBatchNorm.convert_sync_batchnorm does."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    gated = instrument(model.train(), (torch.zeros(2, 3, 9, 9),), policy="random")
+    norm = nn.BatchNorm2d(4)
+    gated.add_module("1", norm)
+    optimizer = sgd(gated.parameters())
+    attach(gated, optimizer)
+    for _ in range(3):
+        executing = gated.executing[:4].tolist()
+        gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
+        measured = norm.running_mean.clone()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert torch.equal(gated.dense_state_dict()["1.running_mean"][executing], measured)
+
+
+def test_a_layer_of_another_dtype() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    gated = instrument(model, (torch.zeros(2, 3, 9, 9),)).bfloat16()
+    gated.get_submodule("1").float()
+    with pytest.raises(GateError, match="and dtypes of the whole network"):
+        gated.eval()
+
+
+def test_gradients_that_wait_take_part_in_a_change_of_dtype() -> None:
+    gated, optimizer = build(NET, policy="random")
+    train_step(gated, optimizer, NET, 0)
+    optimizer.zero_grad()
+    loss_of(gated, NET, 1).backward()
+    before = [p.grad.double() for p in gated.parameters()]
+    gated.eval()
+    gated.double()
+    gated.train()
+    assert all(torch.equal(p.grad, g) for p, g in zip(gated.parameters(), before, strict=True))
+
+
+def test_what_was_applied_does_not_wait() -> None:
+    """Nor is it missed: settle, freeze, and train what is not gated."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.PReLU(4))
+    gated = instrument(model, (torch.zeros(2, 3, 9, 9),), policy="random")
+    optimizer = sgd(gated.parameters())
+    attach(gated, optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
+        optimizer.step()
+    gated.eval()
+    assert all(p.grad is None or p.grad.any() for p in gated.parameters())
+    gated.train()
+    gated.settle()
+    for name, parameter in gated.named_parameters():
+        parameter.requires_grad = name == "3.weight"
+    optimizer.zero_grad()
+    gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
+    optimizer.step()

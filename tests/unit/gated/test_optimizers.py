@@ -1,0 +1,345 @@
+"""Several optimisers, wrapped ones, new ones, skipped steps: state stays with its channel."""
+
+import copy
+from typing import Any
+
+import pytest
+import timm.optim
+import torch
+from torch import Tensor, nn
+
+from fxprune import GatedModule, attach, instrument
+from fxprune.errors import GateError, RunError
+from tests.support.law import choose
+from tests.support.nets import BY_NAME
+from tests.support.oracle import loss_of, moments, resting
+from tests.unit.gated.test_attach import build, dense, sgd, train_step
+
+NET = BY_NAME["resnet_projection"]
+FALL = {"schedule": "linear{begin=0.1,end=0.9}", "steps": 8}
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_two_optimizers_share_the_parameters(schedule: bool) -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    parts: list[list[nn.Parameter]] = [[], []]
+    for parameter in gated.parameters():
+        parts[parameter.dim() > 1].append(parameter)
+    optimizers = [torch.optim.AdamW(parts[0], 0.01), sgd(parts[1])]
+    attach(gated, optimizers[0], **(FALL if schedule else {}))
+    attach(gated, optimizers[1])
+    for step in range(6):
+        executing, before = gated.executing.clone(), dense(gated)
+        chosen = gated._chosen
+        loss_of(gated, NET, step).backward()
+        optimizers[0].step()
+        assert torch.equal(gated.executing, executing), "not before both have stepped"
+        optimizers[1].step()
+        assert gated.steps == step + 1
+        assert not torch.equal(gated.executing, executing) or schedule
+        for name, tensor in dense(gated).items():
+            rests = resting(gated, name, chosen)
+            assert torch.equal(tensor[rests], before[name][rests]), name
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+    keys = {key for states in gated.bank.states.values() for key in states}
+    assert keys == {"exp_avg", "exp_avg_sq", "momentum_buffer"}
+
+
+def test_a_schedule_goes_with_its_optimizer() -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    first = attach(gated, sgd(gated.parameters()), schedule="linear{begin=0,end=0.5}", steps=8)
+    train_step(gated, first.optimizer, NET, 0)
+    widths = gated.widths
+    assert widths > gated.best().widths
+    first.detach()
+    second = sgd(gated.parameters())
+    attach(gated, second)
+    for step in range(1, 6):
+        train_step(gated, second, NET, step)
+    assert gated.widths == widths
+
+
+class Sharpness(torch.optim.Optimizer):
+    """A wrapper in the manner of SAM: the state is that of the one inside."""
+
+    def __init__(self, base: torch.optim.Optimizer) -> None:
+        super().__init__(base.param_groups, {})
+        self.base = base
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.base.step(closure)
+
+
+@pytest.mark.parametrize("wrap", [Sharpness, timm.optim.Lookahead])
+def test_the_state_of_a_wrapped_optimizer_follows(wrap: Any) -> None:
+    plain = instrument(NET.model().train(), NET.inputs(), policy="random")
+    wrapped = copy.deepcopy(plain)
+    optimizer, inner = sgd(plain.parameters()), sgd(wrapped.parameters())
+    outer = wrap(inner)
+    attach(plain, optimizer)
+    attach(wrapped, outer)
+    for step in range(4):
+        train_step(plain, optimizer, NET, step)
+        train_step(wrapped, outer, NET, step)
+    one, two = moments(plain, optimizer), moments(wrapped, inner)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_two_wrapped_optimizers() -> None:
+    plain = instrument(NET.model().train(), NET.inputs(), policy="random")
+    wrapped = copy.deepcopy(plain)
+    optimizer = sgd(plain.parameters())
+    attach(plain, optimizer)
+    halves = [[*wrapped.parameters()][part::2] for part in (0, 1)]
+    inner = [sgd(half) for half in halves]
+    outer = [Sharpness(one) for one in inner]
+    for one in outer:
+        attach(wrapped, one)
+    for step in range(4):
+        train_step(plain, optimizer, NET, step)
+        loss_of(wrapped, NET, step).backward()
+        for one in outer:
+            one.step()
+        wrapped.zero_grad()
+    one = moments(plain, optimizer)
+    two = {**moments(wrapped, inner[0]), **moments(wrapped, inner[1])}
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("kind", ["MADGRAD", "Lookahead", "own"])
+def test_a_state_that_is_a_copy_of_its_parameter(kind: str) -> None:
+    """With next to no learning rate it keeps the weights; zeros in it would shrink them."""
+
+    class Free(torch.optim.Optimizer):
+        """An average of its own, whose constructor cannot be called for a trial."""
+
+        def __init__(self, weights: Any, rate: float) -> None:
+            super().__init__(weights, {"lr": rate})
+
+        @torch.no_grad()
+        def step(self, _: Any = None) -> None:  # type: ignore[override]
+            for p in self.param_groups[0]["params"]:
+                z = self.state[p].setdefault("z", p.clone())
+                p.lerp_(z, 0.5)
+
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    gated = instrument(model, (torch.zeros(2, 3, 9, 9),), policy="random")
+    weights = [*gated.parameters()]
+    optimizer = {
+        "MADGRAD": lambda: timm.optim.MADGRAD(weights, 1e-7),
+        "Lookahead": lambda: timm.optim.Lookahead(torch.optim.SGD(weights, 1e-9), k=2),
+        "own": lambda: Free(weights, 1e-9),
+    }[kind]()
+    attach(gated, optimizer)
+    before = gated.dense_state_dict()
+    for _ in range(8):
+        gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, tensor in gated.dense_state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_new_optimizer_begins_without_the_momentum_of_the_old(loaded: bool) -> None:
+    gated, optimizer = build(NET, policy="random")
+    for step in range(4):
+        train_step(gated, optimizer, NET, step)
+    if loaded:
+        other = instrument(NET.model().train(), NET.inputs(), policy="random")
+        other.load_state_dict(gated.state_dict())
+        gated = other
+    fresh = torch.optim.SGD(gated.parameters(), 0.05, momentum=0.9)
+    attach(gated, fresh)
+    for step in range(4):
+        loss_of(gated, NET, step).backward()
+        for parameter in gated.parameters():
+            parameter.grad.zero_()
+        fresh.step()
+        fresh.zero_grad()
+    assert not any(tensor.any() for tensor in moments(gated, fresh).values())
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_momentum_keeps_its_channel_when_the_network_goes_back(schedule: bool) -> None:
+    """The optimiser is not loaded: each executing channel keeps the momentum that it has."""
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    optimizer = sgd(gated.parameters())
+    attach(gated, optimizer, **(FALL if schedule else {}))
+    for step in range(2):
+        train_step(gated, optimizer, NET, step)
+    earlier = copy.deepcopy(gated.state_dict())
+    for step in range(2, 5):
+        train_step(gated, optimizer, NET, step)
+    before = moments(gated, optimizer)
+    gated.load_state_dict(earlier)
+    after = moments(gated, optimizer)
+    for key, tensor in after.items():
+        executes = ~resting(gated, key.split("/", 1)[1], gated._chosen)
+        assert torch.equal(tensor[executes], before[key][executes]), key
+    train_step(gated, optimizer, NET, 5)
+
+
+def test_a_loaded_optimizer_is_left_alone() -> None:
+    """In whatever order the two are loaded."""
+    gated, optimizer = build(NET, policy="random")
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+    states = copy.deepcopy(gated.state_dict()), copy.deepcopy(optimizer.state_dict())
+    wanted = moments(gated, optimizer)
+    for step in range(3, 6):
+        train_step(gated, optimizer, NET, step)
+    for first in (0, 1):
+        for number in (first, 1 - first):
+            (gated, optimizer)[number].load_state_dict(copy.deepcopy(states[number]))
+        found = moments(gated, optimizer)
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_momentum_survives_a_change_of_dtype() -> None:
+    gated, optimizer = build(NET, policy="random")
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+    before = moments(gated, optimizer)
+    gated.double()
+    everyone = torch.arange(gated.channels.layout.total)
+    gated.select(type(gated._chosen)(everyone, gated.channels.layout.sizes))
+    for key, tensor in moments(gated, optimizer).items():
+        assert torch.equal(tensor, before[key]), key
+
+
+def test_lbfgs_is_told_of_whatever_its_first_parameter_is() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    gated = instrument(model, (torch.zeros(2, 3, 9, 9),), policy="random")
+    outside = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.LBFGS([outside, *gated.parameters()], 0.01, max_iter=2)
+    attach(gated, optimizer)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = gated(torch.ones(2, 3, 9, 9)).square().mean() + outside.square().sum()
+        loss.backward()
+        return loss
+
+    with pytest.warns(UserWarning, match="of LBFGS does not follow") as told:
+        optimizer.step(closure)
+    assert "the state 'd' of LBFGS does not follow the channels" in str(told[0].message)
+
+
+@pytest.mark.parametrize(
+    "change", [{"policy": "cucb"}, {"budget": "keep=0.25"}, {"round_to": 2}], ids=str
+)
+def test_the_state_of_another_policy_or_budget_is_refused(change: dict[str, Any]) -> None:
+    gated, optimizer = build(NET, policy="random")
+    train_step(gated, optimizer, NET, 0)
+    settings = {"policy": "random", "budget": "keep=0.5", **change}
+    other: GatedModule = instrument(NET.model(), NET.inputs(), **settings)
+    before = other.training_state()
+    with pytest.raises(
+        RunError, match="belongs to another policy or budget\n  why  it was trained"
+    ):
+        other.load_state_dict(gated.state_dict())
+    after = other.training_state()
+    assert all(torch.equal(after[key], before[key]) for key in before if key[:6] != "dense/")
+
+
+def test_what_shards_parameters_is_refused() -> None:
+    class FullyShardedDataParallel(nn.Module):
+        """By its name; the real one needs a process group before it looks at the module."""
+
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    gated = instrument(NET.model(), NET.inputs())
+    with pytest.raises(GateError, match="cannot be sharded over processes"):
+        FullyShardedDataParallel(gated)
+
+
+def test_attached_again_and_again() -> None:
+    """What is tracked twice would be exchanged twice; large tensors would go wrong by that."""
+    model = nn.Sequential(nn.Conv2d(3, 160, 3), nn.ReLU(), nn.Conv2d(160, 96, 3), nn.ReLU())
+    model.append(nn.Conv2d(96, 4, 1))
+    gated = instrument(model, (torch.zeros(2, 3, 9, 9),), policy="random")
+    optimizer = torch.optim.SGD(gated.parameters(), 0.0, momentum=1.0)
+    attach(gated, optimizer).detach()
+    controller = attach(gated, optimizer)
+    for _ in range(3):
+        gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    controller.detach()
+    attach(gated, optimizer)
+    before = moments(gated, optimizer)
+    chosen = gated._chosen
+    gated.select(choose(gated.channels, gated.widths, seed=7))
+    gated.select(chosen)
+    after = moments(gated, optimizer)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_round_in_which_one_is_missing_exchanges_nothing(missing: int) -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    parameters = [*gated.parameters()]
+    optimizers = [sgd(parameters[::2]), sgd(parameters[1::2])]
+    for optimizer in optimizers:
+        attach(gated, optimizer)
+    for step in range(6):
+        executing = gated.executing.clone()
+        loss_of(gated, NET, step).backward()
+        for number, optimizer in enumerate(optimizers):
+            if step % 3 or number != missing:
+                assert torch.equal(gated.executing, executing), "gradients are of these channels"
+                optimizer.step()
+            optimizer.zero_grad()
+        assert torch.equal(gated.executing, executing) == (step % 3 == 0)
+
+
+def test_an_evaluation_between_two_optimizers() -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    parameters = [*gated.parameters()]
+    one, two = sgd(parameters[::2]), sgd(parameters[1::2])
+    attach(gated, one)
+    attach(gated, two)
+    loss_of(gated, NET, 0).backward()
+    one.step()
+    gated.eval()
+    with pytest.raises(GateError, match="the gradients are those of other channels"):
+        two.step()
+
+
+def test_the_state_of_other_parameters_stays() -> None:
+    """Adafactor's factors of a layer that is not gated, while widths change."""
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    other = nn.Linear(4, 4)
+    optimizer = torch.optim.Adafactor([*gated.parameters(), *other.parameters()], 0.01)
+    attach(gated, optimizer, **FALL)
+
+    def train(step: int) -> None:
+        optimizer.zero_grad()
+        (loss_of(gated, NET, step) + other(torch.ones(4)).square().sum()).backward()
+        optimizer.step()
+
+    with pytest.warns(UserWarning, match="of Adafactor does not follow"):
+        train(0)
+    for step in range(1, 5):
+        train(step)
+    assert int(optimizer.state[other.weight]["step"]) == 5
+
+
+def test_momentum_inside_a_wrapper_when_the_network_goes_back() -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    inner = sgd(gated.parameters())
+    outer = Sharpness(inner)
+    attach(gated, outer)
+    train_step(gated, outer, NET, 0)
+    earlier = copy.deepcopy(gated.state_dict())
+    for step in (1, 2):
+        train_step(gated, outer, NET, step)
+    before = moments(gated, inner)
+    gated.load_state_dict(earlier)
+    for key, tensor in moments(gated, inner).items():
+        executes = ~resting(gated, key.split("/", 1)[1], gated._chosen)
+        assert torch.equal(tensor[executes], before[key][executes]), key

@@ -1,0 +1,82 @@
+"""Fold: which norms become part of the layer before them, and which cannot."""
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from tests.support.law import at_random, gap
+from tests.support.nets import BY_NAME
+from tests.unit.passes.tiny import printed
+
+LEFT = {
+    "vgg_bn": [],
+    "resnet_option_a": [],
+    "resnet_bottleneck": [],
+    "mobilenet": [],
+    "unet": [],
+    "one_and_three": [],
+    "transposed_depthwise": [],
+    # the norm is not alone behind its convolution: a concatenation or a shortcut needs it raw
+    "densenet": ["a.norm", "b.norm", "transition.0", "c.norm", "norm"],
+    "shared": ["bn"],  # it runs twice
+    "tied": [],
+    "opaque": ["block.bn"],  # inside a leaf
+}
+
+
+def norms(module: nn.Module) -> list[str]:
+    kinds = nn.modules.batchnorm._BatchNorm
+    return [name for name, child in module.named_modules() if isinstance(child, kinds)]
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_left(name: str) -> None:
+    net = BY_NAME[name]
+    gated = fxprune.instrument(net.model(), net.inputs())
+    gated.settle(at_random(gated.channels, 3))
+    compact = fxprune.shrink(gated)
+    before = norms(compact)
+    folded = fxprune.fold(compact)
+    assert sorted(norms(folded)) == sorted(LEFT[name])
+    assert norms(compact) == before  # the given one stays
+    with torch.no_grad():
+        assert gap(compact(*net.inputs(3)), folded(*net.inputs(3))) <= 1e-12
+
+
+def test_the_folded_graph() -> None:
+    net = BY_NAME["resnet_option_a"]
+    folded = fxprune.fold(fxprune.shrink(fxprune.instrument(net.model(), net.inputs())))
+    assert printed(folded).splitlines()[1:6] == [
+        "conv = self.conv(x)",
+        "relu = torch.nn.functional.relu(conv, inplace = False)",
+        'blocks_0_conv1 = getattr(self.blocks, "0").conv1(relu)',
+        "relu_1 = torch.nn.functional.relu(blocks_0_conv1, inplace = False)",
+        'blocks_0_conv2 = getattr(self.blocks, "0").conv2(relu_1)',
+    ]
+
+
+@pytest.mark.parametrize("name", ["auxiliary_head", "vgg_bn"])
+def test_a_folded_network_has_one_graph(name: str) -> None:
+    """Without its norms there is nothing to train; the mode changes nothing but dropout."""
+    net = BY_NAME[name]
+    gated = fxprune.instrument(net.model(), net.inputs())
+    folded = fxprune.fold(fxprune.shrink(gated))
+    code = printed(folded)
+    folded.train()
+    assert printed(folded) == code
+    folded.eval()
+    with torch.no_grad():
+        assert gap(gated(*net.inputs()), folded(*net.inputs())) <= 1e-12
+
+
+def test_a_linear_layer_takes_its_norm() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    nn.init.uniform_(model[1].running_mean)
+    compact = fxprune.shrink(fxprune.instrument(model, (torch.zeros(3, 6),)))
+    folded = fxprune.fold(compact)
+    assert norms(folded) == []
+    x = torch.randn(5, 6)
+    with torch.no_grad():
+        assert gap(compact(x), folded(x)) <= 1e-6

@@ -1,0 +1,238 @@
+"""What a user reads when something is refused, word by word."""
+
+import copy
+import linecache
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxprune
+from fxprune.bank.exchange import Chosen
+from fxprune.errors import FxpruneError, GateError, OptionError, RunError, TraceError
+from tests.support.nets import BY_NAME
+
+IMAGE = torch.zeros(2, 3, 8, 8)
+
+
+def line_of(code: str) -> str:
+    """This file's line with the code, as messages show it."""
+    lines = linecache.getlines(__file__)
+    number = next(n for n, line in enumerate(lines, 1) if line.strip() == code)
+    return f"{__file__}:{number}   {code}"
+
+
+@pytest.mark.parametrize("kind", [FxpruneError, *FxpruneError.__subclasses__()])
+def test_a_refusal_travels_between_processes(kind: type[FxpruneError]) -> None:
+    error = kind("cannot do it", at="net.py:3", why="it is odd", do="another thing")
+    twin = copy.copy(error)  # by the protocol of pickle
+    assert type(twin) is kind
+    assert str(twin) == str(error)
+    assert "net.py:3" in str(twin)
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1))
+
+
+class Branches(nn.Module):
+    """Looks at a value to decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class Two(nn.Module):
+    """Takes two images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+        return self.conv(x) + scale * self.conv(y)
+
+
+class Deep(nn.Module):
+    """Whose second layer does not fit its first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        return self.fc(x.flatten(1))
+
+
+def refused(kind: type[FxpruneError], call: Callable[[], Any]) -> str:
+    with pytest.raises(FxpruneError) as refusal:
+        call()
+    assert type(refusal.value) is kind
+    assert refusal.value.exit_code == 2
+    return str(refusal.value)
+
+
+def test_a_model_that_looks_at_values() -> None:
+    assert refused(TraceError, lambda: fxprune.analyze(Branches(), (IMAGE,))).splitlines() == [
+        "cannot trace Branches",
+        f"  at   {line_of('if x.sum() > 0:')}",
+        "  why  the code branches on, or counts by, what is in a tensor",
+        "  do   move the code that stops the trace into a submodule of its own: it becomes a leaf",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "code"),
+    [((2, 3, 8, 8), "return self.fc(x.flatten(1))"), ((1, 1, 8, 8), "x = F.relu(self.a(x))")],
+)
+def test_an_input_of_the_wrong_shape(shape: tuple[int, ...], code: str) -> None:
+    text = refused(TraceError, lambda: fxprune.instrument(Deep(), (torch.zeros(shape),)))
+    what, at, why, do = text.splitlines()
+    assert what == f"the model does not run on inputs of shape [{shape}]"
+    assert at == f"  at   {line_of(code)}"
+    assert why.startswith("  why  RuntimeError: ")  # the rest is torch's
+    assert do == "  do   give example inputs of the shape the model takes, with the batch first"
+
+
+def test_inputs_that_are_no_tuple() -> None:
+    assert refused(TraceError, lambda: fxprune.analyze(small(), IMAGE)) == (
+        "example inputs must be a tuple of tensors, not Tensor\n"
+        "  do   write (x,) for a single input"
+    )
+
+
+@pytest.mark.parametrize("given", [1, 4])
+def test_too_few_and_too_many_inputs(given: int) -> None:
+    assert refused(TraceError, lambda: fxprune.analyze(Two(), (IMAGE,) * given)) == (
+        f"Two.forward takes 2 inputs, and {given} are given\n"
+        "  do   give one example tensor for each input, the batch first"
+    )
+
+
+def test_a_wrapped_model() -> None:
+    wrapped = nn.DataParallel(small())
+    assert refused(TraceError, lambda: fxprune.instrument(wrapped, (IMAGE,))) == (
+        "the model is wrapped in DataParallel\n"
+        "  why  the wrapper is not part of the network\n"
+        "  do   instrument the bare model first, and wrap the gated one"
+    )
+
+
+def test_nothing_to_prune() -> None:
+    model = nn.Conv2d(3, 5, 1)
+    assert refused(GateError, lambda: fxprune.instrument(nn.Sequential(model), (IMAGE,))) == (
+        "the model has no channel that could be removed\n"
+        "  why  3 channels: it meets input channels of fixed number\n"
+        "       5 channels: it reaches the model's output\n"
+        "  do   `fxprune inspect` shows each pinned channel with its reason"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "ucb"}, "unknown policy 'ucb'"),
+        ({"policy": "cucb{c=-1}"}, "option 'c' of the policy 'cucb' cannot be -1.0"),
+        ({"policy": "cucb{d=1}"}, "the policy 'cucb' has no option 'd'"),
+        ({"budget": "flops=0.5"}, "unknown budget 'flops'"),
+        ({"budget": "keep=0"}, "the budget keep=0.0 is out of range"),
+        ({"budget": "keep=1.5"}, "the budget keep=1.5 is out of range"),
+        ({"budget": "macs=nan"}, "the budget macs=nan is out of range"),
+        ({"budget": "macs=0.001"}, "the budget macs=0.001 cannot be met"),
+        ({"round_to": 0}, "round_to cannot be 0"),
+        ({"every": 0}, "every cannot be 0"),
+    ],
+)
+def test_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as refusal:
+        fxprune.instrument(small(), (IMAGE,), **options)
+    assert str(refusal.value).splitlines()[0] == message
+
+
+def test_attach_to_what_is_not_gated() -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert refused(GateError, lambda: fxprune.attach(model, optimizer)) == (
+        "cannot attach to a Sequential\n"
+        "  why  only a gated network selects channels\n"
+        "  do   attach to what fxprune.instrument returned; for a wrapped one, to its .module"
+    )
+
+
+def test_attach_with_anothers_optimizer() -> None:
+    model = small()
+    gated = fxprune.instrument(model, (IMAGE,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert refused(GateError, lambda: fxprune.attach(gated, optimizer)) == (
+        "the optimiser holds none of the gated network's parameters\n"
+        "  why  it was made from another network's, perhaps the original model's\n"
+        "  do   make it from gated.parameters()"
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "widths", "message"),
+    [
+        ([0, 1], (2,), "1 widths were given for 2 channel groups"),
+        ([0, 6], (0, 2), "channel group 0 cannot have width 0"),
+        ([0, 1, 2, 3, 4, 6], (5, 1), "channel group 0 cannot have width 5"),
+        ([0, 1, 2], (1, 1), "a selection does not fit the channel groups"),
+        ([0, 1], (1, 1), "a selection does not fit the channel groups"),
+        ([4, 0], (1, 1), "a selection does not fit the channel groups"),
+        ([-1, 4], (1, 1), "a selection does not fit the channel groups"),
+        ([0, 10], (1, 1), "a selection does not fit the channel groups"),
+        ([1, 1, 4], (2, 1), "a selection names a channel twice"),
+    ],
+)
+@pytest.mark.parametrize("call", ["select", "settle"])
+def test_selections(channels: list[int], widths: tuple[int, ...], message: str, call: str) -> None:
+    net = BY_NAME["raw"]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 5, 1))
+    gated = fxprune.instrument(model, net.inputs(dtype=torch.float32))
+    before = gated.executing.clone()
+    chosen = Chosen(torch.tensor(channels), widths)
+    text = refused(GateError, lambda: getattr(gated, call)(chosen))
+    assert text.splitlines()[0] == message
+    assert torch.equal(gated.executing, before)
+    assert not gated.settled
+
+
+def test_shrink_of_what_is_not_gated() -> None:
+    assert refused(GateError, lambda: fxprune.shrink(small())) == (
+        "cannot shrink a Sequential\n"
+        "  why  only a gated network has a selection\n"
+        "  do   call fxprune.instrument first"
+    )
+
+
+def test_fold_in_training_mode() -> None:
+    compact = fxprune.shrink(fxprune.instrument(small(), (IMAGE,)))
+    assert refused(GateError, lambda: fxprune.fold(compact.train())) == (
+        "batch norms can only be folded in evaluation mode\n"
+        "  why  in training mode their statistics are those of each batch\n"
+        "  do   call .eval() first"
+    )
+
+
+def test_the_state_of_another_network() -> None:
+    one = fxprune.instrument(small(), (IMAGE,))
+    two = fxprune.instrument(nn.Sequential(nn.Conv2d(3, 9, 3), nn.Conv2d(9, 5, 1)), (IMAGE,))
+    before = {name: value.clone() for name, value in one.dense_state_dict().items()}
+    assert refused(RunError, lambda: one.restore(two.training_state())) == (
+        "the saved state belongs to another network\n"
+        "  why  these tensors differ: 0.bias, 0.weight, 1.bias, 1.weight, 2.bias\n"
+        "  do   load it into the model it was saved from"
+    )
+    after = one.dense_state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
