@@ -1,83 +1,21 @@
-"""Results of the commands as records for --json, and the tables that show these records."""
+"""Tables that show the records of what the commands found and did."""
 
 from collections.abc import Callable
-from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fxprune.channels.cost import CostModel, Widths
-from fxprune.channels.graph import ChannelGraph, Member
 from fxprune.cli import console
-from fxprune.cli.spec import Source
-from fxprune.demo import Demo
-from fxprune.export.compare import Comparison
-from fxprune.export.latency import Choice
-from fxprune.export.pt2 import Pt2Report
-from fxprune.gated.module import GatedModule
-from fxprune.runs.run import Run
-from fxprune.trainer.job import Job
+from fxprune.cli.records import STEP, Record
 from fxprune.trainer.loop import EpochMetrics
-
-Record = dict[str, Any]
-
-STEP = 3
-"""Forward, gradient of the activations and gradient of the weights cost about the same macs."""
-
 
 SHORT = 0.1
 """By how much the share of macs may exceed the square of the share of channels, as it does in
 depthwise layers, before `fxprune instrument` names what is pinned."""
 HOLDS = 0.01
 """The share of the dense macs from which a pin is named there."""
-
-
-def of_graph(source: Source, graph: ChannelGraph) -> Record:
-    """What `fxprune inspect` found."""
-    cost = CostModel(graph.macs_terms, graph.params_terms, graph.layout.sizes)
-    macs = max(cost.dense_macs, 1)
-    return {
-        "spec": source.spec,
-        "inputs": [list(tensor.shape) for tensor in source.example_inputs],
-        "traced": True,
-        "params": cost.dense_params,
-        "macs": cost.dense_macs,
-        "channels": graph.layout.total,
-        "groups": [
-            {
-                "name": group.name,
-                "size": group.size,
-                "members": [_of_member(member) for member in group.members],
-                "producers": [member.parameter for member in group.producers],
-                "consumers": [member.parameter for member in group.consumers],
-                "macs": group.macs,
-                "macs_share": group.macs / macs,
-            }
-            for group in graph.groups
-        ],
-        "pinned": _of_pinned(graph, macs),
-        "mixing": list(graph.mixing),
-    }
-
-
-def _of_pinned(graph: ChannelGraph, macs: int) -> list[Record]:
-    trained = {term.name for term in graph.params_terms}  # the others are buffers
-    return [
-        {
-            "channels": pinned.channels,
-            "reason": pinned.reason,
-            "node": pinned.node,
-            "where": pinned.where,
-            "parameters": [name for name in pinned.parameters if name in trained],
-            "macs": pinned.macs,
-            "macs_share": pinned.macs / macs,
-        }
-        for pinned in graph.pinned
-    ]
 
 
 def show_graph(record: Record) -> RenderableType:
@@ -132,19 +70,6 @@ def _pinned(rows: list[Record]) -> RenderableType:
     )
 
 
-def of_widths(graph: ChannelGraph, cost: CostModel, widths: Widths) -> Record:
-    """What `fxprune instrument` made of the groups."""
-    return {
-        "groups": [
-            {"name": group.name, "dense": group.size, "gated": width}
-            for group, width in zip(graph.groups, widths, strict=True)
-        ],
-        "dense": {"params": cost.dense_params, "macs": cost.dense_macs},
-        "gated": {"params": cost.params(widths), "macs": cost.macs(widths)},
-        "pinned": _of_pinned(graph, max(cost.dense_macs, 1)),
-    }
-
-
 def show_widths(record: Record) -> RenderableType:
     """The tables of `fxprune instrument`."""
     groups = console.table(
@@ -183,19 +108,6 @@ def show_widths(record: Record) -> RenderableType:
     return Group(*parts)
 
 
-def of_latency(choice: Choice) -> Record:
-    """What was measured for a latency budget; seconds."""
-    return {
-        "dense": choice.dense,
-        "chosen": choice.chosen,
-        "share": choice.share,
-        "met": choice.met,
-        "measured": {
-            "/".join(map(str, widths)): seconds for widths, seconds in choice.measured.items()
-        },
-    }
-
-
 def _latency(record: Record) -> str:
     close = "" if record["met"] else "; of the widths tried, none are closer"
     return (
@@ -219,25 +131,6 @@ def _loss(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 
-def of_training(run: Run, job: Job, gated: GatedModule, history: list[EpochMetrics]) -> Record:
-    """What `fxprune train` came to."""
-    return {
-        **of_run(run, gated),
-        "data": job.data,
-        "epochs": len(history),
-        "of_epochs": job.options.epochs,
-        "run_macs": {
-            "dense": history[-1].run_macs_dense,
-            "planned": history[-1].run_macs_planned,
-            "spent": history[-1].run_macs,
-        },
-        "step_seconds": median(metrics.step_seconds for metrics in history),
-        "step_seconds_of": _step_seconds(history, gated.cost.dense_macs),
-        "seconds": sum(metrics.seconds for metrics in history),
-        "history": [asdict(metrics) for metrics in history],
-    }
-
-
 def show_training(record: Record) -> RenderableType:
     """The table of `fxprune train`."""
     last, cost = record["history"][-1], record["macs"]
@@ -252,20 +145,6 @@ def show_training(record: Record) -> RenderableType:
     ]
     head = console.heading(f"{record['run']}   {record['data']}")
     return Group(head, console.table(("", " "), rows, text=("",)))
-
-
-def _step_seconds(history: list[EpochMetrics], dense: int) -> Record:
-    """Medians of the epochs with all channels, and with as few as the run came down to, if any.
-
-    An epoch counts if all of its steps were such, going by its last one and the one before it.
-    """
-    executed = [metrics.macs or dense for metrics in history]
-    few = min(1.05 * min(executed), dense - 1)  # widths that follow scores vary a little
-    whole = [m.step_seconds for m, macs in zip(history, executed) if macs == dense]
-    chosen = [
-        m.step_seconds for m, macs in zip(history[1:], pairwise(executed)) if max(macs) <= few
-    ]
-    return {"all": median(whole) if whole else None, "chosen": median(chosen) if chosen else None}
 
 
 def remarks_on_training(record: Record) -> list[str]:
@@ -288,35 +167,6 @@ def _run_macs(macs: Record) -> str:
         "" if macs["planned"] is None else f", planned {console.share(macs['planned'] / dense)}"
     )
     return f"{console.share(macs['spent'] / dense)} of dense{planned}"
-
-
-def of_run(run: Run, gated: GatedModule) -> Record:
-    """The run, and what its network costs as export would take it now."""
-    best, cost = gated.best().widths, gated.cost
-    metrics = run.metrics()
-    return {
-        "run": str(run.path),
-        "spec": run.spec,
-        "policy": run.plan.policy,
-        "budget": run.plan.budget,
-        "steps": gated.steps,
-        "val_accuracy": metrics[-1]["val_accuracy"] if metrics else None,
-        "params": {"dense": cost.dense_params, "compact": cost.params(best)},
-        "macs": {"dense": cost.dense_macs, "compact": cost.macs(best)},
-    }
-
-
-def of_onnx(compared: Comparison) -> Record:
-    """What was written as ONNX."""
-    report = {**asdict(compared.report), "path": str(compared.report.path)}
-    report["reference"] = compared.reference
-    dense = None if compared.dense is None else asdict(compared.dense)
-    return {**report, "compact": asdict(compared.compact), "dense": dense}
-
-
-def of_pt2(report: Pt2Report) -> Record:
-    """What was written as .pt2."""
-    return {**asdict(report), "path": str(report.path)}
 
 
 def show_export(record: Record) -> RenderableType:
@@ -345,22 +195,6 @@ def show_export(record: Record) -> RenderableType:
         if written
     ]
     return Group(*parts)
-
-
-def of_demo(demo: Demo) -> Record:
-    """What `fxprune demo` showed."""
-    onnx = of_onnx(demo.exported)
-    files = (demo.run, demo.run_of_dense, demo.exported.report.path, demo.dense_onnx)
-    both = {
-        "accuracy": demo.accuracy,
-        "step_seconds": demo.step_seconds,
-        "train_seconds": demo.train_seconds,
-    }
-    return {
-        "onnx": onnx,
-        **{key: {"dense": full, "compact": narrow} for key, (full, narrow) in both.items()},
-        "wrote": [str(path) for path in files],
-    }
 
 
 def show_demo(record: Record) -> RenderableType:
@@ -433,15 +267,6 @@ def _exact(value: float) -> str:
 
 def _compared(name: str, dense: int, compact: int) -> tuple[str, str, str, str]:
     return name, f"{dense:,}", f"{compact:,}", console.share(compact / max(dense, 1))
-
-
-def _of_member(member: Member) -> Record:
-    return {
-        "parameter": member.parameter,
-        "dim": member.dim,
-        "role": member.role.name.lower(),
-        "positions_per_channel": int(member.positions.shape[1]),
-    }
 
 
 def _short(where: str) -> str:

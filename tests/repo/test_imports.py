@@ -11,7 +11,7 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Lowest first. A name is a package of fxprune with all its modules, or a module at the top.
 # A module imports from its own floor and from lower ones.

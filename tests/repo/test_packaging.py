@@ -6,7 +6,7 @@ from pathlib import Path
 
 import fxprune
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import fxprune
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+TEXT = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 PLUGIN = re.compile(r"# (?:fxprune/)?(rules|policies|passes)/(\w+)\.py\n")
 

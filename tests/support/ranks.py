@@ -1,4 +1,4 @@
-"""What two processes do together over gloo, for tests/integration/test_parallel.py; each case checks itself."""
+"""What two processes do together over gloo, for tests/integration; each case checks itself."""
 
 import copy
 import multiprocessing

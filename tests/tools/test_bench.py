@@ -16,7 +16,7 @@ from torch import nn
 import fxprune
 from fxprune.bank import exchange
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONTENDERS = (
     *("dense", "masked", "gathered", "gated", "gated every=10", "settled"),
     *("narrow", "compact", "torch-pruning"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from fxprune.errors import TraceError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

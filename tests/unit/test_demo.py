@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fxprune import demo
-from fxprune.cli import tables
+from fxprune.cli import records
 from fxprune.cli.spec import resolve
 from fxprune.errors import RunError
 from fxprune.runs.run import Run
@@ -34,7 +34,7 @@ def test_the_demo_trains_both_and_exports_both(tmp_path: Path) -> None:
     assert exported.report.real_examples == 10
     assert all(0.1 < share <= 1 for share in shown.accuracy)
 
-    record = tables.of_demo(shown)
+    record = records.of_demo(shown)
     assert json.loads(json.dumps(record))["accuracy"] == record["accuracy"]
     assert all(Path(path).exists() for path in record["wrote"])
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from fxprune.cli import tables
+from fxprune.cli import records, tables
 from fxprune.trainer.loop import EpochMetrics
 
 DENSE = 1000
@@ -34,7 +34,7 @@ def history(epochs: Sequence[tuple[int | None, float]]) -> list[EpochMetrics]:
 def test_steps_with_all_channels_and_with_the_chosen_ones(
     epochs: list[tuple[int | None, float]], expected: tuple[float | None, float | None]
 ) -> None:
-    found = tables._step_seconds(history(epochs), DENSE)
+    found = records._step_seconds(history(epochs), DENSE)
     assert (found["all"], found["chosen"]) == expected
 
 

@@ -1,0 +1,142 @@
+"""The command export."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fxprune.cli import console
+from fxprune.cli.arguments import Json, print_result, run_of
+from fxprune.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fxprune.runs.run import Run
+
+
+FORMATS = (".onnx", ".pt2")
+
+
+def export(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] [FILE]",
+            help="The run directory, by default the one in the current directory, the newest if "
+            "there are several; and the file to write, like --output.",
+            show_default=False,
+        ),
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX; the default.")] = False,
+    pt2: Annotated[
+        bool, typer.Option("--pt2", help="Write torch.export's format, which needs torch only.")
+    ] = False,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Make batch norms part of the layers before them.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="The file or folder to write to; by default NAME.onnx here.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the compact network, checked against the trained one before it gets its name.
+
+    The file is run at batch sizes 1, 2 and 7 on fresh random inputs, and on real ones if the data
+    of the training are at hand. If an output differs, no file is written and the exit code is 1.
+
+    Examples: [bold]fxprune export --onnx[/bold],
+    [bold]fxprune export model.fxprune --onnx --pt2 -o build/[/bold].
+    """
+    import torch
+
+    from fxprune.cli import records, tables
+    from fxprune.cli.spec import resolve
+    from fxprune.export.compare import compact_of, compare_onnx, reference_of
+    from fxprune.export.pt2 import export_pt2
+
+    folder, named = _targets(targets or [])
+    run = run_of(folder)
+    paths = _places(output or named, run.path.resolve().stem, onnx=onnx, pt2=pt2)
+    phases = ["building the network", "shrinking it", "reading the data"]
+    phases += ["writing .pt2"] if ".pt2" in paths else []
+    phases += ["writing .onnx", "exporting the dense twin", "timing"] if ".onnx" in paths else []
+    with console.phases(phases) as begin:
+        begin()
+        dense = resolve(run.spec, run.input, base=run.base).model
+        gated = run.load(dense)
+        begin()
+        compact = compact_of(gated, fold=fold)
+        record = records.of_run(run, gated)
+        begin()
+        real = _real_inputs(run)
+        if ".pt2" in paths:
+            begin()
+            example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
+            record["pt2"] = records.of_pt2(
+                export_pt2(compact, example, paths[".pt2"], reference=reference_of(gated, dense))
+            )
+        if ".onnx" in paths:
+            notes = {"spec": run.spec, "policy": run.plan.policy, "budget": run.plan.budget}
+            dense.load_state_dict(gated.dense_state_dict())
+            compared = compare_onnx(
+                gated, compact, dense, paths[".onnx"], real=real, notes=notes, begin=begin
+            )
+            record["onnx"] = records.of_onnx(compared)
+    print_result(record, tables.show_export, as_json)
+    for line in tables.remarks(record):
+        console.note(line)
+
+
+def _targets(targets: list[str]) -> tuple[Path | None, Path | None]:
+    """Tells the run from the file to write, by the file's ending."""
+    files = [Path(target) for target in targets if Path(target).suffix in FORMATS]
+    folders = [Path(target) for target in targets if Path(target).suffix not in FORMATS]
+    if len(files) > 1 or len(folders) > 1:
+        raise OptionError(
+            f"cannot read {' '.join(targets)!r}", do="name one run and at most one file to write"
+        )
+    return next(iter(folders), None), next(iter(files), None)
+
+
+def _places(wanted: Path | None, name: str, *, onnx: bool, pt2: bool) -> dict[str, Path]:
+    """The file to write for each format that is asked for; ONNX if none is."""
+    ending = wanted.suffix if wanted is not None and wanted.suffix in FORMATS else None
+    kinds = [kind for kind, asked in ((".onnx", onnx), (".pt2", pt2)) if asked]
+    kinds = kinds or [ending or ".onnx"]
+    if ending is not None and ending not in kinds:
+        raise OptionError(
+            f"{wanted} ends in {ending}", why=f"what is asked for is {' and '.join(kinds)}"
+        )
+    if ending is None:
+        folder = wanted or Path()
+        if wanted is not None and not folder.is_dir():
+            raise OptionError(
+                f"there is no folder {folder}", do=f"give a folder, or a file ending in {kinds[0]}"
+            )
+        return {kind: folder / f"{name}{kind}" for kind in kinds}
+    assert wanted is not None
+    return {kind: wanted.with_suffix(kind) for kind in kinds}
+
+
+def _real_inputs(run: "Run") -> "tuple[Tensor, ...]":
+    """A few inputs of the data that the run was trained on; none if they are not at hand."""
+    from fxprune.export.onnx import BATCHES
+    from fxprune.trainer.job import Job
+
+    job = Job.read(run)
+    if job is None:
+        return ()
+    try:
+        images, _ = next(job.load(run).val.batches(max(BATCHES)))
+    except DataError as error:
+        console.note(f"checked on random inputs only: {error.what}")
+        return ()
+    return (images,)

@@ -1,0 +1,141 @@
+"""The commands inspect and instrument."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxprune.cli import console
+from fxprune.cli.arguments import Input, Json, Spec, print_result
+
+
+def inspect(spec: Spec, shape: Input = None, as_json: Json = False) -> None:
+    """Show what can be pruned: channel groups, and what is pinned, with reason and source line.
+
+    Examples: [bold]fxprune inspect torchvision:resnet18[/bold],
+    [bold]fxprune inspect model.py --input 3x32x32 --json[/bold].
+    """
+    from fxprune.api import analyze
+    from fxprune.cli import records, tables
+    from fxprune.cli.spec import resolve
+
+    with console.phases(["building the network", "following its channels"]) as begin:
+        begin()
+        source = resolve(spec, shape)
+        begin()
+        graph = analyze(source.model, source.example_inputs)
+    print_result(records.of_graph(source, graph), tables.show_graph, as_json)
+
+
+def instrument(
+    spec: Spec,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="How channels are chosen: balance, utility, cucb, magnitude, bn_scale, random, "
+            "fixed; with options in braces: 'cucb{c=0.5}'.  [default: balance, with --weights "
+            "utility]",
+            show_default=False,
+        ),
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="How much may execute, as a share of the dense network: keep=0.5 (channels), "
+            "macs=0.25, params=0.11, latency=0.4 (time in ONNX Runtime, measured here)."
+        ),
+    ] = "macs=0.25",
+    round_to: Annotated[
+        int | None,
+        typer.Option(
+            help="Widths are multiples of this.  [default: 8, less in groups of fewer than 32]",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[int, typer.Option(help="Optimiser steps between two selections.")] = 1,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Trained weights of the dense network to start from: .safetensors, or .pt and "
+            ".pth with a state dict.",
+            show_default=False,
+        ),
+    ] = None,
+    shape: Input = None,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**62, help="Of the initial weights, and of policies that draw."),
+    ] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="RUN",
+            help="The run directory; by default NAME.fxprune here.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rewrite a network so that each training step executes only a chosen subset of channels.
+
+    Writes a run directory that [bold]fxprune train[/bold] and [bold]fxprune export[/bold] take; a
+    training loop of your own takes it with [bold]fxprune.load[/bold].
+
+    Examples: [bold]fxprune instrument model.py[/bold],
+    [bold]fxprune instrument 'torchvision:resnet18{num_classes=10}' --input 3x32x32 --budget
+    macs=0.25[/bold],
+    [bold]fxprune instrument model.py --weights dense.safetensors[/bold].
+    """
+    import torch
+
+    from fxprune import api
+    from fxprune.budget.budget import Budget
+    from fxprune.cli import records, tables
+    from fxprune.cli.spec import resolve
+    from fxprune.gated.module import Settings
+    from fxprune.policies import parse
+    from fxprune.runs.run import SUFFIX, Run
+    from fxprune.runs.weights import load_weights
+
+    policy = ("balance" if weights is None else "utility") if policy is None else policy
+    chosen, spent = parse(policy), Budget.parse(budget, round_to)  # refused before any work
+    Settings(chosen, spent)  # likewise
+    measures = spent.kind == "latency" and not spent.widths
+    phases = ["building the network", *(["measuring latencies"] if measures else [])]
+    phases += ["instrumenting it", "writing the run"]
+    fitted = None
+    with console.phases(phases) as begin:
+        begin()
+        torch.manual_seed(seed)
+        source = resolve(spec, shape)
+        if weights is not None:
+            load_weights(source.model, weights)
+        if measures:
+            begin()
+            fitted = api.fit_latency(source.model, source.example_inputs, spent)
+            spent = fitted.budget
+        begin()
+        gated = api.instrument(
+            source.model, source.example_inputs, chosen, spent, every=every, seed=seed
+        )
+        begin()
+        run = Run.create(output or Path(f"{source.name}{SUFFIX}"), gated, spec, shape)
+    record = {
+        "run": str(run.path),
+        "policy": run.plan.policy,
+        "budget": run.plan.budget,
+        "round_to": run.plan.round_to,
+        **records.of_widths(gated.channels, gated.cost, gated.best().widths),
+        **({} if fitted is None else {"latency": records.of_latency(fitted)}),
+    }
+    print_result(record, tables.show_widths, as_json)
+    widths = gated.best().widths
+    if spent.kind == "keep" and not spent.fits(widths, gated.cost):
+        console.note(
+            f"{console.share(spent.share(widths, gated.cost))} of the channels stay, more than "
+            f"{spent}: some groups cannot be so narrow; --round-to 1 leaves them the most freedom"
+        )
+    console.note(f"next: fxprune train {run.path} --data …, then fxprune export {run.path} --onnx")

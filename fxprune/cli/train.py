@@ -1,0 +1,185 @@
+"""The command train."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from fxprune.cli import console
+from fxprune.cli.arguments import Json, RunFolder, print_result, run_of, show_tick
+from fxprune.errors import OptionError
+
+if TYPE_CHECKING:
+    pass
+
+
+def train(
+    folder: RunFolder = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="cifar10, cifar100, fashion-mnist, mnist, digits, or folder:DIR with DIR/train "
+            "and DIR/val and a folder per class in each.",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training split.", show_default="20")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="The largest learning rate.", show_default="0.1")
+    ] = None,
+    optimizer: Annotated[Literal["sgd", "adamw"] | None, typer.Option(show_default="sgd")] = None,
+    schedule: Annotated[
+        Literal["cosine", "step"] | None,
+        typer.Option(
+            help="cosine falls to 0; step divides by 10 after 50, 75 and 95 %.",
+            show_default="cosine",
+        ),
+    ] = None,
+    lr_warmup: Annotated[
+        float | None,
+        typer.Option(help="Share of the run in which the rate rises from 0.", show_default="0"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples per step.", show_default="128")
+    ] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of SGD.", show_default="0.9")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="On all parameters.", show_default="0.0005")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(help="Share of the target spread over all classes.", show_default="0"),
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option("--augment/--no-augment", help="Random crops and flips.", show_default="on"),
+    ] = None,
+    amp: Annotated[
+        Literal["auto", "off", "bfloat16", "float16"] | None,
+        typer.Option(help="Mixed precision; auto is on for a GPU.", show_default="auto"),
+    ] = None,
+    channels_last: Annotated[
+        Literal["auto", "off", "on"] | None,
+        typer.Option(help="NHWC memory; auto where it helps.", show_default="auto"),
+    ] = None,
+    budget_schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="How the network falls from all channels to its budget: constant (the budget "
+            "from the first step on), linear or cubic, with options in braces: "
+            "'linear{begin=0.2,end=0.5}'. auto is constant for the policy balance, and for others "
+            "cubic{begin=0.1,end=0.4}, or an earlier end where the channels settle earlier.",
+            show_default="auto",
+        ),
+    ] = None,
+    train_macs: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="What the whole run may cost, as a share of the dense run's forward macs; plans "
+            "how long the network takes to fall to its budget.",
+            show_default=False,
+        ),
+    ] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(
+            help="Last share of the run, in which only the channels that are exported train; by "
+            "default 0.75 where auto gives the budget from the first step on, else 0.5.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**40, help="Of order and augmentation.", show_default="0"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …", show_default="auto")
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(help="Where data sets are, or are put.", show_default="data"),
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing data.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode folder: images.")] = 0,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Begin no epoch that would end after so long; the same command goes on later.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a run; called again, go on from its last epoch.
+
+    Each epoch ends with the accuracy that the exported network would have now. Options that are
+    not given are those of the last call for this run. Ctrl-C loses the current epoch only. The
+    processes of torchrun share each batch.
+
+    Examples: [bold]fxprune train model.fxprune --data cifar10 --download --epochs 30[/bold],
+    [bold]torchrun --nproc-per-node 2 -m fxprune train model.fxprune --data cifar10[/bold].
+    """
+    from fxprune.cli import records, tables
+    from fxprune.cli.spec import resolve
+    from fxprune.gated.ddp import first_alone, launched
+    from fxprune.trainer.job import Job
+    from fxprune.trainer.loop import fit
+
+    run = run_of(folder)
+    given = {
+        "epochs": epochs,
+        "lr": lr,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "lr_warmup": lr_warmup,
+        "batch_size": batch_size,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "augment": augment,
+        "amp": amp,
+        "channels_last": channels_last,
+        "budget_schedule": budget_schedule,
+        "train_macs": train_macs,
+        "settle": settle,
+        "seed": seed,
+        "device": device,
+    }
+    with launched() as rank, console.heard(rank == 0):
+        job = Job.of(run, data, data_root, given)
+        with console.phases(["loading the data", "building the network"]) as begin:
+            begin()
+            with first_alone(rank, wanted=download):
+                images = job.load(run, download=download, workers=workers)
+            begin()
+            gated = run.load(resolve(run.spec, run.input, base=run.base).model)
+
+        def keep() -> None:
+            """For the next call; not what was refused."""
+            if rank == 0:
+                job.write(run)
+
+        try:
+            with console.bar("training") as bar:
+                history = fit(
+                    gated,
+                    images,
+                    job.options,
+                    run=run.path,
+                    ready=keep,
+                    progress=lambda tick: show_tick(bar, tick),
+                    minutes=minutes,
+                )
+        except KeyboardInterrupt:
+            console.note(f"stopped; fxprune train {run.path} goes on from the last whole epoch")
+            raise typer.Exit(130) from None
+        if not history:
+            raise OptionError("no epoch was trained", why=f"--minutes {minutes} is over")
+        record = records.of_training(run, job, gated, history)
+        print_result(record, tables.show_training, as_json)
+        for line in tables.remarks_on_training(record):
+            console.note(line)
+        console.note(f"next: fxprune export {run.path} --onnx")
