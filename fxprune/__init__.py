@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxprune.api import analyze, fold, instrument, shrink, zeroed
+    from fxprune.api import analyze, fold, instrument, shrink
     from fxprune.channels.graph import ChannelGraph
     from fxprune.export.onnx import export_onnx
+    from fxprune.export.reference import zeroed
     from fxprune.gated.attach import attach
     from fxprune.gated.followers import follow
     from fxprune.gated.module import GatedModule
@@ -44,7 +45,7 @@ _HOMES = {
     "load": "runs.run",
     "save": "runs.run",
     "shrink": "api",
-    "zeroed": "api",
+    "zeroed": "export.reference",
 }
 
 

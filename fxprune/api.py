@@ -1,25 +1,22 @@
 """The compiler's public functions: pipelines of passes."""
 
 import contextlib
-import copy
 import dataclasses
 import gc
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, fx, nn
 
 import fxprune.gated.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
 from fxprune.budget.budget import Budget
 from fxprune.channels.graph import ChannelGraph
-from fxprune.equivalence import SAME, difference
-from fxprune.errors import OptionError, TraceError
+from fxprune.errors import OptionError
 from fxprune.gated.module import GatedModule, Settings
 from fxprune.passes import Program, apply
 from fxprune.policies import Policy, parse
-from fxprune.tracing.module import TracedModule, lent, tensors_of
-from fxprune.tracing.side_effects import left_alone
+from fxprune.tracing.check import hold_to_model
+from fxprune.tracing.module import TracedModule
 
 if TYPE_CHECKING:
     from fxprune.export.latency import Choice
@@ -88,7 +85,8 @@ def instrument(
         settings = dataclasses.replace(settings, budget=fitted.budget)
     with _uncollected():
         coupled = _coupled(model, example_inputs)
-        _hold_to(model, coupled)
+        assert isinstance(coupled.module, TracedModule)
+        hold_to_model(model, coupled.module, coupled.inputs)
         gated = apply("gate", coupled, settings=settings).module
     assert isinstance(gated, GatedModule)
     return gated
@@ -134,40 +132,6 @@ def shrink(gated: GatedModule) -> fx.GraphModule:
     return apply("shrink", Program(gated, ())).graph_module
 
 
-def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
-    """The dense network that the compact one has to equal: removed channels count for nothing.
-
-    Where norms take statistics over several channels (`gated.channels.mixing`) there is none.
-
-    Args:
-        gated: the network, with the selection that export takes.
-        model: the one that it was made of, with any values.
-
-    Returns:
-        A copy of `model` with the tensors of `gated`, in which the removed channels' columns are
-        zero in each weight that consumes them.
-
-    >>> import torch
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    >>> x = torch.randn(2, 3, 8, 8)
-    >>> gated = instrument(model, (x,)).eval()
-    >>> torch.allclose(zeroed(gated, model)(x), shrink(gated)(x), atol=1e-5)
-    True
-    """
-    twin, best, layout = copy.deepcopy(model), gated.best(), gated.channels.layout
-    tensors = gated.dense_tensors()
-    gone = torch.ones(layout.total, dtype=torch.bool)
-    gone[best.channels.cpu()] = False
-    for group, offset in zip(gated.channels.groups, layout.offsets, strict=True):
-        for member in group.consumers:
-            columns = member.positions[gone[offset : offset + group.size]].flatten()
-            whole = tensors[member.parameter].detach()
-            columns = columns.to(whole.device)
-            tensors[member.parameter] = whole.index_fill(member.dim, columns, 0.0)
-    twin.load_state_dict(gated.origin.state_dict(tensors))
-    return twin.train(gated.training)
-
-
 def fold(compact: fx.GraphModule) -> fx.GraphModule:
     """A copy in which batch norms are part of the layers before them; in evaluation mode only.
 
@@ -180,46 +144,6 @@ def fold(compact: fx.GraphModule) -> fx.GraphModule:
 def _coupled(model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
     with _uncollected():
         return apply("couple", apply("trace", Program(model, inputs)))
-
-
-def _hold_to(model: nn.Module, traced: Program) -> None:
-    """Holds a traced network to the model that it was made of.
-
-    Raises:
-        TraceError: in evaluation mode they compute different things.
-    """
-    module = traced.module
-    assert isinstance(module, TracedModule)
-    _, evaluation = module.both_graphs
-    run = fx.Interpreter(module, graph=evaluation).run
-    device = next((parameter.device for parameter in model.parameters()), None)
-    why = ""
-    try:
-        gap = difference(_alone(model, model), _alone(module, run), traced.inputs, device)
-        if gap is not None and gap > SAME:
-            why = f"an output differs by {gap:.1e} of the largest value"
-    except Exception as error:  # the model itself ran
-        why = f"it raises {type(error).__name__}: {error}"
-    if why:
-        raise TraceError(
-            f"the trace of {type(model).__name__} is another network",
-            why=f"on random inputs {why}: forward does what symbolic tracing does not see",
-            do="look for isinstance(x, torch.Tensor), which is False of what is traced, for "
-            "results that forward keeps from one call to the next, and for what it computes "
-            "outside of torch",
-        )
-
-
-def _alone(network: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs a network in evaluation mode on copies of its tensors, so that it stays as it is."""
-
-    def alone(*inputs: Tensor) -> Any:
-        parameters, buffers = tensors_of(network)
-        copies = {id(x): x.detach().clone() for x in (*parameters.values(), *buffers.values())}
-        with left_alone(network), lent(network, copies):
-            return run(*inputs)
-
-    return alone
 
 
 @contextlib.contextmanager

@@ -7,29 +7,20 @@ follow narrow widths: its channels are pinned with that reason, and the rest is 
 """
 
 import contextlib
-import math
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxprune.analysis.aliasing import copy_always
 from fxprune.analysis.channel_convs import gather_up, spread
-from fxprune.analysis.equalities import lowest, same_memory
-from fxprune.analysis.propagation import Compact, Labelled, Value, propagate
+from fxprune.analysis.compact_trial import try_widths, uneven_widths
+from fxprune.analysis.propagation import Labelled, propagate
 from fxprune.analysis.solve import Solution
-from fxprune.channels.graph import ChannelGraph, Factor, Widths, template_slots
-from fxprune.channels.resize import KEY, Shape, resize_parts
+from fxprune.channels.resize import KEY
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.rules.base import Pin
-from fxprune.tracing.module import TracedModule, has_leaves, twin_of
-
-Refusal = tuple[fx.Node | None, str]
+from fxprune.tracing.module import TracedModule, twin_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +51,8 @@ class Couple(Pass):
             if not channels.groups:  # nothing is left to refuse
                 return Program(module, program.inputs, channels)
             trials = (
-                _try(module, channels, widths, labelled, solution, inputs)
-                for widths in _uneven(solution)
+                try_widths(module, channels, widths, labelled, solution, inputs)
+                for widths in uneven_widths(solution)
             )
             refusal = next((refusal for refusal in trials if refusal), None)
             if refusal is None:
@@ -92,173 +83,3 @@ def _propagate(
         with contextlib.suppress(TraceError):  # the first refusal says more
             return pairs, propagate(module, pairs)
         raise
-
-
-class _Kept:
-    """The labels of a compact network: those of the dense one that its template keeps.
-
-    All positions of a channel stay apart, as they are in the dense network: if they were one,
-    a tensor that holds nothing but one channel would seem to hold the same everywhere.
-    """
-
-    def __init__(self, solution: Solution, widths: Widths) -> None:
-        self.solution = solution
-        self.stays = (template_slots(solution.layout, widths) >= 0).numpy()  # by channel
-        self.found: dict[int, Tensor] = {}
-        self.by_axis: dict[int, Tensor] = {}
-        self.compared: dict[tuple[int, int], bool] = {}
-
-    def of(self, labels: Tensor) -> Tensor:
-        """What is kept of dense labels; the same memory for all that the same channels share."""
-        found = self.found.get(id(labels))
-        if found is None:
-            found = self.found[id(labels)] = self._select(labels)
-        return found
-
-    def same(self, labels: Tensor, seen: Tensor) -> bool:
-        """Whether a compact run saw what is kept of dense labels, but for new labels of its own."""
-        wanted = self.of(labels)
-        if len(wanted) != len(seen):
-            return False
-        if same_memory(wanted, seen):
-            return True
-        pair = id(wanted), id(seen)
-        if pair not in self.compared:
-            component, found = self.solution.component, seen.numpy()
-            known = found < len(component)
-            ours, theirs = component[wanted.numpy()[known]], component[found[known]]
-            self.compared[pair] = bool((ours == theirs).all())
-        return self.compared[pair]
-
-    def _select(self, labels: Tensor) -> Tensor:
-        axis = self.solution.axis(labels)
-        if axis is None:
-            return labels
-        if id(axis) in self.by_axis:
-            return self.by_axis[id(axis)].view(-1)
-        kept = torch.from_numpy(labels.numpy()[self.stays[axis.channel.numpy()]])
-        if not axis.factor.fixed:  # else the labels that are fixed may be others elsewhere
-            self.by_axis[id(axis)] = kept
-        return kept
-
-
-def _try(
-    module: TracedModule,
-    channels: ChannelGraph,
-    widths: Widths,
-    dense: Labelled,
-    solution: Solution,
-    inputs: tuple[Tensor, ...],
-) -> Refusal | None:
-    """Runs a compact network of these widths; returns the node that refuses, and why."""
-    kept = _Kept(solution, widths)
-    compact = Compact(module, dense, kept.of, dense.context.next_label)
-    nodes, modules = compact.running
-    resize_parts(module, modules, nodes, channels, widths)
-    try:
-        seen = propagate(module, inputs, compact)
-    except TraceError as error:
-        return _named(module, error.node), error.why
-    finally:
-        resize_parts(module, modules, nodes, channels, channels.layout.sizes)
-    return (
-        _wrong_shape(module, seen, widths)
-        or _elsewhere(module, solution, seen, kept)
-        or _strangers(module, solution, seen)
-    )
-
-
-def _uneven(solution: Solution) -> Iterator[Widths]:
-    """Widths to try: narrower than dense, and far from each other for groups of the same size.
-
-    At widths that are all in proportion, sizes that belong to different groups would fit by
-    chance. Small groups have few widths to choose from; those that share an axis with something
-    else are told apart by more trials. A leaf's own code may halve an axis, say, which is right at
-    widths that are near each other: where there is one, widths are also tried that are as far from
-    each other as can be.
-    """
-    sizes = solution.layout.sizes
-    yield tuple(
-        size if size < 2 else size - 1 - int(size // 2 * _spread(index, 2))
-        for index, size in enumerate(sizes)
-    )
-    if any(_crowded(axis.factor, sizes) for axis in solution.known.values()):
-        for root in (3, 5):
-            widths = [1 + int(size * _spread(index, root)) for index, size in enumerate(sizes)]
-            yield tuple(widths)
-            yield tuple(size + 1 - width for size, width in zip(sizes, widths, strict=True))
-    if has_leaves(solution.module):
-        for bit in range(3):  # groups that share an axis have numbers near each other
-            for side in (0, 1):
-                yield tuple(
-                    size if index >> bit & 1 == side else 1 for index, size in enumerate(sizes)
-                )
-
-
-def _spread(index: int, root: int) -> float:
-    """A number in [0, 1), far from those of the indices nearby; `root` is no square."""
-    return (index + 1) * math.sqrt(root) % 1
-
-
-def _crowded(length: Factor, sizes: Widths) -> bool:
-    """Whether a small group shares an axis with another group or with pinned channels."""
-    parts = len(length.per_channel) + (length.fixed > 0)
-    return parts > 1 and any(sizes[group] < _SMALL for group, _ in length.per_channel)
-
-
-_SMALL = 8
-
-
-def _named(module: TracedModule, name: str) -> fx.Node | None:
-    return next((n for graph in module.graphs for n in graph.nodes if n.name == name), None)
-
-
-def _wrong_shape(module: TracedModule, compact: Labelled, widths: Widths) -> Refusal | None:
-    """The first node whose tensor has another shape than the dense run promises."""
-    for graph, values in zip(module.graphs, compact.values, strict=True):
-        for node in graph.nodes:
-            for promised, seen in _pairs(node.meta[KEY].result, values.get(node.name)):
-                if promised.at(widths) != seen.shape:
-                    return node, f"a tensor comes out as {seen.shape}, not {promised.at(widths)}"
-    return None
-
-
-def _elsewhere(
-    module: TracedModule, solution: Solution, compact: Labelled, kept: _Kept
-) -> Refusal | None:
-    """The first node that reads other channels than it does in the dense network."""
-    readings = solution.context.readings
-    often = Counter(place for place, _ in readings)  # a flattened weight has several in one place
-    seen = dict(compact.context.readings)
-    for place, labels in readings:
-        found = seen.get(place)
-        if found is None or often[place] > 1 or solution.axis(labels) is None:
-            continue  # where all of it stays, another family may remove some along with itself
-        if not kept.same(labels, found):
-            return _named(module, str(place[1])), "it reads other channels than with all of them"
-    return None
-
-
-def _strangers(module: TracedModule, solution: Solution, compact: Labelled) -> Refusal | None:
-    """The first node where the compact network couples channels that the dense one does not."""
-    edges, known = compact.context.edges, solution.number
-    new = np.arange(compact.context.next_label - len(solution.component))
-    own = np.concatenate([solution.component, known + new])
-    ends = [own[torch.cat(side).numpy()] for side in zip(*((a, b) for a, b, _ in edges))]
-    merged = lowest(len(own), *ends) if edges else own
-    crowd = np.bincount(merged[:known], minlength=len(own)) > 1
-    for labels, _, node in edges:
-        if crowd[merged[own[labels.numpy()]]].any():
-            return _named(module, node.name), "channels meet that belong to different layers"
-    return None
-
-
-def _pairs(promised: Any, seen: Any) -> Iterator[tuple[Shape, Value]]:
-    if isinstance(promised, Shape) and isinstance(seen, Value):
-        yield promised, seen
-    elif isinstance(promised, tuple) and isinstance(seen, tuple):
-        for parts in zip(promised, seen, strict=False):
-            yield from _pairs(*parts)
-    elif isinstance(promised, dict) and isinstance(seen, dict):
-        for key in promised:
-            yield from _pairs(promised[key], seen.get(key))

@@ -59,8 +59,9 @@ def export(
 
     from fxprune.cli import records, tables
     from fxprune.cli.spec import resolve
-    from fxprune.export.compare import compact_of, compare_onnx, reference_of
+    from fxprune.export.compare import compact_of, compare_onnx
     from fxprune.export.pt2 import export_pt2
+    from fxprune.export.reference import reference_of
 
     folder, named = _targets(targets or [])
     run = run_of(folder)

@@ -9,11 +9,12 @@ from statistics import median
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune import api
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import ExportError
 from fxprune.export.onnx import ExportReport, export_onnx, latency
+from fxprune.export.reference import reference_of
 from fxprune.gated.module import GatedModule
+from fxprune.passes import Program, apply
 
 ROUNDS = 5  # of turns in which dense and compact are timed
 
@@ -59,17 +60,8 @@ def compact_of(gated: GatedModule, *, fold: bool = False) -> fx.GraphModule:
         gated: the network.
         fold: make batch norms part of the layers before them.
     """
-    compact = api.shrink(gated.eval())
-    return api.fold(compact) if fold else compact
-
-
-def reference_of(gated: GatedModule, dense: nn.Module) -> nn.Module:
-    """What an exported network is checked against: the user's own module, where it can be.
-
-    That is the dense network with the removed channels' columns at zero. Where norms mix
-    statistics across channels it is another function, and `gated` is the reference.
-    """
-    return gated if gated.channels.mixing else api.zeroed(gated, dense)
+    compact = apply("shrink", Program(gated.eval(), ()))
+    return (apply("fold", compact) if fold else compact).graph_module
 
 
 def compare_onnx(

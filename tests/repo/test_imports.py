@@ -22,7 +22,8 @@ FLOORS = (
     ("policies", "budget", "bank"),
     ("analysis", "gated"),
     ("passes",),
-    ("export", "api"),
+    ("export",),
+    ("api",),
     ("runs",),
     ("",),  # the public names: fxprune/__init__.py
     ("trainer",),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.cli import spec
+from fxprune.cli.spec import Source, resolve
 from fxprune.errors import SpecError
 
 NET = """
@@ -49,20 +49,20 @@ def write(name: str, text: str) -> None:
     path.write_text(text)
 
 
-def shapes(found: spec.Source) -> list[tuple[int, ...]]:
+def shapes(found: Source) -> list[tuple[int, ...]]:
     return [tuple(item.shape) for item in found.example_inputs]
 
 
 def refusal(spec: str, shape: str | None = None) -> str:
     with pytest.raises(SpecError) as caught:
-        spec.resolve(spec, shape)
+        resolve(spec, shape)
     assert caught.value.exit_code == 2
     return str(caught.value)
 
 
 def test_a_file_gives_build_model_and_its_inputs() -> None:
     write("model.py", NET)
-    found = spec.resolve("model.py")
+    found = resolve("model.py")
     assert found.name == "model"
     assert shapes(found) == [(7, 3, 8, 8)]
     assert found.model(*found.example_inputs).shape == (7, 2)
@@ -70,13 +70,13 @@ def test_a_file_gives_build_model_and_its_inputs() -> None:
 
 def test_input_goes_before_the_inputs_of_the_file() -> None:
     write("model.py", NET)
-    assert shapes(spec.resolve("model.py", "3x16x24")) == [(2, 3, 16, 24)]
-    assert shapes(spec.resolve("model.py", "3x16x24,10")) == [(2, 3, 16, 24), (2, 10)]
+    assert shapes(resolve("model.py", "3x16x24")) == [(2, 3, 16, 24)]
+    assert shapes(resolve("model.py", "3x16x24,10")) == [(2, 3, 16, 24), (2, 10)]
 
 
 def test_a_file_may_hold_the_module_itself() -> None:
     write("model.py", "from torch import nn\nmodel = nn.Linear(3, 4)\n")
-    found = spec.resolve("model.py", "3")
+    found = resolve("model.py", "3")
     assert isinstance(found.model, nn.Linear)
 
 
@@ -85,36 +85,36 @@ def test_a_file_may_hold_the_module_itself() -> None:
 )
 def test_a_name_in_a_file(name: str, kind: str) -> None:
     write("sub/nets.py", NET)
-    found = spec.resolve(f"sub/nets.py:{name}")
+    found = resolve(f"sub/nets.py:{name}")
     assert type(found.model).__name__ == kind
     assert found.name == f"nets-{name}"
 
 
 def test_a_name_in_a_module() -> None:
     write("mine/nets.py", NET)
-    found = spec.resolve("mine.nets:Wide")
+    found = resolve("mine.nets:Wide")
     assert type(found.model).__name__ == "Wide"
     assert (found.name, shapes(found)) == ("nets-Wide", [(7, 3, 8, 8)])
 
 
 def test_options_reach_the_factory() -> None:
     write("model.py", NET)
-    found = spec.resolve("model.py{width=9}")
+    found = resolve("model.py{width=9}")
     assert found.model[0].out_channels == 9
-    assert spec.resolve("torchvision:squeezenet1_1{num_classes=7}").model.num_classes == 7
+    assert resolve("torchvision:squeezenet1_1{num_classes=7}").model.num_classes == 7
 
 
 def test_a_relative_file_starts_from_base(folder: Path) -> None:
     write("here/model.py", NET)
-    assert spec.resolve("model.py", base=folder / "here").name == "model"
+    assert resolve("model.py", base=folder / "here").name == "model"
 
 
 def test_example_inputs_may_be_a_function_or_a_list() -> None:
     head = "import torch\nfrom torch import nn\nmodel = nn.Identity()\n"
     write("a.py", head + "def example_inputs():\n    return torch.zeros(1, 2), torch.zeros(1, 3)\n")
     write("b.py", head + "example_inputs = [torch.zeros(1, 2)]\n")
-    assert shapes(spec.resolve("a.py")) == [(1, 2), (1, 3)]
-    assert shapes(spec.resolve("b.py")) == [(1, 2)]
+    assert shapes(resolve("a.py")) == [(1, 2), (1, 3)]
+    assert shapes(resolve("b.py")) == [(1, 2)]
 
 
 def test_a_file_finds_its_neighbours_but_hides_nothing(folder: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_file_finds_its_neighbours_but_hides_nothing(folder: Path) -> None:
     write("net/colorsys.py", "raise RuntimeError('this file is not the standard library')\n")
     write("net/model.py", "import parts\ndef build_model():\n    return parts.head()\n")
     sys.modules.pop("colorsys", None)
-    assert isinstance(spec.resolve("net/model.py", "2").model, nn.Linear)
+    assert isinstance(resolve("net/model.py", "2").model, nn.Linear)
     import colorsys
 
     assert hasattr(colorsys, "rgb_to_hsv")
@@ -134,23 +134,23 @@ def test_what_a_file_prints_does_not_mix_with_the_output(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write("model.py", "from torch import nn\nprint('hello')\nmodel = nn.Linear(3, 4)\n")
-    spec.resolve("model.py", "3")
+    resolve("model.py", "3")
     out, err = capsys.readouterr()
     assert (out, err) == ("", "hello\n")
 
 
 def test_torchvision_and_timm() -> None:
-    found = spec.resolve("torchvision:resnet18")
+    found = resolve("torchvision:resnet18")
     assert (found.name, shapes(found)) == ("resnet18", [(2, 3, 224, 224)])
-    assert shapes(spec.resolve("torchvision:resnet18", "3x32x32")) == [(2, 3, 32, 32)]
-    assert shapes(spec.resolve("torchvision:r3d_18")) == [(2, 3, 16, 112, 112)]
-    assert shapes(spec.resolve("torchvision:raft_small")) == 2 * [(2, 3, 128, 128)]
-    found = spec.resolve("timm:resnet10t")
+    assert shapes(resolve("torchvision:resnet18", "3x32x32")) == [(2, 3, 32, 32)]
+    assert shapes(resolve("torchvision:r3d_18")) == [(2, 3, 16, 112, 112)]
+    assert shapes(resolve("torchvision:raft_small")) == 2 * [(2, 3, 128, 128)]
+    found = resolve("timm:resnet10t")
     assert (found.name, shapes(found)) == ("resnet10t", [(2, 3, 176, 176)])
 
 
 def test_the_same_spec_gives_the_same_inputs() -> None:
-    one, two = (spec.resolve("torchvision:squeezenet1_1", "3x40x40") for _ in range(2))
+    one, two = (resolve("torchvision:squeezenet1_1", "3x40x40") for _ in range(2))
     assert torch.equal(one.example_inputs[0], two.example_inputs[0])
 
 

@@ -1,20 +1,13 @@
 import gzip
+import importlib
 import struct
 
 import pytest
 import torch
 from PIL import Image
 
-from fxprune import data
-from fxprune.data import (
-    FolderSplit,
-    Normalise,
-    Share,
-    TensorSplit,
-    crop_and_flip,
-    from_tensors,
-    load,
-)
+from fxprune.data import FolderSplit, Share, TensorSplit, from_tensors, load
+from fxprune.data.splits import Normalise, crop_and_flip
 from fxprune.errors import DataError
 
 
@@ -124,7 +117,7 @@ def test_digits_without_scikit_learn(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(data.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(DataError, match=r"needs scikit-learn\n.*fxprune\[demo\]"):
         load("digits")
 

@@ -7,7 +7,7 @@ import torch
 
 from fxprune import export_onnx, instrument, shrink, zeroed
 from fxprune.errors import ParityError
-from fxprune.export.compare import reference_of
+from fxprune.export.reference import reference_of
 from tests.support.law import at_random, gap
 from tests.support.nets import BY_NAME, NETS, Net
 

@@ -1,0 +1,53 @@
+"""Holds a traced network to the model that it was made of."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx, nn
+
+import fxprune.gated.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
+from fxprune.equivalence import SAME, difference
+from fxprune.errors import TraceError
+from fxprune.tracing.module import TracedModule, lent, tensors_of
+from fxprune.tracing.side_effects import left_alone
+
+if TYPE_CHECKING:
+    pass
+
+
+def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, ...]) -> None:
+    """Holds a traced network to the model that it was made of.
+
+    Raises:
+        TraceError: in evaluation mode they compute different things.
+    """
+    _, evaluation = module.both_graphs
+    run = fx.Interpreter(module, graph=evaluation).run
+    device = next((parameter.device for parameter in model.parameters()), None)
+    why = ""
+    try:
+        gap = difference(_alone(model, model), _alone(module, run), inputs, device)
+        if gap is not None and gap > SAME:
+            why = f"an output differs by {gap:.1e} of the largest value"
+    except Exception as error:  # the model itself ran
+        why = f"it raises {type(error).__name__}: {error}"
+    if why:
+        raise TraceError(
+            f"the trace of {type(model).__name__} is another network",
+            why=f"on random inputs {why}: forward does what symbolic tracing does not see",
+            do="look for isinstance(x, torch.Tensor), which is False of what is traced, for "
+            "results that forward keeps from one call to the next, and for what it computes "
+            "outside of torch",
+        )
+
+
+def _alone(network: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a network in evaluation mode on copies of its tensors, so that it stays as it is."""
+
+    def alone(*inputs: Tensor) -> Any:
+        parameters, buffers = tensors_of(network)
+        copies = {id(x): x.detach().clone() for x in (*parameters.values(), *buffers.values())}
+        with left_alone(network), lent(network, copies):
+            return run(*inputs)
+
+    return alone
