@@ -1,16 +1,11 @@
 """What an exported network is checked against."""
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-import fxprune.gated.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
 from fxprune.gated.module import GatedModule
-
-if TYPE_CHECKING:
-    pass
 
 
 def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:

@@ -1,18 +1,14 @@
 """Holds a traced network to the model that it was made of."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx, nn
 
-import fxprune.gated.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
 from fxprune.equivalence import SAME, difference
 from fxprune.errors import TraceError
 from fxprune.tracing.module import TracedModule, lent, tensors_of
 from fxprune.tracing.side_effects import left_alone
-
-if TYPE_CHECKING:
-    pass
 
 
 def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, ...]) -> None:
