@@ -29,6 +29,7 @@ from fxprune.gated.attach import attach
 from fxprune.gated.ddp import share_buffers
 from fxprune.gated.module import GatedModule
 from fxprune.trainer import checkpoint
+from fxprune.trainer.churn import Churn
 from fxprune.trainer.options import Placement, TrainOptions, learning_rate, make_optimizer
 from fxprune.trainer.plan import Spending, plan_spending
 
@@ -55,6 +56,9 @@ class EpochMetrics:
         run_macs_planned: what was planned for them, the most where it depends on scores, None
             where that is not known;
         run_macs_dense: what they are for the dense network. None for a plain network.
+        widths: channels of each group that executed in the epoch's last training step, and
+        churn: mean share of the executing channels that a step exchanged for others, over the
+            steps that kept their widths; None for a plain network.
     """
 
     epoch: int
@@ -70,6 +74,8 @@ class EpochMetrics:
     run_macs: int | None = None
     run_macs_planned: int | None = None
     run_macs_dense: int | None = None
+    widths: list[int] | None = None
+    churn: float | None = None
 
 
 @dataclass(frozen=True)
@@ -245,6 +251,7 @@ class _Session:
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         right = torch.zeros((), dtype=torch.int64, device=device)
         seen = 0
+        churn = Churn(self.gated)
         self.model.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed + self.share.rank * 2**40)
@@ -257,10 +264,11 @@ class _Session:
                 loss_sum += loss.double() * len(labels)
                 right += (logits.argmax(1) == labels).sum()
                 seen += len(labels)
+                churn.step()
                 done += 1
                 if progress is not None:
                     progress(Tick(done, self.steps))
-            cost = self._cost(done)
+            cost = {**self._cost(done), **churn.figures()}
             if epoch == self.options.epochs - 1:
                 self._settle(self.steps)
                 self._recalibrate(generator)
