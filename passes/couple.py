@@ -16,7 +16,7 @@ from fxprune.analysis.channel_convs import gather_up, spread
 from fxprune.analysis.compact_trial import try_widths, uneven_widths
 from fxprune.analysis.propagation import Labelled, propagate
 from fxprune.analysis.solve import Solution
-from fxprune.channels.resize import KEY
+from fxprune.channels.records import KEY
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.rules.base import Pin

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from fxprune.channels.graph import Axis, ChannelGraph
-from fxprune.channels.resize import KEY, Record, Shape
+from fxprune.channels.records import KEY, Record, Shape
 from fxprune.errors import GateError
 from fxprune.gated.module import GatedModule, Settings
 from fxprune.gated.nodes import TAP, Tap

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from fxprune.bank.bank import take
-from fxprune.channels.resize import KEY, resize
+from fxprune.channels.records import KEY
+from fxprune.channels.resize import resize
 from fxprune.errors import GateError
 from fxprune.gated.module import GatedModule
 from fxprune.gated.nodes import Gated, Tap, remove_taps, to_plain

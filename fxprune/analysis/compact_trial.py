@@ -13,7 +13,8 @@ from fxprune.analysis.equalities import lowest, same_memory
 from fxprune.analysis.propagation import Compact, Labelled, Value, propagate
 from fxprune.analysis.solve import Solution
 from fxprune.channels.graph import ChannelGraph, Factor, Widths, template_slots
-from fxprune.channels.resize import KEY, Shape, resize_parts
+from fxprune.channels.records import KEY, Shape
+from fxprune.channels.resize import resize_parts
 from fxprune.errors import TraceError
 from fxprune.tracing.module import TracedModule, has_leaves
 

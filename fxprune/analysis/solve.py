@@ -31,10 +31,11 @@ from fxprune.channels.graph import (
     Layout,
     Member,
     Pinned,
+    Role,
     Term,
 )
-from fxprune.channels.resize import KEY, Number, Record, Shape
-from fxprune.rules.base import PINNED, Pin, Product, Role
+from fxprune.channels.records import KEY, Number, Record, Shape
+from fxprune.rules.base import PINNED, Pin, Product
 from fxprune.tracing.module import TracedModule, tensors_of
 from fxprune.user_lines import where
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxprune.bank.packed import Pack, Seat
 from fxprune.channels.graph import FIXED, Axis, ChannelGraph, Widths, template_slots
-from fxprune.channels.resize import compact_shape
+from fxprune.channels.records import compact_shape
 
 LARGE = 1 << 16
 """On a CPU a tensor with as many elements is no part of a pack: copying all of it costs more than

@@ -14,6 +14,7 @@ any other selection puts its channels into the template's slots.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -25,11 +26,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fxprune.rules.base import Role
-
 Widths = tuple[int, ...]
 FIXED = -1
 """Stands where a position belongs to no channel: it is pinned, and stays."""
+
+
+class Role(enum.IntEnum):
+    """What a parameter's dimension is to the channels that run along it."""
+
+    ALONG = 0
+    """One element a channel, neither made nor consumed here (batch norm, depthwise kernels)."""
+    OUT = 1
+    """The parameter's slices make the channels."""
+    IN = 2
+    """The parameter's slices consume the channels; a removed channel's slice is zero here."""
 
 
 @dataclass(frozen=True)

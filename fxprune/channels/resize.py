@@ -10,7 +10,7 @@ resized again and again.
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,63 +18,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.channels.graph import Axis, ChannelGraph, Widths
+from fxprune.channels.records import KEY, Number, Record, Shape, compact_shape
 from fxprune.tracing.module import TracedModule, modules_of, tensors_of
-
-KEY = "fxprune"
-"""Where a node's `Record` is kept in `node.meta`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Shape:
-    """A tensor's dense sizes, and the axes along which it follows the widths."""
-
-    sizes: tuple[int, ...]
-    axes: Mapping[int, Axis]
-
-    def at(self, widths: Widths) -> tuple[int, ...]:
-        """The sizes at these widths."""
-        return tuple(
-            self.axes[dim].length(widths) if dim in self.axes else size
-            for dim, size in enumerate(self.sizes)
-        )
-
-
-@dataclass(frozen=True)
-class Number:
-    """A Python number that the network computes, and what it comes from.
-
-    Attributes:
-        value: what it was in the dense run.
-        follows: whether a size that follows the widths is in it.
-        free: whether any other size is in it, such as the batch's or an image's.
-    """
-
-    value: float
-    follows: bool = False
-    free: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """What is known of one node.
-
-    Attributes:
-        result: the Shape of its tensor, a Number, a tuple or dict of such for several, or None.
-        target: its target in the dense graph.
-        args: its dense arguments; of what other nodes give, only a Number is here that follows
-            the widths and nothing else, and None for the others.
-        kwargs: likewise.
-    """
-
-    result: Any
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @cached_property
-    def is_computed(self) -> bool:
-        """Whether a number that follows the widths is among its arguments."""
-        return any(isinstance(value, Number) for value in (*self.args, *self.kwargs.values()))
 
 
 def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None:
@@ -110,12 +55,6 @@ def resize_parts(
         rewrite = _NODES.get((node.op, record.target), _other if computed else None)
         if rewrite is not None and (computed or _follows(node)):
             rewrite(node, record, widths)
-
-
-def compact_shape(name: str, channels: ChannelGraph, widths: Widths) -> tuple[int, ...]:
-    """The shape of a parameter or buffer at these widths."""
-    axes = channels.axes.get(name, {})
-    return Shape(channels.shapes[name], axes).at(widths)
 
 
 def _follows(node: fx.Node) -> bool:

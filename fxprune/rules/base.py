@@ -11,7 +11,6 @@ A rule sees one ATen call, with meta tensors, and says three things: which label
 """
 
 import abc
-import enum
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,18 +21,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from fxprune.channels.graph import Role
+
 PINNED = 0
-
-
-class Role(enum.IntEnum):
-    """What a parameter's dimension is to the channels that run along it."""
-
-    ALONG = 0
-    """One element a channel, neither made nor consumed here (batch norm, depthwise kernels)."""
-    OUT = 1
-    """The parameter's slices make the channels."""
-    IN = 2
-    """The parameter's slices consume the channels; a removed channel's slice is zero here."""
 
 
 @dataclass(frozen=True, eq=False)

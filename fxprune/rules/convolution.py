@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from fxprune.rules.base import Call, Context, Family, Role, Rule, Slide
+from fxprune.channels.graph import Role
+from fxprune.rules.base import Call, Context, Family, Rule, Slide
 
 
 class Convolution(Rule):

@@ -7,7 +7,8 @@ channels and its other dimension makes them.
 import torch
 from torch import Tensor
 
-from fxprune.rules.base import Call, Context, Family, Role, Rule
+from fxprune.channels.graph import Role
+from fxprune.rules.base import Call, Context, Family, Rule
 
 aten = torch.ops.aten
 

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("errors", "equivalence", "user_lines"),
     ("registry", "files", "data", "tracing"),
-    ("rules", "channels", "groups"),
-    ("policies", "budget", "bank"),
+    ("channels", "groups"),
+    ("rules", "policies", "budget", "bank"),
     ("analysis", "gated"),
     ("passes",),
     ("export",),

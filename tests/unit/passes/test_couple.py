@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fxprune import analyze, instrument, shrink
 from fxprune.analysis import label_mode
 from fxprune.channels.graph import Factor
-from fxprune.channels.resize import KEY
+from fxprune.channels.records import KEY
 from fxprune.errors import TraceError
 from tests.support.law import choose, gap, zeroed
 from tests.unit.passes.tiny import coupled

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 import fxprune
 from fxprune.bank.exchange import Chosen
-from fxprune.channels.resize import KEY
+from fxprune.channels.records import KEY
 from tests.support.law import at_random, gap
 from tests.support.nets import NETS, Net
 from tests.unit.passes.tiny import Tiny, printed
