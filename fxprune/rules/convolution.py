@@ -9,11 +9,23 @@ each loses the same positions, so that G stays.
 """
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
-from fxprune.channels.graph import Role
+from fxprune.channels.graph import Role, Widths
+from fxprune.channels.records import Record
+from fxprune.channels.sizes import (
+    CallSizes,
+    ModuleSizes,
+    Sizes,
+    argument,
+    operand,
+    plain,
+    set_argument,
+)
 from fxprune.rules.base import Call, Context, Family, Rule, Slide
 
 
@@ -130,6 +142,58 @@ class Convolution(Rule):
             weight.shape[1] if columns is None else columns,
             made=made,
         )
+
+
+class ConvolutionAttributes(ModuleSizes):
+    """Channels and conv groups of a convolution."""
+
+    keys = (nn.modules.conv._ConvNd,)
+
+    def __call__(self, module: Any, sizes: Sizes) -> None:
+        shape, name = sizes.of("weight"), sizes.name("weight")
+        if shape is None or name not in sizes.channels.conv_inputs:
+            return
+        source = sizes.channels.conv_inputs[name]
+        # a network of width 1 may have a single conv group left, and must know that it had more
+        if module.transposed:
+            axis = sizes.channels.axes[name].get(0)
+            groups = axis.blocks(source.groups, sizes.widths) if axis else source.groups
+            inputs, outputs = shape[0], shape[1] * groups
+        else:
+            inputs, outputs = source.length(sizes.widths), shape[0]
+            groups = inputs // shape[1]
+        vars(module).update(in_channels=inputs, out_channels=outputs, groups=groups)
+
+
+class ConvolutionSizes(CallSizes):
+    """The number of conv groups; one that the batch is in (a kernel an example) stays a node."""
+
+    keys = (
+        F.conv1d,
+        F.conv2d,
+        F.conv3d,
+    )
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        groups = argument(record, 6, "groups", 1)
+        source, weight = operand(node, 0, "input"), operand(node, 1, "weight")
+        if groups not in (1, None) and source is not None and weight is not None:
+            set_argument(node, 6, "groups", source.at(widths)[1] // weight.at(widths)[1])
+
+
+class TransposedConvolutionSizes(CallSizes):
+    """The number of conv groups of a transposed convolution."""
+
+    keys = (
+        F.conv_transpose1d,
+        F.conv_transpose2d,
+        F.conv_transpose3d,
+    )
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        groups, source = argument(record, 6, "groups", 1), operand(node, 0, "input")
+        if groups not in (1, None) and source is not None and 1 in source.axes:
+            set_argument(node, 6, "groups", source.axes[1].blocks(int(plain(groups)), widths))
 
 
 def _stands_still(call: Call, place: int) -> bool:

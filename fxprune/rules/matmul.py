@@ -4,10 +4,13 @@ A factor whose labels are a parameter's own is a weight: its contracted dimensio
 channels and its other dimension makes them.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.channels.graph import Role
+from fxprune.channels.sizes import ModuleSizes, Sizes
 from fxprune.rules.base import Call, Context, Family, Rule
 
 aten = torch.ops.aten
@@ -119,6 +122,17 @@ class Linear(Rule):
             weight.shape[0] if made is None else made,
             made=made,
         )
+
+
+class LinearAttributes(ModuleSizes):
+    """Features of a linear layer."""
+
+    keys = (nn.Linear,)
+
+    def __call__(self, module: Any, sizes: Sizes) -> None:
+        shape = sizes.of("weight")
+        if shape is not None:
+            module.out_features, module.in_features = shape
 
 
 def _factors(call: Call) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,16 @@ op moves it like data, and the result is read back. Where a view has split a lab
 in two, the rows of the split are coupled, so that what is kept stays a rectangle.
 """
 
+import operator
 from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from fxprune.channels.graph import Axis, Widths
+from fxprune.channels.records import Number, Record, Shape
+from fxprune.channels.sizes import CallSizes, argument, input_of, kept_before, plain
 from fxprune.rules.base import PINNED, Call, Context, Family, Place, Rule
 
 aten = torch.ops.aten
@@ -75,65 +79,6 @@ class Movement(Rule):
             context.carry(result, _bound(families))
 
 
-class Concatenate(Rule):
-    """cat: along its dimension the labels follow each other; along others they meet."""
-
-    keys = (aten.cat,)
-
-    def __call__(self, context: Context, call: Call) -> None:
-        out, tensors = call.out, [t for t in call["tensors"] if t.dim() == call.out.dim()]
-        dim = call.args.get("dim", 0) % out.dim()
-        parts = [context.along(tensor, dim) for tensor in tensors]
-        families = []
-        if any(part is not None for part in parts):
-            families.append(Family(dim, self._joined(context, tensors, parts, dim)))
-        for other in range(out.dim()):
-            if other != dim:
-                families += context.overlay(
-                    [(tensor, other) for tensor in tensors],
-                    other,
-                    "it is concatenated with a tensor of fixed size",
-                )
-        context.carry(out, families)
-
-    def _joined(
-        self, context: Context, tensors: list[Tensor], parts: list[Tensor | None], dim: int
-    ) -> Tensor:
-        found = []
-        for tensor, part in zip(tensors, parts, strict=True):
-            labels = context.fresh(tensor.shape[dim]) if part is None else part
-            if part is None:
-                context.pin(labels, "they are concatenated from a tensor of fixed size")
-            found.append(labels)
-        joined = torch.cat(found)
-        if len(np.unique(joined.numpy())) == len(joined):
-            return joined
-        for place, labels in enumerate(found[1:], 1):  # what is repeated can be told apart later
-            if torch.isin(labels, torch.cat(found[:place])).any():
-                found[place] = context.fresh(len(labels))
-                context.repeated.append(found[place])
-                context.meet(labels, found[place])
-        return torch.cat(found)
-
-
-class Stack(Rule):
-    """stack: every dimension meets; the new one has a fixed size."""
-
-    keys = (aten.stack,)
-
-    def __call__(self, context: Context, call: Call) -> None:
-        out, tensors = call.out, call["tensors"]
-        new = call["dim"] % out.dim()
-        families: list[Family] = []
-        for dim in range(out.dim() - 1):
-            families += context.overlay(
-                [(tensor, dim) for tensor in tensors],
-                dim if dim < new else dim + 1,
-                "it is stacked with a tensor of fixed size",
-            )
-        context.carry(out, families)
-
-
 class ChannelShuffle(Rule):
     """Rows and columns of the channels, seen as [groups, n], change places.
 
@@ -153,124 +98,180 @@ class ChannelShuffle(Rule):
         context.carry(call.out, carried)
 
 
-class Patches(Rule):
-    """im2col and back: a channel is as many as a window has places, one after the other."""
-
-    keys = (aten.im2col, aten.col2im)
-
-    def __call__(self, context: Context, call: Call) -> None:
-        x, out = call["self"], call.out
-        own = max(x.dim(), out.dim()) - 3
-        often = max(out.shape[own] // x.shape[own], 1)
-        carried = []
-        for family in context.of(x):
-            if family.dim > own:
-                context.pin(family.labels, "windows slide along this dimension")
-            elif family.dim == own:  # back, the places of a window are summed up
-                labels = context.couple_within_rows(family.labels, out.shape[own] // often)
-                carried.append(Family(own, labels.repeat_interleave(often)))
-            else:
-                carried.append(family)
-        context.carry(out, carried)
-
-
-class Gather(Rule):
-    """index_select by labelled places: what is taken goes along with the place it is taken from."""
-
-    keys = (aten.index_select,)
-
-    def __call__(self, context: Context, call: Call) -> None:
-        x, index = call["self"], call["index"]
-        dim = call["dim"] % x.dim()
-        if context.along(x, dim) is not None:
-            context.pin_all([x, index], "its channels are chosen by their numbers")
-            return
-        kept = [family for family in context.of(x) if family.dim != dim]
-        context.carry(call.out, [*kept, *(f.at(dim) for f in context.of(index))])
-
-
-class Scatter(Rule):
-    """index_copy by labelled places: what is put meets its places; the result has them all."""
-
-    keys = (aten.index_copy,)
-
-    def __call__(self, context: Context, call: Call) -> None:
-        x, index, source = call["self"], call["index"], call["source"]
-        dim = call["dim"] % x.dim()
-        fixed = context.along(x, dim)
-        if fixed is not None:
-            context.pin(fixed, "its channels are chosen by their numbers")
-        if (labels := context.along(source, dim)) is not None:
-            context.meet(labels, context.along(index, 0), "it is put to places of fixed number")
-            context.mixes()
-        carried: list[Family] = []
-        for other in range(x.dim()):
-            if other != dim:
-                reason = "it is put into a tensor of fixed size"
-                carried += context.overlay([(x, other), (source, other)], other, reason)
-        context.carry(call.out, carried)
-
-
-class New(Rule):
-    """A tensor of given sizes, which has no more than its dtype from the other."""
-
-    keys = (aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros)
-
-    def __call__(self, context: Context, call: Call) -> None:
-        context.carry(call.out, ())
-
-
-class ConstantPad(Rule):
-    """Padding with a constant: the new indices may go with the channels that they meet."""
-
-    keys = (aten.constant_pad_nd,)
-
-    def __call__(self, context: Context, call: Call) -> None:
-        x, pad = call["self"], call["pad"]
-        families = []
-        for family in context.of(x):
-            place = 2 * (x.dim() - 1 - family.dim)
-            left, right = pad[place : place + 2] if place < len(pad) else (0, 0)
-            if left < 0 or right < 0:
-                context.pin(family.labels, "padding by a negative amount cuts channels off")
-                continue
-            labels = family.labels
-            if left or right:
-                labels = torch.cat([context.fresh(left), labels, context.fresh(right)])
-            families.append(Family(family.dim, labels))
-        context.carry(call.out, families)
-
-
-class Identity(Rule):
-    """The same elements at the same places."""
+class ViewSizes(CallSizes):
+    """Sizes that a call spells out: those that are literals follow the result."""
 
     keys = (
-        aten.clone,
-        aten._to_copy,
-        aten.contiguous,
-        aten.as_strided_,
-        aten.dropout,
-        aten.native_dropout,
-        aten.zeros_like,
-        aten.ones_like,
-        aten.empty_like,
-        aten.full_like,
-        aten.rand_like,
-        aten.randn_like,
-        aten.fill_,
-        aten.zero_,
-        aten.bernoulli,
-        aten.bernoulli_,
+        "view",
+        "reshape",
+        "expand",
+        torch.reshape,
     )
 
-    def __call__(self, context: Context, call: Call) -> None:
-        x = call.tensors()[0]
-        for result in call.results():
-            if result.shape != x.shape:
-                context.pin_all([x], "it is restrided to another shape")
-                context.carry(result, ())
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        if record.args[1:] == (None,):
+            return  # another node gives the whole size, as in x.expand(y.shape)
+        if len(record.args) > 1 and not isinstance(record.args[1], torch.dtype):
+            _literals(node, 1, record.args, record.result.at(widths))
+
+
+class UnflattenSizes(CallSizes):
+    """The sizes that one dimension is split into."""
+
+    keys = ("unflatten",)
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        if len(record.args) == 3:
+            sizes, shape = record.args[2], record.result.at(widths)
+            dim = record.args[1] % (len(shape) - len(sizes) + 1)
+            _literals(node, 2, record.args, shape[dim : dim + len(sizes)])
+
+
+class SplitSizes(CallSizes):
+    """All ways to split become a split into the parts' sizes."""
+
+    keys = (
+        "split",
+        "chunk",
+        "tensor_split",
+        torch.split,
+        torch.chunk,
+        torch.tensor_split,
+    )
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        source = input_of(node)
+        dim = argument(record, 2, "dim", 0)
+        if source is None or not isinstance(dim, int) or dim % len(source.sizes) not in source.axes:
+            return
+        dim %= len(source.sizes)
+        sizes = [part.at(widths)[dim] for part in record.result]
+        node.target = "split" if node.op == "call_method" else torch.split
+        node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+class IndexSizes(CallSizes):
+    """Positions and slices in `x[…]`."""
+
+    keys = (
+        operator.getitem,
+        operator.setitem,
+    )
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        source = input_of(node)
+        if source is None:
+            return
+        index = record.args[1] if isinstance(record.args[1], tuple) else (record.args[1],)
+        current = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        used = sum(part is not None and part is not Ellipsis for part in index)
+        dim, new = 0, []
+        for part, now in zip(index, current, strict=True):
+            axis = source.axes.get(dim)
+            if part is Ellipsis:
+                dim += len(source.sizes) - used
+                new.append(now)
+                continue
+            if axis is not None and isinstance(part, slice):
+                new.append(_slice(axis, part, now, widths))
+            elif (
+                axis is not None and isinstance(part, (int, Number)) and not isinstance(part, bool)
+            ):
+                place = int(part.value) if isinstance(part, Number) else part
+                new.append(kept_before(axis, place % source.sizes[dim], now, widths))
             else:
-                context.carry(result, context.of(x))
+                new.append(now)
+            dim += part is not None or now is not None
+        indices = tuple(new) if isinstance(node.args[1], tuple) else new[0]
+        node.args = (node.args[0], indices, *node.args[2:])
+
+
+class NarrowSizes(CallSizes):
+    """The start and the length of a narrowed dimension."""
+
+    keys = (
+        "narrow",
+        torch.narrow,
+    )
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        source = input_of(node)
+        if source is None or len(record.args) != 4:
+            return
+        dim, start, length = map(plain, record.args[1:])
+        axis = source.axes.get(dim % len(source.sizes))
+        if axis is not None and isinstance(start, int) and isinstance(length, int):
+            first, last = (kept_before(axis, end, end, widths) for end in (start, start + length))
+            node.args = (node.args[0], dim, first, last - first)
+
+
+class RollSizes(CallSizes):
+    """As many positions go round the end as the template keeps of those that did."""
+
+    keys = (
+        "roll",
+        torch.roll,
+    )
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        source = input_of(node)
+        shifts, dims = argument(record, 1, "shifts", None), argument(record, 2, "dims", ())
+        shifts, dims = ((v,) if isinstance(v, int) else v for v in (shifts, dims))
+        if source is None or not dims or not all(isinstance(v, int) for v in (*shifts, *dims)):
+            return
+        new = list(shifts)
+        for place, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
+            axis = source.axes.get(dim % len(source.sizes))
+            if axis is not None:
+                size = len(axis.channel)
+                new[place] = int((axis.template(widths) >= size - shift % size).sum())
+        node.args, node.kwargs = (node.args[0], tuple(new), tuple(dims)), {}
+
+
+class RepeatSizes(CallSizes):
+    """How often a single value is repeated."""
+
+    keys = ("repeat",)
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        source = input_of(node)
+        if source is None or not isinstance(record.result, Shape):
+            return
+        nested = isinstance(record.args[1], (tuple, list))
+        times = record.args[1] if nested else record.args[1:]
+        current = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+        shape, new = record.result.at(widths), list(current)
+        for place in range(1, len(times) + 1):
+            single = place > len(source.sizes) or source.sizes[-place] == 1
+            if single and isinstance(times[-place], (int, Number)):
+                new[-place] = shape[-place]
+            else:
+                new[-place] = plain(times[-place]) if times[-place] is not None else current[-place]
+        node.args = (node.args[0], *new)
+
+
+def _literals(node: fx.Node, place: int, dense: Any, sizes: tuple[int, ...]) -> None:
+    """Puts sizes for literals and computed widths from `place` on; -1 and other nodes stay."""
+    nested = place < len(dense) and isinstance(dense[place], (tuple, list))
+    old = dense[place] if nested else dense[place:]
+    now: Any = node.args[place] if nested else node.args[place:]
+    new = [
+        size if isinstance(literal, (int, Number)) and literal != -1 else current
+        for literal, current, size in zip(old, now, sizes, strict=True)
+    ]
+    head = node.args[:place]
+    node.args = (*head, tuple(new), *node.args[place + 1 :]) if nested else (*head, *new)
+
+
+def _slice(axis: Axis, dense: slice, now: Any, widths: Widths) -> Any:
+    """What takes those of a slice's positions that the template keeps; `now` is what did so."""
+    if dense.step not in (None, 1):  # what is left of every n-th position has no fixed step
+        dense = slice(*(plain(part) for part in (dense.start, dense.stop, dense.step)))
+        inside = torch.zeros(len(axis.channel), dtype=torch.bool)
+        inside[dense] = True
+        return inside[axis.template(widths)].nonzero().flatten().tolist()
+    start = kept_before(axis, dense.start, now.start, widths)
+    return slice(start, kept_before(axis, dense.stop, now.stop, widths), dense.step)
 
 
 def spread(labels: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:

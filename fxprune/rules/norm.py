@@ -4,8 +4,15 @@ Batch norm takes its statistics per channel, so a channel's removal leaves the o
 are. Group norm does so per group of channels; layer norm over channels mixes them all.
 """
 
-import torch
+from typing import Any
 
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fxprune.channels.graph import Widths
+from fxprune.channels.records import Record
+from fxprune.channels.sizes import CallSizes, ModuleSizes, Sizes, argument, set_argument
 from fxprune.rules.base import Call, Context, Rule
 
 aten = torch.ops.aten
@@ -101,3 +108,38 @@ class GroupNorm(Rule):
             context.couple_rows(channels, groups)
             context.mixes()
         context.carry(out, context.of(x))
+
+
+class ChannelAttributes(ModuleSizes):
+    """The channels of a batch norm, an instance norm or a group norm, whose groups stay."""
+
+    keys = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+
+    def __call__(self, module: Any, sizes: Sizes) -> None:
+        attribute = "num_channels" if isinstance(module, nn.GroupNorm) else "num_features"
+        for parameter in ("weight", "bias", "running_mean"):
+            shape = sizes.of(parameter)
+            if shape is not None:
+                setattr(module, attribute, shape[0])
+                return
+
+
+class LayerNormAttributes(ModuleSizes):
+    """The sizes that a layer norm normalises over."""
+
+    keys = (nn.LayerNorm,)
+
+    def __call__(self, module: Any, sizes: Sizes) -> None:
+        shape = sizes.of("weight") or sizes.of("bias")
+        if shape is not None:
+            module.normalized_shape = shape
+
+
+class LayerNormSizes(CallSizes):
+    """The sizes that a layer norm normalises over."""
+
+    keys = (F.layer_norm,)
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        dense = argument(record, 1, "normalized_shape", ())
+        set_argument(node, 1, "normalized_shape", record.result.at(widths)[-len(dense) :])

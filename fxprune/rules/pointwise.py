@@ -3,9 +3,12 @@
 PyTorch tags them (`torch.Tag.pointwise`); the other keys are element-wise without saying so.
 """
 
-import torch
-from torch import Tensor
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from fxprune.channels.sizes import ModuleSizes, Sizes
 from fxprune.rules.base import Call, Context, Family, Rule, tensors_in
 
 aten = torch.ops.aten
@@ -85,6 +88,17 @@ class GatedHalves(Rule):
             for family in context.of(x)
         ]
         context.carry(call.out, carried)
+
+
+class PReLUAttributes(ModuleSizes):
+    """The number of slopes of a PReLU."""
+
+    keys = (nn.PReLU,)
+
+    def __call__(self, module: Any, sizes: Sizes) -> None:
+        shape = sizes.of("weight")
+        if shape is not None:
+            module.num_parameters = shape[0]
 
 
 def _size(tensor: Tensor, out: Tensor, dim: int) -> int:

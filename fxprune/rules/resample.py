@@ -2,7 +2,7 @@
 
 import torch
 
-from fxprune.rules.base import Call, Context, Rule
+from fxprune.rules.base import Call, Context, Family, Rule
 
 aten = torch.ops.aten
 
@@ -48,3 +48,24 @@ class Resample(Rule):
                 carried.append(family)
         for result in call.results():
             context.carry(result, carried)
+
+
+class Patches(Rule):
+    """im2col and back: a channel is as many as a window has places, one after the other."""
+
+    keys = (aten.im2col, aten.col2im)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, out = call["self"], call.out
+        own = max(x.dim(), out.dim()) - 3
+        often = max(out.shape[own] // x.shape[own], 1)
+        carried = []
+        for family in context.of(x):
+            if family.dim > own:
+                context.pin(family.labels, "windows slide along this dimension")
+            elif family.dim == own:  # back, the places of a window are summed up
+                labels = context.couple_within_rows(family.labels, out.shape[own] // often)
+                carried.append(Family(own, labels.repeat_interleave(often)))
+            else:
+                carried.append(family)
+        context.carry(out, carried)

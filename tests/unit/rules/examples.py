@@ -10,23 +10,15 @@ from torch.nn import functional as F
 
 from fxprune.rules.base import Rule
 from fxprune.rules.convolution import Convolution
+from fxprune.rules.copies import Identity, New
+from fxprune.rules.indexing import Gather, Scatter
+from fxprune.rules.joins import Concatenate, ConstantPad, Stack
 from fxprune.rules.matmul import Linear, MatMul
-from fxprune.rules.movement import (
-    ChannelShuffle,
-    Concatenate,
-    ConstantPad,
-    Gather,
-    Identity,
-    Movement,
-    New,
-    Patches,
-    Scatter,
-    Stack,
-)
+from fxprune.rules.movement import ChannelShuffle, Movement
 from fxprune.rules.norm import BatchNorm, GroupNorm, LayerNorm, WeightNorm
 from fxprune.rules.pointwise import GatedHalves, MaskedWrite, Pointwise
 from fxprune.rules.reduction import Reduction, Softmax
-from fxprune.rules.resample import Resample
+from fxprune.rules.resample import Patches, Resample
 from tests.support.topologies.base import randomised
 
 Layers = Callable[[], tuple[nn.Module, ...]]
