@@ -5,6 +5,7 @@
 """
 
 import copy
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from fxprune.export.onnx import BATCHES
 from fxprune.files import write_bytes
 from fxprune.gated.attach import attach
 from fxprune.gated.module import GatedModule
+from fxprune.report.of_runs import keep_export, write_beside
 from fxprune.runs.run import SUFFIX, Run
 from fxprune.trainer.job import Job
 from fxprune.trainer.loop import EpochMetrics, Tick, fit
@@ -101,6 +103,7 @@ class Demo:
         accuracy: shares of the held-out digits that are named right, 0 to 1.
         step_seconds: median times of a training step, taken in turns.
         train_seconds: times of all epochs, with evaluation.
+        report: the page that shows all this.
     """
 
     run: Path
@@ -110,6 +113,7 @@ class Demo:
     accuracy: tuple[float, float]
     step_seconds: tuple[float, float]
     train_seconds: tuple[float, float]
+    report: Path
 
 
 def run(
@@ -155,6 +159,8 @@ def run(
         twin=output / "dense.onnx",
         real=(images,),
     )
+    keep_export(folder, exported)
+    report = write_beside(folder, gated, [dataclasses.asdict(metrics) for metrics in full])
     return Demo(
         run=folder.path,
         run_of_dense=output / "dense",
@@ -163,6 +169,7 @@ def run(
         accuracy=(full[-1].val_accuracy, narrow[-1].val_accuracy),
         step_seconds=steps,
         train_seconds=(_seconds(full), _seconds(narrow)),
+        report=report,
     )
 
 

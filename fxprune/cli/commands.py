@@ -13,6 +13,7 @@ from fxprune import __version__
 from fxprune.cli.demo import demo
 from fxprune.cli.export import export
 from fxprune.cli.instrument import inspect, instrument
+from fxprune.cli.report import report
 from fxprune.cli.train import train
 from fxprune.errors import FxpruneError
 
@@ -47,7 +48,7 @@ def _root(
     pass
 
 
-for command in (inspect, instrument, train, export, demo):
+for command in (inspect, instrument, train, export, report, demo):
     app.command()(command)
 
 

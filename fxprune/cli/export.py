@@ -7,11 +7,13 @@ import typer
 
 from fxprune.cli import console
 from fxprune.cli.arguments import Json, print_result, run_of
-from fxprune.errors import DataError, OptionError
+from fxprune.errors import DataError, OptionError, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fxprune.export.compare import Comparison
+    from fxprune.gated.module import GatedModule
     from fxprune.runs.run import Run
 
 
@@ -90,7 +92,8 @@ def export(
             compared = compare_onnx(
                 gated, compact, dense, paths[".onnx"], real=real, notes=notes, begin=begin
             )
-            record["onnx"] = records.of_onnx(compared)
+            record["onnx"] = compared.record()
+            _keep(run, gated, compared)
     print_result(record, tables.show_export, as_json)
     for line in tables.remarks(record):
         console.note(line)
@@ -141,3 +144,14 @@ def _real_inputs(run: "Run") -> "tuple[Tensor, ...]":
         console.note(f"checked on random inputs only: {error.what}")
         return ()
     return (images,)
+
+
+def _keep(run: "Run", gated: "GatedModule", compared: "Comparison") -> None:
+    """Keeps the figures of the export for the run's report, and writes that anew."""
+    from fxprune.report.of_runs import keep_export, write_beside
+
+    try:
+        keep_export(run, compared)
+        write_beside(run, gated)
+    except RunError as error:  # the file itself is written, and the run may be read-only
+        console.note(f"the report of {run.path} was not written: {error.what}")

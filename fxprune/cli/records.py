@@ -9,7 +9,6 @@ from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import ChannelGraph, Member
 from fxprune.cli.spec import Source
 from fxprune.demo import Demo
-from fxprune.export.compare import Comparison
 from fxprune.export.latency import Choice
 from fxprune.export.pt2 import Pt2Report
 from fxprune.gated.module import GatedModule
@@ -143,14 +142,6 @@ def of_run(run: Run, gated: GatedModule) -> Record:
     }
 
 
-def of_onnx(compared: Comparison) -> Record:
-    """What was written as ONNX."""
-    report = {**asdict(compared.report), "path": str(compared.report.path)}
-    report["reference"] = compared.reference
-    dense = None if compared.dense is None else asdict(compared.dense)
-    return {**report, "compact": asdict(compared.compact), "dense": dense}
-
-
 def of_pt2(report: Pt2Report) -> Record:
     """What was written as .pt2."""
     return {**asdict(report), "path": str(report.path)}
@@ -158,8 +149,8 @@ def of_pt2(report: Pt2Report) -> Record:
 
 def of_demo(demo: Demo) -> Record:
     """What `fxprune demo` showed."""
-    onnx = of_onnx(demo.exported)
-    files = (demo.run, demo.run_of_dense, demo.exported.report.path, demo.dense_onnx)
+    onnx = demo.exported.record()
+    files = (demo.run, demo.run_of_dense, demo.exported.report.path, demo.dense_onnx, demo.report)
     both = {
         "accuracy": demo.accuracy,
         "step_seconds": demo.step_seconds,

@@ -125,6 +125,7 @@ def train(
     from fxprune.cli import records, tables
     from fxprune.cli.spec import resolve
     from fxprune.gated.ddp import first_alone, launched
+    from fxprune.report.of_runs import write_beside
     from fxprune.trainer.job import Job
     from fxprune.trainer.loop import fit
 
@@ -182,4 +183,6 @@ def train(
         print_result(record, tables.show_training, as_json)
         for line in tables.remarks_on_training(record):
             console.note(line)
+        if rank == 0:
+            console.note(f"report: {write_beside(run, gated)}")
         console.note(f"next: fxprune export {run.path} --onnx")

@@ -2,9 +2,11 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -51,6 +53,17 @@ class Comparison:
     reference: str
     compact: Figures
     dense: Figures | None
+
+    def record(self) -> dict[str, Any]:
+        """Gives all figures as values that JSON can hold, with the file's SHA-256."""
+        return {
+            **asdict(self.report),
+            "path": str(self.report.path),
+            "reference": self.reference,
+            "sha256": sha256(self.report.path.read_bytes()).hexdigest(),
+            "compact": asdict(self.compact),
+            "dense": None if self.dense is None else asdict(self.dense),
+        }
 
 
 def compact_of(gated: GatedModule, *, fold: bool = False) -> fx.GraphModule:

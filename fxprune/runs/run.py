@@ -300,13 +300,22 @@ class Run:
         Raises:
             RunError: the file is damaged.
         """
-        path = self.path / METRICS
-        if not path.exists():
-            return []
-        try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {path}", why=str(error)) from error
+        return metrics_of(self.path)
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """Reads the metrics of each epoch in the folder of a training; none before its first.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}", why=str(error)) from error
 
 
 def _refuse_what_is_there(path: Path) -> None:

@@ -27,6 +27,7 @@ FLOORS = (
     ("runs",),
     ("",),  # the public names: fxprune/__init__.py
     ("trainer",),
+    ("report",),
     ("demo",),
     ("cli", "__main__"),
 )

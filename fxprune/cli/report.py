@@ -1,0 +1,67 @@
+"""The command report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxprune.cli import console
+from fxprune.cli.arguments import run_of
+from fxprune.errors import OptionError
+
+
+def report(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]…",
+            help="Run directories; several are compared. By default the one in the current "
+            "directory, the newest if there are several.",
+            show_default=False,
+        ),
+    ] = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The folder of the dense network's training, with its metrics.jsonl, to draw "
+            "beside one run.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The HTML file; by default RUN/report.html, for several runs report.html here.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a report: one HTML file with what a training did, which opens without a network.
+
+    Examples: [bold]fxprune report model.fxprune[/bold],
+    [bold]fxprune report a.fxprune b.fxprune -o compared.html[/bold].
+    """
+    from fxprune.cli.spec import resolve
+    from fxprune.report import page
+    from fxprune.report.of_runs import PAGE, record_of
+    from fxprune.runs.run import metrics_of
+
+    runs = [run_of(folder) for folder in folders] if folders else [run_of(None)]
+    if dense is not None and len(runs) > 1:
+        raise OptionError("--dense goes with one run", why=f"{len(runs)} runs are given")
+    target = output or (runs[0].path / PAGE if len(runs) == 1 else Path(PAGE))
+    if target.is_dir():
+        raise OptionError(f"{target} is a folder", do="give -o the name of a file")
+    beside = () if dense is None else metrics_of(dense)
+    with console.phases([f"building {run.path.name}" for run in runs]) as begin:
+        records = []
+        for run in runs:
+            begin()
+            gated = run.load(resolve(run.spec, run.input, base=run.base).model)
+            records.append(record_of(run, gated, beside))
+    size = page.write(target, records)
+    console.note(f"wrote {target}, {size / 1000:.0f} kB")

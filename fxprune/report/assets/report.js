@@ -1,0 +1,338 @@
+"use strict";
+// Draws the records in the page. One record: the report of a run. Several: a comparison first.
+(() => {
+  const runs = JSON.parse(document.getElementById("data").textContent);
+  const main = document.getElementById("main");
+  const COLOURS = ["--gated", "--third", "--fourth", "--fifth", "--bad"];
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const redraw = [];
+
+  // --- small helpers ------------------------------------------------------------------------
+  function h(tag, attributes = {}, ...children) {
+    const svg = ["svg", "g", "rect", "path", "text", "title", "line"].includes(tag) && attributes.ns !== "html";
+    const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+    for (const [key, value] of Object.entries(attributes)) if (key !== "ns") element.setAttribute(key, value);
+    for (const child of children) element.append(child instanceof Node ? child : String(child));
+    return element;
+  }
+  const percent = (share, digits = 1) => share == null ? "–" : (100 * share).toFixed(digits) + " %";
+  const short = (value) => {
+    if (value == null) return "–";
+    for (const [size, unit] of [[1e9, " G"], [1e6, " M"], [1e3, " k"]])
+      if (value >= size) return (value / size).toPrecision(3) + unit;
+    return String(value);
+  };
+  const last = (list) => list[list.length - 1];
+  const small = (value) => value == null ? "–" : value.toExponential(1);
+  const ms = (seconds) => seconds == null ? "–" : (1000 * seconds).toPrecision(3) + " ms";
+
+  function section(id, title, about) {
+    const part = h("section", { id, "aria-labelledby": id + "-title" }, h("h2", { id: id + "-title" }, title));
+    if (about) part.append(h("p", { class: "soft" }, about));
+    main.append(part);
+    return part;
+  }
+  function table(head, rows, texts = [0]) {
+    const cell = (tag, value, column) => {
+      const made = h(tag, texts.includes(column) ? { class: "text" } : {}, value);
+      if (tag === "th") made.setAttribute("scope", "col");
+      return made;
+    };
+    return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": head.filter(Boolean).join(", ") },
+      h("table", {},
+        h("thead", {}, h("tr", {}, ...head.map((value, column) => cell("th", value, column)))),
+        h("tbody", {}, ...rows.map((row) => h("tr", {}, ...row.map((value, column) => cell("td", value, column)))))));
+  }
+  const folded = (summary, content) => h("details", {}, h("summary", {}, summary), content);
+
+  // --- line charts, by uPlot ----------------------------------------------------------------
+  // lines: [{label, colour, x: [...], y: [...]}]
+  function chart(parent, caption, lines, { unit = "", log = false, xLabel = "epoch" } = {}) {
+    lines = lines.filter((line) => line.y.some((value) => value != null));
+    if (!lines.length) return;
+    const about = lines.map((line) => `${line.label}: from ${format(line.y.find((v) => v != null))} to ${format(last(line.y.filter((v) => v != null)))}`).join("; ");
+    function format(value) { return (Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3)) + unit; }
+    const spot = h("div", { role: "img", "aria-label": `${caption}. ${about}` });
+    const legend = h("ul", { class: "legend" }, ...lines.map((line) => {
+      const stroke = h("i", { style: `border-color:var(${line.colour});border-top-style:${line.dash ? "dashed" : "solid"}` });
+      return h("li", {}, stroke, line.label);
+    }));
+    parent.append(h("figure", {}, h("figcaption", {}, caption), legend, spot));
+    const xs = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+    const data = [xs, ...lines.map((line) => {
+      const at = new Map(line.x.map((x, i) => [x, line.y[i]]));
+      return xs.map((x) => at.has(x) ? at.get(x) : undefined);
+    })];
+    let plot = null;
+    function draw() {
+      if (plot) plot.destroy();
+      const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
+      plot = new uPlot({
+        width: Math.max(spot.clientWidth, 240), height: 240,
+        scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
+        cursor: { drag: { x: true, y: false } },
+        axes: [{ ...axis, label: xLabel, labelSize: 18, size: 34 }, { ...axis, size: 56, values: (_, values) => values.map((v) => v == null ? "" : v + unit) }],
+        series: [{}, ...lines.map((line) => ({
+          label: line.label, stroke: colour(line.colour), width: 2, spanGaps: true,
+          dash: line.dash ? [6, 4] : undefined, points: { show: line.x.length < 3, size: 6 },
+        }))],
+      }, data, spot);
+    }
+    redraw.push(draw);
+    new ResizeObserver(() => plot && plot.setSize({ width: Math.max(spot.clientWidth, 240), height: 240 })).observe(spot);
+  }
+  const column = (epochs, key, scale = 1) => epochs.map((epoch) => epoch[key] == null ? null : scale * epoch[key]);
+
+  function training(part, shown) {
+    const spent = (run, epochs, dense) => epochs.map((epoch) => {
+      const whole = last(run.epochs).run_macs_dense / run.epochs.length;
+      return (dense ? whole * epoch.epoch : epoch.run_macs) / whole;
+    });
+    const byMacs = shown.every((run) => run.epochs.every((epoch) => epoch.run_macs != null));
+    const place = h("div");
+    function lines(key, by, scale) {
+      return shown.flatMap((run, i) => {
+        const own = { label: shown.length > 1 ? run.title : "fxprune", colour: COLOURS[i % COLOURS.length], y: column(run.epochs, key, scale), x: by === "macs" ? spent(run, run.epochs) : column(run.epochs, "epoch") };
+        const dense = { label: shown.length > 1 ? run.title + ", dense" : "dense", colour: "--dense", dash: true, y: column(run.dense_epochs, key, scale), x: by === "macs" ? spent(run, run.dense_epochs, true) : column(run.dense_epochs, "epoch") };
+        return run.dense_epochs.length ? [own, dense] : [own];
+      });
+    }
+    function show(by) {
+      place.replaceChildren();
+      const before = redraw.length;
+      const xLabel = by === "macs" ? "macs spent, in dense epochs" : "epoch";
+      const grid = h("div", { class: "two" });
+      place.append(grid);
+      chart(grid, "Accuracy on the validation split", lines("val_accuracy", by, 100), { unit: " %", xLabel });
+      chart(grid, "Training loss", lines("train_loss", by, 1), { xLabel });
+      return redraw.slice(before);
+    }
+    if (byMacs) {
+      const buttons = [["epoch", "by epoch"], ["macs", "by macs spent"]].map(([by, label]) => {
+        const button = h("button", { type: "button", "aria-pressed": by === "epoch" }, label);
+        button.addEventListener("click", () => {
+          for (const other of buttons) other.setAttribute("aria-pressed", other === button);
+          show(by).forEach((draw) => draw());
+        });
+        return button;
+      });
+      part.append(h("div", { class: "buttons", role: "group", "aria-label": "Horizontal axis" }, ...buttons));
+    }
+    part.append(place);
+    show("epoch");
+  }
+
+  // --- bars ---------------------------------------------------------------------------------
+  function bars(rows) {  // [name, whole, kept, text]
+    const most = Math.max(...rows.map((row) => row[1]), 1);
+    const grid = h("div", { class: "bars" });
+    for (const [name, whole, kept, text] of rows) {
+      grid.append(h("span", { class: "name", title: name, ns: "html" }, "\u200e" + name),
+        h("div", { class: "bar", style: `width:${100 * whole / most}%`, role: "img", "aria-label": `${name}: ${text}` }, h("i", { style: `width:${100 * kept / Math.max(whole, 1)}%` })),
+        h("span", { class: "value", "aria-hidden": "true" }, text));
+    }
+    return grid;
+  }
+  function long(rows, draw, what) {
+    if (rows.length <= 40) return draw(rows);
+    return h("div", {}, draw(rows.slice(0, 40)), folded(`${rows.length - 40} more ${what}`, draw(rows.slice(40))));
+  }
+
+  function heat(run) {
+    const epochs = run.epochs.filter((epoch) => epoch.widths);
+    if (!epochs.length || !run.groups.length) return null;
+    const step = Math.max(1, Math.ceil(epochs.length / 160));
+    const shown = epochs.filter((_, i) => i % step === 0 || i === epochs.length - 1);
+    const [w, hgt, left] = [Math.max(4, Math.min(24, 800 / shown.length)), 13, 150];
+    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${left + w * shown.length + 4} ${hgt * run.groups.length + 22}` });
+    const draw = () => {
+      picture.replaceChildren();
+      run.groups.forEach((group, y) => {
+        const name = group.name.length > 22 ? group.name.slice(0, 10) + "…" + group.name.slice(-11) : group.name;
+        picture.append(h("text", { x: left - 6, y: y * hgt + 10, "text-anchor": "end" }, name));
+        shown.forEach((epoch, x) => {
+          const share = epoch.widths[y] / group.size;
+          const cell = h("rect", { x: left + x * w, y: y * hgt, width: w + .3, height: hgt - 1, fill: colour("--gated"), "fill-opacity": (0.06 + 0.94 * share).toFixed(2) },
+            h("title", {}, `${group.name}, epoch ${epoch.epoch}: ${epoch.widths[y]} of ${group.size} channels`));
+          picture.append(cell);
+        });
+      });
+      picture.append(h("text", { x: left, y: hgt * run.groups.length + 14 }, `epoch ${shown[0].epoch}`),
+        h("text", { x: left + w * shown.length, y: hgt * run.groups.length + 14, "text-anchor": "end" }, `${last(shown).epoch}`));
+    };
+    redraw.push(draw);
+    return h("figure", {}, h("figcaption", {}, "Widths over time: the darker, the more of a group's channels executed at the end of the epoch."), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Widths over time" }, picture));
+  }
+
+  // --- the channel graph --------------------------------------------------------------------
+  function graph(part, run) {
+    const rows = run.layers.filter((layer) => layer.width[0]);
+    if (!rows.length || !run.groups.length) return;
+    const at = new Map(rows.map((row, i) => [row.name, i]));
+    const [gap, left] = [18, 240];
+    const box = [0, 0, 720, Math.max(rows.length * gap + 20, 200)];
+    const start = [...box];
+    start[3] = Math.min(box[3], 420);
+    let view = [...start];
+    const picture = h("svg", { class: "graph", tabindex: "0", role: "application", "aria-label": "Channel graph. Arrow keys move it, plus and minus zoom, 0 resets. The table below has the same content.", viewBox: view.join(" ") });
+    const say = h("p", { class: "soft", "aria-live": "polite" }, "Point at a layer or an arc: what lights up lives and dies together.");
+    const marks = run.groups.map(() => []);
+    const nodes = rows.map((row, i) => {
+      const [whole, kept] = row.width;
+      const size = 160 * whole / Math.max(...rows.map((r) => r.width[0]));
+      const node = h("g", { transform: `translate(${left} ${i * gap + 10})` },
+        h("text", { x: -8, y: 9, "text-anchor": "end" }, row.name.length > 40 ? "…" + row.name.slice(-39) : row.name),
+        h("rect", { class: "whole", width: size, height: 11, rx: 2 }), h("rect", { class: "kept", width: size * kept / whole, height: 11, rx: 2 }),
+        h("text", { x: size + 5, y: 9 }, `${kept}/${whole}`), h("title", {}, `${row.name}: ${kept} of ${whole} output channels`));
+      picture.append(node);
+      return node;
+    });
+    run.groups.forEach((group, g) => {
+      const makes = group.makes.filter((name) => at.has(name)), uses = group.consumes.filter((name) => at.has(name));
+      for (const name of makes) marks[g].push(nodes[at.get(name)]);
+      const from = makes.length ? makes : uses.slice(0, 1);
+      for (const a of from) for (const b of uses) {
+        const [y, z] = [at.get(a) * gap + 16, at.get(b) * gap + 16];
+        if (y === z) continue;
+        const bend = 30 + Math.min(Math.abs(z - y) * .6, 190);
+        const arc = h("path", { d: `M${left + 215} ${y} C${left + 215 + bend} ${y} ${left + 215 + bend} ${z} ${left + 215} ${z}` }, h("title", {}, `group ${group.name}`));
+        picture.append(arc);
+        marks[g].push(arc);
+      }
+    });
+    const light = (g) => {
+      marks.forEach((own, i) => own.forEach((mark) => mark.classList.toggle("on", i === g || (mark.classList.contains("on") && i < g && marks[g]?.includes(mark)))));
+      const group = run.groups[g];
+      if (group) say.textContent = `${group.name}: ${group.width} of ${group.size} channels kept. Made by ${group.makes.join(", ") || "no layer"}; consumed by ${group.consumes.join(", ") || "no layer"}.`;
+    };
+    marks.forEach((own, g) => own.forEach((mark) => mark.addEventListener("pointerenter", () => light(g))));
+    const look = () => picture.setAttribute("viewBox", view.join(" "));
+    const zoom = (factor, x = view[0] + view[2] / 2, y = view[1] + view[3] / 2) => {
+      const w = Math.min(Math.max(view[2] * factor, 120), 4 * box[2]);
+      const f = w / view[2];
+      view = [x - (x - view[0]) * f, y - (y - view[1]) * f, w, view[3] * f];
+      look();
+    };
+    const move = (x, y) => { view[0] += x; view[1] += y; look(); };
+    const reset = () => { view = [...start]; look(); };
+    picture.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      if (event.ctrlKey || event.metaKey || event.shiftKey) {
+        const place = picture.getBoundingClientRect();
+        zoom(event.deltaY > 0 ? 1.15 : .87, view[0] + view[2] * (event.clientX - place.left) / place.width, view[1] + view[3] * (event.clientY - place.top) / place.height);
+      } else move(0, event.deltaY * view[3] / picture.clientHeight);
+    }, { passive: false });
+    let held = null;
+    picture.addEventListener("pointerdown", (event) => { held = [event.clientX, event.clientY]; picture.setPointerCapture(event.pointerId); });
+    picture.addEventListener("pointermove", (event) => {
+      if (!held) return;
+      const scale = view[2] / picture.clientWidth;
+      move((held[0] - event.clientX) * scale, (held[1] - event.clientY) * scale);
+      held = [event.clientX, event.clientY];
+    });
+    picture.addEventListener("pointerup", () => { held = null; });
+    picture.addEventListener("keydown", (event) => {
+      const keys = { ArrowUp: () => move(0, -40), ArrowDown: () => move(0, 40), ArrowLeft: () => move(-40, 0), ArrowRight: () => move(40, 0), "+": () => zoom(.8), "=": () => zoom(.8), "-": () => zoom(1.25), 0: reset };
+      if (keys[event.key]) { event.preventDefault(); keys[event.key](); }
+    });
+    const button = (label, act) => { const made = h("button", { type: "button" }, label); made.addEventListener("click", act); return made; };
+    part.append(h("div", { class: "buttons" }, button("zoom in", () => zoom(.8)), button("zoom out", () => zoom(1.25)), button("reset", reset)), picture, say,
+      folded("The groups as a table", table(["group", "kept", "of", "made by", "consumed by"], run.groups.map((g) => [g.name, g.width, g.size, g.makes.join(", "), g.consumes.join(", ")]), [0, 3, 4])));
+  }
+
+  // --- one run ------------------------------------------------------------------------------
+  function tiles(run) {
+    const made = [];
+    const tile = (value, what) => made.push(h("div", { class: "tile" }, h("b", {}, value), h("span", {}, what)));
+    const end = last(run.epochs), dense = last(run.dense_epochs), file = run.export && run.export.onnx;
+    if (end) tile(percent(end.val_accuracy), dense ? `accuracy; dense ${percent(dense.val_accuracy)}` : "accuracy, validation");
+    tile(percent(run.macs.compact / run.macs.dense, 0), `of the macs: ${short(run.macs.compact)} of ${short(run.macs.dense)}`);
+    tile(percent(run.params.compact / run.params.dense, 0), `of the parameters: ${short(run.params.compact)} of ${short(run.params.dense)}`);
+    if (file && file.dense) tile(percent(file.compact.latency / file.dense.latency, 0), `of the time in ONNX Runtime: ${ms(file.compact.latency)} of ${ms(file.dense.latency)}`);
+    if (end && end.run_macs && end.run_macs_dense) tile(percent(end.run_macs / end.run_macs_dense, 0), "of the dense training's macs");
+    if (file) tile(small(file.max_rel_error), `largest difference of the ONNX file; ${small(file.tolerance)} is allowed`);
+    return h("div", { class: "tiles" }, ...made);
+  }
+
+  function report(run) {
+    main.append(tiles(run));
+    if (run.epochs.length) {
+      const part = section("training", "Training");
+      training(part, [run]);
+      part.append(folded("All epochs as a table", table(["epoch", "learning rate", "loss", "accuracy", "macs of a step", "churn", "step"], run.epochs.map((e) => [e.epoch, e.lr.toPrecision(3), e.train_loss.toPrecision(4), percent(e.val_accuracy), short(e.macs), e.churn == null ? "–" : percent(e.churn, 2), ms(e.step_seconds)]))));
+    }
+    const layers = run.layers.filter((layer) => layer.width[0]);
+    if (layers.length) {
+      const part = section("widths", "Widths", "Output channels of each layer, in the order in which they run: what is kept, against the whole.");
+      part.append(long(layers.map((l) => [l.name, l.width[0], l.width[1], `${l.width[1]} of ${l.width[0]}`]), bars, "layers"));
+      const picture = heat(run);
+      if (picture) part.append(picture);
+    }
+    const costly = run.layers.filter((layer) => layer.macs[0]);
+    if (costly.length) {
+      const part = section("cost", "Where the work went", "Multiply-accumulates of one example, layer by layer: compact, against dense.");
+      part.append(long(costly.map((l) => [l.name, l.macs[0], l.macs[1], `${short(l.macs[1])} of ${short(l.macs[0])}`]), bars, "layers"),
+        folded("macs and parameters as a table", table(["layer", "macs, dense", "compact", "share", "parameters, dense", "compact"], costly.map((l) => [l.name, short(l.macs[0]), short(l.macs[1]), percent(l.macs[1] / l.macs[0], 0), short(l.params[0]), short(l.params[1])]))));
+    }
+    if (run.groups.length) {
+      const part = section("choice", "How channels were chosen", `Policy ${run.policy}, budget ${run.budget}.`);
+      chart(part, "Churn: share of the executing channels that a step exchanged, mean of the epoch", [{ label: "churn", colour: "--gated", x: column(run.epochs, "epoch"), y: column(run.epochs, "churn", 100) }], { unit: " %" });
+      const range = (q) => q ? `${q[2]} (${q[0]} – ${q[4]})` : "–";
+      part.append(folded("Scores of kept and removed channels, median (least – greatest)", table(["group", "kept", "of", "scores of the kept", "of the removed"], run.groups.map((g) => [g.name, g.width, g.size, range(g.saliency.kept), range(g.saliency.removed)]))));
+    }
+    const pins = section("pinned", "What could not be removed");
+    if (run.pinned.length) {
+      const rows = [...run.pinned].sort((a, b) => b.share - a.share);
+      pins.append(table(["reason", "channels", "of the macs", "at", "layers"], rows.map((p) => [p.reason, p.channels, percent(p.share), p.where || "–", p.layers.slice(0, 4).join(", ") + (p.layers.length > 4 ? ` and ${p.layers.length - 4} more` : "")]), [0, 3, 4]));
+    } else pins.append(h("p", {}, "Nothing: every channel of every layer may be removed."));
+    if (run.mixing.length) pins.append(h("h3", {}, "A removed channel changes the statistics of the others at"), h("ul", {}, ...run.mixing.map((line) => h("li", {}, h("code", {}, line)))));
+    if (run.groups.length) graph(section("graph", "The channel graph", "Each row is a layer; an arc is a group of channels on its way to the layers that consume them."), run);
+    proof(run);
+  }
+
+  function proof(run) {
+    const part = section("proof", "The proof");
+    const file = run.export && run.export.onnx;
+    if (!file) part.append(h("p", {}, "No file was exported yet: ", h("code", {}, "fxprune export --onnx"), " writes it, checks it, and adds its figures here."));
+    else {
+      part.append(h("p", {}, `${file.path}, ${short(file.bytes)}B, was compared with ${file.reference} at batch sizes ${file.batches.join(", ")}, on fresh random inputs (seed ${file.seed})` + (file.real_examples ? ` and ${file.real_examples} examples of the data.` : ".")),
+        table(["", "dense", "compact"], [
+          ["parameters", short(file.dense && file.dense.params), short(file.compact.params)],
+          ["macs", short(file.dense && file.dense.macs), short(file.compact.macs)],
+          ["file, bytes", short(file.dense && file.dense.bytes), short(file.compact.bytes)],
+          ["ONNX Runtime, one example", ms(file.dense && file.dense.latency), ms(file.compact.latency)],
+          ["largest difference, absolute", "", small(file.max_abs_error)],
+          ["largest difference, relative", "", `${small(file.max_rel_error)} (at most ${small(file.tolerance)})`],
+          ...(file.sha256 ? [["SHA-256", "", file.sha256]] : [])]));
+    }
+    if (run.commands.length) part.append(h("h3", {}, "To repeat it"), h("pre", { tabindex: "0" }, run.commands.join("\n")));
+    part.append(h("p", { class: "soft" }, Object.entries(run.versions).map(([name, version]) => `${name} ${version}`).join(" · ")));
+  }
+
+  // --- several runs -------------------------------------------------------------------------
+  function compare() {
+    const part = section("compare", "Side by side");
+    const line = (run) => {
+      const end = last(run.epochs), file = run.export && run.export.onnx;
+      return [run.title, run.policy, run.budget, end ? percent(end.val_accuracy) : "–", percent(run.macs.compact / run.macs.dense), percent(run.params.compact / run.params.dense), file && file.dense ? percent(file.compact.latency / file.dense.latency) : "–", end && end.run_macs ? percent(end.run_macs / end.run_macs_dense) : "–"];
+    };
+    part.append(table(["run", "policy", "budget", "accuracy", "macs", "parameters", "latency", "macs of the training"], runs.map(line), [0, 1, 2]));
+    const points = runs.filter((run) => run.epochs.length);
+    chart(part, "Accuracy against cost: the last epoch of each run", points.map((run, i) => ({ label: run.title, colour: COLOURS[i % COLOURS.length], x: [100 * run.macs.compact / run.macs.dense], y: [100 * last(run.epochs).val_accuracy] })), { unit: " %", xLabel: "% of the dense macs" });
+    training(section("training", "Training"), points);
+    for (const run of runs) {
+      const own = section("run-" + runs.indexOf(run), run.title);
+      own.append(tiles(run), folded("Widths", bars(run.layers.filter((l) => l.width[0]).map((l) => [l.name, l.width[0], l.width[1], `${l.width[1]} of ${l.width[0]}`]))));
+    }
+  }
+
+  document.getElementById("title").textContent = runs.map((run) => run.title).join(" · ");
+  document.getElementById("subtitle").textContent = runs.length > 1 ? `${runs.length} runs` : `policy ${runs[0].policy} · budget ${runs[0].budget} · ${runs[0].epochs.length} epochs, ${runs[0].steps} steps`;
+  if (runs.length > 1) compare(); else report(runs[0]);
+  document.getElementById("nav").append(h("ul", {}, ...[...main.querySelectorAll("section")].map((part) => h("li", {}, h("a", { href: "#" + part.id }, part.querySelector("h2").textContent)))));
+  document.getElementById("footer").append(h("p", { class: "soft" }, `Written by fxprune ${runs[0].versions.fxprune}. This page holds all its figures and asks for nothing else.`));
+  const all = () => redraw.forEach((draw) => draw());
+  all();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
+  document.documentElement.dataset.drawn = "yes";
+})();

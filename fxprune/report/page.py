@@ -1,0 +1,49 @@
+"""Write records as one HTML file that holds all it needs.
+
+The charts are drawn by uPlot (MIT; assets/uplot.LICENSE), 50 KB of JavaScript in the page. The
+figures stand in the page as canonical JSON: sorted keys, no spaces.
+"""
+
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fxprune.files import write_bytes
+
+_ASSETS = ("uplot.css", "report.css", "uplot.js", "report.js")
+
+
+def render(records: Sequence[dict[str, Any]]) -> str:
+    """Render summaries, one or several to compare, as a page.
+
+    Args:
+        records: what `fxprune.report.summary.summarize` returned, one for each run.
+
+    Returns:
+        HTML that asks for no other file.
+    """
+    folder = files("fxprune.report") / "assets"
+    parts = {name: (folder / name).read_text(encoding="utf-8") for name in _ASSETS}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    text = json.dumps(list(records), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    title = " · ".join(str(record["title"]) for record in records)
+    parts["title"] = html.escape(f"fxprune report · {title}")
+    # "</script>" inside a string would end the element that holds the JSON
+    parts["data"] = text.replace("<", "\\u003c")
+    for name, part in parts.items():
+        page = page.replace(f"/*{name}*/", part)
+    return page
+
+
+def write(path: Path, records: Sequence[dict[str, Any]]) -> int:
+    """Write a report to `path`, atomically, and return its size in bytes.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    content = render(records).encode()
+    write_bytes(path, content)
+    return len(content)
