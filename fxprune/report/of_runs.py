@@ -95,7 +95,8 @@ def _export_of(run: Run) -> Record | None:
             why="it does not hold the figures of an export",
             do="delete it; fxprune export writes it anew",
         )
-    return {"onnx": found["onnx"]}
+    # JavaScript has no exact integers above 2**53, and the seed is one
+    return {"onnx": {**found["onnx"], "seed": str(found["onnx"]["seed"])}}
 
 
 def _is_export(found: Any) -> bool:

@@ -144,7 +144,7 @@
     const step = Math.max(1, Math.ceil(epochs.length / 160));
     const shown = epochs.filter((_, i) => i % step === 0 || i === epochs.length - 1);
     const [w, hgt, left] = [Math.max(4, Math.min(24, 800 / shown.length)), 13, 150];
-    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${left + w * shown.length + 4} ${hgt * run.groups.length + 22}` });
+    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${left + w * shown.length + 4} ${hgt * run.groups.length + 22}`, style: `max-width:${Math.max(1.3 * (left + w * shown.length), 480)}px;min-width:28rem` });
     const draw = () => {
       picture.replaceChildren();
       run.groups.forEach((group, y) => {
@@ -173,6 +173,7 @@
     const box = [0, 0, 720, Math.max(rows.length * gap + 20, 200)];
     const start = [...box];
     start[3] = Math.min(box[3], 420);
+    if (matchMedia("(max-width: 32rem)").matches) start.splice(0, 4, 60, 0, 400, 480);
     let view = [...start];
     const picture = h("svg", { class: "graph", tabindex: "0", role: "application", "aria-label": "Channel graph. Arrow keys move it, plus and minus zoom, 0 resets. The table below has the same content.", viewBox: view.join(" ") });
     const say = h("p", { class: "soft", "aria-live": "polite" }, "Point at a layer or an arc: what lights up lives and dies together.");
@@ -276,7 +277,9 @@
     }
     if (run.groups.length) {
       const part = section("choice", "How channels were chosen", `Policy ${run.policy}, budget ${run.budget}.`);
-      chart(part, "Churn: share of the executing channels that a step exchanged, mean of the epoch", [{ label: "churn", colour: "--gated", x: column(run.epochs, "epoch"), y: column(run.epochs, "churn", 100) }], { unit: " %" });
+      const churn = column(run.epochs, "churn", 100);
+      if (churn.length && churn.every((value) => !value)) part.append(h("p", {}, "No step exchanged a channel: the policy keeps the channels it has, and moves only the widths."));
+      else chart(part, "Churn: share of the executing channels that a step exchanged, mean of the epoch", [{ label: "churn", colour: "--gated", x: column(run.epochs, "epoch"), y: churn }], { unit: " %" });
       const range = (q) => q ? `${q[2]} (${q[0]} – ${q[4]})` : "–";
       part.append(folded("Scores of kept and removed channels, median (least – greatest)", table(["group", "kept", "of", "scores of the kept", "of the removed"], run.groups.map((g) => [g.name, g.width, g.size, range(g.saliency.kept), range(g.saliency.removed)]))));
     }
@@ -303,7 +306,8 @@
           ["ONNX Runtime, one example", ms(file.dense && file.dense.latency), ms(file.compact.latency)],
           ["largest difference, absolute", "", small(file.max_abs_error)],
           ["largest difference, relative", "", `${small(file.max_rel_error)} (at most ${small(file.tolerance)})`],
-          ...(file.sha256 ? [["SHA-256", "", file.sha256]] : [])]));
+        ]));
+      if (file.sha256) part.append(h("p", { class: "soft" }, "SHA-256 ", h("code", {}, file.sha256)));
     }
     if (run.commands.length) part.append(h("h3", {}, "To repeat it"), h("pre", { tabindex: "0" }, run.commands.join("\n")));
     part.append(h("p", { class: "soft" }, Object.entries(run.versions).map(([name, version]) => `${name} ${version}`).join(" · ")));
