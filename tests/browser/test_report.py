@@ -63,7 +63,7 @@ def export() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The files of one run, of two runs, and of one that was never trained."""
-    net = BY_NAME["residual"]
+    net = BY_NAME["resnet_projection"]
     gated = instrument(net.model(), net.inputs(), policy="cucb", budget="keep=0.5")
     lines = history(len(gated.widths), gated.channels.layout.sizes)
     whole = Subject("a.fxprune", "cucb", "keep=0.5", lines, lines, export(), ["fxprune train"])
