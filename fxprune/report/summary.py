@@ -4,10 +4,9 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
-import onnx
-import onnxruntime
 import torch
 
 import fxprune
@@ -83,8 +82,8 @@ def versions() -> Record:
     return {
         "fxprune": fxprune.__version__,
         "torch": torch.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnx": metadata.version("onnx"),
+        "onnxruntime": metadata.version("onnxruntime"),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
