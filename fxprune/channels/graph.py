@@ -15,16 +15,19 @@ any other selection puts its channels into the template's slots.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from fxprune.channels import display
 
 Widths = tuple[int, ...]
 FIXED = -1
@@ -254,7 +257,7 @@ class ConvInput:
         return known.length(widths) if isinstance(known, Axis) else known
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelGraph:
     """The channel dependency graph of one network.
 
@@ -301,13 +304,13 @@ class ChannelGraph:
     def to_networkx(self) -> nx.MultiDiGraph[str]:
         """Groups and parameters as nodes, members as edges: producer -> group -> consumer.
 
-        Group nodes are called `group 0`, `group 1`, …; parameters have their names. An edge has
-        the attributes `dim` and `role`.
+        Group nodes are called `group 0`, `group 1`, …, with their name as `label`; parameters have
+        their names. An edge has the attributes `dim` and `role`.
         """
         graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
         for group in self.groups:
             node = f"group {group.index}"
-            graph.add_node(node, kind="group", size=group.size, name=group.name, macs=group.macs)
+            graph.add_node(node, kind="group", size=group.size, label=group.name, macs=group.macs)
             for member in group.members:
                 graph.add_node(member.parameter, kind="parameter")
                 ends = (node, member.parameter)
@@ -315,6 +318,34 @@ class ChannelGraph:
                     ends = (member.parameter, node)
                 graph.add_edge(*ends, dim=member.dim, role=member.role.name.lower())
         return graph
+
+    def _picture(self) -> display.Picture:
+        groups = [
+            display.GroupRow(
+                group.name,
+                group.size,
+                group.macs,
+                _layers(group.producers),
+                _layers(group.consumers),
+            )
+            for group in self.groups
+        ]
+        pins = [display.PinRow(pin.channels, pin.macs, pin.reason) for pin in self.pinned]
+        return display.Picture(groups, pins)
+
+    def to_dot(self) -> str:
+        """Write the graph in Graphviz's language: layers, and the groups between them."""
+        return display.as_dot(self._picture())
+
+    def plot(self) -> Any:
+        """Draw the graph with Matplotlib, as a `matplotlib.figure.Figure`."""
+        return display.plot(self._picture())
+
+    def __repr__(self) -> str:
+        return display.as_text(self._picture())
+
+    def _repr_html_(self) -> str:
+        return display.as_html(self._picture())
 
     def __str__(self) -> str:
         lines = [f"{len(self.groups)} channel groups, {self.layout.total} channels"]
@@ -326,3 +357,9 @@ class ChannelGraph:
             if pinned.where:
                 lines.append(f"    at {pinned.where}")
         return "\n".join(lines)
+
+
+def _layers(members: Iterable[Member]) -> list[str]:
+    """The layers that own some members: `conv` for `conv.weight`, once each."""
+    names = (member.parameter for member in members)
+    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
