@@ -54,8 +54,10 @@ class ExportReport:
         bytes: its size.
         opset: version of ONNX's default operator set.
         params: elements of the network's parameters, those of folded batch norms not counted.
-        max_abs_error: largest |ONNX Runtime - torch| over all outputs, batches and inputs.
-        max_rel_error: the same, each output divided by its largest |torch|.
+        max_abs_error: the largest absolute difference of ONNX Runtime from torch, over all
+            outputs, batches and inputs.
+        max_rel_error: the same, each output divided by the largest absolute value that torch
+            computed for it.
         tolerance: what `max_rel_error` had to stay under.
         batches: the batch sizes that were compared.
         seed: of the random inputs; another one in each export.
