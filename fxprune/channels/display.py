@@ -91,19 +91,17 @@ def plot(graph: Picture) -> Any:
     height = {name: -index for index, name in enumerate(graph.layers)}
     figure = Figure(figsize=(7, max(2.5, 0.24 * len(height) + 1)), layout="constrained")
     axes = figure.subplots()
-    for index, group in enumerate(graph.groups):
-        made, used = group.makes, group.consumes
-        around = [height[name] for name in (*made, *used)]
-        if not around:
-            continue
-        middle = sum(around) / len(around)
-        color = f"C{index % 10}"
-        for name in made:
-            axes.plot([0, 1], [height[name], middle], color=color, linewidth=1.2)
-        for name in used:
-            axes.plot([0, 1], [height[name], middle], color=color, linewidth=1.2, linestyle=":")
-        axes.annotate(f" {group.name} ({group.size})", (1, middle), va="center", fontsize=8)
-        axes.plot([1], [middle], "o", color=color, markersize=5)
+    ends = [[height[name] for name in (*group.makes, *group.consumes)] for group in graph.groups]
+    shown = [index for index, around in enumerate(ends) if around]
+    shown.sort(key=lambda index: -sum(ends[index]) / len(ends[index]))
+    apart = (len(height) - 1) / max(len(shown) - 1, 1)  # evenly, so that no two names meet
+    for row, index in enumerate(shown):
+        group, y, color = graph.groups[index], -row * apart, f"C{index % 10}"
+        for names, style in ((group.makes, "-"), (group.consumes, ":")):
+            for name in names:
+                axes.plot([0, 1], [height[name], y], color=color, linewidth=1.2, linestyle=style)
+        axes.annotate(f"  {group.name} ({group.size})", (1, y), va="center", fontsize=8)
+        axes.plot([1], [y], "o", color=color, markersize=5)
     axes.set_yticks(list(height.values()), list(height))
     axes.set_xlim(-0.05, 1.6)
     axes.set_xticks([])

@@ -20,7 +20,7 @@ from fxprune.budget.schedule import Pace
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
-from fxprune.gated import ddp
+from fxprune.gated import ddp, display
 from fxprune.gated.nodes import seen, taps, to_gated
 from fxprune.gated.optimizers import Rounds
 from fxprune.gated.residents import Holdings
@@ -355,6 +355,28 @@ class GatedModule(TracedModule):
         if self.follows and not twin.training:
             twin._show(twin.best())
         return twin
+
+    def __repr__(self) -> str:
+        return display.as_text(self._picture())
+
+    __str__ = __repr__  # torch.fx would print the code of the graph, which `gated.code` has
+
+    def _repr_html_(self) -> str:
+        return display.as_html(self._picture())
+
+    def _picture(self) -> display.GatedPicture:
+        graph, cost, widths = self.channels, self.cost, self.widths
+        mode = "training" if self.training else "evaluation"
+        names = (group.name for group in graph.groups)
+        return display.GatedPicture(
+            policy=registry.to_text(self.settings.policy),
+            budget=str(self.settings.budget),
+            steps=self.steps,
+            state=f"{mode}, settled" if self.settled else mode,
+            macs=(cost.macs(widths), cost.dense_macs),
+            params=(cost.params(widths), cost.dense_params),
+            groups=list(zip(names, widths, graph.layout.sizes, strict=True)),
+        )
 
     def recompile(self) -> Any:
         """Makes the code of the graph; not before its sizes are those of the first selection."""

@@ -33,6 +33,7 @@ def test_a_notebook_gets_the_same_table(graph: ChannelGraph) -> None:
     assert repr(graph).splitlines()[0] in page
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydot, about pyparsing
 def test_graphviz_reads_it(graph: ChannelGraph) -> None:
     (dot,) = pydot.graph_from_dot_data(graph.to_dot())
     names = {node.get_name().strip('"') for node in dot.get_nodes()}

@@ -84,7 +84,7 @@ def test_networkx() -> None:
     assert program.channels is not None
     graph = program.channels.to_networkx()
     assert isinstance(graph, nx.MultiDiGraph)
-    assert graph.nodes["group 0"] == {"kind": "group", "size": 4, "name": "conv", "macs": 3456}
+    assert graph.nodes["group 0"] == {"kind": "group", "size": 4, "label": "conv", "macs": 3456}
     assert graph.nodes["conv.weight"]["kind"] == "parameter"
     assert graph.get_edge_data("conv.weight", "group 0") == {0: {"dim": 0, "role": "out"}}
     assert graph.get_edge_data("group 0", "body.weight") == {0: {"dim": 1, "role": "in"}}
