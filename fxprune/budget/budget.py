@@ -1,38 +1,12 @@
-"""Budgets: how much may execute, and the widths that spend it.
-
-Two ways to spend one. *Uniform*: every group keeps the same share of its channels. *Global*: one
-threshold over the scores of all channels, each divided by its price, so that a group keeps what it
-deserves, but never less than its floor. The price of a channel is what it costs in the budget's own
-measure: 1 where channels are counted, else the mean macs or params that a channel of its group
-takes along when half of the dense group goes.
-
-Both walk one list. Every group's width climbs from its least allowed width to its size in
-*rounding steps*, see `Budget.round_to` (the last may be shorter). The steps of all groups are
-put in order: by the share that the group reaches (uniform) or by the mean score of the step's
-channels over their price (global), as is usual for knapsacks. The longest beginning of that list
-that the budget can pay is taken; then the rest of the list is walked once, and each group may climb
-one more step if that still fits.
-So the cost never exceeds the budget, and it would if every group climbed one step more. Only
-uniform `keep` needs no list: it is a share of each group, and one that cannot be so narrow keeps
-its smallest width.
-"""
+"""Budgets: how much may execute. `fxprune.budget.widths` spends them."""
 
 import dataclasses
-import itertools
-import math
 import re
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
 from fxprune.channels.cost import CostModel, Widths
-from fxprune.channels.graph import Layout
 from fxprune.errors import BudgetError
 
 Kind = Literal["keep", "macs", "params", "latency"]
@@ -167,113 +141,6 @@ class Budget:
         return cost.macs(widths) if self.kind == "macs" else cost.params(widths)
 
 
-def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
-    """The widths at which every group keeps the same share of its channels.
-
-    `keep=r` gives each group of n channels r * n, rounded down to an allowed width, and at least
-    the smallest one: no group is more than one rounding step away from r * n. `macs` and
-    `params` take the largest common share that fits, each group rounded down; groups may then
-    climb one step where that still fits. Their cost does not exceed the budget, and it would if
-    every group were one step wider. A latency budget has its widths.
-
-    Args:
-        budget: the budget. Its floor does not matter here.
-        layout: the channel groups.
-        cost: the costs of the same groups.
-
-    Returns:
-        One width per group.
-
-    Raises:
-        BudgetError: even the smallest widths cost more than the budget, or a latency budget was
-            not measured, or for another network.
-    """
-    if budget.kind == "latency":
-        return _measured(budget, layout)
-    if budget.kind == "keep":
-        targets = [budget.value * size + 1e-6 for size in layout.sizes]
-        return tuple(
-            max(width for i, width in enumerate(allowed) if i == 0 or width <= target)
-            for allowed, target in zip(allowed_widths(budget.round_to, layout), targets)
-        )
-
-    def urgency(group: int, _low: int, high: int) -> float:
-        return -high / layout.sizes[group]
-
-    return _spend(budget, cost, allowed_widths(budget.round_to, layout), urgency)
-
-
-def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tensor) -> Widths:
-    """The widths that one threshold over the scores of all channels, by their prices, gives.
-
-    Every group keeps at least its floor: the smallest allowed width that is no less than
-    `budget.floor` of its size. The cost does not exceed the budget, and it would if every group
-    were one step wider.
-
-    Args:
-        budget: not one of latency; `keep` counts the channels of all groups together.
-        layout: the channel groups.
-        cost: the costs of the same groups.
-        scores: float [N], one per channel, comparable between groups; any scale, but a channel
-            of score 0 is worth nothing at any price. A NaN counts as the lowest.
-
-    Returns:
-        One width per group.
-
-    Raises:
-        BudgetError: the floors alone cost more than the budget.
-    """
-    assert budget.kind != "latency"  # `Settings` refuses it
-    known = torch.where(scores.isnan(), -math.inf, scores.detach().double())
-    values: list[float] = known.clamp(-1e30, 1e30).tolist()
-    best_first = [
-        sorted(values[offset : offset + size], reverse=True)
-        for offset, size in zip(layout.offsets, layout.sizes)
-    ]
-
-    prices = _prices(budget, cost)
-
-    def urgency(group: int, low: int, high: int) -> float:
-        return sum(best_first[group][low:high]) / (high - low) / prices[group]
-
-    return _spend(budget, cost, allowed_widths(budget.round_to, layout, budget.floor), urgency)
-
-
-def _prices(budget: Budget, cost: CostModel) -> list[float]:
-    """What a channel of each group costs in the budget's measure, above 0."""
-    if budget.kind == "keep":
-        return [1.0] * len(cost.sizes)
-    prices = cost.macs_per_channel if budget.kind == "macs" else cost.params_per_channel
-    return [max(price, 1e-6) for price in prices]  # what costs nothing comes first
-
-
-def _measured(budget: Budget, layout: Layout) -> Widths:
-    if not budget.widths:
-        raise BudgetError(
-            f"the budget {budget} has not been measured", do="fxprune.instrument measures it"
-        )
-    fits = len(budget.widths) == len(layout.sizes) and all(
-        1 <= width <= size for width, size in zip(budget.widths, layout.sizes)
-    )
-    if not fits:
-        raise BudgetError(
-            f"the budget {budget} does not fit the channel groups",
-            why=f"there are {len(layout.sizes)}, of {'/'.join(map(str, layout.sizes))} channels",
-            do="leave out the widths, to have them measured",
-        )
-    return budget.widths
-
-
-def allowed_widths(round_to: int | None, layout: Layout, floor: float = 0.0) -> list[list[int]]:
-    """The widths that each group may have, in rising order; the last is its size."""
-    found = []
-    for size in layout.sizes:
-        step = rounding_step(round_to, size)
-        widths = (*range(step, size, step), size)
-        found.append([width for width in widths if width >= floor * size - 1e-6])
-    return found
-
-
 def rounding_step(round_to: int | None, size: int) -> int:
     """Of what the widths of a group of `size` channels are multiples; see `Budget.round_to`.
 
@@ -283,58 +150,6 @@ def rounding_step(round_to: int | None, size: int) -> int:
     if round_to is not None:
         return round_to
     return min(1 << max(size // 4, 1).bit_length() - 1, 8)
-
-
-def _spend(
-    budget: Budget,
-    cost: CostModel,
-    allowed: list[list[int]],
-    urgency: Callable[[int, int, int], float],
-) -> Widths:
-    """Climbs the steps in falling order of `urgency(group, from, to)`, as the module tells."""
-    least = tuple(widths[0] for widths in allowed)
-    if not budget.fits(least, cost):
-        raise _impossible(budget, least, cost)
-    groups, targets = _in_order(allowed, urgency)
-
-    def climbed(steps: int) -> list[int]:
-        widths = np.array(least, dtype=np.int64)
-        np.maximum.at(widths, groups[:steps], targets[:steps])
-        return typing.cast(list[int], widths.tolist())
-
-    paid, unpaid = 0, len(groups) + 1
-    while unpaid - paid > 1:
-        middle = (paid + unpaid) // 2
-        if budget.fits(tuple(climbed(middle)), cost):
-            paid = middle
-        else:
-            unpaid = middle
-
-    widths = climbed(paid)
-    tried = set()
-    for group, target in zip(groups[paid:].tolist(), targets[paid:].tolist()):
-        if group in tried:
-            continue
-        tried.add(group)
-        wider = [*widths[:group], target, *widths[group + 1 :]]
-        if budget.fits(tuple(wider), cost):
-            widths = wider
-    return tuple(widths)
-
-
-def _in_order(
-    allowed: list[list[int]], urgency: Callable[[int, int, int], float]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """All steps, most urgent first: the group of each and the width that it climbs to."""
-    steps: list[tuple[float, int, int]] = []
-    for group, widths in enumerate(allowed):
-        before = math.inf  # the last bit of a mean must not put a later step first
-        for low, high in itertools.pairwise(widths):
-            before = min(before, urgency(group, low, high))
-            steps.append((-before, group, high))
-    steps.sort()
-    groups = np.array([group for _, group, _ in steps], dtype=np.int64)
-    return groups, np.array([high for _, _, high in steps], dtype=np.int64)
 
 
 def _number(text: str, budget: str) -> float:
@@ -348,13 +163,3 @@ def _number(text: str, budget: str) -> float:
 
 def _unknown(kind: str) -> BudgetError:
     return BudgetError(f"unknown budget {kind!r}", do=EXAMPLE)
-
-
-def _impossible(budget: Budget, least: Widths, cost: CostModel) -> BudgetError:
-    share = math.ceil(budget.share(least, cost) * 1e4) / 1e4
-    return BudgetError(
-        f"the budget {budget} cannot be met",
-        why=f"the least possible is {budget.kind}={share:.4g}: pinned channels stay, and each of "
-        f"the {len(least)} groups keeps its smallest width",
-        do="raise the budget, or lower its floor or round_to",
-    )

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from fxprune.bank.exchange import Chosen
-from fxprune.budget.budget import Budget, allowed_widths
+from fxprune.budget.budget import Budget
+from fxprune.budget.widths import allowed_widths
 from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import Layout
 from fxprune.equivalence import fresh_inputs

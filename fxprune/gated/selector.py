@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fxprune.bank.exchange import Chosen
-from fxprune.budget.budget import Budget, global_widths, uniform_widths
+from fxprune.budget.budget import Budget
+from fxprune.budget.widths import global_widths, uniform_widths
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Layout, Widths
 from fxprune.errors import BudgetError, GateError

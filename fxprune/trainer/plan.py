@@ -12,8 +12,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from fxprune.budget.budget import uniform_widths
 from fxprune.budget.schedule import Pace, Schedule
+from fxprune.budget.widths import uniform_widths
 from fxprune.errors import OptionError
 from fxprune.gated.module import GatedModule
 from fxprune.trainer.options import TrainOptions

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.budget.budget import Budget, global_widths, rounding_step, uniform_widths
+from fxprune.budget.budget import Budget, rounding_step
+from fxprune.budget.widths import global_widths, uniform_widths
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Factor, Layout, Term
 from fxprune.errors import BudgetError

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-from fxprune.budget.budget import Budget, uniform_widths
+from fxprune.budget.budget import Budget
 from fxprune.budget.schedule import KNOWN, Constant, Cubic, Linear, Schedule, parse
+from fxprune.budget.widths import uniform_widths
 from fxprune.errors import BudgetError, OptionError
 from fxprune.gated.module import GatedModule
 from fxprune.registry import to_text

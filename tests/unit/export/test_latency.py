@@ -11,7 +11,8 @@ from torch import nn
 
 import fxprune
 from fxprune import api
-from fxprune.budget.budget import Budget, allowed_widths, uniform_widths
+from fxprune.budget.budget import Budget
+from fxprune.budget.widths import allowed_widths, uniform_widths
 from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import Layout
 from fxprune.errors import BudgetError, RunError

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.budget.budget import Budget, global_widths, uniform_widths
+from fxprune.budget.budget import Budget
+from fxprune.budget.widths import global_widths, uniform_widths
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Layout
 from fxprune.policies import parse, top

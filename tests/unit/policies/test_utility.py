@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from fxprune.budget.budget import Budget, global_widths
+from fxprune.budget.budget import Budget
+from fxprune.budget.widths import global_widths
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Layout
 from fxprune.policies import parse, top

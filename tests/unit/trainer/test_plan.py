@@ -13,7 +13,8 @@ from torch import nn
 
 import fxprune
 import fxprune.files
-from fxprune.budget.budget import Budget, uniform_widths
+from fxprune.budget.budget import Budget
+from fxprune.budget.widths import uniform_widths
 from fxprune.data import DataSet, load
 from fxprune.errors import OptionError
 from fxprune.files import read_tensors
