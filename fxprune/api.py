@@ -3,13 +3,15 @@
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
 import fxprune.gated.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
 from fxprune.budget.budget import Budget
+from fxprune.budget.layers import Layers, limit
 from fxprune.channels.graph import ChannelGraph
 from fxprune.errors import OptionError
 from fxprune.gated.module import GatedModule, Settings
@@ -47,10 +49,16 @@ def instrument(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
     policy: str | Policy = "cucb",
-    budget: str | Budget = "keep=0.5",
+    budget: str | Budget | None = None,
     round_to: int | None = None,
     every: int = 1,
     seed: int = 0,
+    *,
+    exclude: str | Sequence[str] = (),
+    exclude_inputs: str | Sequence[str] = (),
+    keep: Mapping[str, float] | None = None,
+    floor: Mapping[str, float] | None = None,
+    ceiling: Mapping[str, float] | None = None,
 ) -> GatedModule:
     """Rewrites a network so that each training step executes only a chosen subset of channels.
 
@@ -59,12 +67,24 @@ def instrument(
             parameters.
         example_inputs: as for `analyze`.
         policy: how channels are chosen, such as `"cucb{c=0.5}"`, or a Policy.
-        budget: how much may execute, such as `"macs=0.25"`, or a Budget. For `"latency=0.4"`
-            networks of some widths are measured first, see `fit_latency`.
+        budget: how much may execute, such as `"macs=0.25"` or `"macs=0.5,params=0.3"`, or a
+            Budget. For `"latency=0.4"` networks of some widths are measured first, see
+            `fit_latency`. None is `"keep=0.5"`; with `keep` it is what that comes to, all other
+            layers whole.
         round_to: widths are multiples of this; None: of 8, or less in groups of fewer than 32
             channels, see `Budget`, which has its own.
         every: optimiser steps between two selections.
         seed: for policies that draw.
+        exclude: patterns of layers that keep all channels that they make; a pattern is a name of
+            `named_modules()`, `*` and `?` allowed, see `fxprune.budget.layers`.
+        exclude_inputs: patterns of layers that keep all channels that they consume.
+        keep: the share of their channels that layers keep, by pattern, such as
+            `{"layer4.*": 0.3, "*": 0.6}`; the first pattern that matches decides.
+        floor: the least share that layers keep, by pattern.
+        ceiling: the most, by pattern.
+
+    Warns:
+        UserWarning: a pattern reaches further than it says, or less far.
 
     Returns:
         A GraphModule with `selection()` and `dense_state_dict()`; give its parameters to an
@@ -78,13 +98,20 @@ def instrument(
     """
     if every < 1:
         raise OptionError(f"every cannot be {every}", do="give a number of steps, 1 or more")
-    chosen, spent = parse(policy), Budget.parse(budget, round_to)
-    settings = Settings(chosen, spent, every, seed)
-    if spent.kind == "latency" and not spent.widths:
-        fitted = fit_latency(model, example_inputs, spent)
-        settings = dataclasses.replace(settings, budget=fitted.budget)
+    chosen, default = parse(policy), Budget.parse("keep=0.5", round_to)
+    given = None if budget is None else Budget.parse(budget, round_to)
+    Settings(chosen, given or default)  # refused before any work
+    layers = Layers.of(exclude, exclude_inputs, keep, floor, ceiling)
     with _uncollected():
         coupled = _coupled(model, example_inputs)
+        assert coupled.channels is not None
+        limited = limit(layers, given, default, coupled.channels, names_of(model))
+        for note in limited.notes:
+            warnings.warn(note, stacklevel=2)
+        settings = Settings(chosen, limited.budget, every, seed)
+        if limited.budget.kind == "latency" and not limited.budget.widths:
+            fitted = fit_latency(model, example_inputs, limited.budget)
+            settings = dataclasses.replace(settings, budget=fitted.budget)
         assert isinstance(coupled.module, TracedModule)
         hold_to_model(model, coupled.module, coupled.inputs)
         gated = apply("gate", coupled, settings=settings).module
@@ -118,6 +145,11 @@ def fit_latency(model: nn.Module, example_inputs: tuple[Tensor, ...], budget: Bu
     assert isinstance(gated, GatedModule)
     with Bench(program, example_inputs) as bench:
         return choose(budget, gated.channels.layout, gated.cost, bench)
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """The names of all modules of a network, under each of their names."""
+    return [name for name, _ in model.named_modules(remove_duplicate=False)]
 
 
 def shrink(gated: GatedModule) -> fx.GraphModule:

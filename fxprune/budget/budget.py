@@ -1,7 +1,6 @@
 """Budgets: how much may execute. `fxprune.budget.widths` spends them."""
 
 import dataclasses
-import re
 import typing
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +31,9 @@ class Budget:
             32 channels of the power of two that leaves it four widths or more.
         floor: the share of each group that global allocation must leave it.
         widths: what a latency budget was measured to mean; empty before that.
+        also: further budgets that hold at the same time, each a kind and a share.
+        limits: the least and the most channels that each group may keep, what patterns of layers
+            came to in one network (`fxprune.budget.layers`); empty for no limits.
 
     Raises:
         BudgetError: a field is out of its range.
@@ -42,16 +44,26 @@ class Budget:
     round_to: int | None = None
     floor: float = 0.05
     widths: Widths = ()
+    also: tuple[tuple[Kind, float], ...] = ()
+    limits: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        if self.kind not in KINDS:
-            raise _unknown(self.kind)
-        if not 0 < self.value <= 1:  # refuses nan too
+        for kind, value in self.shares:
+            if kind not in KINDS:
+                raise _unknown(kind)
+            if not 0 < value <= 1:  # refuses nan too
+                raise BudgetError(
+                    f"the budget {kind}={value} is out of range",
+                    why="it is a share of the dense network: above 0 and at most 1",
+                    do=EXAMPLE,
+                )
+        kinds = [kind for kind, _ in self.shares]
+        if len({*kinds}) < len(kinds) or (self.also and "latency" in kinds):
             raise BudgetError(
-                f"the budget {self.kind}={self.value} is out of range",
-                why="it is a share of the dense network: above 0 and at most 1",
-                do=EXAMPLE,
+                f"the budgets {' and '.join(kinds)} cannot hold together",
+                why="each of keep, macs and params counts once, and latency stands alone",
+                do="write several with commas, such as macs=0.5,params=0.3",
             )
         if self.round_to is not None and self.round_to < 1:
             raise BudgetError(f"round_to cannot be {self.round_to}", do="give 1 or more channels")
@@ -67,16 +79,24 @@ class Budget:
                 do=EXAMPLE,
             )
 
+    @property
+    def shares(self) -> tuple[tuple[Kind, float], ...]:
+        """Every kind that is limited, with its share; the first is the budget's own."""
+        return (self.kind, self.value), *self.also
+
     def __str__(self) -> str:
-        floor = f",floor={self.floor}" if self.floor != Budget.floor else ""
-        widths = f",widths={'/'.join(map(str, self.widths))}" if self.widths else ""
-        return f"{self.kind}={self.value}{floor}{widths}"
+        parts = [f"{kind}={value}" for kind, value in self.shares]
+        parts += [f"floor={self.floor}"] if self.floor != Budget.floor else []
+        parts += [f"widths={'/'.join(map(str, self.widths))}"] if self.widths else []
+        limits = "/".join(f"{least}-{most}" for least, most in self.limits)
+        return ",".join([*parts, *([f"limits={limits}"] if limits else [])])
 
     @staticmethod
     def parse(budget: "str | Budget", round_to: int | None = None) -> "Budget":
-        """Reads `kind=share`; the inverse of `str`.
+        """Reads `kind=share`, or several with commas; the inverse of `str`.
 
-        It may be followed by `,floor=share`, and for a latency by `,widths=8/16/…`.
+        They may be followed by `,floor=share`, by `,limits=4-16/8-8/…`, and for a latency by
+        `,widths=8/16/…`.
 
         Args:
             budget: the text, or a `Budget`, which is taken as it is.
@@ -85,60 +105,88 @@ class Budget:
         Raises:
             BudgetError: the text cannot be read or says something out of range.
 
-        >>> Budget.parse("macs=0.25", round_to=8)
-        Budget(kind='macs', value=0.25, round_to=8, floor=0.05, widths=())
+        >>> budget = Budget.parse("macs=0.25,params=0.5", round_to=8)
+        >>> budget.kind, budget.value, budget.also, budget.round_to
+        ('macs', 0.25, (('params', 0.5),), 8)
         """
         if isinstance(budget, Budget):
             if round_to in (None, budget.round_to):
                 return budget
             return dataclasses.replace(budget, round_to=round_to)
-        match = re.fullmatch(
-            r"\s*(\w+)\s*=\s*([^,\s]+)\s*(?:,\s*floor\s*=\s*([^,\s]+)\s*)?"
-            r"(?:,\s*widths\s*=\s*(\d+(?:/\d+)*)\s*)?",
-            budget,
-        )
-        if match is None:
+        shares: list[tuple[Kind, float]] = []
+        more: dict[str, str] = {}
+        for part in budget.split(","):
+            key, equals, value = map(str.strip, part.partition("="))
+            if not (key and equals and value) or key in more:
+                raise BudgetError(f"cannot read the budget {budget!r}", do=EXAMPLE)
+            if key in ("floor", "widths", "limits"):
+                more[key] = value
+            elif key in KINDS:
+                shares.append((typing.cast(Kind, key), _number(value, budget)))
+            else:
+                raise _unknown(key)
+        if not shares:
             raise BudgetError(f"cannot read the budget {budget!r}", do=EXAMPLE)
-        kind, value, floor, widths = match.groups()
-        if kind not in KINDS:
-            raise _unknown(kind)
+        (kind, share), *also = shares
         return Budget(
-            typing.cast(Kind, kind),
-            _number(value, budget),
+            kind,
+            share,
             round_to,
-            Budget.floor if floor is None else _number(floor, budget),
-            tuple(map(int, widths.split("/"))) if widths else (),
+            _number(more["floor"], budget) if "floor" in more else Budget.floor,
+            tuple(width for (width,) in _table(more.get("widths", ""), 1, budget)),
+            tuple(also),
+            tuple((least, most) for least, most in _table(more.get("limits", ""), 2, budget)),
         )
 
     def at(self, share: float, sizes: Widths) -> "Budget":
         """The budget of another share, not below its own.
 
-        Measured widths grow evenly towards the `sizes` of the groups, in rounding steps: their
-        latency is not measured again.
+        Measured widths, further budgets and the most that each group may keep grow evenly towards
+        the dense network, widths in rounding steps; no latency is measured again.
         """
-        if share == self.value or self.kind != "latency":
-            return dataclasses.replace(self, value=share)
+        if share == self.value:
+            return self
         way = (share - self.value) / (1 - self.value)
-        steps = (rounding_step(self.round_to, size) for size in sizes)
-        widths = tuple(
-            n if way >= 1 else w + int(way * (n - w) / step + 1e-9) * step
-            for w, n, step in zip(self.widths, sizes, steps, strict=True)
+
+        def risen(width: int, size: int) -> int:
+            step = rounding_step(self.round_to, size)
+            return size if way >= 1 else width + int(way * (size - width) / step + 1e-9) * step
+
+        return dataclasses.replace(
+            self,
+            value=share,
+            widths=tuple(map(risen, self.widths, sizes)),
+            also=tuple((kind, value + way * (1 - value)) for kind, value in self.also),
+            limits=tuple(
+                (least, risen(most, n))
+                for (least, most), n in zip(self.limits, sizes, strict=bool(self.limits))
+            ),
         )
-        return dataclasses.replace(self, value=share, widths=widths)
 
     def share(self, widths: Widths, cost: CostModel) -> float:
         """The share of the dense network that the widths cost, counted as the budget counts."""
-        dense = max(self._count(cost.sizes, cost), 1)
-        return self._count(widths, cost) / dense
+        return _share(self.kind, widths, cost)
 
     def fits(self, widths: Widths, cost: CostModel) -> bool:
-        """Whether the widths cost no more than the budget."""
-        return self._count(widths, cost) <= self.value * self._count(cost.sizes, cost) + 1e-6
+        """Whether the widths cost no more than the budget, and than those that hold with it."""
+        return self.broken(widths, cost) is None
 
-    def _count(self, widths: Widths, cost: CostModel) -> int:
-        if self.kind == "keep":
-            return sum(widths)
-        return cost.macs(widths) if self.kind == "macs" else cost.params(widths)
+    def broken(self, widths: Widths, cost: CostModel) -> tuple[Kind, float] | None:
+        """The first kind that the widths cost more of, and the share that they cost."""
+        for kind, value in self.shares:
+            if _count(kind, widths, cost) > value * _count(kind, cost.sizes, cost) + 1e-6:
+                return kind, _share(kind, widths, cost)
+        return None
+
+
+def _share(kind: Kind, widths: Widths, cost: CostModel) -> float:
+    return _count(kind, widths, cost) / max(_count(kind, cost.sizes, cost), 1)
+
+
+def _count(kind: Kind, widths: Widths, cost: CostModel) -> int:
+    if kind == "keep":
+        return sum(widths)
+    return cost.macs(widths) if kind == "macs" else cost.params(widths)
 
 
 def rounding_step(round_to: int | None, size: int) -> int:
@@ -159,6 +207,18 @@ def _number(text: str, budget: str) -> float:
         raise BudgetError(
             f"cannot read the budget {budget!r}", why=f"{text!r} is not a number", do=EXAMPLE
         ) from error
+
+
+def _table(text: str, columns: int, budget: str) -> list[tuple[int, ...]]:
+    """Reads rows of whole numbers: `8/16`, or `4-16/8-8` for two columns."""
+    rows = [row.split("-") for row in text.split("/")] if text else []
+    if not all(len(row) == columns and all(map(_is_whole, row)) for row in rows):
+        raise BudgetError(f"cannot read the budget {budget!r}", do=EXAMPLE)
+    return [tuple(map(int, row)) for row in rows]
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _unknown(kind: str) -> BudgetError:

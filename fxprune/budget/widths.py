@@ -6,7 +6,7 @@ deserves, but never less than its floor. The price of a channel is what it costs
 measure: 1 where channels are counted, else the mean macs or params that a channel of its group
 takes along when half of the dense group goes.
 
-Both walk one list. Every group's width climbs from its least allowed width to its size in
+Both walk one list. Every group's width climbs from its least to its most allowed width in
 *rounding steps*, see `Budget.round_to` (the last may be shorter). The steps of all groups are
 put in order: by the share that the group reaches (uniform) or by the mean score of the step's
 channels over their price (global), as is usual for knapsacks. The longest beginning of that list
@@ -17,6 +17,7 @@ uniform `keep` needs no list: it is a share of each group, and one that cannot b
 its smallest width.
 """
 
+import dataclasses
 import itertools
 import math
 import typing
@@ -56,17 +57,24 @@ def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
     """
     if budget.kind == "latency":
         return _measured(budget, layout)
-    if budget.kind == "keep":
-        targets = [budget.value * size + 1e-6 for size in layout.sizes]
-        return tuple(
-            max(width for i, width in enumerate(allowed) if i == 0 or width <= target)
-            for allowed, target in zip(allowed_widths(budget.round_to, layout), targets)
-        )
+    allowed = allowed_widths(budget, layout)
+    shares = dict(budget.shares)
+    if "keep" in shares:
+        keep = shares.pop("keep")
+        targets = [keep * size + 1e-6 for size in layout.sizes]
+        allowed = [
+            [width for i, width in enumerate(widths) if i == 0 or width <= target]
+            for widths, target in zip(allowed, targets)
+        ]
+        if not shares:
+            return tuple(widths[-1] for widths in allowed)
+        (kind, value), *also = shares.items()
+        budget = dataclasses.replace(budget, kind=kind, value=value, also=tuple(also))
 
     def urgency(group: int, _low: int, high: int) -> float:
         return -high / layout.sizes[group]
 
-    return _spend(budget, cost, allowed_widths(budget.round_to, layout), urgency)
+    return _spend(budget, cost, allowed, urgency)
 
 
 def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tensor) -> Widths:
@@ -102,7 +110,7 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
     def urgency(group: int, low: int, high: int) -> float:
         return sum(best_first[group][low:high]) / (high - low) / prices[group]
 
-    return _spend(budget, cost, allowed_widths(budget.round_to, layout, budget.floor), urgency)
+    return _spend(budget, cost, allowed_widths(budget, layout, budget.floor), urgency)
 
 
 def _prices(budget: Budget, cost: CostModel) -> list[float]:
@@ -122,21 +130,39 @@ def _measured(budget: Budget, layout: Layout) -> Widths:
         1 <= width <= size for width, size in zip(budget.widths, layout.sizes)
     )
     if not fits:
-        raise BudgetError(
-            f"the budget {budget} does not fit the channel groups",
-            why=f"there are {len(layout.sizes)}, of {'/'.join(map(str, layout.sizes))} channels",
-            do="leave out the widths, to have them measured",
-        )
+        raise _of_another(budget, "widths", layout)
     return budget.widths
 
 
-def allowed_widths(round_to: int | None, layout: Layout, floor: float = 0.0) -> list[list[int]]:
-    """The widths that each group may have, in rising order; the last is its size."""
+def _of_another(budget: Budget, field: str, layout: Layout) -> BudgetError:
+    return BudgetError(
+        f"the budget {budget} does not fit the channel groups",
+        why=f"there are {len(layout.sizes)}, of {'/'.join(map(str, layout.sizes))} channels",
+        do=f"leave out its {field}: they are worked out for each network",
+    )
+
+
+def allowed_widths(budget: Budget, layout: Layout, floor: float = 0.0) -> list[list[int]]:
+    """The widths that each group may have, in rising order.
+
+    They are multiples of the rounding step, or the group's size, within the budget's limits; a
+    limit itself is allowed too.
+
+    Raises:
+        BudgetError: the budget's limits are those of another network.
+    """
+    limits = budget.limits or tuple((1, size) for size in layout.sizes)
+    fits = len(limits) == len(layout.sizes) and all(
+        1 <= least <= most <= size for (least, most), size in zip(limits, layout.sizes)
+    )
+    if not fits:
+        raise _of_another(budget, "limits", layout)
     found = []
-    for size in layout.sizes:
-        step = rounding_step(round_to, size)
+    for (least, most), size in zip(limits, layout.sizes):
+        step = rounding_step(budget.round_to, size)
         widths = (*range(step, size, step), size)
-        found.append([width for width in widths if width >= floor * size - 1e-6])
+        within = [width for width in widths if max(least, floor * size - 1e-6) <= width <= most]
+        found.append(within or [most])
     return found
 
 
@@ -193,10 +219,11 @@ def _in_order(
 
 
 def _impossible(budget: Budget, least: Widths, cost: CostModel) -> BudgetError:
-    share = math.ceil(budget.share(least, cost) * 1e4) / 1e4
+    kind, share = budget.broken(least, cost) or (budget.kind, budget.share(least, cost))
+    limited = ", with the limits given for layers" if budget.limits else ""
     return BudgetError(
-        f"the budget {budget} cannot be met",
-        why=f"the least possible is {budget.kind}={share:.4g}: pinned channels stay, and each of "
-        f"the {len(least)} groups keeps its smallest width",
+        f"the budget {dataclasses.replace(budget, limits=())} cannot be met",
+        why=f"the least possible is {kind}={math.ceil(share * 1e4) / 1e4:.4g}: pinned channels "
+        f"stay, and each of the {len(least)} groups keeps its smallest width{limited}",
         do="raise the budget, or lower its floor or round_to",
     )

@@ -39,12 +39,51 @@ def instrument(
         ),
     ] = None,
     budget: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="How much may execute, as a share of the dense network: keep=0.5 (channels), "
-            "macs=0.25, params=0.11, latency=0.4 (time in ONNX Runtime, measured here)."
+            "macs=0.25, params=0.11, latency=0.4 (time in ONNX Runtime, measured here); several "
+            "hold at once: macs=0.5,params=0.3.  [default: macs=0.25, with --keep what that comes "
+            "to]",
+            show_default=False,
         ),
-    ] = "macs=0.25",
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Layers that keep all channels that they make, by their names, * and ? allowed; "
+            "may be repeated: --exclude 'stem.*' --exclude head.",
+            show_default=False,
+        ),
+    ] = None,
+    exclude_inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Layers that keep all channels that they consume.",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=SHARE",
+            help="The share of their channels that layers keep; the first pattern that matches "
+            "decides: --keep 'layer4.*=0.3' --keep '*=0.6'.",
+            show_default=False,
+        ),
+    ] = None,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=SHARE", help="The least share that layers keep.", show_default=False
+        ),
+    ] = None,
+    ceiling: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=SHARE", help="The most.", show_default=False),
+    ] = None,
     round_to: Annotated[
         int | None,
         typer.Option(
@@ -77,6 +116,9 @@ def instrument(
             show_default=False,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show widths and costs, and write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Rewrite a network so that each training step executes only a chosen subset of channels.
@@ -91,8 +133,9 @@ def instrument(
     """
     import torch
 
-    from fxprune import api
+    from fxprune import api, registry
     from fxprune.budget.budget import Budget
+    from fxprune.budget.layers import Layers, limit
     from fxprune.cli import records, tables
     from fxprune.cli.spec import resolve
     from fxprune.gated.module import Settings
@@ -101,41 +144,58 @@ def instrument(
     from fxprune.runs.weights import load_weights
 
     policy = ("balance" if weights is None else "utility") if policy is None else policy
-    chosen, spent = parse(policy), Budget.parse(budget, round_to)  # refused before any work
-    Settings(chosen, spent)  # likewise
+    chosen, default = parse(policy), Budget.parse("macs=0.25", round_to)
+    given = None if budget is None else Budget.parse(budget, round_to)
+    layers = Layers.parse(
+        exclude or [], exclude_inputs or [], keep or [], floor or [], ceiling or []
+    )
+    spent = given or default
+    Settings(chosen, spent)  # refused before any work
     measures = spent.kind == "latency" and not spent.widths
-    phases = ["building the network", *(["measuring latencies"] if measures else [])]
-    phases += ["instrumenting it", "writing the run"]
-    fitted = None
+    limited = layers != Layers()
+    phases = ["building the network", *(["matching the patterns"] if limited else [])]
+    phases += ["measuring latencies"] if measures else []
+    phases += ["instrumenting it", *([] if dry_run else ["writing the run"])]
+    fitted, run = None, None
+    notes: tuple[str, ...] = ()
     with console.phases(phases) as begin:
         begin()
         torch.manual_seed(seed)
         source = resolve(spec, shape)
+        model, inputs = source.model, source.example_inputs
         if weights is not None:
-            load_weights(source.model, weights)
+            load_weights(model, weights)
+        if limited:
+            begin()
+            found = limit(layers, given, default, api.analyze(model, inputs), api.names_of(model))
+            spent, notes = found.budget, found.notes
         if measures:
             begin()
-            fitted = api.fit_latency(source.model, source.example_inputs, spent)
+            fitted = api.fit_latency(model, inputs, spent)
             spent = fitted.budget
         begin()
-        gated = api.instrument(
-            source.model, source.example_inputs, chosen, spent, every=every, seed=seed
-        )
-        begin()
-        run = Run.create(output or Path(f"{source.name}{SUFFIX}"), gated, spec, shape)
+        gated = api.instrument(model, inputs, chosen, spent, every=every, seed=seed)
+        if not dry_run:
+            begin()
+            run = Run.create(output or Path(f"{source.name}{SUFFIX}"), gated, spec, shape)
     record = {
-        "run": str(run.path),
-        "policy": run.plan.policy,
-        "budget": run.plan.budget,
-        "round_to": run.plan.round_to,
+        "run": None if run is None else str(run.path),
+        "policy": registry.to_text(chosen),
+        "budget": str(spent),
+        "round_to": spent.round_to,
         **records.of_widths(gated.channels, gated.cost, gated.best().widths),
         **({} if fitted is None else {"latency": records.of_latency(fitted)}),
     }
     print_result(record, tables.show_widths, as_json)
+    for note in notes:
+        console.note(note)
     widths = gated.best().widths
     if spent.kind == "keep" and not spent.fits(widths, gated.cost):
         console.note(
             f"{console.share(spent.share(widths, gated.cost))} of the channels stay, more than "
             f"{spent}: some groups cannot be so narrow; --round-to 1 leaves them the most freedom"
         )
+    if run is None:
+        console.note("nothing was written: --dry-run")
+        return
     console.note(f"next: fxprune train {run.path} --data …, then fxprune export {run.path} --onnx")

@@ -97,7 +97,8 @@ def show_widths(record: Record) -> RenderableType:
         ],
         text=("",),
     )
-    head = f"{record['run']}   policy {record['policy']}   budget {record['budget']}"
+    budget = record["budget"].partition(",limits=")[0]  # the groups show the limits
+    head = f"{record['run'] or 'dry run'}   policy {record['policy']}   budget {budget}"
     parts: list[RenderableType] = [console.heading(head), groups, totals]
     if "latency" in record:
         parts.append(Text(_latency(record["latency"])))

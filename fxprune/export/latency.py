@@ -93,14 +93,17 @@ def choose(budget: Budget, layout: Layout, cost: CostModel, measure: Measure) ->
     Raises:
         BudgetError: the narrowest network takes longer than the budget.
     """
-    allowed = allowed_widths(budget.round_to, layout, 0.0)
+    allowed = allowed_widths(budget, layout)
     dense, least = layout.sizes, tuple(widths[0] for widths in allowed)
+    most = tuple(widths[-1] for widths in allowed)
     measured = {dense: measure(dense)}
     target = budget.value * measured[dense]
-    if budget.value == 1 or least == dense:
-        if budget.value < 1:
-            raise _impossible(budget, measured[dense], measured[dense])
-        return Choice(replace(budget, widths=dense), measured[dense], measured[dense], measured)
+    if budget.value == 1 or least == most:
+        if most != dense:
+            measured[most] = measure(most)
+        if budget.value < 1 and (most == dense or measured[most] > (1 + TOLERANCE) * target):
+            raise _impossible(budget, measured[most], measured[dense])
+        return Choice(replace(budget, widths=most), measured[dense], measured[most], measured)
     measured[least] = measure(least)
     if measured[least] > (1 + TOLERANCE) * target:
         raise _impossible(budget, measured[least], measured[dense])
@@ -123,7 +126,12 @@ def choose(budget: Budget, layout: Layout, cost: CostModel, measure: Measure) ->
         tried.append(widths)
         if abs(measured[widths] / target - 1) <= TOLERANCE:
             break
-    fitting = [widths for widths in tried if measured[widths] <= (1 + TOLERANCE) * target]
+    fitting = [
+        widths
+        for widths in tried
+        if measured[widths] <= (1 + TOLERANCE) * target
+        and all(width <= top for width, top in zip(widths, most))
+    ]
     best = min(fitting, key=lambda widths: abs(measured[widths] - target))
     return Choice(replace(budget, widths=best), measured[dense], measured[best], measured)
 

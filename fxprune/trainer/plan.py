@@ -96,7 +96,8 @@ class _Price:
     def __init__(self, gated: GatedModule, options: TrainOptions, steps: int) -> None:
         self.gated, self.steps = gated, steps
         self.settles_at = options.settles_at(steps, gated.settings.policy.falls)
-        self.known: dict[float, int | None] = {1.0: gated.cost.dense_macs}
+        limited = gated.settings.budget.value == 1  # limits of layers hold at the budget itself
+        self.known: dict[float, int | None] = {} if limited else {1.0: gated.cost.dense_macs}
 
     def of(self, schedule: Schedule) -> Spending:
         budget = self.gated.settings.budget.value

@@ -51,7 +51,7 @@ def check(choice: Choice, budget: Budget, layout: Layout, measure: Clock) -> Non
     assert choice.chosen == measure(widths)
     assert choice.measured[widths] == choice.chosen
     assert choice.share <= 1.05 * budget.value + 1e-9
-    assert set(widths) <= {w for own in allowed_widths(budget.round_to, layout) for w in own}
+    assert set(widths) <= {w for own in allowed_widths(budget, layout) for w in own}
     assert len(choice.measured) <= 2 + BUNDLES + CORRECTIONS
 
 

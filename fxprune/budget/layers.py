@@ -1,0 +1,318 @@
+"""Which layers keep how much: patterns of names become limits on the widths of channel groups.
+
+A pattern is a shell pattern (`*`, `?`, `[…]`) over the names of `named_modules()`; `*` crosses
+dots. It matches a layer by the layer's own name, by the name of a module around it (`layer4` is
+all of `layer4`), by a parameter's name, or by the group's name in `fxprune inspect`.
+
+`exclude` keeps all channels that the matched layers make, `exclude_inputs` all that they consume;
+both win over the rest. `keep` says what share of its channels a group keeps, `floor` and `ceiling`
+between what shares the budget may choose. There the first pattern that matches a layer decides;
+layers whose channels live and die together form one group, which takes the largest share of its
+layers. Shares become allowed widths: `keep` and `ceiling` are rounded down, to one rounding step at
+least, `floor` is rounded up.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from fxprune.budget.budget import Budget
+from fxprune.budget.widths import allowed_widths
+from fxprune.channels.graph import ChannelGraph, ChannelGroup, Role
+from fxprune.errors import BudgetError
+
+Shares = tuple[tuple[str, float], ...]
+"""Patterns with the share of each, in the order in which they decide."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Patterns that say which layers keep how much of their channels.
+
+    Attributes:
+        exclude: layers that keep all channels that they make.
+        exclude_inputs: layers that keep all channels that they consume.
+        keep: the share that layers keep.
+        floor: the least share that layers keep.
+        ceiling: the most.
+
+    Raises:
+        BudgetError: a share is not above 0 and at most 1.
+    """
+
+    exclude: tuple[str, ...] = ()
+    exclude_inputs: tuple[str, ...] = ()
+    keep: Shares = ()
+    floor: Shares = ()
+    ceiling: Shares = ()
+
+    def __post_init__(self) -> None:
+        """Checks the shares."""
+        for word, shares in self.tables.items():
+            for pattern, share in shares:
+                if not 0 < share <= 1:
+                    raise BudgetError(
+                        f"{word} of {pattern!r} cannot be {share}",
+                        why="it is a share of the channels: above 0 and at most 1",
+                        do=f"write {word} {pattern}=0.5, or exclude the layers to keep all",
+                    )
+
+    @property
+    def tables(self) -> dict[str, Shares]:
+        """The patterns that come with shares, by the word for them."""
+        return {"keep": self.keep, "floor": self.floor, "ceiling": self.ceiling}
+
+    @staticmethod
+    def of(
+        exclude: str | Sequence[str] = (),
+        exclude_inputs: str | Sequence[str] = (),
+        keep: Mapping[str, float] | None = None,
+        floor: Mapping[str, float] | None = None,
+        ceiling: Mapping[str, float] | None = None,
+    ) -> "Layers":
+        """Takes lists and dicts, as `fxprune.instrument` has them."""
+        keeps, floors, ceilings = (tuple((x or {}).items()) for x in (keep, floor, ceiling))
+        return Layers(_several(exclude), _several(exclude_inputs), keeps, floors, ceilings)
+
+    @staticmethod
+    def parse(
+        exclude: Sequence[str],
+        exclude_inputs: Sequence[str],
+        keep: Sequence[str],
+        floor: Sequence[str],
+        ceiling: Sequence[str],
+    ) -> "Layers":
+        """Reads texts: patterns, and `pattern=share` for those with shares; several with commas.
+
+        Raises:
+            BudgetError: a text cannot be read, or a pattern is given twice.
+
+        >>> Layers.parse(["stem.*,head"], [], ["layer4.*=0.3", "*=0.6"], [], []).keep
+        (('layer4.*', 0.3), ('*', 0.6))
+        """
+        tables = {"keep": keep, "floor": floor, "ceiling": ceiling}
+        return Layers(
+            tuple(_split(exclude)),
+            tuple(_split(exclude_inputs)),
+            *(tuple(_shares_of(word, texts)) for word, texts in tables.items()),
+        )
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _split(texts: Sequence[str]) -> list[str]:
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+
+
+def _shares_of(word: str, texts: Sequence[str]) -> Iterator[tuple[str, float]]:
+    seen = set()
+    for text in _split(texts):
+        pattern, _, share = map(str.strip, text.rpartition("="))
+        if pattern in seen:
+            raise BudgetError(f"{word} {pattern!r} is given twice", do="give it once")
+        seen.add(pattern)
+        try:
+            yield pattern, float(share if pattern else "none")
+        except ValueError as error:
+            raise BudgetError(
+                f"cannot read {word} {text!r}",
+                why="it is not of the form PATTERN=SHARE",
+                do=f"write, for example, {word} 'layer4.*=0.3'",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Limited:
+    """What patterns came to in one network.
+
+    Attributes:
+        budget: with its limits.
+        notes: what a user should know: where a pattern reaches further than it says, or less far.
+    """
+
+    budget: Budget
+    notes: tuple[str, ...] = ()
+
+
+def limit(
+    layers: Layers,
+    budget: Budget | None,
+    default: Budget,
+    channels: ChannelGraph,
+    modules: Iterable[str],
+) -> Limited:
+    """Puts the limits of `layers` on a budget.
+
+    Args:
+        layers: the patterns.
+        budget: the budget that holds beside them. None: where `keep` says what stays, the rest
+            stays whole, or up to its ceiling; without `keep` the default.
+        default: the budget where none is given; its rounding and floor hold in any case.
+        channels: the network's channel groups.
+        modules: the names of all of the network's modules.
+
+    Raises:
+        BudgetError: a pattern matches no layer, or asks for widths where no channels can be
+            removed; or a group's floor is above its ceiling.
+    """
+    if layers == Layers():
+        return Limited(budget or default)
+    rest_whole = budget is None and bool(layers.keep)
+    base = dataclasses.replace(budget or default, limits=())
+    matcher = _Matcher(channels, modules)
+    whole = matcher.excluded(layers)
+    keep, floor, ceiling = (matcher.decided(*table, whole) for table in layers.tables.items())
+    limits: list[tuple[int, int]] = []
+    for group, widths in zip(channels.groups, allowed_widths(base, channels.layout)):
+        size, index = group.size, group.index
+        if index in whole:
+            limits.append((size, size))
+        elif index in keep:
+            limits.append((_down(widths, keep[index] * size),) * 2)
+        else:
+            low, high = floor.get(index, 0.0), ceiling.get(index, 1.0)
+            if low > high:
+                raise BudgetError(
+                    f"the group {group.name} cannot keep at least {low} and at most {high}",
+                    why="its floor is above its ceiling",
+                    do="change one of the patterns that match its layers",
+                )
+            least = next(width for width in widths if width >= low * size - 1e-6)
+            most = max(_down(widths, high * size), least if low else 1)
+            limits.append((most if rest_whole else least if low else 1, most))
+    if rest_whole:
+        share = sum(most for _, most in limits) / max(channels.layout.total, 1)
+        base = dataclasses.replace(base, kind="keep", value=share, also=())
+    return Limited(dataclasses.replace(base, limits=tuple(limits)), tuple(matcher.notes))
+
+
+def _down(widths: Sequence[int], target: float) -> int:
+    """The largest width up to a target; the smallest one where none is as small."""
+    return max(width for width in widths if width == widths[0] or width <= target + 1e-6)
+
+
+class _Matcher:
+    """Finds the groups that patterns mean, and notes what is worth knowing about it."""
+
+    def __init__(self, channels: ChannelGraph, modules: Iterable[str]) -> None:
+        self.channels = channels
+        groups = [group.name for group in channels.groups]
+        self.names = {name for name in (*modules, *channels.shapes, *groups) if name}
+        self.notes: list[str] = []
+
+    def excluded(self, layers: Layers) -> set[int]:
+        """The groups that stay whole."""
+        whole = set()
+        makes, consumes = (Role.OUT, Role.ALONG), (Role.IN, Role.ALONG)
+        for pattern in layers.exclude:
+            self._check("exclude", pattern)
+            for group in self.channels.groups:
+                if self._layers(group, pattern, makes) or fnmatchcase(group.name, pattern):
+                    whole.add(group.index)
+                    self._note_others(group, (pattern,), f"exclude {pattern!r} keeps")
+        for pattern in layers.exclude_inputs:
+            self._check("exclude_inputs", pattern)
+            whole |= {
+                group.index
+                for group in self.channels.groups
+                if self._layers(group, pattern, consumes)
+            }
+        return whole
+
+    def decided(self, word: str, shares: Shares, whole: set[int]) -> dict[int, float]:
+        """The share of each group that a pattern matches, those that stay whole left out."""
+        found: dict[int, float] = {}
+        deciding: set[str] = set()
+        for pattern, _ in shares:
+            self._check(word, pattern)
+        for group in self.channels.groups:
+            own = self._first(group, shares)
+            if not own or group.index in whole:
+                continue
+            found[group.index] = largest = max(share for _, share in own.values())
+            deciding |= {pattern for pattern, share in own.values() if share == largest}
+            if any(share != largest for _, share in own.values()):
+                told = [f"{layer} {share} ({pattern!r})" for layer, (pattern, share) in own.items()]
+                self.notes.append(
+                    f"{word} of the group {group.name} is {largest}, the largest of its layers': "
+                    + ", ".join(told)
+                )
+            else:
+                patterns = tuple(dict.fromkeys(pattern for pattern, _ in own.values()))
+                text = f"{word} {' and '.join(map(repr, patterns))} decides on"
+                self._note_others(group, patterns, text)
+        for pattern, _ in shares:
+            if pattern not in deciding:
+                self._refuse_idle(word, pattern)
+                self.notes.append(
+                    f"{word} {pattern!r} decides nothing: other patterns decide on its layers"
+                )
+        return found
+
+    def _first(self, group: ChannelGroup, shares: Shares) -> dict[str, tuple[str, float]]:
+        """For each layer that makes the group's channels, the first pattern that matches it."""
+        own = {}
+        for parameter in _parameters(group, (Role.OUT, Role.ALONG)):
+            for pattern, share in shares:
+                if _matches(parameter, pattern) or fnmatchcase(group.name, pattern):
+                    own[parameter.rpartition(".")[0] or parameter] = pattern, share
+                    break
+        return own
+
+    def _layers(self, group: ChannelGroup, pattern: str, roles: Sequence[Role]) -> list[str]:
+        return [name for name in _parameters(group, roles) if _matches(name, pattern)]
+
+    def _note_others(self, group: ChannelGroup, patterns: tuple[str, ...], text: str) -> None:
+        """Says so where the group has layers that make its channels and that no pattern matches."""
+        others = [
+            name.rpartition(".")[0] or name
+            for name in _parameters(group, (Role.OUT,))
+            if not any(_matches(name, pattern) for pattern in patterns)
+        ]
+        if others:
+            self.notes.append(
+                f"{text} the channels of {', '.join(dict.fromkeys(others))} too: they are those of "
+                f"one group, {group.name}"
+            )
+
+    def _check(self, word: str, pattern: str) -> None:
+        """Refuses a pattern that matches nothing."""
+        if any(fnmatchcase(name, pattern) for name in self.names):
+            return
+        near = difflib.get_close_matches(pattern, sorted(self.names), n=3, cutoff=0.4)
+        raise BudgetError(
+            f"{word} {pattern!r} matches no layer",
+            why="patterns are over the names of named_modules(), such as "
+            + ", ".join(group.name for group in self.channels.groups[:3]),
+            do=f"did you mean {' or '.join(near)}?" if near else "fxprune inspect shows the names",
+        )
+
+    def _refuse_idle(self, word: str, pattern: str) -> None:
+        """Refuses a pattern whose layers make no channels that could be removed."""
+        if any(self._first(group, ((pattern, 1.0),)) for group in self.channels.groups):
+            return
+        reasons = {
+            pinned.reason
+            for pinned in self.channels.pinned
+            if any(_matches(name, pattern) for name in pinned.parameters)
+        }
+        raise BudgetError(
+            f"{word} {pattern!r} matches no channels that could be removed",
+            why="; ".join(sorted(reasons)) or "its layers make none of their own",
+            do="fxprune inspect shows the groups, and what is pinned; leave the pattern out",
+        )
+
+
+def _parameters(group: ChannelGroup, roles: Collection[Role]) -> list[str]:
+    """The parameters that are in one of the roles to the group's channels, without repeats."""
+    return list(dict.fromkeys(m.parameter for m in group.members if m.role in roles))
+
+
+def _matches(parameter: str, pattern: str) -> bool:
+    """Whether a pattern names a parameter, its layer, or a module around it."""
+    parts = parameter.split(".")
+    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
