@@ -203,15 +203,20 @@ class _Matcher:
         groups = [group.name for group in channels.groups]
         self.names = {name for name in (*modules, *channels.shapes, *groups) if name}
         self.notes: list[str] = []
+        self.turning = {
+            _layer(member.parameter)
+            for group in channels.groups
+            for member in group.members
+            if member.role is not Role.ALONG
+        }
 
     def excluded(self, layers: Layers) -> set[int]:
         """The groups that stay whole."""
         whole = set()
-        makes, consumes = (Role.OUT, Role.ALONG), (Role.IN, Role.ALONG)
         for pattern in layers.exclude:
             self._check("exclude", pattern)
             for group in self.channels.groups:
-                if self._layers(group, pattern, makes) or fnmatchcase(group.name, pattern):
+                if _any(self._making(group), pattern) or fnmatchcase(group.name, pattern):
                     whole.add(group.index)
                     self._note_others(group, (pattern,), f"exclude {pattern!r} keeps")
         for pattern in layers.exclude_inputs:
@@ -219,7 +224,7 @@ class _Matcher:
             whole |= {
                 group.index
                 for group in self.channels.groups
-                if self._layers(group, pattern, consumes)
+                if _any(self._consuming(group), pattern)
             }
         return whole
 
@@ -256,20 +261,30 @@ class _Matcher:
     def _first(self, group: ChannelGroup, shares: Shares) -> dict[str, tuple[str, float]]:
         """For each layer that makes the group's channels, the first pattern that matches it."""
         own = {}
-        for parameter in _parameters(group, (Role.OUT, Role.ALONG)):
+        for parameter in self._making(group):
             for pattern, share in shares:
                 if _matches(parameter, pattern) or fnmatchcase(group.name, pattern):
-                    own[parameter.rpartition(".")[0] or parameter] = pattern, share
+                    own[_layer(parameter)] = pattern, share
                     break
         return own
 
-    def _layers(self, group: ChannelGroup, pattern: str, roles: Sequence[Role]) -> list[str]:
-        return [name for name in _parameters(group, roles) if _matches(name, pattern)]
+    def _making(self, group: ChannelGroup) -> list[str]:
+        """The parameters of the layers that put the group's channels out: norms are among them."""
+        return _parameters(group, (Role.OUT, Role.ALONG))
+
+    def _consuming(self, group: ChannelGroup) -> list[str]:
+        """The parameters of the layers that take the group's channels in.
+
+        Norms and depthwise layers are among them, but not the bias of a layer that makes them.
+        """
+        along = _parameters(group, (Role.ALONG,))
+        passing = [name for name in along if _layer(name) not in self.turning]
+        return [*_parameters(group, (Role.IN,)), *passing]
 
     def _note_others(self, group: ChannelGroup, patterns: tuple[str, ...], text: str) -> None:
         """Says so where the group has layers that make its channels and that no pattern matches."""
         others = [
-            name.rpartition(".")[0] or name
+            _layer(name)
             for name in _parameters(group, (Role.OUT,))
             if not any(_matches(name, pattern) for pattern in patterns)
         ]
@@ -310,6 +325,15 @@ class _Matcher:
 def _parameters(group: ChannelGroup, roles: Collection[Role]) -> list[str]:
     """The parameters that are in one of the roles to the group's channels, without repeats."""
     return list(dict.fromkeys(m.parameter for m in group.members if m.role in roles))
+
+
+def _layer(parameter: str) -> str:
+    """The name of the layer that holds a parameter; its own, where the network itself does."""
+    return parameter.rpartition(".")[0] or parameter
+
+
+def _any(parameters: Iterable[str], pattern: str) -> bool:
+    return any(_matches(name, pattern) for name in parameters)
 
 
 def _matches(parameter: str, pattern: str) -> bool:

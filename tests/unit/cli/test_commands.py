@@ -190,6 +190,30 @@ def test_instrument_with_options(here: Path) -> None:
     assert (here / "other.fxprune" / "plan.json").exists()
 
 
+def test_instrument_takes_patterns_and_writes_nothing_on_a_dry_run(here: Path) -> None:
+    options = ("--keep", "conv2=0.25", "--keep", "*=0.5", "--dry-run")
+    done = run("instrument", "model.py", *options, "-o", "dry", "--json", folder=here)
+    record = json.loads(done.stdout)
+    assert [group["gated"] for group in record["groups"]] == [8, 8]
+    assert record["run"] is None
+    assert not (here / "dry").exists()
+    assert "nothing was written" in done.stderr
+    options = ("--keep", "*=0.5", "--keep", "conv2=0.25", "--exclude", "conv1")
+    done = run("instrument", "model.py", *options, "-o", "two", folder=here)
+    assert "keep 'conv2' decides nothing" in done.stderr
+    assert "budget keep=0.6666666666666666" in done.stdout
+    assert [line.split()[1:3] for line in done.stdout.splitlines() if "conv" in line][:2] == [
+        ["16", "16"],
+        ["32", "16"],
+    ]
+
+
+def test_instrument_refuses_patterns_that_match_nothing(here: Path) -> None:
+    done = run("instrument", "model.py", "--exclude", "cnv1", "-o", "a", folder=here, exit_code=2)
+    assert "did you mean conv1" in done.stderr
+    assert not (here / "a").exists()
+
+
 def test_instrument_says_what_was_measured(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     measure = ("instrument", "model.py", "--budget", "latency=1")
