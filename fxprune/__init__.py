@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fxprune.gated.attach import attach
     from fxprune.gated.followers import follow
     from fxprune.gated.module import GatedModule
-    from fxprune.runs.run import load, save
+    from fxprune.runs.gated_file import load, save
 
 __version__ = "0.1.0"
 
@@ -42,8 +42,8 @@ _HOMES = {
     "fold": "api",
     "follow": "gated.followers",
     "instrument": "api",
-    "load": "runs.run",
-    "save": "runs.run",
+    "load": "runs.gated_file",
+    "save": "runs.gated_file",
     "shrink": "api",
     "zeroed": "export.reference",
 }

@@ -1,71 +1,235 @@
 """Files: tensors as safetensors, everything else as JSON; never a pickle.
 
 A file is first written whole under a temporary name, flushed to the disk and then renamed, so
-that whoever opens it sees the old one or the new one. Files of tensors carry a checksum.
+that whoever opens it sees the old one or the new one. It is opened once to be read: regular files
+only, no larger than the reader expects. What a run keeps carries a checksum and fits a schema,
+which is a dataclass with types (checked by pydantic in its strict mode).
+
+A temporary file is locked by its writer, and the lock dies with it: what a killed process left is
+removed when the next file is written into the same folder.
 """
 
+import contextlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from fxprune.errors import RunError
+from fxprune.errors import OptionError, RunError
 
-FORMAT = 1
+POSIX = os.name == "posix"  # elsewhere nothing is locked, and leftovers stay
+if POSIX:
+    import fcntl
+
+FORMAT = 2
 """Version of the layout of the files; another one is refused."""
+
+JSON_BYTES = 32 * 2**20
+"""The largest JSON file that is read."""
+
+TENSOR_BYTES = 2**36
+"""The largest file of tensors that is read where the reader knows no better."""
+
+TEMPORARY = ".fxprune-", ".tmp"
+"""What the name of a temporary file begins and ends with."""
+
+T = TypeVar("T")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` by a file that holds `content`, or leaves it as it was.
+    """Replace `path` by a file that holds `content`, or leave it as it was.
+
+    A file that is replaced keeps its mode, and a symbolic link stays one to a new file.
 
     Raises:
-        RunError: the folder is missing or not writable, or the disk is full.
+        RunError: the folder is missing or not writable, the disk is full, or the name is none.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        target = Path(os.path.realpath(path))
+        sweep(target.parent)
+        handle, temporary = _temporary(target.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
+                temporary.chmod(_mode(target))
+                temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"cannot write {path}", why=str(error)) from error
+        _sync_folder(target.parent)
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        raise RunError(f"cannot write {_printable(path)}", why=str(error)) from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed; a folder that is none has none."""
+    if not POSIX:
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for name in [entry.path for entry in entries if is_temporary(entry.name)]:
+            with contextlib.suppress(OSError), _opened(Path(name)) as handle:
+                if lock(handle):
+                    Path(name).unlink()
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a file's name is that of a file that was being written."""
+    return name.startswith(TEMPORARY[0]) and name.endswith(TEMPORARY[1])
+
+
+def lock(handle: int) -> bool:
+    """Lock an open file until it is closed; False if another process has it.
+
+    The lock dies with its process. Without POSIX locks the answer is always True.
+    """
+    if not POSIX:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
+    """Read a regular file of at most `most` bytes; it is opened once.
+
+    Raises:
+        RunError: there is no such file, it is too large, or something else than a file.
+    """
+    try:
+        with _opened(path) as handle:
+            size = os.fstat(handle).st_size
+            if size > most:
+                raise RunError(
+                    f"cannot read {path}",
+                    why=f"it is damaged: {size:,} bytes, and at most {most:,} are expected",
+                )
+            with os.fdopen(os.dup(handle), "rb") as file:
+                content = file.read(size + 1)
+    except FileNotFoundError as error:
+        raise RunError(f"there is no file {path}") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {_printable(path)}", why=str(error)) from error
+    if len(content) != size:
+        raise RunError(f"cannot read {path}", why="it changed while it was read", do="try again")
+    return content
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Opens a regular file to be read; a pipe or a device would make its reader wait."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(f"it is damaged: {path.name} is not a regular file")
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON; NaN and infinity are refused with a ValueError."""
+    """Write `value` as indented JSON; NaN and infinity are refused with a ValueError."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Read a JSON file, of at most 200 levels and without NaN and infinity.
 
     Raises:
         RunError: there is no such file, or it holds no JSON.
     """
+    return parsed(read_bytes(path), path)
+
+
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as indented JSON with the format's version and a checksum.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    whole = {"format": FORMAT, **value}
+    write_json(path, {**whole, "checksum": _checksum({}, _canonical(whole))})
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Read what `write_record` wrote.
+
+    Args:
+        path: the file.
+        kind: a dataclass whose fields are those of the record, `format` and `checksum` aside.
+
+    Raises:
+        RunError: the file is missing, damaged, of another version or does not fit `kind`.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise RunError(f"cannot read {path}", why="it was not written by this version of fxprune")
+    checksum = value.pop("checksum", None)
+    if checksum != _checksum({}, _canonical(value)):
+        raise RunError(
+            f"cannot read {path}",
+            why="it is damaged: the checksum does not match",
+            do="undo what was edited by hand, or make the run again",
+        )
+    del value["format"]
+    return fitting(kind, value, path)
+
+
+def fitting(kind: type[T], value: Any, path: Path, what: str = "content") -> T:
+    """Build `kind`, a type with a schema, from JSON; `path` and `what` are for the message.
+
+    Raises:
+        RunError: a field is missing, unknown, of another type or out of its range.
+    """
     try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"cannot read {path}", why=str(error)) from error
+        whole: Any = kind
+        found: T = _adapter(whole).validate_json(json.dumps(value))
+    except OptionError as error:  # of a dataclass that checks itself
+        raise RunError(f"cannot read {path}", why=f"its {what} is damaged: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f"{part}: " for part in first["loc"][:3])
+        raise RunError(
+            f"cannot read {path}", why=f"its {what} is damaged: {place}{first['msg']}"
+        ) from error
+    return found
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def parsed(content: bytes | str, path: Path) -> Any:
+    """Parse JSON; `path` is for the message.
+
+    Raises:
+        RunError: it is none, nested deeper than 200 levels, or holds NaN or infinity.
+    """
+    try:
+        return from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes named tensors, and `meta` as JSON in the same file.
+    """Write named tensors, and `meta` as JSON in the same file.
 
     Args:
         path: where to, conventionally `*.safetensors`.
@@ -82,8 +246,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     write_bytes(path, content)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `write_tensors` wrote.
+def read_tensors(path: Path, most: int = TENSOR_BYTES) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
 
     Returns:
         The tensors, on the CPU and contiguous, and the meta.
@@ -91,23 +259,26 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         RunError: the file is missing, damaged, of another program or of another version.
     """
+    content = read_bytes(path, most)
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            found = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise RunError(f"there is no file {path}") from error
-    except (OSError, SafetensorError) as error:
+        tensors = from_bytes(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
+    found = parsed(content[8 : 8 + int.from_bytes(content[:8], "little")], path)
+    found = found.get("__metadata__") or {}
     text = found.get("fxprune")
     if text is None:
         raise RunError(f"cannot read {path}", why="it was not written by fxprune")
     if found.get("checksum") != _checksum(tensors, text):
         raise RunError(f"cannot read {path}", why="it is damaged: the checksum does not match")
-    meta: dict[str, Any] = json.loads(text)
-    if meta.pop("format") != FORMAT:
+    meta = parsed(text, path)
+    if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
         raise RunError(f"cannot read {path}", why="it was written by another version of fxprune")
     return tensors, meta
+
+
+def _canonical(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
@@ -119,15 +290,35 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     return f"{total:08x}"
 
 
-def _umask() -> int:
+def _temporary(folder: Path) -> tuple[int, Path]:
+    """Opens and locks a new file; the sweep of another process may remove it before the lock."""
+    begin, end = TEMPORARY
+    while True:
+        path = folder / f"{begin}{secrets.token_hex(8)}{end}"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with contextlib.suppress(OSError):  # a file system without locks
+            if not (lock(handle) and path.exists()):
+                os.close(handle)
+                continue
+        return handle, path
+
+
+def _mode(path: Path) -> int:
+    """The mode of the file that is replaced, or what the user's umask leaves of a new one."""
+    with contextlib.suppress(OSError):
+        return stat.S_IMODE(path.stat().st_mode)
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
+
+
+def _printable(path: Path) -> str:
+    return str(path).replace("\0", "\\0")
 
 
 def _sync_folder(folder: Path) -> None:
     """Makes the renaming itself durable (POSIX; elsewhere a folder cannot be opened)."""
-    if os.name != "posix":
+    if not POSIX:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

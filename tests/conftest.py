@@ -1,5 +1,8 @@
 """Settings for all tests."""
 
+import os
+import tempfile
+
 import torch
 from hypothesis import settings
 
@@ -9,3 +12,6 @@ settings.load_profile("fxprune")
 
 # The workers share the machine's cores, and small networks are faster on one thread.
 torch.set_num_threads(1)
+
+# What runs may execute is recorded in the user's state folder: not in that of whoever tests.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fxprune-tests-")

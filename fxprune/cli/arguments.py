@@ -54,15 +54,31 @@ RunFolder = Annotated[
 ]
 
 
-def run_of(folder: Path | None) -> "Run":
-    """The run that is meant, with a note if there was a choice."""
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Let the run import and call the code that it names, from now on. Runs that were "
+        "made here need no such word; in those of others read that code first.",
+    ),
+]
+
+
+def run_of(folder: Path | None, *, trust: bool = False) -> "Run":
+    """The run that is meant, with a note if there was a choice.
+
+    Raises:
+        RunError: there is none, or the user neither named its SPEC nor trusts it.
+    """
     from fxprune.runs.run import Run
 
     if folder is not None:
-        return Run.open(folder)
-    run, remark = Run.find(Path())
+        run, remark = Run.open(folder, trust=trust), ""
+    else:
+        run, remark = Run.find(Path(), trust=trust)
     if remark:
         console.note(remark)
+    run.require("spec", run.spec)
     return run
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fxprune.cli import console
-from fxprune.cli.arguments import Json, print_result, run_of
+from fxprune.cli.arguments import Json, Trust, print_result, run_of
 from fxprune.errors import DataError, OptionError, RunError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def export(
             show_default=False,
         ),
     ] = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write the compact network, checked against the trained one before it gets its name.
@@ -66,7 +67,7 @@ def export(
     from fxprune.export.reference import reference_of
 
     folder, named = _targets(targets or [])
-    run = run_of(folder)
+    run = run_of(folder, trust=trust)
     paths = _places(output or named, run.path.resolve().stem, onnx=onnx, pt2=pt2)
     phases = ["building the network", "shrinking it", "reading the data"]
     phases += ["writing .pt2"] if ".pt2" in paths else []

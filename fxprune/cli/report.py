@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fxprune.cli import console
-from fxprune.cli.arguments import run_of
+from fxprune.cli.arguments import Trust, run_of
 from fxprune.errors import OptionError
 
 
@@ -39,6 +39,7 @@ def report(
             show_default=False,
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Write a report: one HTML file with what a training did, which opens without a network.
 
@@ -50,7 +51,7 @@ def report(
     from fxprune.report.of_runs import PAGE, record_of
     from fxprune.runs.run import metrics_of
 
-    runs = [run_of(folder) for folder in folders] if folders else [run_of(None)]
+    runs = [run_of(folder, trust=trust) for folder in folders or (None,)]
     if dense is not None and len(runs) > 1:
         raise OptionError("--dense goes with one run", why=f"{len(runs)} runs are given")
     target = output or (runs[0].path / PAGE if len(runs) == 1 else Path(PAGE))

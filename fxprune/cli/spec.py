@@ -251,12 +251,32 @@ def _builder(value: Any, options: dict[str, Any], spec: str, what: str) -> Calla
         if options:
             raise SpecError(f"{what} is a module: it takes no options")
         return lambda: value
-    if callable(value):
-        return functools.partial(_called, value, options, spec)
-    raise SpecError(
-        f"{what} is {_a(value)}",
-        do="name a function, a class or a torch.nn.Module",
-    )
+    refusal = _why_not(value)
+    if refusal:
+        raise SpecError(
+            f"{what} is {refusal}",
+            why="it is not called: only what makes a network is",
+            do="name a class of a torch.nn.Module, or a function that returns one",
+        )
+    return functools.partial(_called, value, options, spec)
+
+
+def _why_not(value: Any) -> str:
+    """Says what `value` is, if it cannot be what makes a network; else nothing."""
+    inner = value
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    inner = inspect.unwrap(inner) if callable(inner) else inner
+    if inspect.isclass(inner):
+        return "" if issubclass(inner, nn.Module) else f"a class of {inner.__name__}, no network"
+    if not (inspect.isfunction(inner) or inspect.ismethod(inner)):
+        return _a(value)
+    if inner.__module__.partition(".")[0] in sys.stdlib_module_names:
+        return "a function of Python's standard library"
+    made = inner.__annotations__.get("return", nn.Module)
+    if made is None or (inspect.isclass(made) and not issubclass(made, nn.Module)):
+        return f"a function that returns {getattr(made, '__name__', made)}"
+    return ""
 
 
 def _offers(module: ModuleType) -> list[str]:

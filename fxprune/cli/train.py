@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fxprune.cli import console
-from fxprune.cli.arguments import Json, RunFolder, print_result, run_of, show_tick
+from fxprune.cli.arguments import Json, RunFolder, Trust, print_result, run_of, show_tick
 from fxprune.errors import OptionError
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Train a run; called again, go on from its last epoch.
@@ -129,7 +130,7 @@ def train(
     from fxprune.trainer.job import Job
     from fxprune.trainer.loop import fit
 
-    run = run_of(folder)
+    run = run_of(folder, trust=trust)
     given = {
         "epochs": epochs,
         "lr": lr,

@@ -1,177 +1,57 @@
-"""Gated networks on disk, and run directories.
+"""Run directories: what stands on disk between two commands.
 
-A *gated file* holds a gated network's state, and in its metadata the plan by which `load` makes
-the network again from the original model. A *run* is a folder::
+A *run* is a folder::
 
     plan.json                what was instrumented, and how
-    checkpoint.safetensors   the gated file; once trained, with the trainer's state
-    metrics.jsonl            a line an epoch
+    checkpoint.safetensors   the gated file; once trained, with the trainer's state and history
+    metrics.jsonl            a line an epoch, for people and their tools
 """
 
+import contextlib
 import dataclasses
-import hashlib
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from pydantic import ConfigDict
+from torch import nn
 
-from fxprune import registry
-from fxprune.api import instrument
-from fxprune.budget.budget import Budget
-from fxprune.channels.graph import ChannelGraph
-from fxprune.errors import OptionError, RunError
-from fxprune.files import FORMAT, read_json, read_tensors, write_json, write_tensors
+from fxprune.errors import RunError
+from fxprune.files import (
+    is_temporary,
+    parsed,
+    read_bytes,
+    read_record,
+    read_tensors,
+    write_record,
+)
 from fxprune.gated.module import GatedModule
+from fxprune.runs import trust
+from fxprune.runs.contents import most_bytes, tensors_of
+from fxprune.runs.gated_file import plan_of, save, take_over
+from fxprune.runs.history import METRICS, EpochMetrics, history_of
+from fxprune.runs.plan import STRICT, Plan, Text
+from fxprune.runs.writer import LOCK, only_writer
 
-PLAN, CHECKPOINT, METRICS = "plan.json", "checkpoint.safetensors", "metrics.jsonl"
+PLAN, CHECKPOINT = "plan.json", "checkpoint.safetensors"
 SUFFIX = ".fxprune"
 """The ending of a run's folder, by which it is found."""
 
-GATED = "gated/"
-"""What the names of the gated network's tensors begin with in a gated file."""
-
-
-def fingerprint(channels: ChannelGraph) -> str:
-    """Identifies the channel groups of a network: sizes, members, and the parameters' shapes."""
-    digest = hashlib.sha256()
-    for group in channels.groups:
-        digest.update(f"\n{group.size}".encode())
-        for member in group.members:
-            digest.update(f" {member.parameter} {member.dim} ".encode())
-            digest.update(member.positions.contiguous().numpy().tobytes())
-    digest.update(str(sorted((name, tuple(s)) for name, s in channels.shapes.items())).encode())
-    return digest.hexdigest()[:16]
+MADE_FIRST = {CHECKPOINT, LOCK}
+"""What a run holds that was being made when its process was killed; temporary files aside."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """By what a network was instrumented: enough to do it again.
+class _Record:
+    """The schema of plan.json."""
 
-    Attributes:
-        inputs: shape and dtype of each example input, such as ((2, 3, 32, 32), "float32").
-        policy: in its text form.
-        budget: in its text form.
-        round_to: widths are multiples of this; see `Budget`.
-        every: steps between two selections.
-        seed: for policies that draw.
-        fingerprint: of the channel groups; another network has another.
-        torch: the version that wrote it.
-    """
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    inputs: tuple[tuple[tuple[int, ...], str], ...]
-    policy: str
-    budget: str
-    round_to: int | None
-    every: int
-    seed: int
-    fingerprint: str
-    torch: str = dataclasses.field(compare=False)
-
-    @staticmethod
-    def of(gated: GatedModule) -> "Plan":
-        """The plan of a gated network."""
-        settings = gated.settings
-        return Plan(
-            inputs=tuple((s, str(dtype).removeprefix("torch.")) for s, dtype in gated.inputs),
-            policy=registry.to_text(settings.policy),
-            budget=str(settings.budget),
-            round_to=settings.budget.round_to,
-            every=settings.every,
-            seed=settings.seed,
-            fingerprint=fingerprint(gated.channels),
-            torch=str(torch.__version__),
-        )
-
-    @staticmethod
-    def from_json(value: Any, path: Path) -> "Plan":
-        """Takes what `dataclasses.asdict` became in JSON; `path` is for the message.
-
-        Raises:
-            RunError: a field is missing, unknown or of another kind.
-        """
-        try:
-            inputs = tuple((tuple(map(int, s)), str(dtype)) for s, dtype in value["inputs"])
-            plan = Plan(**{**value, "inputs": inputs})
-        except (TypeError, KeyError, ValueError) as error:
-            raise RunError(f"cannot read {path}", why=f"its plan is damaged: {error}") from error
-        for field in dataclasses.fields(Plan)[1:]:
-            if not isinstance(getattr(plan, field.name), field.type):  # type: ignore[arg-type]
-                raise RunError(f"cannot read {path}", why=f"its {field.name} is damaged")
-        return plan
-
-    def instrument(self, model: nn.Module, path: Path) -> GatedModule:
-        """Does it again; `path` is for the message.
-
-        Raises:
-            RunError: the model has other channel groups, or the plan names what is not known.
-        """
-        try:
-            inputs = tuple(torch.zeros(s, dtype=getattr(torch, name)) for s, name in self.inputs)
-            budget = Budget.parse(self.budget, self.round_to)
-            gated = instrument(model, inputs, self.policy, budget, every=self.every, seed=self.seed)
-        except (AttributeError, TypeError, OptionError) as error:
-            raise RunError(f"cannot read {path}", why=f"its plan is damaged: {error}") from error
-        if fingerprint(gated.channels) != self.fingerprint:
-            raise RunError(
-                f"{path} belongs to another network",
-                why="the channel groups of this model are others",
-                do="give the model that was instrumented",
-            )
-        return gated
-
-
-def save(gated: GatedModule, path: str | Path) -> None:
-    """Writes a gated network to one file: its state and the plan, but not its code.
-
-    The optimiser's own state is not in it; that of resting channels is.
-
-    Args:
-        gated: the network; it does not change.
-        path: where to, conventionally `*.safetensors`.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    write_tensors(Path(path), *gated_state(gated))
-
-
-def load(path: str | Path, model: nn.Module) -> GatedModule:
-    """Reads what `save` wrote.
-
-    Args:
-        path: the file.
-        model: the original model, with any values in its parameters; it does not change.
-
-    Returns:
-        A gated network with the saved state, on the model's device and in training mode.
-
-    Raises:
-        RunError: the file is missing, damaged or foreign, or belongs to another model.
-    """
-    path = Path(path)
-    tensors, meta = read_tensors(path)
-    if "plan" not in meta:
-        raise RunError(f"{path} holds no gated network")
-    gated = Plan.from_json(meta["plan"], path).instrument(model, path)
-    gated.train()
-    gated.restore(under(GATED, tensors))
-    return gated
-
-
-def gated_state(gated: GatedModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the meta of a gated file."""
-    tensors = {f"{GATED}{name}": value for name, value in gated.training_state().items()}
-    return tensors, {"plan": dataclasses.asdict(Plan.of(gated))}
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those tensors whose names begin with `prefix`, without it."""
-    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+    spec: Text
+    input: Text | None
+    base: Text
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -184,6 +64,7 @@ class Run:
         input: the `--input` that was given, if any.
         base: the folder that a file in the SPEC starts from.
         plan: how it was instrumented.
+        trusted: the user said that it may import and call what it names.
     """
 
     path: Path
@@ -191,11 +72,31 @@ class Run:
     input: str | None
     base: Path
     plan: Plan
+    trusted: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def checkpoint(self) -> Path:
         """The gated file."""
         return self.path / CHECKPOINT
+
+    def require(self, kind: str, name: str) -> None:
+        """Refuse a name that the run stores, before it is imported; see `fxprune.runs.trust`.
+
+        Args:
+            kind: what it is for, such as "spec" or "data".
+            name: what would be imported.
+
+        Raises:
+            RunError: the user neither gave this name nor trusts the run.
+        """
+        if self.trusted:
+            self.record(kind, name)
+        else:
+            trust.require(self.path, kind, name, self.base)
+
+    def record(self, kind: str, name: str) -> None:
+        """Remember that the user gave this name."""
+        trust.record(self.path, kind, name, self.base)
 
     @staticmethod
     def create(path: Path, gated: GatedModule, spec: str, input: str | None = None) -> "Run":  # noqa: A002
@@ -213,23 +114,24 @@ class Run:
         _refuse_what_is_there(path)
         try:
             path.mkdir(exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"cannot make the folder {path}", why=str(error)) from error
-        save(gated, path / CHECKPOINT)
-        plan = Plan.of(gated)
-        value = {
-            "format": FORMAT,
-            "spec": spec,
-            "input": input,
-            "base": os.path.relpath(Path.cwd(), path.resolve()),
-            "plan": dataclasses.asdict(plan),
-        }
-        write_json(path / PLAN, value)
-        return Run(path, spec, input, Path.cwd(), plan)
+        with only_writer(path):
+            _refuse_what_is_there(path)  # a training that ended meanwhile
+            plan, base = Plan.of(gated), os.path.relpath(Path.cwd(), path.resolve())
+            save(gated, path / CHECKPOINT)
+            write_record(path / PLAN, asdict(_Record(spec, input, base, plan)))
+        run = Run(path, spec, input, Path.cwd(), plan)
+        run.record("spec", spec)
+        return run
 
     @staticmethod
-    def open(path: Path) -> "Run":
-        """Reads an existing run.
+    def open(path: Path, *, trust: bool = False) -> "Run":
+        """Reads an existing run; nothing that it names is imported.
+
+        Args:
+            path: its folder.
+            trust: let it import and call what it names, from now on.
 
         Raises:
             RunError: it is none, or damaged.
@@ -242,20 +144,17 @@ class Run:
             raise RunError(
                 f"{path} is no run", why=f"it has no {PLAN}", do="fxprune instrument SPEC makes one"
             )
-        value = read_json(path / PLAN)
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise RunError(
-                f"cannot read {path / PLAN}", why="it was not written by this version of fxprune"
-            )
-        spec, given, base = (value.get(key) for key in ("spec", "input", "base"))
-        if not (isinstance(spec, str) and isinstance(base, str) and isinstance(given, str | None)):
-            raise RunError(f"cannot read {path / PLAN}", why="its spec is damaged")
-        plan = Plan.from_json(value.get("plan"), path / PLAN)
-        return Run(path, spec, given, (path / base).resolve(), plan)
+        found = read_record(path / PLAN, _Record)
+        base = (path / found.base).resolve()
+        return Run(path, found.spec, found.input, base, found.plan, trust)
 
     @staticmethod
-    def find(folder: Path) -> tuple["Run", str]:
+    def find(folder: Path, *, trust: bool = False) -> tuple["Run", str]:
         """The run that is meant where none is named: the folder itself, or one inside it.
+
+        Args:
+            folder: where to look.
+            trust: as for `open`.
 
         Returns:
             The run, and a note for the user, empty if there was no choice.
@@ -264,7 +163,7 @@ class Run:
             RunError: there is none, or it is damaged.
         """
         if (folder / PLAN).exists():
-            return Run.open(folder), ""
+            return Run.open(folder, trust=trust), ""
         found = [path.parent for path in folder.glob(f"*{SUFFIX}/{PLAN}")]
         if not found:
             raise RunError(
@@ -274,7 +173,7 @@ class Run:
             )
         found.sort(key=_last_written, reverse=True)
         note = f"{found[0].name} is the newest of {len(found)} runs here" if found[1:] else ""
-        return Run.open(found[0]), note
+        return Run.open(found[0], trust=trust), note
 
     def load(self, model: nn.Module) -> GatedModule:
         """The gated network as the run left it.
@@ -285,54 +184,84 @@ class Run:
         Raises:
             RunError: the checkpoint is missing, damaged, or belongs to another model or plan.
         """
-        _, meta = read_tensors(self.checkpoint)
-        if "plan" not in meta or Plan.from_json(meta["plan"], self.checkpoint) != self.plan:
+        tensors, meta = read_tensors(self.checkpoint, most_bytes(tensors_of(model)))
+        if plan_of(meta, self.checkpoint) != self.plan:
             raise RunError(
                 f"{self.checkpoint} does not belong to {self.path / PLAN}",
                 why="it was made by another plan",
                 do="instrument again, into another folder",
             )
-        return load(self.checkpoint, model)
+        gated = self.plan.instrument(model, self.checkpoint)
+        take_over(gated, tensors, self.checkpoint)
+        return gated
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The metrics of each epoch so far; none before training.
+        """The metrics of each epoch so far, as the checkpoint has them; none before training.
 
         Raises:
-            RunError: the file is damaged.
+            RunError: the checkpoint is missing or damaged.
         """
-        return metrics_of(self.path)
+        return [asdict(metrics) for metrics in read_history(self.checkpoint)]
+
+
+def read_history(checkpoint: Path) -> list[EpochMetrics]:
+    """Reads the metrics of each epoch from a checkpoint; none before the first.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    return history_of(read_tensors(checkpoint)[1], checkpoint)
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
     """Reads the metrics of each epoch in the folder of a training; none before its first.
 
+    Where there is no checkpoint, they are those of metrics.jsonl.
+
     Raises:
         RunError: the file is damaged.
     """
+    if (folder / CHECKPOINT).exists():
+        return [asdict(metrics) for metrics in read_history(folder / CHECKPOINT)]
     path = folder / METRICS
     if not path.exists():
         return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}", why=str(error)) from error
+    text = b"[" + b",".join(read_bytes(path).splitlines()) + b"]"
+    return [asdict(metrics) for metrics in history_of({"history": parsed(text, path)}, path)]
 
 
 def _refuse_what_is_there(path: Path) -> None:
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return
-    if (path / METRICS).exists():
-        raise RunError(
-            f"there is a trained run in {path}",
-            do="give another folder with -o, or delete this one",
-        )
-    if not path.is_dir() or not ((path / PLAN).exists() or not any(path.iterdir())):
+    left = {item.name for item in path.iterdir()} if path.is_dir() else {"a file"}
+    left = {name for name in left if not is_temporary(name)}
+    if PLAN not in left and not left <= MADE_FIRST:
         raise RunError(
             f"cannot make a run of {path}",
             why="something else is there",
             do="give another folder with -o",
         )
+    if METRICS in left or (CHECKPOINT in left and _is_trained(path / CHECKPOINT)):
+        raise RunError(
+            f"there is a trained run in {path}",
+            do="give another folder with -o, or delete this one",
+        )
+
+
+def _is_trained(checkpoint: Path) -> bool:
+    try:
+        return "history" in read_tensors(checkpoint)[1]
+    except RunError as error:
+        raise RunError(
+            f"cannot tell whether {checkpoint.parent} is trained",
+            why=f"{error.what}: {error.why}",
+            do="give another folder with -o, or delete this one",
+        ) from error
 
 
 def _last_written(run: Path) -> float:
-    return max(file.stat().st_mtime for file in run.iterdir())
+    times = [0.0]
+    for file in run.iterdir():
+        with contextlib.suppress(OSError):  # temporary files come and go
+            times.append(file.stat().st_mtime)
+    return max(times)

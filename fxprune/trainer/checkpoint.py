@@ -6,21 +6,77 @@ optimiser's state, the options, the history, and what the data looked like.
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from fxprune.data import DataSet
-from fxprune.errors import RunError
-from fxprune.files import read_tensors, write_bytes, write_tensors
+from fxprune.errors import OptionError, RunError
+from fxprune.files import fitting, read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
-from fxprune.runs.run import CHECKPOINT, GATED, METRICS, Plan, gated_state, under
+from fxprune.runs.contents import check_values, is_wild, most_bytes
+from fxprune.runs.gated_file import gated_state, plan_of, take_over, under
+from fxprune.runs.history import EpochMetrics, history_of, keep_metrics
+from fxprune.runs.plan import STRICT, Plan
+from fxprune.runs.run import CHECKPOINT
 from fxprune.trainer.options import TrainOptions
 
 OPTIMIZER, MODEL = "optimizer/", "model/"
+
+Scalar = bool | int | float | str | None
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True)
+class _Optimizer:
+    """The schema of what of an optimiser's state is no tensor."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    state: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], dict[str, Scalar]]
+    param_groups: list[dict[str, Scalar | list[int] | list[float]]]
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """By what other data are recognised; the name is for messages, since folders may move."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    name: str
+    train: Count
+    val: Count
+    classes: tuple[str, ...]
+    shape: tuple[Count, ...]
+
+    @staticmethod
+    def of(data: DataSet) -> "_Looks":
+        """What a data set looks like."""
+        return _Looks(data.name, len(data.train), len(data.val), data.classes, data.shape)
+
+    def __str__(self) -> str:
+        shape = " x ".join(map(str, self.shape))
+        return (
+            f"{self.name}, {self.train} and {self.val} images of {shape} "
+            f"in {len(self.classes)} classes"
+        )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The schema of the meta of a trained checkpoint, the plan and the history aside."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    options: TrainOptions
+    data: _Looks
+    optimizer: _Optimizer
+    scaler: dict[str, int | float]
 
 
 @dataclass(frozen=True)
@@ -31,25 +87,34 @@ class Trained:
         model: plain or gated.
         optimizer: attached to it, if it is gated.
         scaler: of the loss, disabled where it is not needed.
+        wild: names of tensors that were not finite before the training, such as masks.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    wild: frozenset[str]
+
+    @staticmethod
+    def of(
+        model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> "Trained":
+        """Begins with a model that is not trained yet."""
+        tensors, _ = _state_of(model)
+        wild = frozenset(name for name, tensor in tensors.items() if is_wild(tensor))
+        return Trained(model, optimizer, scaler, wild)
 
     def save(
-        self, run: Path, options: TrainOptions, data: DataSet, history: list[dict[str, Any]]
+        self, run: Path, options: TrainOptions, data: DataSet, history: Sequence[EpochMetrics]
     ) -> None:
         """Writes the checkpoint, then metrics.jsonl from the same history.
 
         Raises:
+            OptionError: a parameter or what the optimiser keeps is NaN or infinite; nothing is
+                written.
             RunError: the folder cannot be written to.
         """
-        if isinstance(self.model, GatedModule):
-            tensors, meta = gated_state(self.model)
-        else:
-            tensors = {f"{MODEL}{key}": value for key, value in self.model.state_dict().items()}
-            meta = {}
+        tensors, meta = _state_of(self.model)
         state = self.optimizer.state_dict()
         plain: dict[str, dict[str, Any]] = {}
         for index, slots in state["state"].items():
@@ -58,19 +123,19 @@ class Trained:
                     tensors[f"{OPTIMIZER}{index}/{key}"] = value
                 else:
                     plain.setdefault(str(index), {})[key] = value
+        self._refuse_wild(tensors, len(history))
         meta |= {
             "options": dataclasses.asdict(options),
-            "data": _looks(data),
-            "history": history,
+            "data": dataclasses.asdict(_Looks.of(data)),
+            "history": [dataclasses.asdict(metrics) for metrics in history],
             "optimizer": {"state": plain, "param_groups": state["param_groups"]},
             "scaler": self.scaler.state_dict(),
         }
         run.mkdir(parents=True, exist_ok=True)
         write_tensors(run / CHECKPOINT, tensors, meta)
-        lines = [json.dumps(item) + "\n" for item in history]
-        write_bytes(run / METRICS, "".join(lines).encode())
+        keep_metrics(run, history)
 
-    def load(self, run: Path, options: TrainOptions, data: DataSet) -> list[dict[str, Any]]:
+    def load(self, run: Path, options: TrainOptions, data: DataSet) -> list[EpochMetrics]:
         """Takes up the state of `run`, if it has one, and returns its history.
 
         All options but the epochs have to be what they were; of these there may be more.
@@ -81,81 +146,106 @@ class Trained:
         path = run / CHECKPOINT
         if not path.exists():
             return []
-        tensors, meta = read_tensors(path)
-        self._check(path, meta, options, data)
+        gated = self.model if isinstance(self.model, GatedModule) else None
+        own = gated.dense_tensors() if gated is not None else self.model.state_dict()
+        tensors, meta = read_tensors(path, most_bytes(own.values()))
+        self._check_plan(path, meta)
         if "history" not in meta:  # never trained
             return []
+        history = history_of(meta, path)
+        rest = {key: value for key, value in meta.items() if key not in ("plan", "history")}
+        training = fitting(_Training, rest, path)
+        _check_options(path, training, options, data)
         try:
-            if isinstance(self.model, GatedModule):
-                self.model.train()
-                self.model.restore(under(GATED, tensors))
+            if gated is not None:
+                take_over(gated, tensors, path)
             else:
+                self._check_plain(path, under(MODEL, tensors), own)
                 self.model.load_state_dict(under(MODEL, tensors))
-            state: dict[int, dict[str, Any]] = {
-                int(index): dict(slots) for index, slots in meta["optimizer"]["state"].items()
-            }
-            for name, value in under(OPTIMIZER, tensors).items():
-                index, _, key = name.partition("/")
-                state.setdefault(int(index), {})[key] = value
-            groups = meta["optimizer"]["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            self._load_optimizer(path, under(OPTIMIZER, tensors), training.optimizer)
+            self.scaler.load_state_dict(training.scaler)
         except (RuntimeError, ValueError, KeyError) as error:
             raise _foreign(path, f"it belongs to another model: {_first_line(error)}") from error
-        self.scaler.load_state_dict(meta["scaler"])
-        history: list[dict[str, Any]] = meta["history"]
         return history
 
-    def _check(
-        self, path: Path, meta: dict[str, Any], options: TrainOptions, data: DataSet
-    ) -> None:
-        old = Plan.from_json(meta["plan"], path) if "plan" in meta else None
+    def _refuse_wild(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
+        for name, tensor in tensors.items():
+            if is_wild(tensor) and name not in self.wild:
+                raise OptionError(
+                    f"{name.partition('/')[2]} is not finite after epoch {epoch}",
+                    why="the training diverged; the checkpoint of the epoch before is kept",
+                    do="give a smaller learning rate, or a warm-up",
+                )
+
+    def _check_plan(self, path: Path, meta: dict[str, Any]) -> None:
+        old = plan_of(meta, path) if "plan" in meta else None
         if old != (Plan.of(self.model) if isinstance(self.model, GatedModule) else None):
             raise _foreign(
                 path, "it belongs to another model, or to one that was instrumented otherwise"
             )
-        if "history" not in meta:
-            return
-        was = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
-        was |= meta["options"]
-        now = json.loads(json.dumps(dataclasses.asdict(options)))
-        differ = [key for key in now if key != "epochs" and now[key] != was[key]]
-        # A shorter run would have begun to save earlier, and settled earlier.
-        differ += ["epochs"] if now["epochs"] < was["epochs"] else []
-        if differ:
-            raise RunError(
-                f"cannot go on from {path}",
-                why="it was trained with other options: "
-                + ", ".join(f"{key} {was[key]} (now {now[key]})" for key in differ),
-                do="give the same options, but for more epochs, or begin another run",
-            )
-        seen, looks = meta.get("data", {}), _looks(data)
-        if any(
-            seen.get(key, looks[key]) != looks[key] for key in ("train", "val", "classes", "shape")
-        ):
-            raise RunError(
-                f"cannot go on from {path}",
-                why=f"it was trained on other data: {_told(seen)}; now {_told(looks)}",
-                do="give the same data, or begin another run",
-            )
+
+    def _check_plain(
+        self, path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Any]
+    ) -> None:
+        for name, tensor in tensors.items():
+            if isinstance(own.get(name), Tensor) and own[name].dtype != tensor.dtype:
+                raise _foreign(path, f"it belongs to another model: {name} is {tensor.dtype}")
+        check_values(
+            path,
+            {f"{MODEL}{name}": tensor for name, tensor in tensors.items()},
+            {f"{MODEL}{name}": tensor for name, tensor in own.items()},
+        )
+
+    def _load_optimizer(self, path: Path, tensors: Mapping[str, Tensor], saved: _Optimizer) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state: dict[int, dict[str, Any]] = {
+            int(index): dict(slots) for index, slots in saved.state.items()
+        }
+        for name, value in tensors.items():
+            index, _, key = name.partition("/")
+            like = parameters[int(index)] if int(index) < len(parameters) else None
+            if like is None or value.shape not in (like.shape, torch.Size()):
+                raise _foreign(path, f"it belongs to another model: the optimiser's {name}")
+            state.setdefault(int(index), {})[key] = value
+        check_values(path, {f"{OPTIMIZER}{name}": value for name, value in tensors.items()}, {})
+        now = json.loads(json.dumps(self.optimizer.state_dict()["param_groups"]))
+        groups = [dict(group) for group in saved.param_groups]
+        if [_settled(group) for group in groups] != [_settled(group) for group in now]:
+            raise _foreign(path, "its optimiser has other settings")
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _looks(data: DataSet) -> dict[str, Any]:
-    """By what other data are recognised; the name is for messages, since folders may move."""
-    return {
-        "name": data.name,
-        "train": len(data.train),
-        "val": len(data.val),
-        "classes": list(data.classes),
-        "shape": list(data.shape),
-    }
+def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A network's tensors and the meta, as a checkpoint has them."""
+    if isinstance(model, GatedModule):
+        return gated_state(model)
+    return {f"{MODEL}{key}": value for key, value in model.state_dict().items()}, {}
 
 
-def _told(looks: dict[str, Any]) -> str:
-    shape = " x ".join(map(str, looks["shape"]))
-    return (
-        f"{looks['name']}, {looks['train']} and {looks['val']} images of {shape} "
-        f"in {len(looks['classes'])} classes"
-    )
+def _settled(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an optimiser's group that do not change from step to step."""
+    return {key: value for key, value in group.items() if key != "lr"}
+
+
+def _check_options(path: Path, training: _Training, options: TrainOptions, data: DataSet) -> None:
+    was, now = dataclasses.asdict(training.options), dataclasses.asdict(options)
+    differ = [key for key in now if key != "epochs" and now[key] != was[key]]
+    # A shorter run would have begun to save earlier, and settled earlier.
+    differ += ["epochs"] if now["epochs"] < was["epochs"] else []
+    if differ:
+        raise RunError(
+            f"cannot go on from {path}",
+            why="it was trained with other options: "
+            + ", ".join(f"{key} {was[key]} (now {now[key]})" for key in differ),
+            do="give the same options, but for more epochs, or begin another run",
+        )
+    saw, sees = training.data, _Looks.of(data)
+    if dataclasses.replace(saw, name=sees.name) != sees:
+        raise RunError(
+            f"cannot go on from {path}",
+            why=f"it was trained on other data: {saw}; now {sees}",
+            do="give the same data, or begin another run",
+        )
 
 
 def _foreign(path: Path, why: str) -> RunError:

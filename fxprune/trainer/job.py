@@ -4,15 +4,29 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
 
 from fxprune.data import FOLDER, NAMES, DataSet, load
-from fxprune.errors import OptionError, RunError
-from fxprune.files import read_json, write_json
+from fxprune.errors import OptionError
+from fxprune.files import read_record, write_record
+from fxprune.runs.plan import STRICT, Text
 from fxprune.runs.run import Run
 from fxprune.trainer.options import TrainOptions
 
 FILE = "train.json"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The schema of train.json."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    data: Text
+    root: Text
+    options: TrainOptions
 
 
 @dataclass(frozen=True)
@@ -61,21 +75,13 @@ class Job:
         path = run.path / FILE
         if not path.exists():
             return None
-        value = read_json(path)
-        try:
-            options = value["options"] | {"milestones": tuple(value["options"]["milestones"])}
-            return Job(str(value["data"]), Path(value["root"]), TrainOptions(**options))
-        except (TypeError, KeyError, OptionError) as error:
-            raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
+        found = read_record(path, _Record)
+        return Job(found.data, Path(found.root), found.options)
 
     def write(self, run: Run) -> None:
         """Keeps the job for the next call."""
-        value = {
-            "data": self.data,
-            "root": str(self.root),
-            "options": dataclasses.asdict(self.options),
-        }
-        write_json(run.path / FILE, value)
+        record = _Record(self.data, str(self.root), self.options)
+        write_record(run.path / FILE, dataclasses.asdict(record))
 
     def load(self, run: Run, *, download: bool = False, workers: int = 0) -> DataSet:
         """Loads the data; images of `folder:` take the size of the network's first input.

@@ -8,7 +8,6 @@ never interrupted (same machine, same number of threads).
 The validation split is only evaluated, after each epoch; nothing is chosen by it.
 """
 
-import dataclasses
 import math
 import statistics
 import time
@@ -28,54 +27,13 @@ from fxprune.errors import DataError, ModelError, OptionError
 from fxprune.gated.attach import attach
 from fxprune.gated.ddp import share_buffers
 from fxprune.gated.module import GatedModule
+from fxprune.runs.history import EpochMetrics
 from fxprune.trainer import checkpoint
 from fxprune.trainer.churn import Churn
 from fxprune.trainer.options import Placement, TrainOptions, learning_rate, make_optimizer
 from fxprune.trainer.plan import Spending, plan_spending
 
 __all__ = ["EpochMetrics", "Placement", "Tick", "TrainOptions", "evaluate", "fit"]
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """What one epoch showed; a line of metrics.jsonl.
-
-    Attributes:
-        epoch: its number, from 1.
-        lr: learning rate of its last step.
-        train_loss: mean over the epoch's steps, of the loss that is minimised.
-        train_accuracy: share of training examples (augmented, before the step) that were right.
-        val_loss: mean cross-entropy, without label smoothing, in `model.eval()`; None where it is
-            not finite.
-        val_accuracy: share of the validation split that is right, in `model.eval()`.
-        step_seconds: median time of forward, backward and optimiser step.
-        seconds: of the whole epoch, with data and evaluation.
-        macs: multiply-accumulates of one example in the epoch's last training step, and
-        params: elements of the parameters that executed in it; None for a plain network.
-        run_macs: forward macs of all training steps of the run so far, of all examples;
-        run_macs_planned: what was planned for them, the most where it depends on scores, None
-            where that is not known;
-        run_macs_dense: what they are for the dense network. None for a plain network.
-        widths: channels of each group that executed in the epoch's last training step, and
-        churn: mean share of the executing channels that a step exchanged for others, over the
-            steps that kept their widths; None for a plain network.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    val_loss: float | None
-    val_accuracy: float
-    step_seconds: float
-    seconds: float
-    macs: int | None = None
-    params: int | None = None
-    run_macs: int | None = None
-    run_macs_planned: int | None = None
-    run_macs_dense: int | None = None
-    widths: list[int] | None = None
-    churn: float | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +135,7 @@ def fit(
             break
         history.append(session.epoch(epoch, progress))
         if run is not None and session.share.rank == 0:
-            session.trained.save(run, options, data, [dataclasses.asdict(m) for m in history])
+            session.trained.save(run, options, data, history)
     model.eval()
     return history
 
@@ -200,7 +158,7 @@ class _Session:
         self.scaler = torch.amp.GradScaler(
             placement.device.type, enabled=placement.amp is torch.float16
         )
-        self.trained = checkpoint.Trained(model, optimizer, self.scaler)
+        self.trained = checkpoint.Trained.of(model, optimizer, self.scaler)
         self.steps_per_epoch = _steps_per_epoch(data, options)
         self.steps = self.steps_per_epoch * options.epochs
         self.gated = model if isinstance(model, GatedModule) else None
@@ -218,9 +176,7 @@ class _Session:
 
     def resume(self, run: Path) -> list[EpochMetrics]:
         """Takes up the state of `run`, if it has one, and returns its history."""
-        history = [
-            EpochMetrics(**metrics) for metrics in self.trained.load(run, self.options, self.data)
-        ]
+        history = self.trained.load(run, self.options, self.data)
         if history:
             self.spent = history[-1].run_macs
             done = len(history) * self.steps_per_epoch

@@ -3,13 +3,15 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from fxprune.budget.schedule import Constant, Cubic, Schedule, parse
 from fxprune.errors import ModelError, OptionError
+from fxprune.runs.plan import STRICT
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class TrainOptions:
         seed: of everything that is random.
         device: "auto" is a GPU if there is one.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     epochs: int = 20
     lr: float = 0.1

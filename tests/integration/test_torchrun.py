@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fxprune.files import read_tensors
+from fxprune.runs.run import Run
 from tests.unit.cli.test_commands import MODEL, run
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -40,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = ["--policy", "utility{warmup=8,reallocate=5}", "--budget", "macs=0.4"]
     run("instrument", "model.py", *policy, "-o", "straight.fxprune", folder=folder)
     shutil.copytree(folder / "straight.fxprune", folder / "resumed.fxprune")
+    Run.open(folder / "resumed.fxprune").record("spec", "model.py")
     return folder
 
 
@@ -73,6 +75,7 @@ def test_two_processes_do_what_one_does(folder: Path) -> None:
     (folder / "plain.py").write_text(re.sub(r"nn\.BatchNorm2d\(.*\)", "nn.Identity()", MODEL))
     run("instrument", "plain.py", "-o", "one.fxprune", folder=folder)
     shutil.copytree(folder / "one.fxprune", folder / "two.fxprune")
+    Run.open(folder / "two.fxprune").record("spec", "plain.py")
     metrics = {}
     for name, start in (("one", run), ("two", torchrun)):
         train = ["--data", "digits", "--epochs", "1", "--batch-size", "64", "--device", "cpu"]

@@ -1,12 +1,28 @@
 import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
 
 import pytest
 import torch
+from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 
 from fxprune import files
 from fxprune.errors import RunError
-from fxprune.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from fxprune.files import (
+    read_bytes,
+    read_json,
+    read_record,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_record,
+    write_tensors,
+)
 
 
 def sample():
@@ -120,3 +136,127 @@ def test_json(tmp_path):
     path.write_text("{")
     with pytest.raises(RunError, match="cannot read"):
         read_json(path)
+
+
+@dataclass(frozen=True)
+class Record:
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    name: str
+    count: Annotated[int, Field(ge=0)] = 0
+
+
+def test_records(tmp_path):
+    path = tmp_path / "a.json"
+    write_record(path, {"name": "a", "count": 3})
+    assert read_record(path, Record) == Record("a", 3)
+    text = path.read_text()
+    for old, new in (('"a"', '"b"'), ("3", "4"), ('"format": 2', '"format": 9')):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(RunError, match=r"cannot read .*a\.json\n  why  "):
+            read_record(path, Record)
+    for wrong in ({"name": 1}, {"count": 1}, {"name": "a", "count": -1}, {"name": "a", "x": 1}):
+        write_record(path, wrong)
+        with pytest.raises(RunError, match=r"its content is damaged: (name|count|x): "):
+            read_record(path, Record)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 5000, "1" * 10_000, "NaN", "[Infinity]", '"\\ud800"', "\xff", ""],
+    ids=lambda text: text[:8],
+)
+def test_json_that_is_none(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunError, match=r"cannot read .*a\.json\n  why  it is damaged: "):
+        read_json(path)
+
+
+def test_only_regular_files_of_a_fair_size_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(3 * 2**30)
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/tty"), tmp_path):
+        with pytest.raises(RunError, match="cannot read"):
+            read_json(path)
+        with pytest.raises(RunError, match="cannot read"):
+            read_tensors(path)
+    with pytest.raises(RunError, match="at most 33,554,432 are expected"):
+        read_json(tmp_path / "sparse")
+    with pytest.raises(RunError, match="at most 1,000 are expected"):
+        read_tensors(tmp_path / "sparse", 1000)
+
+
+def test_a_file_that_is_replaced_meanwhile_is_read_whole(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.zeros(1000)}, {"i": 0})
+    code = """
+import sys, torch
+from pathlib import Path
+from fxprune.files import write_tensors
+for i in range(1, 10**9):
+    tensors = {"a": torch.full((1000,), float(i)), "b" * (1 + i % 7): torch.ones(3)}
+    write_tensors(Path(sys.argv[1]), tensors, {"i": i})
+"""
+    writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    try:
+        seen = set()
+        end = time.monotonic() + 120
+        while len(seen) < 50 and time.monotonic() < end:
+            tensors, meta = read_tensors(path)
+            assert float(tensors["a"][0]) == meta["i"]
+            seen.add(meta["i"])
+        assert len(seen) == 50
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_one_keeps_its_own(tmp_path):
+    code = """
+import os, sys
+from pathlib import Path
+from fxprune import files
+os.fsync = lambda _: (print("ready", flush=True), sys.stdin.read())
+files.write_bytes(Path(sys.argv[1]), b"new")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "a")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    writers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout.readline() == b"ready\n"
+    assert len(list(tmp_path.iterdir())) == 2
+    writers[0].kill()
+    writers[0].communicate()
+    write_bytes(tmp_path / "b", b"x")
+    assert len(list(tmp_path.glob(".*"))) == 1
+    writers[1].communicate()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_a_replaced_file_keeps_its_mode_and_its_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "a", tmp_path / "a"
+    target.write_bytes(b"old")
+    target.chmod(0o604)
+    link.symlink_to(target)
+    write_bytes(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o604
+    dangling = tmp_path / "b"
+    dangling.symlink_to(tmp_path / "real" / "b")
+    write_bytes(dangling, b"new")
+    assert (tmp_path / "real" / "b").read_bytes() == b"new"
+
+
+def test_names(tmp_path):
+    path = tmp_path / ("é" * 125)
+    write_bytes(path, b"x")
+    assert read_bytes(path) == b"x"
+    for name in ("a\0b", "x" * 256):
+        with pytest.raises(RunError, match="cannot write"):
+            write_bytes(tmp_path / name, b"x")
+        with pytest.raises(RunError, match="cannot read"):
+            read_bytes(tmp_path / name)

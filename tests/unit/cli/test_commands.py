@@ -17,6 +17,8 @@ import typer
 
 import fxprune
 from fxprune.cli import commands
+from fxprune.files import write_record
+from fxprune.runs.run import Run
 from fxprune.trainer.options import TrainOptions
 
 MODEL = """\
@@ -98,6 +100,8 @@ def here(folder: Path, tmp_path: Path) -> Path:
             copy = tmp_path / path.relative_to(folder)
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(path.read_bytes())
+    made = Run.open(tmp_path / "model.fxprune")
+    made.record("spec", made.spec)
     return tmp_path
 
 
@@ -444,3 +448,34 @@ def _net() -> torch.nn.Module:
     net = space["Net"]()  # type: ignore[operator]
     assert isinstance(net, torch.nn.Module)
     return net
+
+
+@pytest.mark.parametrize("command", [("export",), ("train", "--data", "digits"), ("report",)])
+def test_a_run_of_a_stranger_executes_nothing(
+    command: tuple[str, ...],
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = here / "model.fxprune" / "plan.json"
+    plan = json.loads(path.read_text())
+    del plan["format"], plan["checksum"]
+    write_record(path, {**plan, "spec": "gift.py:build_model"})
+    (here / "gift.py").write_text("open('executed', 'w')\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "argv", ["fxprune", *command])
+    with pytest.raises(SystemExit) as caught:
+        commands.main()
+    assert caught.value.code == 2
+    text = capsys.readouterr().err
+    assert "error: model.fxprune was not made here, and would execute code" in text
+    assert "gift.py:build_model" in text
+    assert "--trust" in text
+    assert not (here / "executed").exists()
+
+
+def test_a_run_that_is_trusted_stays_so(here: Path) -> None:
+    (here / "model.fxprune").rename(here / "moved.fxprune")
+    run("export", "moved.fxprune", "--pt2", folder=here, exit_code=2)
+    run("export", "moved.fxprune", "--pt2", "--trust", folder=here)
+    run("export", "moved.fxprune", "--pt2", folder=here)

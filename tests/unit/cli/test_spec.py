@@ -258,3 +258,41 @@ def test_an_input_that_is_too_large() -> None:
     write("model.py", NET)
     assert "does not fit into memory" in refusal("model.py", "3x9999999x9999999")
     assert "does not fit into memory" in refusal("model.py", "3x99999999999999999999999")
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("os:system{command='touch called'}", "system in os is a builtin_function_or_method"),
+        ("subprocess:run{args='touch called'}", "a function of Python's standard library"),
+        ("mine.odd:Plain", "a class of Plain, no network"),
+        ("mine.odd:number", "a function that returns int"),
+        ("mine.odd:nothing", "a function that returns None"),
+        ("mine.odd:run", "a function of Python's standard library"),
+    ],
+)
+def test_what_makes_no_network_is_not_called(spec: str, expected: str, folder: Path) -> None:
+    called = "    open('called', 'w')\n"
+    write(
+        "mine/odd.py",
+        "import functools, subprocess\nrun = functools.partial(subprocess.run, 'touch called')\n"
+        f"class Plain:\n  def __init__(self):\n{called}"
+        f"def number() -> int:\n{called}def nothing() -> None:\n{called}",
+    )
+    text = refusal(spec, "3")
+    assert expected in text
+    assert "do   name a class of a torch.nn.Module, or a function that returns one" in text
+    assert not (folder / "called").exists()
+
+
+def test_other_ways_to_write_a_factory() -> None:
+    write(
+        "model.py",
+        "import functools\nfrom torch import nn\nfrom torchvision.models import resnet18\n"
+        "small = functools.partial(resnet18, num_classes=3)\n"
+        "@functools.lru_cache\ndef cached():\n    return nn.Linear(3, 3)\n"
+        "class Net(nn.Linear):\n  @classmethod\n  def of(cls) -> 'Net':\n    return cls(3, 3)\n"
+        "of = Net.of\nshort = lambda: nn.Linear(3, 3)\n",
+    )
+    for name in ("small", "resnet18", "cached", "of", "short"):
+        resolve(f"model.py:{name}", "3x32x32")

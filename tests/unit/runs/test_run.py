@@ -8,7 +8,10 @@ from torch import nn
 import fxprune
 from fxprune.errors import RunError
 from fxprune.files import write_tensors
-from fxprune.runs.run import CHECKPOINT, METRICS, PLAN, Plan, Run, fingerprint, save
+from fxprune.runs.gated_file import gated_state, save
+from fxprune.runs.history import METRICS
+from fxprune.runs.plan import Plan, fingerprint
+from fxprune.runs.run import CHECKPOINT, PLAN, Run
 
 
 class Net(nn.Module):
@@ -181,10 +184,27 @@ def test_a_trained_run_is_not_overwritten(tmp_path):
     (path / METRICS).write_text('{"epoch": 1}\n')
     with pytest.raises(RunError, match=r"there is a trained run in .*\n  do   give another folder"):
         Run.create(path, make(), "a.py")
-    assert Run.open(path).metrics() == [{"epoch": 1}]
-    (path / METRICS).write_text("{")
-    with pytest.raises(RunError, match="cannot read"):
-        Run.open(path).metrics()
+    assert Run.open(path).metrics() == [], "what anyone may have written there is not read"
+    (path / METRICS).unlink()
+    gated = trained()
+    tensors, meta = gated_state(gated)
+    write_tensors(path / CHECKPOINT, tensors, {**meta, "history": []})
+    with pytest.raises(RunError, match="there is a trained run in"):
+        Run.create(path, make(), "a.py")
+    (path / CHECKPOINT).write_bytes(b"x" * 100)
+    with pytest.raises(RunError, match=r"cannot tell whether .* is trained"):
+        Run.create(path, make(), "a.py")
+
+
+def test_a_run_that_was_killed_while_it_was_made_is_made_anew(tmp_path):
+    path = tmp_path / "net.fxprune"
+    path.mkdir()
+    (path / ".fxprune-0123.tmp").write_bytes(b"half a checkpo")
+    Run.create(path, make(), "a.py")
+    (path / PLAN).unlink()
+    run = Run.create(path, make(), "b.py")
+    assert sorted(file.name for file in path.iterdir()) == [CHECKPOINT, PLAN]
+    assert Run.open(path) == run
 
 
 def test_other_things_are_not_overwritten(tmp_path):

@@ -10,7 +10,8 @@ from fxprune import instrument
 from fxprune.data import DataSet, TensorSplit, load
 from fxprune.errors import DataError, ModelError, OptionError, RunError
 from fxprune.files import read_tensors
-from fxprune.runs.run import CHECKPOINT, METRICS
+from fxprune.runs.history import METRICS
+from fxprune.runs.run import CHECKPOINT
 from fxprune.trainer.loop import Placement, TrainOptions, evaluate, fit
 from fxprune.trainer.options import learning_rate
 

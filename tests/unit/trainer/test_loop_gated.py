@@ -11,7 +11,9 @@ import fxprune
 from fxprune.data import load
 from fxprune.errors import RunError
 from fxprune.files import read_tensors
-from fxprune.runs.run import CHECKPOINT, METRICS, save
+from fxprune.runs.gated_file import save
+from fxprune.runs.history import METRICS
+from fxprune.runs.run import CHECKPOINT
 from fxprune.trainer.loop import TrainOptions, fit
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)

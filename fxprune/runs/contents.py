@@ -1,0 +1,127 @@
+"""What a checkpoint's tensors have to be, for the network that is to take them over.
+
+A checksum tells damage; it does not tell a file that was written wrong, or on purpose. So names,
+shapes, dtypes and values are checked before anything is taken over.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fxprune.errors import RunError
+from fxprune.files import TENSOR_BYTES
+from fxprune.gated.module import GatedModule
+
+BUFFERS = ("running_var", "num_batches_tracked")
+"""The buffers of batch norms that are never below 0."""
+
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "step")
+"""What an optimiser keeps that is never below 0."""
+
+ROOM = 64 * 2**20
+"""Bytes that a checkpoint may have beside its network's tensors: names, history, policy."""
+
+COPIES = 12
+"""How often each element may occur in a checkpoint: banks and moments of an optimiser, in 64 bits
+where the network has 16."""
+
+
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """List the parameters and buffers of a network."""
+    return [*model.parameters(), *model.buffers()]
+
+
+def most_bytes(tensors: Iterable[Tensor]) -> int:
+    """The largest checkpoint that a network with these tensors can have."""
+    tensors = list(tensors)
+    if any(is_lazy(tensor) for tensor in tensors):  # sizes that are not known yet
+        return TENSOR_BYTES
+    return ROOM + COPIES * sum(8 * tensor.numel() for tensor in tensors)
+
+
+def check_gated(path: Path, tensors: Mapping[str, Tensor], gated: GatedModule) -> None:
+    """Refuse what `gated.restore` must not take over.
+
+    Args:
+        path: for the message.
+        tensors: what is to be restored.
+        gated: the network, as its plan makes it.
+
+    Raises:
+        RunError: a tensor is missing or unknown, has another shape or dtype, or wrong values.
+    """
+    own = gated.training_state()
+    for name, tensor in tensors.items():
+        like = own.get(name)
+        if name.startswith("state/"):  # of resting channels, as the optimiser keeps it
+            like = own.get("dense/" + name.split("/", 2)[-1])
+            if (
+                like is None
+                or tensor.shape != like.shape
+                or tensor.dtype.is_floating_point < (like.dtype.is_floating_point)
+            ):
+                raise _wrong(path, name, "it belongs to no parameter")
+        elif name in ("trained/channels", "settled/channels", "trained/widths", "settled/widths"):
+            if tensor.dtype != torch.int64 or tensor.dim() != 1:
+                raise _wrong(path, name, "a list of whole numbers is needed")
+        elif name == "settings":
+            if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+                raise _wrong(path, name, "a text is needed")
+        elif name in ("steps", "peak_rate", "share"):
+            needed = torch.int64 if name == "steps" else torch.float64
+            if tensor.dim() or tensor.dtype != needed or not 0 <= float(tensor) < 2**62:
+                raise _wrong(path, name, "a number from 0 up is needed")
+        elif like is None:
+            continue  # told by restore itself, with all names
+        elif tensor.dtype != like.dtype:
+            raise _wrong(path, name, f"it is {tensor.dtype}, and {like.dtype} is needed")
+        elif name.startswith("policy/") and tensor.shape != like.shape:
+            raise _wrong(path, name, "it has another shape")
+        check_values(path, {name: tensor}, {} if like is None else {name: like})
+    missing = {name for name in own if name.startswith("policy/")} - tensors.keys()
+    if missing:
+        raise _wrong(path, min(missing), "it is missing")
+    for kind in ("trained", "settled"):
+        if (f"{kind}/channels" in tensors) != (f"{kind}/widths" in tensors):
+            raise _wrong(path, kind, "half of the selection is missing")
+
+
+def check_values(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse values that no training leaves: not finite, or variances below 0.
+
+    Args:
+        path: for the message.
+        tensors: by name.
+        own: a network's own tensors by name; where these are not finite, others need not be.
+
+    Raises:
+        RunError: one of them has such a value.
+    """
+    for name, tensor in tensors.items():
+        if is_wild(tensor) and not is_wild(own.get(name)):
+            raise _wrong(path, name, "it holds NaN or infinity")
+        if _is_never_negative(name) and not tensor.is_complex() and bool((tensor < 0).any()):
+            raise _wrong(path, name, "it holds numbers below 0")
+
+
+def _is_never_negative(name: str) -> bool:
+    kind, _, rest = name.partition("/")
+    if kind == "state":  # state/KEY/NAME of resting channels
+        return rest.partition("/")[0] in SQUARES
+    if kind == "optimizer":  # optimizer/INDEX/KEY
+        return rest.partition("/")[2] in SQUARES
+    return rest.rpartition(".")[2] in BUFFERS
+
+
+def is_wild(tensor: Tensor | None) -> bool:
+    """Tell whether a tensor holds NaN or infinity."""
+    if tensor is None or not (tensor.is_floating_point() or tensor.is_complex()):
+        return False
+    return not bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
+
+
+def _wrong(path: Path, name: str, why: str) -> RunError:
+    return RunError(f"cannot read {path}", why=f"it is damaged: {name!r}: {why}")

@@ -1,0 +1,94 @@
+"""Gated files: a gated network's state, and in the metadata the plan that makes it again."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxprune.errors import GateError, RunError
+from fxprune.files import read_tensors, write_tensors
+from fxprune.gated.module import GatedModule
+from fxprune.runs.contents import check_gated, most_bytes, tensors_of
+from fxprune.runs.plan import Plan
+
+GATED = "gated/"
+"""What the names of the gated network's tensors begin with in a gated file."""
+
+
+def save(gated: GatedModule, path: str | Path) -> None:
+    """Writes a gated network to one file: its state and the plan, but not its code.
+
+    The optimiser's own state is not in it; that of resting channels is.
+
+    Args:
+        gated: the network; it does not change.
+        path: where to, conventionally `*.safetensors`.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    write_tensors(Path(path), *gated_state(gated))
+
+
+def load(path: str | Path, model: nn.Module) -> GatedModule:
+    """Reads what `save` wrote.
+
+    Args:
+        path: the file.
+        model: the original model, with any values in its parameters; it does not change.
+
+    Returns:
+        A gated network with the saved state, on the model's device and in training mode.
+
+    Raises:
+        RunError: the file is missing, damaged or foreign, or belongs to another model.
+    """
+    path = Path(path)
+    tensors, meta = read_tensors(path, most_bytes(tensors_of(model)))
+    gated = plan_of(meta, path).instrument(model, path)
+    take_over(gated, tensors, path)
+    return gated
+
+
+def plan_of(meta: Mapping[str, Any], path: Path) -> Plan:
+    """The plan in the meta of a gated file; `path` is for the message.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    if "plan" not in meta:
+        raise RunError(f"{path} holds no gated network")
+    return Plan.from_json(meta["plan"], path)
+
+
+def take_over(gated: GatedModule, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Give a gated network the state that a gated file holds, and training mode.
+
+    Args:
+        gated: the network.
+        tensors: the file's, by name.
+        path: for the message.
+
+    Raises:
+        RunError: the tensors are damaged, or of another network.
+    """
+    state = under(GATED, tensors)
+    check_gated(path, state, gated)
+    gated.train()
+    try:
+        gated.restore(state)
+    except (GateError, RuntimeError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
+
+
+def gated_state(gated: GatedModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the meta of a gated file."""
+    tensors = {f"{GATED}{name}": value for name, value in gated.training_state().items()}
+    return tensors, {"plan": dataclasses.asdict(Plan.of(gated))}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those tensors whose names begin with `prefix`, without it."""
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

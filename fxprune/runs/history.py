@@ -1,0 +1,89 @@
+"""The history of a training: what each epoch showed, as the checkpoint keeps it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field
+
+from fxprune.errors import RunError
+from fxprune.files import fitting, read_bytes, write_bytes
+from fxprune.runs.plan import STRICT
+
+METRICS = "metrics.jsonl"
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What one epoch showed; a line of metrics.jsonl.
+
+    Attributes:
+        epoch: its number, from 1.
+        lr: learning rate of its last step.
+        train_loss: mean over the epoch's steps, of the loss that is minimised.
+        train_accuracy: share of training examples (augmented, before the step) that were right.
+        val_loss: mean cross-entropy, without label smoothing, in `model.eval()`; None where it is
+            not finite.
+        val_accuracy: share of the validation split that is right, in `model.eval()`.
+        step_seconds: median time of forward, backward and optimiser step.
+        seconds: of the whole epoch, with data and evaluation.
+        macs: multiply-accumulates of one example in the epoch's last training step, and
+        params: elements of the parameters that executed in it; None for a plain network.
+        run_macs: forward macs of all training steps of the run so far, of all examples;
+        run_macs_planned: what was planned for them, the most where it depends on scores, None
+            where that is not known;
+        run_macs_dense: what they are for the dense network. None for a plain network.
+        widths: channels of each group that executed in the epoch's last training step, and
+        churn: mean share of the executing channels that a step exchanged for others, over the
+            steps that kept their widths; None for a plain network.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    epoch: Annotated[int, Field(ge=1, lt=2**31)]
+    lr: Annotated[float, Field(ge=0)]
+    train_loss: float
+    train_accuracy: Share
+    val_loss: float | None
+    val_accuracy: Share
+    step_seconds: Seconds
+    seconds: Seconds
+    macs: Count | None = None
+    params: Count | None = None
+    run_macs: Count | None = None
+    run_macs_planned: Count | None = None
+    run_macs_dense: Count | None = None
+    widths: list[Annotated[int, Field(ge=1, lt=2**31)]] | None = None
+    churn: Share | None = None
+
+
+def history_of(meta: dict[str, Any], path: Path) -> list[EpochMetrics]:
+    """The epochs that a checkpoint's meta holds; `path` is for the message.
+
+    Raises:
+        RunError: they are damaged.
+    """
+    history = fitting(list[EpochMetrics], meta.get("history", []), path, "history")
+    if [metrics.epoch for metrics in history] != list(range(1, len(history) + 1)):
+        raise RunError(f"cannot read {path}", why="its history is damaged: epochs are missing")
+    return history
+
+
+def keep_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
+    """Write metrics.jsonl, a line an epoch, for people and their tools; fxprune reads none of it.
+
+    A file that says the same already is left alone.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    path = folder / METRICS
+    content = "".join(json.dumps(asdict(metrics)) + "\n" for metrics in history).encode()
+    if not path.is_file() or path.stat().st_size != len(content) or read_bytes(path) != content:
+        write_bytes(path, content)

@@ -1,0 +1,122 @@
+"""Plans: by what a network was instrumented, kept beside what it became."""
+
+import dataclasses
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+
+from fxprune import registry
+from fxprune.api import instrument
+from fxprune.budget.budget import Budget
+from fxprune.channels.graph import ChannelGraph
+from fxprune.errors import OptionError, RunError
+from fxprune.files import fitting
+from fxprune.gated.module import GatedModule
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""The schema of a dataclass on disk: exact types, no other fields, finite numbers."""
+
+MOST_ELEMENTS = 2**28
+"""Of an example input; a damaged plan must not fill the memory."""
+
+Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
+Size = Annotated[int, Field(ge=1, le=MOST_ELEMENTS)]
+
+
+def fingerprint(channels: ChannelGraph) -> str:
+    """Identifies the channel groups of a network: sizes, members, and the parameters' shapes."""
+    digest = hashlib.sha256()
+    for group in channels.groups:
+        digest.update(f"\n{group.size}".encode())
+        for member in group.members:
+            digest.update(f" {member.parameter} {member.dim} ".encode())
+            digest.update(member.positions.contiguous().numpy().tobytes())
+    digest.update(str(sorted((name, tuple(s)) for name, s in channels.shapes.items())).encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """By what a network was instrumented: enough to do it again.
+
+    Attributes:
+        inputs: shape and dtype of each example input, such as ((2, 3, 32, 32), "float32").
+        policy: in its text form.
+        budget: in its text form.
+        round_to: widths are multiples of this; see `Budget`.
+        every: steps between two selections.
+        seed: for policies that draw.
+        fingerprint: of the channel groups; another network has another.
+        torch: the version that wrote it.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    inputs: Annotated[tuple[tuple[tuple[Size, ...], Text], ...], Field(min_length=1, max_length=64)]
+    policy: Text
+    budget: Text
+    round_to: Annotated[int, Field(ge=1, le=2**31)] | None
+    every: Annotated[int, Field(ge=1, le=2**62)]
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    fingerprint: Text
+    torch: Text = dataclasses.field(compare=False)
+
+    @staticmethod
+    def of(gated: GatedModule) -> "Plan":
+        """The plan of a gated network."""
+        settings = gated.settings
+        return Plan(
+            inputs=tuple((s, str(dtype).removeprefix("torch.")) for s, dtype in gated.inputs),
+            policy=registry.to_text(settings.policy),
+            budget=str(settings.budget),
+            round_to=settings.budget.round_to,
+            every=settings.every,
+            seed=settings.seed,
+            fingerprint=fingerprint(gated.channels),
+            torch=str(torch.__version__),
+        )
+
+    @staticmethod
+    def from_json(value: Any, path: Path) -> "Plan":
+        """Takes what `dataclasses.asdict` became in JSON; `path` is for the message.
+
+        Raises:
+            RunError: a field is missing, unknown, of another kind or out of its range.
+        """
+        return fitting(Plan, value, path, "plan")
+
+    def instrument(self, model: nn.Module, path: Path) -> GatedModule:
+        """Does it again; `path` is for the message.
+
+        Raises:
+            RunError: the model has other channel groups, or the plan names what is not known.
+        """
+        try:
+            inputs = tuple(map(_zeros, *zip(*self.inputs)))
+            budget = Budget.parse(self.budget, self.round_to)
+            gated = instrument(model, inputs, self.policy, budget, every=self.every, seed=self.seed)
+        except OptionError as error:
+            raise RunError(f"cannot read {path}", why=f"its plan is damaged: {error}") from error
+        if fingerprint(gated.channels) != self.fingerprint:
+            raise RunError(
+                f"{path} belongs to another network",
+                why="the channel groups of this model are others",
+                do="give the model that was instrumented",
+            )
+        return gated
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> Tensor:
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or math.prod(shape) > MOST_ELEMENTS:
+        raise OptionError(f"no input is {dtype} of shape {shape}")
+    try:
+        return torch.zeros(shape, dtype=kind)
+    except (RuntimeError, NotImplementedError) as error:  # of quantised dtypes, or out of memory
+        raise OptionError(f"no input can be {dtype}") from error

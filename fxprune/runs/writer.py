@@ -1,0 +1,89 @@
+"""One writer at a time: the lock of a run's folder.
+
+The lock is one of the operating system, so it dies with its process, however that ends. Who holds
+it stands in the file, for the message of whoever comes second.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fxprune.errors import RunError
+from fxprune.files import lock, parsed, sweep
+from fxprune.runs.trust import shown
+
+LOCK = ".writer"
+MOST = 4096  # bytes of the file
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder; what killed writers left in it is removed.
+
+    Args:
+        folder: it is made if it is missing.
+
+    Raises:
+        RunError: another process, or this one, holds the lock; or the folder is not writable.
+    """
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _lock(path)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}", why=str(error)) from error
+    try:
+        sweep(folder)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the lock goes with the handle
+        os.close(handle)
+
+
+def _lock(path: Path) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            if not _taken(handle):
+                raise RunError(
+                    f"another process writes to {path.parent}",
+                    why=_holder(handle),
+                    do="wait until it ends, or end it; the lock goes with it",
+                )
+            if _is_still(path, handle):  # its last holder may have removed it meanwhile
+                os.ftruncate(handle, 0)
+                os.write(handle, _self().encode())
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _taken(handle: int) -> bool:
+    try:
+        return lock(handle)
+    except OSError:  # a file system without locks
+        return True
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_ino == os.fstat(handle).st_ino
+    return False
+
+
+def _self() -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+
+
+def _holder(handle: int) -> str:
+    with contextlib.suppress(OSError, RunError, KeyError, TypeError):
+        told = parsed(os.pread(handle, MOST, 0), Path(LOCK))
+        return shown(f"process {told['pid']} on {told['host']}, since {told['since']}")
+    return "it did not say which"
