@@ -36,7 +36,7 @@ def data_file(tmp_path_factory):
 
 def command(data_file, folder, *arguments):
     return [
-        *(sys.executable, ROOT / "tools" / "reproduce.py", "--data", data_file),
+        *(sys.executable, ROOT / "tools" / "paper" / "reproduce.py", "--data", data_file),
         *("--recipe", "trial", "--seeds", "1", "--threads", "1", "--jobs", "2"),
         *("--results", folder / "results", "--work", folder / "work", *arguments),
     ]

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import _paths  # noqa: F401 - the tools that all share
 import models
 import torch
 from memory import KeptPeak
-from paper_trail import Trail
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
+from trail import Trail
 
 import fxprune
 from fxprune.bank.exchange import Chosen

@@ -11,7 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker
-from paper_tables import PUBLISHED, RECIPES, SMALL, TABLES, Table
+from tables import PUBLISHED, RECIPES, SMALL, TABLES, Table
 
 Record = dict[str, Any]
 Group = dict[str, list[Record]]  # by arm, the runs of all seeds
@@ -20,9 +20,9 @@ HEADS = ("arm (seeds)", "accuracy, %", "against dense", "macs", "params")
 HEADS += ("macs of the training", "its time", "peak memory")
 
 PREAMBLE = (
-    "Written by `python tools/reproduce.py TABLE --data FILE --recipe RECIPE`. Accuracy: share of "
-    "the 10,000 test images that is right after the last epoch, mean and standard deviation over "
-    "the seeds; nothing was chosen by it. Macs, params and the macs of the training (forward ones "
+    "Written by `python tools/paper/reproduce.py TABLE --data FILE --recipe RECIPE`. Accuracy: "
+    "share of the 10,000 test images that is right after the last epoch, mean and standard "
+    "deviation over the seeds; nothing was chosen by it. Macs, params and the macs of the training (forward ones "
     "of all steps) are shares of the dense network's. Time is that of all training steps, peak "
     "memory what training takes beyond the network; both are shares of the dense run's, and times "
     "are left out where other work took turns with them. Curves show what would be exported "

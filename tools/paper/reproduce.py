@@ -1,8 +1,8 @@
 """Trains what a table compares, on CIFAR-10, and writes results/TABLE.json and results/README.md.
 
-    python tools/reproduce.py ablation --data cifar10.npz --recipe small --budget-minutes 10
+    python tools/paper/reproduce.py ablation --data cifar10.npz --recipe small --budget-minutes 10
 
-A table (`paper_tables.py`) is networks times arms times seeds; each training runs in a process of
+A table (`tables.py`) is networks times arms times seeds; each training runs in a process of
 its own. Call it again until nothing is left to do: finished trainings are in results/TABLE.json,
 unfinished ones go on from their checkpoints (`--work`). Accuracy is on the test images after the
 last epoch; nothing is chosen by it.
@@ -22,18 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _paths
 import cifar
-import paper_report
+import report
 import torch
+from arms import Arm, Job
 from children import end_with_parent
-from paper_arms import Arm, Job
-from paper_tables import NETWORKS, RECIPES, SMALL, TABLES
+from tables import NETWORKS, RECIPES, SMALL, TABLES
 
 from fxprune import __version__, files
 from fxprune.trainer import loop
 
 Record = dict[str, Any]
-ROOT = Path(__file__).parent.parent
+ROOT = _paths.ROOT
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def main() -> None:
     networks = arguments.networks or (table.small_networks if small else table.networks)
     runs = runs_of(arguments.table, arguments.recipe, networks, arguments.seeds)
     finished = train_all(runs, arguments.results / f"{arguments.table}.json", arguments)
-    paper_report.render(arguments.results)
+    report.render(arguments.results)
     sys.exit(0 if finished else "not all is trained yet; call it again")
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import _paths  # noqa: F401 - the tools that all share
 import bench_models
 import models
-from paper_arms import Arm, Dense, Gated, Narrow, Peer
+from arms import Arm, Dense, Gated, Narrow, Peer
 from torch import nn
 
 
@@ -80,7 +81,7 @@ class Table:
         arms: in the order of its lines; one that is `after` another comes behind it.
         networks: for the large recipes.
         small_networks: for the small ones.
-        plots: what is drawn of it, of `paper_report.PLOTS`.
+        plots: what is drawn of it, of `report.PLOTS`.
     """
 
     title: str
