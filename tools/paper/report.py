@@ -22,11 +22,12 @@ HEADS += ("macs of the training", "its time", "peak memory")
 PREAMBLE = (
     "Written by `python tools/paper/reproduce.py TABLE --data FILE --recipe RECIPE`. Accuracy: "
     "share of the 10,000 test images that is right after the last epoch, mean and standard "
-    "deviation over the seeds; nothing was chosen by it. Macs, params and the macs of the training (forward ones "
-    "of all steps) are shares of the dense network's. Time is that of all training steps, peak "
-    "memory what training takes beyond the network; both are shares of the dense run's, and times "
-    "are left out where other work took turns with them. Curves show what would be exported "
-    "then: as long as the budget falls, a network that makes the rest of its fall at once."
+    "deviation over the seeds; nothing was chosen by it. Macs, params and the macs of the "
+    "training (forward ones of all steps) are shares of the dense network's. Time is that of "
+    "all training steps, peak memory what training takes beyond the network; both are shares of "
+    "the dense run's, and times are left out where other work took turns with them. Curves show "
+    "what would be exported then: as long as the budget falls, a network that makes the rest of "
+    "its fall at once."
 )
 
 

@@ -37,7 +37,6 @@ from fxprune import files
 from fxprune.data import DataSet, from_tensors
 from fxprune.trainer import loop
 
-HELD_OUT = 5_000
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet20": models.resnet20,
     "resnet8": lambda: models.CifarResNet(8),
@@ -68,11 +67,11 @@ class Wanted:
         return f"{network}/{self.macs:g}/{self.epochs:g}/{self.lr:g}/{self.seed}/{self.arm}"
 
 
-def splits(path: Path) -> tuple[DataSet, DataSet]:
-    """The images to train on beside those held out, and beside the test images."""
+def splits(path: Path, held_out: int) -> tuple[DataSet, DataSet]:
+    """The images to train on beside those held out (the last ones), and beside the test images."""
     train, test = cifar.load_npz(path)
-    less = train[0][:-HELD_OUT], train[1][:-HELD_OUT]
-    held = train[0][-HELD_OUT:], train[1][-HELD_OUT:]
+    less = train[0][:-held_out], train[1][:-held_out]
+    held = train[0][-held_out:], train[1][-held_out:]
     return (
         from_tensors("cifar10", less, held, cifar.CLASSES, pad=4, flip=True),
         from_tensors("cifar10", less, test, cifar.CLASSES, pad=4, flip=True),
@@ -144,9 +143,10 @@ def run(wanted: Wanted, network: str, start: Path, held: DataSet, test: DataSet)
     }
 
 
-def work_off(plan: Path, network: str, start: Path, data: Path, results: Path) -> None:
+def work_off(
+    plan: Path, network: str, start: Path, held: DataSet, test: DataSet, results: Path
+) -> None:
     """Trains what the plan wants and has no result, until nothing is left."""
-    held, test = splits(data)
     failed: set[str] = set()
     while True:
         lines = [line for line in plan.read_text().splitlines() if line.strip()]
@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="NAME.npz")
     parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet20")
     parser.add_argument("--epochs", type=int, default=30, help="of the dense training")
+    parser.add_argument("--held-out", type=int, default=5_000)
     parser.add_argument("--start", type=Path, help="the trained network; results/starts/…")
     parser.add_argument("--plan", type=Path, default=Path(__file__).with_name("starts.plan"))
     parser.add_argument("--results", type=Path, default=_paths.ROOT / "results" / "starts.json")
@@ -190,12 +191,12 @@ def main() -> None:
     memory.keep_freed_memory()
     folder = arguments.results.with_suffix("")
     start = arguments.start or folder / f"{arguments.network}.safetensors"
+    held, test = splits(arguments.data, arguments.held_out)
     if arguments.what == "dense":
-        held, _ = splits(arguments.data)
         work = arguments.work / arguments.network
         train_dense(arguments.network, held, arguments.epochs, work, start)
     else:
-        work_off(arguments.plan, arguments.network, start, arguments.data, arguments.results)
+        work_off(arguments.plan, arguments.network, start, held, test, arguments.results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""The tools of the trained starts: what they spend, mend, try, and that they stand still."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fxprune
+from tests.tools.test_tools import ROOT, data_file  # noqa: F401 - a fixture
+
+
+@pytest.fixture(autouse=True)
+def tools(monkeypatch):
+    for folder in ("", "shared", "paper"):
+        monkeypatch.syspath_prepend(ROOT / "tools" / folder)
+
+
+def images(count=256, side=8):
+    from fxprune.data.splits import Normalise, TensorSplit
+
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (count, 3, side, side), dtype=torch.uint8)
+    labels = (pixels.float().mean((1, 2, 3)) > 127).long()
+    return TensorSplit(pixels, labels, Normalise.of(pixels), pad=1, flip=True)
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 8, 3, padding=1),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 2),
+    )
+
+
+def gated(policy="utility{warmup=1}", macs=0.5):
+    return fxprune.instrument(network(), (torch.zeros(2, 3, 8, 8),), policy, f"macs={macs}", 1)
+
+
+def test_a_plain_network_trains_for_what_it_costs():
+    import tuning
+
+    spent = tuning.tune(network(), 0.5, images(), tuning.Plan(lr=0.1, spend=3.0))
+    assert spent.dense_epochs == pytest.approx(3.0)
+    assert spent.steps == 3.0 / 0.5 * 256 / tuning.BATCH
+
+
+def test_a_gated_network_pays_for_its_fall():
+    import tuning
+
+    net = gated()
+    plan = tuning.Plan(lr=0.1, spend=10.0, schedule="linear{begin=0,end=0.5}")
+    spent = tuning.tune(net, 0.5, images(), plan)
+    assert net.settled
+    assert 8.5 < spent.dense_epochs <= 10.0
+    assert spent.steps < 10.0 / 0.5 * 256 / tuning.BATCH
+
+
+def test_a_teacher_is_paid_for_and_learned_from():
+    import tuning
+
+    teacher = network()
+    with torch.no_grad():
+        teacher[-1].bias.copy_(torch.tensor([-9.0, 9.0]))  # it always says the same
+    student = network()
+    spent = tuning.tune(
+        student, 1.0, images(), tuning.Plan(lr=0.05, spend=6.0, views=2), teacher=teacher
+    )
+    assert spent.dense_epochs == pytest.approx(6.0, abs=0.5 + 1e-6)
+    assert spent.steps < 6.0 * 256 / tuning.BATCH
+    answers = student(torch.randn(64, 3, 8, 8)).argmax(1)
+    assert answers.float().mean() > 0.9
+
+
+def test_a_refit_gives_back_what_duplicates_carried():
+    """Half of the channels are copies of the others: without them nothing need be lost."""
+    import repair
+
+    dense = network().eval()
+    with torch.no_grad():
+        for layer in dense[:2]:
+            for tensor in layer.state_dict().values():
+                if tensor.dim():
+                    tensor[4:] = tensor[:4]
+    net = fxprune.instrument(dense, (torch.zeros(2, 3, 8, 8),), "fixed{choice=first}", "keep=1")
+    chosen = fxprune.bank.exchange.Chosen(torch.tensor([*range(4), *range(8, 16)]), (4, 8))
+    net.settle(chosen)
+    compact = fxprune.shrink(net).eval()
+    x = torch.randn(64, 3, 8, 8)
+    want = dense(x)
+    before = (compact(x) - want).abs().max()
+    repair.refit(dense, compact, net.selection(), x, ridge=1e-8)
+    after = (compact(x) - want).abs().max()
+    assert after < 1e-3 * before
+
+
+def test_norms_are_measured_anew():
+    import repair
+
+    net = network()
+    x = 3 + 2 * torch.randn(512, 3, 8, 8)
+    repair.recalibrate(net, [x])
+    inputs = net[0](x)
+    assert torch.allclose(net[1].running_mean, inputs.mean((0, 2, 3)), atol=1e-3)
+    assert torch.allclose(net[1].running_var, inputs.var((0, 2, 3)), rtol=1e-2)
+
+
+def test_candidates_meet_the_budget_and_the_best_is_taken():
+    import search
+
+    net = gated(macs=0.5)
+    split = images()
+    pixels, labels = next(split.batches(256))
+    probe = search.Probe([pixels], pixels, labels)
+    best = search.best_of(net, probe, 6, seed=0)
+    assert net.settings.budget.fits(best.widths, net.cost)
+    own = net.best()
+    net.settle(best)
+    found = search._right(net, probe)
+    net.unsettle()
+    net.settle(own)
+    assert found >= search._right(net, probe)
+
+
+def test_who_measures_times_stops_the_queue(tmp_path):
+    import pause
+
+    assert not pause.paused(tmp_path)
+    with pause.quiet(tmp_path, settle_seconds=0):
+        assert pause.paused(tmp_path)
+        assert (tmp_path / str(os.getpid())).exists()
+    assert not pause.paused(tmp_path)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / str(gone.pid)).touch()
+    assert not pause.paused(tmp_path), "its process is gone"
+    (tmp_path / "me").touch()
+    assert pause.paused(tmp_path)
+
+
+def queue(data, folder, what):
+    line = [sys.executable, ROOT / "tools" / "paper" / "starts.py", what, "--data", data]
+    line += ["--network", "resnet8", "--epochs", "1", "--held-out", "16"]
+    line += ["--plan", folder / "plan", "--results", folder / "starts.json", "--work", folder]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.slow
+def test_a_queue_goes_on_where_it_stopped(data_file, tmp_path):  # noqa: F811 - the fixture
+    queue(data_file, tmp_path, "dense")
+    (tmp_path / "plan").write_text("# macs epochs lr seed arm\n0.5 6 0.05 0 utility\n")
+    queue(data_file, tmp_path, "queue")
+    first = json.loads((tmp_path / "starts.json").read_text())["runs"]
+    with (tmp_path / "plan").open("a") as plan:
+        plan.write("0.5 6 0.05 0 uniform, one-shot\n")
+    queue(data_file, tmp_path, "queue")
+    both = json.loads((tmp_path / "starts.json").read_text())["runs"]
+    assert both[:1] == first, "nothing is trained twice"
+    assert [run["arm"] for run in both] == ["utility", "uniform, one-shot"]
+    for run in both:
+        assert run["macs"] <= 0.51
+        assert run["spent"] <= 6
