@@ -104,6 +104,14 @@ def train(
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch missing data.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode folder: images.")] = 0,
+    log: Annotated[
+        str,
+        typer.Option(
+            metavar="tensorboard,csv",
+            help="Write the metrics of each epoch for other tools, into the run directory.",
+            show_default=False,
+        ),
+    ] = "",
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -128,7 +136,8 @@ def train(
     from fxprune.gated.ddp import first_alone, launched
     from fxprune.report.of_runs import write_beside
     from fxprune.trainer.job import Job
-    from fxprune.trainer.loop import fit
+    from fxprune.trainer.logs import open_logs
+    from fxprune.trainer.loop import EpochMetrics, Tick, fit
 
     run = run_of(folder, trust=trust)
     given = {
@@ -164,6 +173,15 @@ def train(
             if rank == 0:
                 job.write(run)
 
+        before = [EpochMetrics(**metrics) for metrics in run.metrics()]
+        logs = open_logs(log, run.path, before) if rank == 0 else []
+
+        def show(bar: console.Bar, tick: Tick) -> None:
+            show_tick(bar, tick)
+            if tick.metrics is not None:
+                for one in logs:
+                    one.epoch(tick.metrics)
+
         try:
             with console.bar("training") as bar:
                 history = fit(
@@ -172,12 +190,15 @@ def train(
                     job.options,
                     run=run.path,
                     ready=keep,
-                    progress=lambda tick: show_tick(bar, tick),
+                    progress=lambda tick: show(bar, tick),
                     minutes=minutes,
                 )
         except KeyboardInterrupt:
             console.note(f"stopped; fxprune train {run.path} goes on from the last whole epoch")
             raise typer.Exit(130) from None
+        finally:
+            for one in logs:
+                one.close()
         if not history:
             raise OptionError("no epoch was trained", why=f"--minutes {minutes} is over")
         record = records.of_training(run, job, gated, history)
