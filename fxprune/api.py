@@ -13,12 +13,11 @@ import fxprune.gated.wrappers  # noqa: F401 - what wraps a gated network is reco
 from fxprune.budget.budget import Budget
 from fxprune.budget.layers import Layers, limit
 from fxprune.channels.graph import ChannelGraph
+from fxprune.channels.records import KEY
 from fxprune.errors import OptionError
 from fxprune.gated.module import GatedModule, Settings
-from fxprune.passes import Program, apply
+from fxprune.passes import Pass, Program, apply, run_passes
 from fxprune.policies import Policy, parse
-from fxprune.tracing.check import hold_to_model
-from fxprune.tracing.module import TracedModule
 
 if TYPE_CHECKING:
     from fxprune.export.latency import Choice
@@ -112,8 +111,6 @@ def instrument(
         if limited.budget.kind == "latency" and not limited.budget.widths:
             fitted = fit_latency(model, example_inputs, limited.budget)
             settings = dataclasses.replace(settings, budget=fitted.budget)
-        assert isinstance(coupled.module, TracedModule)
-        hold_to_model(model, coupled.module, coupled.inputs)
         gated = apply("gate", coupled, settings=settings).module
     assert isinstance(gated, GatedModule)
     return gated
@@ -152,25 +149,38 @@ def names_of(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_modules(remove_duplicate=False)]
 
 
-def shrink(gated: GatedModule) -> fx.GraphModule:
-    """The compact network that the gated one stands for: plain modules, its own tensors.
+def shrink(gated: GatedModule, passes: str | Sequence[str | Pass] = ()) -> fx.GraphModule:
+    """Builds the compact network that the gated one stands for: plain modules, its own tensors.
 
     It has the selection that export takes, and the mode that `gated` is in; `gated` itself does
-    not change.
+    not change. In evaluation mode the result is run against `gated` on random inputs.
+
+    Args:
+        gated: the network.
+        passes: what is done to the compact network then, in this order: names with options,
+            such as `"fold"` or `"my_package:MyPass{strength=2}"` (in one text with commas
+            between them, or one by one), or `Pass` objects.
 
     Raises:
-        GateError: `gated` is not a gated network.
+        GateError: `gated` is not a gated network, or a pass refuses the network.
+        OptionError: a pass is unknown, or its options are wrong.
+        PassError: the result of a pass is not what it promises.
     """
-    return apply("shrink", Program(gated, ())).graph_module
+    return run_passes(passes, apply("shrink", Program(gated, ()))).graph_module
 
 
 def fold(compact: fx.GraphModule) -> fx.GraphModule:
-    """A copy in which batch norms are part of the layers before them; in evaluation mode only.
+    """Returns a copy in which batch norms are part of the layers before them.
+
+    Args:
+        compact: a network in evaluation mode. What `shrink` returned is compared with the result
+            on random inputs.
 
     Raises:
         GateError: the network is in training mode.
+        PassError: the result computes something else.
     """
-    return apply("fold", Program(compact, ())).graph_module
+    return apply("fold", Program(compact, compact.meta.get(KEY, ()))).graph_module
 
 
 def _coupled(model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:

@@ -75,6 +75,12 @@ class GateError(FxpruneError):
     """A selection or width that the gated network cannot take."""
 
 
+class PassError(FxpruneError):
+    """A pass whose result is not what it promises."""
+
+    exit_code = 1
+
+
 class ExportError(FxpruneError):
     """A network that cannot be written as ONNX or that ONNX Runtime cannot run."""
 

@@ -101,6 +101,16 @@ def from_text(text: str, known: Mapping[Hashable, type[P]], kind: str) -> P:
     return build(known[name], options, f"{kind} {name!r}")
 
 
+def split(text: str) -> list[str]:
+    """Splits a list of text forms at its commas; those within braces separate options.
+
+    >>> split("fold, mine{a=1,b=2}")
+    ['fold', 'mine{a=1,b=2}']
+    """
+    parts = re.split(r",(?![^{}]*\})", text)
+    return [part.strip() for part in parts if part.strip()]
+
+
 def build(cls: type[P], options: Mapping[str, str], where: str) -> P:
     """Builds the dataclass `cls` from texts, converted to the types of its fields."""
     types = typing.get_type_hints(cls)

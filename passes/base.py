@@ -1,17 +1,25 @@
 """What a pass is: it requires something of a program, changes it, and ensures something.
 
 A pass is a frozen dataclass whose fields are its options. It never edits the program it is
-given; it returns another. `ensures` looks at the result, not at the pass.
+given; it returns another. `ensures` compares the two, whatever `run` believes it did.
 """
 
 import abc
-from collections.abc import Hashable
+import contextlib
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxprune.channels.graph import ChannelGraph
+from fxprune.equivalence import SAME, difference
+from fxprune.errors import FxpruneError, PassError
+
+# Largest difference of an output, as a share of its largest value, that rounding explains where a
+# pass computes in another order (folded batch norms); by the coarsest type of the parameters.
+TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +48,11 @@ class Pass(abc.ABC):
 
     keys: ClassVar[tuple[Hashable, ...]]
 
+    @property
+    def name(self) -> str:
+        """Its first key; the class's name for one from outside, which needs none."""
+        return str(next(iter(getattr(self, "keys", ())), type(self).__name__))
+
     @abc.abstractmethod
     def requires(self, program: Program) -> None:
         """Raises an FxpruneError where the pass cannot work on `program`."""
@@ -49,13 +62,68 @@ class Pass(abc.ABC):
         """Returns the changed program; the given one stays as it is."""
 
     @abc.abstractmethod
-    def ensures(self, program: Program) -> None:
-        """Raises AssertionError where the result is not what the pass promises."""
+    def ensures(self, before: Program, after: Program) -> None:
+        """Checks the pass's promise on its result; raises AssertionError where it is broken.
+
+        Args:
+            before: what the pass was given; it has not changed.
+            after: what `run` returned.
+        """
 
     def __call__(self, program: Program) -> Program:
-        """Requires, runs, lints the graph, ensures."""
+        """Runs the pass, with `requires` before it and the graph's lint and `ensures` after it.
+
+        Raises:
+            FxpruneError: as `requires` has it.
+            PassError: the result is no sound graph, or not what the pass promises.
+        """
         self.requires(program)
         result = self.run(program)
-        result.graph_module.graph.lint()
-        self.ensures(result)
+        try:
+            result.graph_module.graph.lint()
+            self.ensures(program, result)
+        except FxpruneError:
+            raise
+        except (AssertionError, RuntimeError) as error:  # the latter from lint
+            raise PassError(
+                f"the result of the pass {self.name} is not what it promises",
+                why=str(error) or f"an assertion of {type(self).__name__}.ensures failed",
+                do="leave the pass out, or correct its run()",
+            ) from error
         return result
+
+
+def assert_same_function(before: Program, after: Program) -> None:
+    """Asserts that two networks in evaluation mode compute the same on random inputs.
+
+    The inputs are drawn in the likeness of `before.inputs`. Buffers that a forward writes to are
+    put back. Nothing is compared where there are no example inputs, on the meta device, or where
+    `before` does not compute the same twice.
+
+    Raises:
+        AssertionError: an output differs by more than rounding, or `after` raises.
+    """
+    parameter = next(before.module.parameters(), torch.empty(0))
+    with _buffers_kept(before.module), _buffers_kept(after.module):
+        try:
+            gap = difference(before.module, after.module, before.inputs, parameter.device)
+        except Exception as error:  # `before` itself ran
+            raise AssertionError(f"it raises {type(error).__name__}: {error}") from error
+    types = {tensor.dtype for tensor in before.module.parameters()}
+    most = max((TOLERANCE.get(dtype, SAME) for dtype in types), default=SAME)
+    assert gap is None or gap <= most, (
+        f"on random inputs an output differs by {gap:.1e} of its largest value, "
+        f"more than {most:.0e}"
+    )
+
+
+@contextlib.contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Puts back the values of buffers that change within the block."""
+    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in kept:
+                buffer.copy_(values)

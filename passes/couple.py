@@ -20,6 +20,7 @@ from fxprune.channels.records import KEY
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.rules.base import Pin
+from fxprune.tracing.check import hold_to_model
 from fxprune.tracing.module import TracedModule, twin_of
 
 
@@ -59,11 +60,20 @@ class Couple(Pass):
                 return Program(module, program.inputs, channels)
             extra.append(solution.around(*refusal))
 
-    def ensures(self, program: Program) -> None:
-        assert program.channels is not None
-        assert isinstance(program.module, TracedModule)
-        for graph in program.module.graphs:
-            assert all(KEY in node.meta for node in graph.nodes)
+    def ensures(self, before: Program, after: Program) -> None:
+        assert after.channels is not None, "the result has no channels"
+        assert isinstance(before.module, TracedModule)
+        assert isinstance(after.module, TracedModule), "the result is no TracedModule"
+        for graph in after.module.graphs:
+            bare = [node.name for node in graph.nodes if KEY not in node.meta]
+            assert not bare, f"nodes without a record: {', '.join(bare)}"
+        if _text(before.module) != _text(after.module):  # copies or taps of its own stand in it
+            hold_to_model(before.module, after.module, before.inputs)
+
+
+def _text(module: TracedModule) -> list[str]:
+    """The module's graphs as they print; equal texts compute the same from the same tensors."""
+    return [str(graph) for graph in module.graphs]
 
 
 def _propagate(

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from fxprune.errors import GateError
-from fxprune.passes.base import Pass, Program
+from fxprune.passes.base import Pass, Program, assert_same_function
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -48,10 +48,12 @@ class Fold(Pass):
         module.delete_all_unused_submodules()
         module.recompile()
         module.eval()
+        module.meta.update(program.graph_module.meta)
         return Program(module, program.inputs)
 
-    def ensures(self, program: Program) -> None:
-        assert not program.module.training
+    def ensures(self, before: Program, after: Program) -> None:
+        assert not after.module.training, "the result is in training mode"
+        assert_same_function(before, after)
 
 
 def _folded(maker: nn.Module, norm: nn.Module) -> nn.Module | None:

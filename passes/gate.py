@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxprune.channels.graph import Axis, ChannelGraph
@@ -44,8 +45,23 @@ class Gate(Pass):
         gated = GatedModule(dense, program.channels, self.settings, program.inputs)
         return Program(gated, program.inputs, program.channels)
 
-    def ensures(self, program: Program) -> None:
-        assert isinstance(program.module, GatedModule)
+    def ensures(self, before: Program, after: Program) -> None:
+        """Holds the dense values of the gated network, bank included, to those it was given."""
+        assert isinstance(before.module, TracedModule)
+        assert isinstance(after.module, GatedModule), "the result is no GatedModule"
+        parameters, buffers = tensors_of(before.module)
+        dense = after.module.dense_tensors()
+        for name, tensor in (parameters | buffers).items():
+            found = dense.get(name)
+            assert found is not None, f"{name} is missing"
+            assert tensor.is_meta or _equal(found, tensor), f"{name} has other values"
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN counting as equal to itself."""
+    if a.is_floating_point():
+        a, b = a.detach().nan_to_num(), b.detach().nan_to_num()
+    return torch.equal(a, b)
 
 
 def _aliases(module: TracedModule, channels: ChannelGraph) -> dict[int, Tensor]:

@@ -1,8 +1,10 @@
 """Shrink: the gated network to a plain compact one with the selection that export takes."""
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxprune.bank.bank import take
@@ -11,7 +13,7 @@ from fxprune.channels.resize import resize
 from fxprune.errors import GateError
 from fxprune.gated.module import GatedModule
 from fxprune.gated.nodes import Gated, Tap, remove_taps, to_plain
-from fxprune.passes.base import Pass, Program
+from fxprune.passes.base import Pass, Program, assert_same_function
 from fxprune.tracing.module import TracedModule, copy_modes
 
 
@@ -31,10 +33,26 @@ class Shrink(Pass):
 
     def run(self, program: Program) -> Program:
         assert isinstance(program.module, GatedModule)
-        return Program(_compact(program.module), program.inputs)
+        compact = _compact(program.module)
+        inputs = program.inputs or examples_of(program.module)
+        compact.meta[KEY] = inputs  # for passes that are run on the network later
+        return Program(compact, inputs)
 
-    def ensures(self, program: Program) -> None:
-        assert not any(isinstance(child, (Gated, Tap)) for child in program.module.modules())
+    def ensures(self, before: Program, after: Program) -> None:
+        """Holds the compact network to `gated.eval()`; in training mode that selects otherwise."""
+        own = {type(child).__name__ for child in after.module.modules() if _is_of_gates(child)}
+        assert not own, f"it still has modules of the gated network: {', '.join(sorted(own))}"
+        if not before.module.training:
+            assert_same_function(dataclasses.replace(before, inputs=after.inputs), after)
+
+
+def examples_of(gated: GatedModule) -> tuple[Tensor, ...]:
+    """Inputs of the shapes and dtypes that the network was made with, all zero, on the CPU."""
+    return tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
+
+
+def _is_of_gates(module: nn.Module) -> bool:
+    return isinstance(module, (Gated, Tap, GatedModule))
 
 
 def _compact(gated: GatedModule) -> fx.GraphModule:

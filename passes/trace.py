@@ -7,6 +7,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
+from fxprune.tracing.check import hold_to_model
 from fxprune.tracing.module import TracedModule
 from fxprune.tracing.trace import trace
 
@@ -35,5 +36,11 @@ class Trace(Pass):
     def run(self, program: Program) -> Program:
         return Program(trace(program.module, program.inputs), program.inputs)
 
-    def ensures(self, program: Program) -> None:
-        assert isinstance(program.module, TracedModule)
+    def ensures(self, before: Program, after: Program) -> None:
+        """Holds the trace to the model, on random inputs in evaluation mode.
+
+        Raises:
+            TraceError: the two compute different things: `forward` does what tracing cannot see.
+        """
+        assert isinstance(after.module, TracedModule), "the result is no TracedModule"
+        hold_to_model(before.module, after.module, before.inputs)

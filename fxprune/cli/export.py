@@ -35,8 +35,23 @@ def export(
         bool, typer.Option("--pt2", help="Write torch.export's format, which needs torch only.")
     ] = False,
     fold: Annotated[
-        bool, typer.Option("--fold", help="Make batch norms part of the layers before them.")
+        bool,
+        typer.Option(
+            "--fold",
+            help="Make batch norms part of the layers before them; short for --passes fold.",
+        ),
     ] = False,
+    passes: Annotated[
+        str,
+        typer.Option(
+            "--passes",
+            metavar="PASS,…",
+            help="What is done to the compact network before it is written: fold, or passes of "
+            "your own as my_package.module:Class, with options in braces: "
+            "'fold,mine:Quantize{bits=8}'. Each result is checked, and so is the file.",
+            show_default=False,
+        ),
+    ] = "",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -56,7 +71,8 @@ def export(
     of the training are at hand. If an output differs, no file is written and the exit code is 1.
 
     Examples: [bold]fxprune export --onnx[/bold],
-    [bold]fxprune export model.fxprune --onnx --pt2 -o build/[/bold].
+    [bold]fxprune export model.fxprune --onnx --pt2 -o build/[/bold],
+    [bold]fxprune export --passes fold,my_passes:DropDropout[/bold].
     """
     import torch
 
@@ -65,7 +81,11 @@ def export(
     from fxprune.export.compare import compact_of, compare_onnx
     from fxprune.export.pt2 import export_pt2
     from fxprune.export.reference import reference_of
+    from fxprune.passes import parse
+    from fxprune.registry import split
 
+    texts = (["fold"] if fold else []) + split(passes)
+    wanted = [parse(text) for text in dict.fromkeys(texts)]
     folder, named = _targets(targets or [])
     run = run_of(folder, trust=trust)
     paths = _places(output or named, run.path.resolve().stem, onnx=onnx, pt2=pt2)
@@ -77,7 +97,7 @@ def export(
         dense = resolve(run.spec, run.input, base=run.base).model
         gated = run.load(dense)
         begin()
-        compact = compact_of(gated, fold=fold)
+        compact = compact_of(gated, passes=wanted)
         record = records.of_run(run, gated)
         begin()
         real = _real_inputs(run)

@@ -16,7 +16,7 @@ from fxprune.errors import ExportError
 from fxprune.export.onnx import ExportReport, export_onnx, latency
 from fxprune.export.reference import reference_of
 from fxprune.gated.module import GatedModule
-from fxprune.passes import Program, apply
+from fxprune.passes import Pass, Program, apply, run_passes
 
 ROUNDS = 5  # of turns in which dense and compact are timed
 
@@ -66,15 +66,14 @@ class Comparison:
         }
 
 
-def compact_of(gated: GatedModule, *, fold: bool = False) -> fx.GraphModule:
-    """The compact network in eval mode; `gated` is put into eval mode as well.
+def compact_of(gated: GatedModule, *, passes: Sequence[str | Pass] = ()) -> fx.GraphModule:
+    """Builds the compact network in eval mode; `gated` is put into eval mode as well.
 
     Args:
         gated: the network.
-        fold: make batch norms part of the layers before them.
+        passes: what is done to the compact network then; see `fxprune.passes.run_passes`.
     """
-    compact = apply("shrink", Program(gated.eval(), ()))
-    return (apply("fold", compact) if fold else compact).graph_module
+    return run_passes(passes, apply("shrink", Program(gated.eval(), ()))).graph_module
 
 
 def compare_onnx(

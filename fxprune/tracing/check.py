@@ -12,17 +12,20 @@ from fxprune.tracing.side_effects import left_alone
 
 
 def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, ...]) -> None:
-    """Holds a traced network to the model that it was made of.
+    """Holds a traced network to the model that it was made of, on random inputs.
+
+    Args:
+        model: the user's own, or another traced network.
+        module: the traced network.
+        inputs: example inputs, the batch first; others in their likeness are drawn.
 
     Raises:
         TraceError: in evaluation mode they compute different things.
     """
-    _, evaluation = module.both_graphs
-    run = fx.Interpreter(module, graph=evaluation).run
     device = next((parameter.device for parameter in model.parameters()), None)
     why = ""
     try:
-        gap = difference(_alone(model, model), _alone(module, run), inputs, device)
+        gap = difference(_alone(model), _alone(module), inputs, device)
         if gap is not None and gap > SAME:
             why = f"an output differs by {gap:.1e} of the largest value"
     except Exception as error:  # the model itself ran
@@ -37,8 +40,11 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
         )
 
 
-def _alone(network: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+def _alone(network: nn.Module) -> Callable[..., Any]:
     """Runs a network in evaluation mode on copies of its tensors, so that it stays as it is."""
+    run: Callable[..., Any] = network
+    if isinstance(network, TracedModule):
+        run = fx.Interpreter(network, graph=network.both_graphs[1]).run
 
     def alone(*inputs: Tensor) -> Any:
         parameters, buffers = tensors_of(network)

@@ -26,7 +26,7 @@ PUBLIC = {
     ),
     "load": ("path", "model"),
     "save": ("gated", "path"),
-    "shrink": ("gated",),
+    "shrink": ("gated", "passes"),
     "zeroed": ("gated", "model"),
 }
 
@@ -62,6 +62,7 @@ def test_the_errors_and_their_exit_codes_are_these() -> None:
     assert {name: code for name, code in found.items() if code != 2} == {
         "ExportError": 1,
         "ParityError": 1,
+        "PassError": 1,
     }
     assert refused >= {
         "BudgetError",

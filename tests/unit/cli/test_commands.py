@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 import safetensors.torch
@@ -479,3 +480,59 @@ def test_a_run_that_is_trusted_stays_so(here: Path) -> None:
     run("export", "moved.fxprune", "--pt2", folder=here, exit_code=2)
     run("export", "moved.fxprune", "--pt2", "--trust", folder=here)
     run("export", "moved.fxprune", "--pt2", folder=here)
+
+
+PASSES = """\
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from fxprune.passes import Pass
+
+
+@dataclass(frozen=True)
+class Scale(Pass):
+    by: float = 1.0
+
+    def requires(self, program):
+        pass
+
+    def run(self, program):
+        module = copy.deepcopy(program.graph_module)
+        with torch.no_grad():
+            module.get_parameter("fc.weight").mul_(self.by)
+        return dataclasses.replace(program, module=module)
+
+    def ensures(self, before, after):
+        assert not any(parameter.isnan().any() for parameter in after.module.parameters())
+"""
+
+
+@pytest.mark.slow
+def test_export_runs_a_pass_of_the_users_own(here: Path) -> None:
+    (here / "mine.py").write_text(PASSES)
+    run("export", "model.fxprune", "--passes", "fold,mine:Scale{by=1}", folder=here)
+    names = {node.op_type for node in onnx.load(here / "model.onnx").graph.node}
+    assert "BatchNormalization" not in names
+    (here / "model.onnx").unlink()
+    done = run("export", "--passes", "mine:Scale{by=2}", folder=here, exit_code=1)
+    assert "ONNX Runtime" in done.stderr  # the file is checked, whatever a pass promises
+    assert not (here / "model.onnx").exists()
+    done = run("export", "--passes", "mine:Scale{by=nan}", folder=here, exit_code=1)
+    assert "the result of the pass Scale is not what it promises" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [
+        ("flod", "unknown pass 'flod'"),
+        ("mine:Other", "mine has no Other"),
+        ("mine:Scale{to=1}", "the pass 'Scale' has no option 'to'"),
+    ],
+)
+def test_a_pass_that_is_not_there_is_refused(here: Path, passes: str, said: str) -> None:
+    (here / "mine.py").write_text(PASSES)
+    done = run("export", "model.fxprune", "--passes", passes, folder=here, exit_code=2)
+    assert said in done.stderr

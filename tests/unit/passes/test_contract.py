@@ -1,5 +1,6 @@
 """What holds of every pass that is collected."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from fxprune import shrink
 from fxprune.budget.budget import Budget
-from fxprune.errors import GateError, TraceError
+from fxprune.errors import GateError, OptionError, PassError, TraceError
 from fxprune.gated.module import Settings
-from fxprune.passes import Program, apply, known
-from fxprune.policies import parse
+from fxprune.passes import Pass, Program, apply, assert_same_function, known, parse
+from fxprune.policies import parse as parse_policy
+from fxprune.tracing.module import TracedModule
 from tests.unit.passes.tiny import coupled, printed, start
 
-SETTINGS = Settings(parse("fixed"), Budget.parse("keep=0.5"))
+SETTINGS = Settings(parse_policy("fixed"), Budget.parse("keep=0.5"))
 
 
 def traced() -> Program:
@@ -121,6 +124,105 @@ def test_requires(name: str) -> None:
 def test_ensures(name: str) -> None:
     case = CASES[name]
     stage = known()[name](**case.options)
-    stage.ensures(stage(case.given()))
+    given = case.given()
+    stage.ensures(given, stage(given))
     with pytest.raises(AssertionError):
-        stage.ensures(case.wrong())
+        stage.ensures(given, case.wrong())
+
+
+@every_pass
+def test_ensures_holds_the_result_to_what_it_was_made_of(name: str) -> None:
+    """A pass that makes another network is refused by itself, as a user would see it."""
+    case = CASES[name]
+    real = known()[name]
+    spoil = _spoil_graph if name == "couple" else _spoil_weights
+
+    class Faulty(real):  # type: ignore[misc,valid-type]
+        def run(self, program: Program) -> Program:
+            own = dataclasses.replace(program, module=copy.deepcopy(program.module))
+            result: Program = super().run(own)
+            spoil(result.graph_module)
+            return result
+
+    with pytest.raises((PassError, TraceError)) as refused:
+        Faulty(**case.options)(case.given())
+    assert "differs by" in refused.value.why or "has other values" in refused.value.why
+
+
+@torch.no_grad()
+def _spoil_weights(module: fx.GraphModule) -> None:
+    for parameter in module.parameters():
+        parameter += 0.1
+
+
+def _spoil_graph(module: fx.GraphModule) -> None:
+    """Doubles what the last layer returns; the new node has the record of that layer."""
+    assert isinstance(module, TracedModule)
+    for graph in module.graphs:
+        last = [node for node in graph.nodes if node.op == "call_module"][-1]
+        with graph.inserting_after(last):
+            double = graph.call_function(torch.mul, (last, 2))
+        last.replace_all_uses_with(double, delete_user_cb=lambda user: user.target is not torch.mul)
+        double.meta.update(last.meta)
+    module.recompile()
+
+
+@dataclass(frozen=True)
+class Scale(Pass):
+    """A user's pass, which is in no folder: it scales the last layer, and promises not to."""
+
+    by: float = 1.0
+
+    def requires(self, program: Program) -> None:
+        if program.module.training:
+            raise GateError("cannot scale in training mode")
+
+    def run(self, program: Program) -> Program:
+        module = copy.deepcopy(program.graph_module)
+        with torch.no_grad():
+            module.get_parameter("fc.weight").mul_(self.by)
+        return dataclasses.replace(program, module=module)
+
+    def ensures(self, before: Program, after: Program) -> None:
+        assert_same_function(before, after)
+
+
+OUTSIDE = f"{__name__}:Scale"
+
+
+def test_a_pass_from_outside_is_found_by_its_module_and_class() -> None:
+    assert parse(OUTSIDE) == Scale()
+    assert parse(OUTSIDE + "{by=2}") == Scale(by=2.0)
+    assert parse(Scale(3.0)) == Scale(3.0)
+
+
+def test_shrink_runs_passes_in_their_order() -> None:
+    network = gated().module
+    folded = shrink(network, passes=f"fold,{OUTSIDE}{{by=1}}")
+    assert not any(isinstance(child, nn.BatchNorm2d) for child in folded.modules())
+    again = shrink(network, passes=["fold", Scale()])
+    x = torch.randn(3, 3, 4, 4)
+    assert torch.equal(folded(x), again(x))
+
+
+def test_a_pass_that_breaks_its_promise_is_refused_by_name() -> None:
+    with pytest.raises(PassError, match="the result of the pass Scale is not what it promises"):
+        shrink(gated().module, passes=OUTSIDE + "{by=2}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("flod", "unknown pass 'flod'"),
+        ("no_such_module:Scale", "cannot import no_such_module"),
+        ("math:pi", "it does not derive from fxprune.passes.Pass"),
+        ("math:tau2", "math has no tau2"),
+        ("fxprune.passes:Pass", "it lacks ensures, requires, run"),
+        (OUTSIDE + "{by=much}", "option 'by' of the pass 'Scale' cannot be 'much'"),
+        (OUTSIDE + "{to=1}", "the pass 'Scale' has no option 'to'"),
+    ],
+)
+def test_a_pass_that_cannot_be_built_is_refused(text: str, said: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        parse(text)
+    assert said in str(refused.value)

@@ -47,7 +47,7 @@ def test_the_narrow_graph() -> None:
     gated = gate()
     assert gated.widths == (2, 1, 1)
     assert printed(gated) == FORWARD.format(k=2, right=0, features=16)
-    lines = str(gated).splitlines()
+    lines = [f"  ({name}): {child!r}" for name, child in gated.named_children()]
     assert [line for line in lines if "GatedConv2d" in line] == MODULES.splitlines()
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fxprune.errors import TraceError
 from fxprune.passes import Program, apply
 from fxprune.tracing.module import TracedModule
+from fxprune.tracing.trace import trace as traced_by
 from fxprune.user_lines import where
 from tests.support.nets import BY_NAME, Net
 from tests.unit.passes import tiny
@@ -113,7 +114,7 @@ class Counted(nn.Module):
 @pytest.mark.parametrize("asks", [False, True])
 def test_a_model_is_traced_for_each_mode_that_it_asks_for(asks: bool) -> None:
     model = Counted(asks).train()
-    module = apply("trace", Program(model, (torch.zeros(1, 3, 2, 2),))).module
+    module = traced_by(model, (torch.zeros(1, 3, 2, 2),))
     assert len(model.runs) == 1 + asks
     assert len(module.graphs) == 1 + asks
     assert model.training
@@ -142,7 +143,7 @@ class HandsOn(nn.Module):
 )
 def test_a_mode_that_is_only_handed_on_needs_no_second_trace(way: str, runs: int) -> None:
     model, x = HandsOn(way), torch.ones(1, 3, 2, 2)
-    module = apply("trace", Program(model, (x,))).module
+    module = traced_by(model, (x,))
     assert len(model.runs) == runs
     assert len(module.graphs) == 2
     for mode in (True, False):
