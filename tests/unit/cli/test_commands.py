@@ -518,7 +518,9 @@ def test_export_runs_a_pass_of_the_users_own(here: Path) -> None:
     assert "BatchNormalization" not in names
     (here / "model.onnx").unlink()
     done = run("export", "--passes", "mine:Scale{by=2}", folder=here, exit_code=1)
-    assert "ONNX Runtime" in done.stderr  # the file is checked, whatever a pass promises
+    assert (
+        "would not compute what the network computes" in done.stderr
+    )  # the file is checked, whatever a pass promises
     assert not (here / "model.onnx").exists()
     done = run("export", "--passes", "mine:Scale{by=nan}", folder=here, exit_code=1)
     assert "the result of the pass Scale is not what it promises" in done.stderr
