@@ -1,0 +1,77 @@
+"""A run has a report after its training, with the export's figures after its export."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fxprune.cli.commands import app
+
+pytestmark = pytest.mark.slow
+
+MODEL = """
+import torch
+from torch import nn
+
+
+def build_model():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    )
+"""
+
+
+def call(*arguments: str) -> None:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(
+        path.read_text().split('id="data">')[1].split("</script>")[0]
+    )
+    return found
+
+
+def test_train_export_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.py").write_text(MODEL)
+    for name, policy in (("a", "cucb"), ("b", "fixed")):
+        run = f"{name}.fxprune"
+        call(
+            *("instrument", "model.py", "--input", "1x8x8", "--policy", policy),
+            *("--budget", "macs=0.5", "-o", run),
+        )
+        call("train", run, "--data", "digits", "--epochs", "2", "--log", "csv")
+    page = Path("a.fxprune/report.html")
+    (record,) = records(page)
+    assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2]
+    assert len(record["epochs"][0]["widths"]) == len(record["groups"])
+    assert record["export"] is None
+    assert len(Path("a.fxprune/metrics.csv").read_text().splitlines()) == 1 + 2
+
+    call("export", "a.fxprune", "--onnx")
+    (record,) = records(page)
+    onnx = record["export"]["onnx"]
+    assert onnx["max_rel_error"] <= onnx["tolerance"]
+    assert onnx["compact"]["params"] == record["params"]["compact"]
+
+    page.unlink()
+    call("report", "a.fxprune")
+    assert records(page) == [record]
+    call("report", "a.fxprune", "b.fxprune", "-o", "both.html")
+    assert [one["title"] for one in records(Path("both.html"))] == ["a.fxprune", "b.fxprune"]
+
+
+def test_figures_that_someone_wrote_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.py").write_text(MODEL)
+    call("instrument", "model.py", "--input", "1x8x8", "-o", "a.fxprune")
+    Path("a.fxprune/export.json").write_text('{"onnx": {"batches": [1], "bytes": "many"}}')
+    result = CliRunner().invoke(app, ["report", "a.fxprune"])
+    assert "cannot read a.fxprune/export.json" in str(result.exception)
