@@ -45,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes(folder: Path) -> None:
     train = ["--data", "digits", "--epochs", "3", "--batch-size", "64", "--device", "cpu", "--json"]
     train += ["--train-macs", "0.6"]  # widths that fall meanwhile
@@ -70,6 +71,7 @@ def test_a_run_of_two_processes(folder: Path) -> None:
     run("export", "straight.fxprune", "--pt2", folder=folder)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(folder: Path) -> None:
     """They share the same batches with the same crops; without norms that is well defined."""
     (folder / "plain.py").write_text(re.sub(r"nn\.BatchNorm2d\(.*\)", "nn.Identity()", MODEL))

@@ -88,6 +88,7 @@ def test_the_narrow_network_has_the_kept_widths(name: str, bench: dict[str, Modu
     assert {n: p.shape for n, p in compact.items()} == {n: p.shape for n, p in narrow.items()}
 
 
+@pytest.mark.slow
 def test_the_command_resumes(
     tmp_path: Path,
     bench: dict[str, ModuleType],

@@ -14,6 +14,7 @@ from tests.support.trial import trial
 FOUND = sorted((Path(__file__).parents[1] / "found").glob("[a-z]*.py"))
 
 
+@pytest.mark.slow
 @settings(
     derandomize=True,
     max_examples=100,

@@ -47,6 +47,7 @@ def reproduce(data_file, folder, *arguments):
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_table_goes_on_where_it_stopped(data_file, tmp_path):
     stopped = reproduce(data_file, tmp_path, "peers", "--budget-minutes", "0")
     assert stopped.returncode == 1
@@ -89,6 +90,7 @@ def test_a_peak_of_memory_outlives_its_process(tmp_path, monkeypatch):
     assert again.bytes() == peak
 
 
+@pytest.mark.slow
 def test_no_training_goes_on_without_the_tool(data_file, tmp_path):
     """A hundred epochs are left when it is stopped; its output ends with its last process."""
     line = command(data_file, tmp_path, "cost", "--recipe", "papers", "--networks", "resnet32")

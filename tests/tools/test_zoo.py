@@ -48,6 +48,7 @@ def test_what_raises_is_told_with_its_stage() -> None:
     assert str(ROOT) not in record["failed"]
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_stages_for_another_run(tmp_path: Path) -> None:
     import zoo
 

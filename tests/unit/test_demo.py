@@ -16,6 +16,7 @@ from fxprune.trainer.job import Job
 SHORT = dataclasses.replace(demo.OPTIONS, epochs=1)
 
 
+@pytest.mark.slow
 def test_the_demo_trains_both_and_exports_both(tmp_path: Path) -> None:
     phases: list[str] = []
     ticks = []

@@ -160,6 +160,7 @@ def test_instrument_writes_a_run_without_pickles(folder: Path) -> None:
     assert names == {"plan.json", "checkpoint.safetensors"}
 
 
+@pytest.mark.slow
 def test_instrument_names_what_keeps_the_macs_up(here: Path) -> None:
     source = (
         "import torch.nn as nn\nmodel = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 99, 3))\n"
@@ -173,6 +174,7 @@ def test_instrument_names_what_keeps_the_macs_up(here: Path) -> None:
     assert "keep the macs up" not in other
 
 
+@pytest.mark.slow
 def test_instrument_says_where_channels_stay_above_the_budget(here: Path) -> None:
     options = ("instrument", "model.py", "--policy", "cucb", "--budget", "keep=0.1")
     told = run(*options, "-o", "a.fxprune", folder=here)
@@ -181,6 +183,7 @@ def test_instrument_says_where_channels_stay_above_the_budget(here: Path) -> Non
     assert "channels stay" not in told.stderr
 
 
+@pytest.mark.slow
 def test_instrument_with_options(here: Path) -> None:
     done = run(
         *("instrument", "model.py:Net", "--policy", "utility{decay=0.7}", "--budget", "macs=0.4"),
@@ -219,6 +222,7 @@ def test_instrument_refuses_patterns_that_match_nothing(here: Path) -> None:
     assert not (here / "a").exists()
 
 
+@pytest.mark.slow
 def test_instrument_says_what_was_measured(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     measure = ("instrument", "model.py", "--budget", "latency=1")
@@ -233,6 +237,7 @@ def test_instrument_says_what_was_measured(here: Path, monkeypatch: pytest.Monke
     assert trained["run_macs"]["spent"] == trained["run_macs"]["dense"]
 
 
+@pytest.mark.slow
 def test_instrument_starts_from_trained_weights(here: Path) -> None:
     net = _net()
     with torch.no_grad():
@@ -253,6 +258,7 @@ def test_instrument_starts_from_trained_weights(here: Path) -> None:
     assert "why  1 missing: bn2.bias\n" in refused.stderr
 
 
+@pytest.mark.slow
 def test_export_before_training_works_with_a_note(here: Path) -> None:
     done = run("export", "--onnx", folder=here)
     assert "never trained" in done.stderr
@@ -265,6 +271,7 @@ def test_export_before_training_works_with_a_note(here: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_train_goes_on_and_export_takes_the_newest_state(here: Path) -> None:
     train = ("train", "--data", "digits", "--lr", "0.05", "--batch-size", "64", "--json")
     first = json.loads(run(*train, "--epochs", "2", folder=here).stdout)
@@ -293,6 +300,7 @@ def test_train_goes_on_and_export_takes_the_newest_state(here: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(onnx), pt2, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_train_spends_what_it_may(here: Path) -> None:
     run("instrument", "model.py", "--policy", "cucb", "--budget", "keep=0.5", folder=here)
     train = ("train", "--data", "digits", "--batch-size", "64", "--epochs", "2", "--train-macs")
@@ -314,6 +322,7 @@ def test_train_spends_what_it_may(here: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_not_kept_for_the_next_call(here: Path) -> None:
     train = ("train", "model.fxprune")
     run(*train, "--data", "digits", "--epochs", "2", folder=here)
@@ -324,6 +333,7 @@ def test_what_is_refused_is_not_kept_for_the_next_call(here: Path) -> None:
     run(*train, folder=here)
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_not_overwritten(here: Path) -> None:
     run("instrument", "model.py", folder=here)  # never trained: may be written anew
     (here / "model.fxprune" / "metrics.jsonl").write_text("{}\n")
@@ -407,6 +417,7 @@ def test_what_is_refused(
     assert out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -426,6 +437,7 @@ def test_what_is_refused_in_a_process_of_its_own(case: str, folder: Path) -> Non
     assert refused.stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plan.json", "checkpoint.safetensors"])
 def test_a_damaged_run(name: str, here: Path) -> None:
     path = here / "model.fxprune" / name
@@ -437,6 +449,7 @@ def test_a_damaged_run(name: str, here: Path) -> None:
     assert not (here / "model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_model_has_changed(here: Path) -> None:
     (here / "model.py").write_text(MODEL.replace("width=16", "width=24"))
     refused = run("export", "--onnx", folder=here, exit_code=2)
@@ -475,6 +488,7 @@ def test_a_run_of_a_stranger_executes_nothing(
     assert not (here / "executed").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_trusted_stays_so(here: Path) -> None:
     (here / "model.fxprune").rename(here / "moved.fxprune")
     run("export", "moved.fxprune", "--pt2", folder=here, exit_code=2)

@@ -150,6 +150,7 @@ def test_a_policy_that_allocates_keeps_the_widths_that_were_measured() -> None:
     assert seen == [(8,), (3,), (3,), (3,)]
 
 
+@pytest.mark.slow
 def test_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It completes, its figures are consistent, and nothing is measured twice."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

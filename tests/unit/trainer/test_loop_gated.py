@@ -81,7 +81,11 @@ def test_the_last_accuracy_is_that_of_the_compact_network(digits):
     ("settings", "change"),
     [
         ({"policy": "cucb"}, {}),
-        ({"policy": "cucb", "every": 2}, {"amp": "float16", "channels_last": "off"}),
+        pytest.param(
+            {"policy": "cucb", "every": 2},
+            {"amp": "float16", "channels_last": "off"},
+            marks=pytest.mark.slow,
+        ),
         ({"policy": "cucb{saliency=sample}", "every": 3}, {"optimizer": "adamw", "lr": 0.002}),
         ({"policy": "utility{warmup=5,reallocate=4}", "budget": "macs=0.4"}, {}),
         ({"policy": "utility{warmup=30,reallocate=4}"}, {"optimizer": "adamw", "lr": 0.002}),
