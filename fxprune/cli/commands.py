@@ -11,6 +11,7 @@ import typer
 
 from fxprune import __version__
 from fxprune.cli.demo import demo
+from fxprune.cli.env import env
 from fxprune.cli.export import export
 from fxprune.cli.instrument import inspect, instrument
 from fxprune.cli.report import report
@@ -48,7 +49,7 @@ def _root(
     pass
 
 
-for command in (inspect, instrument, train, export, report, demo):
+for command in (inspect, instrument, train, export, report, demo, env):
     app.command()(command)
 
 

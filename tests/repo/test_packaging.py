@@ -26,3 +26,8 @@ def test_passes_is_one_folder_under_two_names() -> None:
 def test_there_is_one_version() -> None:
     assert importlib.metadata.version("fxprune") == fxprune.__version__
     assert "version" in PROJECT["project"]["dynamic"]
+
+
+def test_the_version_stands_in_the_changelog_and_the_citation() -> None:
+    assert f"\n## {fxprune.__version__} - " in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {fxprune.__version__}\n" in (ROOT / "CITATION.cff").read_text()
