@@ -97,7 +97,9 @@ def attach(
         nonlocal skips
         if skips := _skips(stepping):
             return None
-        show = functools.partial(gated.before_step, stepping, float(stepping.param_groups[0]["lr"]))
+        show = functools.partial(
+            gated._before_step, stepping, float(stepping.param_groups[0]["lr"])
+        )
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
         if closure is None:
             show()
@@ -107,7 +109,7 @@ def attach(
     @_not_compiled
     def after(stepping: Optimizer, *_: Any) -> None:
         if not skips:
-            gated.after_step(stepping)
+            gated._after_step(stepping)
 
     handles = (
         optimizer.register_step_pre_hook(before),

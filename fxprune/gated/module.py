@@ -4,9 +4,11 @@ A step of it is a step of an ordinary narrow network. Between steps `advance` ex
 channels that leave the selection for those that enter it.
 """
 
+import functools
 import itertools
+import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 import torch
@@ -21,11 +23,12 @@ from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
 from fxprune.gated import ddp, display
+from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.nodes import seen, taps, to_gated
 from fxprune.gated.optimizers import Rounds
-from fxprune.gated.residents import Holdings
+from fxprune.gated.residents import Residents
 from fxprune.gated.selector import Chooser, Settings
-from fxprune.gated.state import Snapshot
+from fxprune.gated.state import Snapshot, from_bytes, to_bytes
 from fxprune.tracing.module import TracedModule, modules_of
 
 __all__ = ["GatedModule", "Settings"]
@@ -42,9 +45,9 @@ def _lasting(method: _Method) -> _Method:
 class GatedModule(TracedModule):
     """A network in which only the chosen channels exist.
 
-    In training mode it executes the selection that the policy explores; `eval()` changes to the
-    selection that export would take now, and `train()` back. Without `fxprune.attach` it stays
-    on its first selection.
+    Its parameters hold the selection that the policy explores, in any mode. A forward in training
+    mode executes that; one in evaluation mode executes the selection that export would take now,
+    on tensors gathered for it. Without `fxprune.attach` it stays on its first selection.
 
     Attributes:
         channels: the channel dependency graph.
@@ -65,6 +68,7 @@ class GatedModule(TracedModule):
     ) -> None:
         """Takes `dense` over: its modules become gated; the bank has copies of its tensors."""
         self._made = False
+        self._evaluation = Evaluation()
         super().__init__(dense, *dense.both_graphs, origin=dense.origin)
         self.channels, self.settings = channels, settings
         self.cost = CostModel(channels.macs_terms, channels.params_terms, channels.layout.sizes)
@@ -72,12 +76,13 @@ class GatedModule(TracedModule):
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self._followers: weakref.WeakSet[GatedModule] = weakref.WeakSet()
         self.attached = Rounds()
-        self._lead: tuple[GatedModule, Chosen | None] | None = None
+        self._lead: weakref.ref[GatedModule] | None = None
+        self._known: Chosen | None = None  # what the leader executed when it was followed last
         self._loaded_at: Chosen | None = None  # what the leader executed then, for a follower
         self.copied_from: weakref.ref[GatedModule] | None = None
         self._settled: Chosen | None = None
-        self._holdings = Holdings(self, channels)
-        self.bank = self._holdings.bank
+        self._residents = Residents(self, channels)
+        self.bank = self._residents.bank
         for path, module in modules_of(self).items():
             name = f"{path}.weight" if path else "weight"
             if name in channels.axes:
@@ -85,30 +90,29 @@ class GatedModule(TracedModule):
         layout = channels.layout
         whole = Chosen(torch.arange(layout.total).to(self._device()), layout.sizes)
         with torch.no_grad():
-            prior = self._holdings.meter(whole).magnitude(self._holdings.tensors())
+            prior = self._residents.meter(whole).magnitude(self._residents.tensors())
         self._chooser = Chooser(settings, layout, self.cost, prior)
         first = self._chooser.first()
-        self._holdings.load(first)
+        self._residents.load(first)
         resize(self, channels, first.widths)
         self._made = True
         self.recompile()
-        self._chosen = self._trained = first
+        self._selection = first
         self._known_widths: Widths = ()
-        if not self.training:
-            self._show(self.best())
         self._announce()
+        self._mode_was_set()
 
     # --- what a user asks -----------------------------------------------------------------
 
     @property
     def widths(self) -> Widths:
-        """The widths that execute now, one per channel group."""
-        return self._chosen.widths
+        """The widths that a forward executes now, one per channel group."""
+        return self._shown().widths
 
     @property
     def executing(self) -> Tensor:
-        """The selection that executes now: int64 [K], channel numbers in slot order."""
-        return self._chosen.channels
+        """The selection that a forward executes now: int64 [K], channel numbers in slot order."""
+        return self._shown().channels
 
     @property
     def steps(self) -> int:
@@ -131,7 +135,7 @@ class GatedModule(TracedModule):
         places = self.bank.places(best.channels, best.widths)
         return {
             name: {dim: line.cpu() for dim, line in self.bank.of(name, places).items()}
-            for name, tensor in self._holdings.tensors().items()
+            for name, tensor in self._residents.tensors().items()
             if isinstance(tensor, nn.Parameter)
         }
 
@@ -149,7 +153,7 @@ class GatedModule(TracedModule):
         They are the tensors themselves, not copies.
         """
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        return {**own, **self._holdings.store(self._chosen)}
+        return {**own, **self._residents.store(self._selection)}
 
     @_lasting
     def best(self) -> Chosen:
@@ -157,7 +161,7 @@ class GatedModule(TracedModule):
         self._catch_up()
         if self._settled is not None:
             return self._settled
-        return self._chooser.best(self._trained, self._chosen)
+        return self._chooser.best(self._selection)
 
     @_lasting
     def settle(self, chosen: Chosen | None = None) -> None:
@@ -168,12 +172,13 @@ class GatedModule(TracedModule):
         """
         chosen = self.best() if chosen is None else chosen
         self.select(chosen)
-        self._exchange_states(chosen)  # in evaluation mode as well: train() goes on with it
         self._settled = chosen
+        self._evaluation.stale = True
 
     def unsettle(self) -> None:
         """Lets the policy choose again."""
         self._settled = None
+        self._evaluation.stale = True
 
     @property
     def settled(self) -> bool:
@@ -194,14 +199,14 @@ class GatedModule(TracedModule):
         """
         chosen = self._at(share)
         if chosen is not None:
-            self._holdings.gradients.drop()
+            self._residents.gradients.drop()
             self._select(chosen)
 
     def _at(self, share: float) -> Chosen | None:
         """The selection at another share; None where it stays."""
         if self.settled or not self.training:
             return None
-        return self._chooser.spend(share, self._trained, self._chosen)
+        return self._chooser.spend(share, self._selection)
 
     # --- what happens around an optimiser step --------------------------------------------
 
@@ -217,9 +222,9 @@ class GatedModule(TracedModule):
         Raises:
             GateError: a gated layer was replaced.
         """
-        self._holdings.look_again(self._chosen)
+        self._residents.refind(self._selection)
         self.attached.add(optimizer, pace)
-        self._holdings.track(optimizer, self.attached)
+        self._residents.track(optimizer, self.attached)
 
     def join(self, wrapper: DistributedDataParallel) -> None:
         """Becomes one of the equal replicas of a data-parallel wrapper, which is being made.
@@ -235,11 +240,9 @@ class GatedModule(TracedModule):
 
         For an average of the other's parameters; see `fxprune.follow`, which is what to call.
         """
-        self._lead = (leader, None)
+        self._lead = weakref.ref(leader)
         leader._followers.add(self)
         self._catch_up()
-        self.register_forward_pre_hook(_show_best)
-        self.register_forward_hook(_show_leaders, always_call=True)
 
     @property
     def follows(self) -> bool:
@@ -249,18 +252,18 @@ class GatedModule(TracedModule):
     @_lasting
     def _catch_up(self) -> None:
         """Takes the selection of the network that it follows, if it follows one."""
-        if self._lead is None or self._loaded_at is self._lead[0]._chosen:
+        leader = None if self._lead is None else self._lead()
+        if leader is None or self._loaded_at is leader._selection:
             return
-        leader, known = self._lead
         device = self._device()
-        self._trained = leader._trained.to(device)
         self._settled = None if leader._settled is None else leader._settled.to(device)
         self._chooser.take_over(leader._chooser, device)
-        if known is not leader._chosen:
-            self._lead = (leader, leader._chosen)
-            self._show(leader._chosen.to(device))
+        self._evaluation.stale = True
+        if self._known is not leader._selection:
+            self._exchange(leader._selection.to(device))
+            self._known = leader._selection
 
-    def before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
         """To be called before a step of an attached optimiser, at a learning rate.
 
         Where several are attached, the first of each round shows the gradients to the policy.
@@ -269,13 +272,16 @@ class GatedModule(TracedModule):
             self._chooser.note_rate(rate)
             self.observe()
         elif optimizer in self.attached:
-            self._holdings.gradients.check()
+            self._residents.gradients.check()
 
-    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """To be called after it. The last of a round exchanges the channels."""
         if not self.attached.ends(optimizer):
             return
-        self._holdings.gradients.used()
+        self._residents.gradients.used()
+        if not self.training:  # trained in evaluation mode: go on with what is shown
+            self._select(self.best())
+            return
         for pace in self.attached.paces:
             chosen = self._at(pace.share(self.steps))
             if chosen is not None:
@@ -289,23 +295,22 @@ class GatedModule(TracedModule):
         Raises:
             GateError: the gradients are of channels that do not execute.
         """
-        self._holdings.gradients.check()
-        self._holdings.begin(self.attached)
-        if self._trained is not self._chosen:  # trained in eval mode: go on with that selection
-            self._exchange_states(self._chosen)
+        self._residents.gradients.check()
+        self._residents.begin(self.attached)
         self._chooser.steps += 1
+        self._evaluation.stale = True
         for follower in self._followers:  # what was loaded into one alone holds no longer
             follower._loaded_at = None
             follower._catch_up()
         if self._settled is None:
-            self._chooser.observe(self.executing, self._saliency())
+            self._chooser.observe(self._selection.channels, self._saliency())
         else:
             seen(self)  # or it would add up until the policy chooses again
 
     def advance(self) -> None:
         """Takes the next selection if one is due. Call it after the optimiser's step."""
         if self._settled is None and self.training:
-            chosen = self._chooser.following(self._trained, self._chosen)
+            chosen = self._chooser.following(self._selection)
             if chosen is not None:
                 self._select(chosen)
 
@@ -317,43 +322,65 @@ class GatedModule(TracedModule):
             GateError: the selection does not fit the groups and its widths.
         """
         self._chooser.check(chosen)
-        if chosen is not self._chosen:
-            self._holdings.gradients.drop()
+        if chosen is not self._selection:
+            self._residents.gradients.drop()
         self._select(chosen)
 
     # --- modes, copies, devices -------------------------------------------------------------
 
+    @property
+    def training(self) -> bool:
+        """Whether it is in training mode; however that is set, the next forward follows it."""
+        mode: bool = self.__dict__["_training"]
+        return mode
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.__dict__["_training"] = mode
+        if self.__dict__.get("_made", False):
+            self._mode_was_set()
+
     @_lasting
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode; evaluation runs the export selection, training the explored one."""
-        changes = mode != self.training
-        if changes and self._lead is None:
-            self._holdings.look_again(self._chosen)
-        super().train(mode)
-        if changes and self._lead is None:
-            gradients = self._holdings.gradients
-            chosen = self._trained if mode else self.best()
-            if chosen is not self._chosen:
-                with gradients.back() if mode else gradients.aside():
-                    self._show(chosen)
-        self._announce()
-        return self
+    def _mode_was_set(self) -> None:
+        self._evaluation.restore()
+        self._show_graph()
+        self._residents.refind(self._selection)
+        self._evaluation.stale = True
+        if not self.training:
+            self._prepare()
+
+    def _shown(self) -> Chosen:
+        """The selection that a forward executes now."""
+        if self.training or self.follows:
+            return self._selection
+        if self._evaluation.stale or self._evaluation.shown is None:
+            return self.best()
+        return self._evaluation.shown
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_lasting
+    def _prepare(self) -> None:
+        """Makes ready to evaluate."""
+        shown = self.best()
+        self._evaluation.prepare(
+            self, self.channels, self._residents, self._selection, shown, self.settled
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
-        own = ("_holdings", "_wrappers", "_followers", "_lead")
+        own = ("_residents", "_wrappers", "_followers", "_lead", "_evaluation", "_known")
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
             twin = super().__deepcopy__(memo)
         finally:
             self.__dict__.update(kept)
-        twin._holdings = Holdings(twin, twin.channels, twin.bank)
+        twin._residents = Residents(twin, twin.channels, twin.bank)
         for name in ("_wrappers", "_followers"):
             setattr(twin, name, weakref.WeakSet())
-        twin._lead, twin.copied_from = None, weakref.ref(self)
-        if self.follows and not twin.training:
-            twin._show(twin.best())
+        twin._lead, twin._known, twin.copied_from = None, None, weakref.ref(self)
+        twin._evaluation = Evaluation()
+        twin._mode_was_set()
         return twin
 
     def __repr__(self) -> str:
@@ -380,20 +407,25 @@ class GatedModule(TracedModule):
 
     def recompile(self) -> Any:
         """Makes the code of the graph; not before its sizes are those of the first selection."""
-        return super().recompile() if self._made else None
+        if not self._made:
+            return None
+        code = super().recompile()
+        cls: Any = type(self)
+        cls.forward = _by_mode(cls.forward)
+        return code
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        with self._holdings.gradients.moving(fn):
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.bank.apply(fn)
-        self._holdings.look_again(self._chosen)
+        self._residents.refind(self._selection)
         device = self._device()
         self._chooser.take_over(self._chooser, device)
-        same = self._trained is self._chosen
-        self._chosen = self._chosen.to(device)
-        self._trained = self._chosen if same else self._trained.to(device)
+        self._selection = self._selection.to(device)
         self._settled = None if self._settled is None else self._settled.to(device)
         self._fit_taps()
+        self._evaluation.stale = True
+        if not self.training:
+            self._prepare()
         return self
 
     # --- saving -----------------------------------------------------------------------------
@@ -408,7 +440,7 @@ class GatedModule(TracedModule):
             dense=self.dense_tensors(),
             policy=self._chooser.state,
             states=self.bank.states,
-            trained=self._trained,
+            trained=self._selection,
             settled=self._settled,
             steps=self._chooser.steps,
             peak_rate=self._chooser.peak_rate,
@@ -429,90 +461,89 @@ class GatedModule(TracedModule):
         chooser.check(saved.trained)
         if saved.settled is not None:
             chooser.check(saved.settled)
-        moments = self._holdings.states(self._trained.widths, stepped=True)
-        follow = exchange.taken(moments, self.bank, self._trained, saved.trained)
+        moments = self._residents.states(self._selection.widths, stepped=True)
+        follow = exchange.taken(moments, self.bank, self._selection, saved.trained)
         for name, tensor in dense.items():
             tensor.copy_(saved.dense[name])
         self.bank.forget_states()  # those of another time that the saved one did not have yet
         for name, states in saved.states.items():
             for key, tensor in states.items():
                 self.bank.state(name, key, tensor).copy_(tensor)
-        self._holdings.load(saved.trained)
+        self._residents.load(saved.trained)
         resize(self, self.channels, saved.trained.widths)
         self.recompile()
         for install, tensor in follow:
             install(tensor)
-        self._chosen = self._trained = saved.trained
+        self._selection = saved.trained
         self._settled = saved.settled
         chooser.state |= saved.policy
         chooser.steps, chooser.peak_rate = saved.steps, saved.peak_rate
         chooser.share = self.settings.budget.value if saved.share is None else saved.share
-        if self._lead is not None:
-            self._loaded_at = self._lead[0]._chosen
-            self._lead = (self._lead[0], None)
-        if not self.training:
-            self._show(self.best())
+        leader = None if self._lead is None else self._lead()
+        if leader is not None:
+            self._loaded_at, self._known = leader._selection, None
+        self._evaluation.stale = True
         self._announce()
+        if not self.training:
+            self._prepare()
 
-    def get_extra_state(self) -> dict[str, Tensor]:
-        """Makes `state_dict()` complete: the bank, the policy's state and the selection."""
-        return self.training_state()
+    def get_extra_state(self) -> Tensor:
+        """Makes `state_dict()` complete: the bank, the policy's state and the selection, as bytes.
 
-    def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Makes `load_state_dict()` complete; see `get_extra_state`."""
-        self.restore(state)
+        Returns:
+            uint8 [bytes]; see `fxprune.gated.state.to_bytes`.
+        """
+        return to_bytes(self.training_state())
+
+    def set_extra_state(self, state: Tensor | Mapping[str, Tensor]) -> None:
+        """Does nothing: what `get_extra_state` returned was loaded before the parameters."""
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Takes up the saved widths first, in which the parameters are saved."""
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            self.restore(state if isinstance(state, Mapping) else from_bytes(state))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # --- inside -----------------------------------------------------------------------------
 
     def _select(self, chosen: Chosen) -> None:
-        if self.training:
-            self._holdings.drop_strays(self._trained.widths, chosen.widths)
-            tensors = self._holdings.tensors().values()
-            buffers = [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
-            for wrapper in self._wrappers:
-                ddp.share_buffers(buffers, wrapper)
+        if chosen is self._selection:
+            return
+        self._residents.reset_unmovable_state(self._selection.widths, chosen.widths)
+        tensors = self._residents.tensors().values()
+        buffers = [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
+        for wrapper in self._wrappers:
+            ddp.share_buffers(buffers, wrapper)
+        self._exchange(chosen)
         if not self.training:
-            self._show(chosen)
-        elif self._trained is self._chosen:  # the usual case: all travels at once
-            self._show(chosen, self._holdings.states(self._trained.widths))
-            self._trained = chosen
-        else:
-            self._exchange_states(chosen)
-            self._show(chosen)
+            self._prepare()
 
     @_lasting
-    def _show(self, chosen: Chosen, others: Iterable[exchange.Item] = ()) -> None:
-        """Makes a selection the one that executes; the optimiser's state stays where it is.
-
-        `others` travel with the parameters.
-        """
+    def _exchange(self, chosen: Chosen) -> None:
+        """Parameters, buffers and the optimisers' state become those of another selection."""
         torch.clear_autocast_cache()  # of casts of what leaves
-        old = self._chosen
-        items = itertools.chain(others, self._holdings.parameters())
+        old = self._selection
+        items = itertools.chain(self._residents.states(old.widths), self._residents.parameters())
         exchange.exchange(items, self.bank, old, chosen)
         if chosen.widths != old.widths:
             resize(self, self.channels, chosen.widths)
             self.recompile()
-        self._chosen = chosen
+        self._selection = chosen
+        self._evaluation.stale = True
         self._announce()
 
-    def _exchange_states(self, chosen: Chosen) -> None:
-        states = self._holdings.states(self._trained.widths)
-        exchange.exchange(states, self.bank, self._trained, chosen)
-        self._trained = chosen
-
     def _announce(self) -> None:
-        """Averages take up the selection, autograd and data-parallel wrappers its widths.
-
-        Not widths that only evaluate, where there are wrappers: one rank may validate alone.
-        """
+        """Averages take up the selection, autograd and data-parallel wrappers its widths."""
         for follower in self._followers:
             follower._catch_up()
-        if self._known_widths == self.widths or (self._wrappers and not self.training):
+        if self._known_widths == self._selection.widths:
             return
-        self._known_widths = self.widths
+        self._known_widths = self._selection.widths
         self._fit_taps()
-        self._holdings.renew()
+        self._residents.renew()
         for wrapper in self._wrappers:
             ddp.rebuild_reducer(wrapper)
 
@@ -526,8 +557,8 @@ class GatedModule(TracedModule):
 
     def _saliency(self) -> Tensor:
         """What the policy observes of this step, on all ranks alike: float32 [K]."""
-        observes, tensors = self.settings.policy.observes, self._holdings.tensors()
-        meter = self._holdings.meter(self._chosen)
+        observes, tensors = self.settings.policy.observes, self._residents.tensors()
+        meter = self._residents.meter(self._selection)
         saliency = meter.measure(observes, tensors, lambda: seen(self))
         if observes == "sample":  # each rank has seen its own; gradients are equal already
             for wrapper in self._wrappers:
@@ -535,20 +566,24 @@ class GatedModule(TracedModule):
         return saliency
 
     def _fit_taps(self) -> None:
-        tensors = self._holdings.tensors()
+        tensors = self._residents.tensors()
         for number, tap in taps(self).items():
             name, dim = self.channels.gates[number].parameters[0]
             tap.fit(tensors[name].shape[dim], tensors[name].device)
 
 
-def _show_best(module: nn.Module, *_: Any) -> None:
-    """Before the forward of an average; a copy of it has the hook too, and is none."""
-    if isinstance(module, GatedModule) and module._lead is not None:
-        module._show(module.best())
-        module._lead = (module._lead[0], None)
+def _by_mode(code: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that runs the given code for training, and otherwise what evaluation runs."""
 
+    def forward(self: GatedModule, *args: Any, **kwargs: Any) -> Any:
+        if self.training and self._lead is None:
+            return code(self, *args, **kwargs)
+        if self._evaluation.stale:
+            self._prepare()
+        return self._evaluation.run(self, self._residents, *args, **kwargs)
 
-def _show_leaders(module: nn.Module, *_: Any) -> None:
-    """After it."""
-    if isinstance(module, GatedModule):
-        module._catch_up()
+    # torch.compile counts how often it compiled a code object, and gives up after some times
+    own = types.FunctionType(
+        forward.__code__.replace(), globals(), code.__name__, None, forward.__closure__
+    )
+    return functools.update_wrapper(own, code)

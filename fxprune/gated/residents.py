@@ -1,8 +1,6 @@
-"""Holdings: a network's residents, its bank, and the optimisers' state, which change places.
+"""A network's residents, its bank, and the optimisers' state, which change places together.
 
-Optimisers are held weakly. Their state lies in the order of the selection for which it was last
-exchanged, whose widths are asked for here: not always that of the parameters, since evaluation
-leaves it alone.
+Optimisers are held weakly.
 """
 
 import weakref
@@ -43,7 +41,7 @@ class _Tracked:
     handle: RemovableHandle | None = None
 
 
-class Holdings:
+class Residents:
     """What a gated network holds.
 
     Attributes:
@@ -151,7 +149,7 @@ class Holdings:
         for home in self._homes.values():
             home.renew()
 
-    def look_again(self, at: Chosen) -> None:
+    def refind(self, at: Chosen) -> None:
         """Finds the residents again, after layers of the network may have been replaced.
 
         Raises:
@@ -194,7 +192,7 @@ class Holdings:
             kept.append(tracked)
         self._tracked = kept
 
-    def drop_strays(self, widths: Widths, new: Widths) -> None:
+    def reset_unmovable_state(self, widths: Widths, new: Widths) -> None:
         """Tells of state that cannot follow; at new widths the optimiser has to begin it anew."""
         for tracked, optimizer in self._optimizers():
             if not optimizer.state or (tracked.told and widths == new):

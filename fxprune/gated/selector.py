@@ -115,12 +115,11 @@ class Chooser:
         """Shows the saliencies, float32 [K], of the channels that executed, int64 [K]."""
         self._settings.policy.observe(self.state, self._layout, executing, saliency)
 
-    def following(self, trained: Chosen, executing: Chosen) -> Chosen | None:
+    def following(self, trained: Chosen) -> Chosen | None:
         """The selection after the step just taken; None while it stays.
 
         Args:
-            trained: the selection of training mode.
-            executing: the one that executes, whose channels keep their slots.
+            trained: the selection at hand; channels that stay keep their slots.
         """
         reallocate, widths = self._settings.reallocate, trained.widths
         since = self.steps - self._settings.policy.warmup
@@ -130,15 +129,14 @@ class Chooser:
             widths = self._allocated(self.share, explore=True)
         if widths == trained.widths and self.steps % self._settings.every > 0:
             return None
-        return self._aligned(self._top(widths, explore=True), widths, executing)
+        return self._aligned(self._top(widths, explore=True), widths, trained)
 
-    def spend(self, share: float, trained: Chosen, executing: Chosen) -> Chosen | None:
+    def spend(self, share: float, trained: Chosen) -> Chosen | None:
         """The selection at another share; None while it stays.
 
         Args:
             share: of the dense network, counted as the budget counts.
             trained: as for `following`.
-            executing: likewise.
 
         Raises:
             BudgetError: the share is below the budget's, or above 1.
@@ -158,18 +156,20 @@ class Chooser:
         widths = self._allocated(share, explore=True)
         if widths == trained.widths:
             return None
-        return self._aligned(self._top(widths, explore=True), widths, executing)
+        return self._aligned(self._top(widths, explore=True), widths, trained)
 
-    def best(self, trained: Chosen, executing: Chosen) -> Chosen:
+    def best(self, trained: Chosen) -> Chosen:
         """The selection that export would take: the whole budget, and no exploration.
 
-        Before the first step that is the one of training mode, if its widths are the budget's.
-        Arguments are those of `following`.
+        Before the first step that is the one of training, if its widths are the budget's.
+
+        Args:
+            trained: as for `following`.
         """
         if self.steps == 0 and trained.widths == self._uniform:
             return trained
         widths = self._allocated(self._settings.budget.value, explore=False)
-        return self._aligned(self._top(widths, explore=False), widths, executing)
+        return self._aligned(self._top(widths, explore=False), widths, trained)
 
     def take_over(self, other: "Chooser", device: torch.device) -> None:
         """Knows what another one knows, on a device."""
@@ -191,8 +191,8 @@ class Chooser:
             return self._uniform
         return uniform_widths(budget, layout, self._cost)
 
-    def _aligned(self, channels: Tensor, widths: Widths, executing: Chosen) -> Chosen:
+    def _aligned(self, channels: Tensor, widths: Widths, trained: Chosen) -> Chosen:
         """Channels that stay keep their slots, so that only the others have to move."""
-        if widths == executing.widths:
-            channels = keep_slots(executing.channels, channels, self._layout, widths)
+        if widths == trained.widths:
+            channels = keep_slots(trained.channels, channels, self._layout, widths)
         return Chosen(channels, widths)

@@ -1,13 +1,15 @@
 """Snapshots: the state of a training as named tensors, and back.
 
-The names are those on disk and in `state_dict()`'s extra state: `dense/NAME`, `policy/NAME`,
-`state/KEY/NAME` for what an optimiser keeps of resting channels, `trained/…` and `settled/…` for
-the selections, `steps`, `peak_rate`, `share`, and `settings`, a text as its bytes.
+The names are those on disk and in the bytes of `state_dict()`'s extra state: `dense/NAME`,
+`policy/NAME`, `state/KEY/NAME` for what an optimiser keeps of resting channels, `trained/…` and
+`settled/…` for the selections, `steps`, `peak_rate`, `share`, and `settings`, a text as its bytes.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -107,6 +109,44 @@ class Snapshot:
             share=float(named["share"]) if "share" in named else None,
             settings=settings,
         )
+
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+def to_bytes(state: Tensors) -> Tensor:
+    """Packs named tensors into a single one, which savers take that know tensors only.
+
+    Args:
+        state: tensors by name, on any devices.
+
+    Returns:
+        uint8 [bytes], on the CPU: a SHA-256 digest, and a safetensors file.
+    """
+    data = safetensors.torch.save({name: t.cpu().contiguous() for name, t in state.items()})
+    return torch.frombuffer(bytearray(hashlib.sha256(data).digest() + data), dtype=torch.uint8)
+
+
+def from_bytes(packed: Tensor) -> dict[str, Tensor]:
+    """Unpacks what `to_bytes` packed.
+
+    Args:
+        packed: what it returned, on any device; as whole numbers of another dtype it will do.
+
+    Raises:
+        RunError: the bytes are others by now, as those of an average of state dicts.
+    """
+    content = packed.cpu().to(torch.uint8).numpy().tobytes()
+    digest, data = content[:_DIGEST], content[_DIGEST:]
+    if hashlib.sha256(data).digest() != digest:
+        raise RunError(
+            "the `_extra_state` of a gated network was changed since it was saved",
+            why="it holds the resting channels and the policy as bytes, which cannot be averaged, "
+            "scaled or cast",
+            do="average the network while it trains (fxprune.follow), or average "
+            "dense_state_dict() of several networks",
+        )
+    return safetensors.torch.load(data)
 
 
 def _chosen(named: Tensors, kind: str, device: torch.device) -> Chosen | None:

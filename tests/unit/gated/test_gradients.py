@@ -82,15 +82,11 @@ def _select(gated: GatedModule) -> None:
     gated.select(gated.best())
 
 
-def _evaluate(gated: GatedModule) -> None:
-    gated.eval()
-
-
 def _spend(gated: GatedModule) -> None:
     gated.spend(0.9 if gated.widths == gated.best().widths else 0.5)
 
 
-@pytest.mark.parametrize("change", [_settle, _select, _evaluate, _spend])
+@pytest.mark.parametrize("change", [_settle, _select, _spend])
 @pytest.mark.parametrize("schedule", [False, True])
 def test_gradients_of_other_channels_are_not_applied(
     schedule: bool, change: Callable[[GatedModule], None]
@@ -103,6 +99,20 @@ def test_gradients_of_other_channels_are_not_applied(
         optimizer.step()
     assert all(torch.equal(gated.state_dict()[name], tensor) for name, tensor in before.items())
     train_step(gated.train(), optimizer, NET, 4)  # and it goes on
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_a_step_in_evaluation_mode_applies_the_gradients(schedule: bool) -> None:
+    """They are of the channels that the parameters hold, which an evaluation does not change."""
+    (plain, optimizer), (looked, other) = pair(schedule)
+    for gated in (plain, looked):
+        loss_of(gated, NET, 3).backward()
+    looked.eval()
+    looked(*NET.inputs())
+    for one in (optimizer, other):
+        one.step()
+    one, two = plain.dense_state_dict(), looked.dense_state_dict()
+    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_training_in_evaluation_mode_goes_on() -> None:

@@ -1,0 +1,169 @@
+"""Views: the compact tensors of another selection, gathered for one forward; nothing moves.
+
+An element of a view comes from the resident where all its channels execute, and from the bank
+where one of them rests. What comes from a resident keeps its connection to it, so that a backward
+through a view gives the resident its gradient.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxprune.bank.bank import LARGE, Bank, Places
+from fxprune.bank.exchange import Chosen
+from fxprune.bank.packed import Pack, Seat, in_cells
+from fxprune.channels.records import compact_shape
+
+Shape = tuple[int, ...]
+
+
+class View:
+    """The tensors of one selection, as the residents of another and the bank have them.
+
+    It is made for the bank and the two selections at hand, and has to be made anew when one of
+    them changes. Values are read when it is called.
+    """
+
+    def __init__(self, bank: Bank, residents: Chosen, shown: Chosen) -> None:
+        """Works out where each element comes from.
+
+        Args:
+            bank: where channels rest.
+            residents: the selection of the residents.
+            shown: the selection to show.
+        """
+        device = shown.channels.device
+        slots = [bank.slots(each.widths, device) for each in (residents, shown)]
+        lines = [s.line(each.channels) for s, each in zip(slots, (residents, shown))]
+        shapes = {n: compact_shape(n, bank.channels, shown.widths) for n in bank.dense}
+        small = [n for n in bank.packs if bank.dense[n].numel() < LARGE]
+        parameters = {term.name for term in bank.channels.params_terms}
+        groups: dict[tuple[Pack, bool], list[str]] = {}  # a norm writes to buffers
+        for name in small:
+            groups.setdefault((bank.packs[name], name in parameters), []).append(name)
+        self._parts: list[_Cells | _Lines] = []
+        for (pack, _), names in groups.items():
+            index = []
+            for each, line, own in zip((residents, shown), lines, slots):
+                tables = pack.tables(each.widths, own.spans, device)
+                index.append(pack.part(tables.index(line), tables, names))
+            flat = bank.flat(pack, None, bank.dense[names[0]])
+            seats = [pack.seats[name] for name in names]
+            self._parts.append(_Cells.of(names, seats, shapes, flat, *index))
+        places = [s.places(line) for s, line in zip(slots, lines)]
+        for name in bank.dense.keys() - {*small}:
+            before, after = (bank.of(name, each) for each in places)
+            self._parts.append(_Lines.of(name, bank.dense[name], before, after))
+
+    def __call__(self, residents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gathers the tensors by name, each one of its own.
+
+        Args:
+            residents: the compact tensors by name, of the selection that was given for them.
+        """
+        pairs = (pair for part in self._parts for pair in part.gather(residents))
+        return {n: t if residents[n].requires_grad else t.detach() for n, t in pairs}
+
+
+class _Cells(NamedTuple):
+    """Tensors of a pack, whose cells are looked up one by one.
+
+    Attributes:
+        names: of the tensors.
+        seats: how each lies in memory.
+        shapes: of the shown tensors, dimensions from the outermost to the innermost.
+        flat: the pack's storage.
+        resting: int64 [cells], the dense cell of each cell shown.
+        source: int64 [cells], the resident cell that has it, if it executes.
+        executes: bool [cells, 1], or [cells] for cells of one number.
+    """
+
+    names: Sequence[str]
+    seats: Sequence[Seat]
+    shapes: Sequence[Shape]
+    flat: Tensor
+    resting: Tensor
+    source: Tensor
+    executes: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        seats: Sequence[Seat],
+        shapes: Mapping[str, Shape],
+        flat: Tensor,
+        before: Tensor,
+        after: Tensor,
+    ) -> "_Cells":
+        """From the dense cells that the residents hold, and those to show."""
+        source = before.new_zeros(len(flat))
+        executes = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+        source[before] = torch.arange(len(before), device=flat.device)
+        executes[before] = True
+        shown = executes[after] if seats[0].cell == 1 else executes[after].unsqueeze(1)
+        lying = [tuple(shapes[n][d] for d in s.order) for n, s in zip(names, seats, strict=True)]
+        cells = in_cells(flat, seats[0].cell)
+        return cls(names, seats, lying, cells, after, source[after], shown)
+
+    def gather(self, residents: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor with its name."""
+        cell = self.seats[0].cell
+        lying = [s.inside_out(residents[n]) for n, s in zip(self.names, self.seats)]
+        own = torch.cat([in_cells(tensor.contiguous(), cell) for tensor in lying])
+        rests = self.flat.index_select(0, self.resting)
+        shown = torch.where(self.executes, own.index_select(0, self.source), rests)
+        sizes = [torch.Size(shape).numel() // cell for shape in self.shapes]
+        for name, seat, shape, part in zip(
+            self.names, self.seats, self.shapes, shown.split_with_sizes(sizes)
+        ):
+            back = [seat.order.index(dim) for dim in range(len(shape))]
+            yield name, part.view(shape).permute(back)
+
+
+class _Lines(NamedTuple):
+    """A tensor whose positions are looked up along each of its dimensions.
+
+    Attributes:
+        name: of the tensor.
+        dense: its bank.
+        resting: for each gated dimension, int64 [length], the dense position of each one shown.
+        source: likewise, the resident position that has it, if it executes.
+        executes: bool, broadcasts to the shown shape; None where nothing is gated.
+    """
+
+    name: str
+    dense: Tensor
+    resting: Places
+    source: Places
+    executes: Tensor | None
+
+    @classmethod
+    def of(cls, name: str, dense: Tensor, before: Places, after: Places) -> "_Lines":
+        """From the dense positions that the resident holds, and those to show."""
+        source, executes = {}, None
+        for dim, shown in after.items():
+            size, held = dense.shape[dim], before[dim]
+            rank = held.new_zeros(size)
+            rank[held] = torch.arange(len(held), device=held.device)
+            known = torch.zeros(size, dtype=torch.bool, device=held.device)
+            known[held] = True
+            source[dim] = rank[shown]
+            lying = [1] * dense.dim()
+            lying[dim] = len(shown)
+            line = known[shown].view(lying)
+            executes = line if executes is None else executes & line
+        return cls(name, dense, after, source, executes)
+
+    def gather(self, residents: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The tensor with its name."""
+        own, rests = residents[self.name], self.dense
+        if self.executes is None:
+            yield self.name, own.clone()
+            return
+        for dim in self.resting:
+            own = own.index_select(dim, self.source[dim])
+            rests = rests.index_select(dim, self.resting[dim])
+        yield self.name, torch.where(self.executes, own, rests)

@@ -1,0 +1,219 @@
+"""Evaluation: a view of another selection, which a forward sees and nothing else does.
+
+Outside a forward the parameters hold the training selection, in any mode. A forward in evaluation
+mode runs code of its own, whose sizes are those of the selection that export would take, on
+tensors that are gathered for it. They stand in the modules' tables while the forward runs, as
+`torch.func.functional_call` has them.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.bank.bank import put, take
+from fxprune.bank.exchange import Chosen
+from fxprune.bank.view import View
+from fxprune.channels.graph import ChannelGraph, Widths
+from fxprune.channels.resize import resize_parts
+from fxprune.gated.nodes import remove_taps
+from fxprune.gated.residents import Residents
+from fxprune.tracing.module import TracedModule, modules_of
+
+Code = Callable[..., Any]
+
+
+class _Site(NamedTuple):
+    """A table of a module in which a resident stands under a key."""
+
+    module: nn.Module
+    kind: str
+    key: str
+    name: str
+
+    @property
+    def table(self) -> MutableMapping[str, Tensor | None]:
+        """The table."""
+        found: MutableMapping[str, Tensor | None] = getattr(self.module, self.kind)
+        return found
+
+
+class Evaluation:
+    """What the forwards of evaluation run: code, sizes, and where the tensors come from.
+
+    Attributes:
+        shown: the selection that they show; None if there is none yet.
+        stale: whether it may be another's by now.
+    """
+
+    def __init__(self) -> None:
+        self._trained: Chosen | None = None
+        self.shown: Chosen | None = None
+        self.stale = True
+        self._view: View | None = None  # none where the residents are what is shown
+        self._sites: list[_Site] = []
+        self._sizes: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._graphs: dict[bool, fx.Graph] = {}
+        self._codes: dict[bool, Code] = {}
+        self._widths: Widths | None = None
+        self._left: list[tuple[MutableMapping[str, Tensor | None], str, Tensor | None]] = []
+
+    def prepare(
+        self,
+        network: TracedModule,
+        channels: ChannelGraph,
+        residents: Residents,
+        trained: Chosen,
+        shown: Chosen,
+        settled: bool,
+    ) -> None:
+        """Makes ready to show a selection.
+
+        Args:
+            network: the gated network.
+            channels: its channel graph.
+            residents: its residents.
+            trained: the selection of the residents.
+            shown: the selection to show.
+            settled: whether the two stay the same. Otherwise they are treated as two even where
+                they are equal by chance, or torch.compile would need code for both cases.
+        """
+        same = (
+            settled
+            and shown.widths == trained.widths
+            and torch.equal(shown.channels, trained.channels)
+        )
+        self._view = None if same else View(residents.bank, trained, shown)
+        self._sites = [] if same else list(_sites(network, residents.tensors()))
+        self._sizes = []
+        if shown.widths != trained.widths:
+            self._sizes = list(_sizes(network, channels, shown.widths))
+        self._compile(network, channels, shown.widths)
+        self._trained, self.shown, self.stale = trained, shown, False
+
+    def run(self, network: nn.Module, residents: Residents, *args: Any, **kwargs: Any) -> Any:
+        """The forward of what is shown."""
+        code = self._codes[network.training]
+        if self._view is None:
+            return code(network, *args, **kwargs)
+        tensors = self._view(residents.tensors())
+        with self._standing_in(tensors):
+            result = code(network, *args, **kwargs)
+        written = {
+            site.name: tensors[site.name]
+            for site in self._sites
+            if site.kind == "_buffers" and _is_written(site.module, tensors[site.name])
+        }
+        if written:
+            self._keep(residents, written)
+        return result
+
+    def restore(self) -> None:
+        """Puts the residents back that an interrupted forward has left out."""
+        for table, key, own in self._left:
+            table[key] = own
+        self._left = []
+
+    @contextmanager
+    def _standing_in(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        own = [(site.table, site.key, site.table[site.key]) for site in self._sites]
+        sizes = [(m, {k: getattr(m, k) for k in sizes}) for m, sizes in self._sizes]
+        self._left = own
+        try:
+            for site in self._sites:
+                site.table[site.key] = tensors[site.name]
+            _set_sizes(self._sizes)
+            yield
+        finally:
+            for table, key, tensor in own:
+                table[key] = tensor
+            _set_sizes(sizes)
+            self._left = []
+
+    @torch.no_grad()
+    def _keep(self, residents: Residents, written: Mapping[str, Tensor]) -> None:
+        """Statistics that a forward has measured become those of the channels shown."""
+        bank, trained = residents.bank, self._trained
+        assert self.shown is not None
+        assert trained is not None
+        before = bank.places(trained.channels, trained.widths)
+        after = bank.places(self.shown.channels, self.shown.widths)
+        own = residents.tensors()
+        for name, value in written.items():
+            put(bank.dense[name], bank.of(name, before), own[name])
+            put(bank.dense[name], bank.of(name, after), value)
+            own[name].copy_(take(bank.dense[name], bank.of(name, before)))
+
+    def _compile(self, network: TracedModule, channels: ChannelGraph, widths: Widths) -> None:
+        """Makes the code of both modes at some widths."""
+        if self._widths == widths:
+            return
+        train, evaluation = network.both_graphs
+        if not self._graphs:
+            copied = _untapped(evaluation)
+            self._graphs = {
+                False: copied,
+                True: copied if train is evaluation else _untapped(train),
+            }
+        graphs = {id(graph): graph for graph in self._graphs.values()}
+        nodes = (node for graph in graphs.values() for node in graph.nodes)
+        resize_parts(network, (), nodes, channels, widths)
+        codes = {key: _code(network, graph) for key, graph in graphs.items()}
+        self._codes = {mode: codes[id(graph)] for mode, graph in self._graphs.items()}
+        self._widths = widths
+
+
+def _untapped(graph: fx.Graph) -> fx.Graph:
+    twin = copy.deepcopy(graph)
+    remove_taps(twin)
+    return twin
+
+
+def _code(network: nn.Module, graph: fx.Graph) -> Code:
+    """The function of a graph, which takes the network as its first argument."""
+    made: Any = type(fx.GraphModule(network, graph, "Evaluation"))
+    forward: Code = made.forward
+    return forward
+
+
+def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Site]:
+    """All places in which residents stand; a tied one stands in several."""
+    names = {id(tensor): name for name, tensor in residents.items()}
+    for child in modules_of(network).values():
+        for kind in ("_parameters", "_buffers"):
+            for key, tensor in child.__dict__[kind].items():
+                if id(tensor) in names:
+                    yield _Site(child, kind, key, names[id(tensor)])
+
+
+def _sizes(
+    network: TracedModule, channels: ChannelGraph, widths: Widths
+) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    """The attributes of modules that are others at some widths; the modules stay as they are."""
+    twins: dict[int, tuple[nn.Module, nn.Module]] = {}
+    for child in modules_of(network).values():
+        twin = object.__new__(type(child))
+        twin.__dict__.update(child.__dict__)
+        twins[id(child)] = child, twin
+    resize_parts(network, (twin for _, twin in twins.values()), (), channels, widths)
+    for child, twin in twins.values():
+        own, new = child.__dict__, twin.__dict__
+        changed = {k: v for k, v in new.items() if v is not own.get(k) and v != own.get(k)}
+        if changed:
+            yield child, changed
+
+
+def _set_sizes(sizes: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    for module, values in sizes:
+        for key, value in values.items():
+            setattr(module, key, value)
+
+
+def _is_written(module: nn.Module, shown: Tensor) -> bool:
+    """Whether a forward may have written to a buffer: a norm in training mode does."""
+    if module.training or torch.compiler.is_compiling() or shown.is_inference():
+        return module.training
+    return shown._version > 0

@@ -1,0 +1,235 @@
+"""Evaluation is a view: whatever a forward shows, parameters, gradients and state stay."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxprune import GatedModule, attach, instrument, shrink
+from tests.support.nets import BY_NAME
+from tests.support.oracle import loss_of
+from tests.unit.gated.test_attach import sgd, train_step
+
+NET = BY_NAME["resnet_projection"]
+POLICIES = ["random", "cucb{c=1}", "utility{warmup=2,reallocate=2}", "balance{reallocate=2}"]
+FALL = {"schedule": "linear{begin=0.2,end=0.9}", "steps": 12}
+
+
+def build(
+    policy: str = "random", schedule: bool = False
+) -> tuple[GatedModule, torch.optim.Optimizer]:
+    gated = instrument(NET.model().train(), NET.inputs(), policy=policy, budget="keep=0.4")
+    optimizer = sgd(gated.parameters())
+    attach(gated, optimizer, **(FALL if schedule else {}))
+    return gated, optimizer
+
+
+def by_method(gated: nn.Module, mode: bool) -> None:
+    gated.train(mode)
+
+
+def by_attribute(gated: nn.Module, mode: bool) -> None:
+    """As Lightning restores modes after a validation."""
+    for module in gated.modules():
+        module.training = mode
+
+
+modes = pytest.mark.parametrize("to", [by_method, by_attribute])
+To = Callable[[nn.Module, bool], None]
+
+
+def bits(gated: GatedModule) -> dict[str, Tensor]:
+    state = {f"own/{name}": p for name, p in gated.named_parameters()}
+    return {name: t.detach().clone() for name, t in (state | gated.training_state()).items()}
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+@modes
+@pytest.mark.parametrize(
+    ("policy", "schedule"), [*((p, False) for p in POLICIES), ("random", True)]
+)
+def test_a_validation_anywhere_changes_nothing(policy: str, schedule: bool, to: To) -> None:
+    """Between forward and backward, backward and step, and in the midst of an accumulation."""
+    looked, plain = build(policy, schedule), build(policy, schedule)
+
+    def look(gated: GatedModule) -> None:
+        to(gated, False)
+        shown = gated(*NET.inputs())
+        torch.testing.assert_close(shown, shrink(gated)(*NET.inputs()))
+        to(gated, True)
+
+    for step in range(6):
+        for (gated, optimizer), looks in ((looked, True), (plain, False)):
+            optimizer.zero_grad()
+            loss = loss_of(gated, NET, step)
+            if looks:
+                look(gated)
+            loss.backward()
+            if looks:
+                look(gated)
+            loss_of(gated, NET, step + 9).backward()
+            optimizer.step()
+            if looks:
+                look(gated)
+        assert looked[0].widths == plain[0].widths
+    assert same(bits(looked[0]), bits(plain[0]))
+
+
+@modes
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_parameters_are_the_training_selections_in_any_mode(policy: str, to: To) -> None:
+    gated, optimizer = build(policy)
+    for step in range(5):
+        train_step(gated, optimizer, NET, step)
+    before = {name: t.clone() for name, t in gated.state_dict().items()}
+    parameters, executing = [*gated.parameters()], gated.executing
+    to(gated, False)
+    assert same(gated.state_dict(), before)
+    gated(*NET.inputs())
+    assert same(gated.state_dict(), before)
+    assert all(one is two for one, two in zip(gated.parameters(), parameters, strict=True))
+    to(gated, True)
+    assert torch.equal(gated.executing, executing)
+
+
+def test_input_gradients_of_an_evaluation_stay_right() -> None:
+    gated, optimizer = build()
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+    (images,) = NET.inputs()
+    wanted, found = (images.clone().requires_grad_() for _ in range(2))
+    shrink(gated).eval()(wanted).square().sum().backward()
+    gated.eval()
+    loss = gated(found).square().sum()
+    gated.train()
+    train_step(gated, optimizer, NET, 4)
+    loss.backward()
+    torch.testing.assert_close(found.grad, wanted.grad)
+
+
+def test_parameters_get_the_gradients_of_an_evaluation() -> None:
+    """Those of the channels that they hold: the others rest."""
+    gated, optimizer = build()
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+    dense = gated.selection()
+    places = gated.bank.places(gated.executing, gated.widths)
+    compact = shrink(gated)
+    for network in (gated.eval(), compact.eval()):
+        network.zero_grad()
+        network(*NET.inputs()).square().sum().backward()
+    wanted = dict(compact.named_parameters())
+    checked = 0
+    for name, parameter in gated.named_parameters():
+        if name not in dense:
+            continue
+        full = torch.zeros(gated.channels.shapes[name], dtype=torch.float64)
+        index = [dense[name].get(d, torch.arange(n)) for d, n in enumerate(full.shape)]
+        full[torch.meshgrid(*index, indexing="ij")] = wanted[name].grad
+        own = gated.bank.of(name, places)
+        index = [own.get(d, torch.arange(n)) for d, n in enumerate(full.shape)]
+        expected = full[torch.meshgrid(*index, indexing="ij")]
+        torch.testing.assert_close(parameter.grad, expected)
+        checked += int(expected.any())
+    assert checked > 1
+
+
+def test_a_norm_that_measures_in_an_evaluation_keeps_what_it_measured() -> None:
+    gated, optimizer = build()
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+    compact = shrink(gated)
+    for network in (gated, compact):
+        network.eval()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train()
+        network(*NET.inputs(8, seed=4))
+    wanted = dict(compact.named_buffers())
+    found = dict(shrink(gated).named_buffers())
+    assert wanted.keys() == found.keys()
+    for name, buffer in wanted.items():
+        torch.testing.assert_close(found[name], buffer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", [by_method, by_attribute])
+@pytest.mark.parametrize("in_training", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_state_dict_is_the_same_in_any_mode(
+    policy: str, schedule: bool, nested: bool, in_training: tuple[bool, bool], saved: To
+) -> None:
+    def made() -> tuple[GatedModule, torch.optim.Optimizer, nn.Module]:
+        gated, optimizer = build(policy, schedule)
+        return gated, optimizer, nn.ModuleDict({"net": gated}) if nested else gated
+
+    gated, optimizer, outer = made()
+    for step in range(4):
+        train_step(gated, optimizer, NET, step)
+    saved(outer, in_training[0])
+    state = copy.deepcopy(outer.state_dict())
+    moments = copy.deepcopy(optimizer.state_dict())
+    saved(outer, True)
+    assert all(isinstance(value, Tensor) for value in state.values())
+
+    again, other, holder = made()
+    saved(holder, in_training[1])
+    holder.load_state_dict(state, strict=True)
+    other.load_state_dict(moments)
+    saved(holder, True)
+    assert same(bits(again), bits(gated))
+    for step in range(4, 8):
+        train_step(gated, optimizer, NET, step)
+        train_step(again, other, NET, step)
+    assert same(bits(again), bits(gated))
+
+
+class RootParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 16, 3)
+        self.scale = nn.Parameter(torch.ones(16, 1, 1))
+        self.b = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu() * self.scale)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_other_widths_load_with_a_parameter_on_the_root(share: float) -> None:
+    def made() -> GatedModule:
+        return instrument(RootParameter(), (torch.zeros(2, 3, 8, 8),), budget="keep=0.5")
+
+    one, two = made(), made()
+    one.spend(share)
+    two.load_state_dict(one.state_dict())
+    assert two.widths == one.widths
+    assert same(bits(one), bits(two))
+
+
+def test_what_is_written_into_a_state_dict_lands() -> None:
+    gated, _ = build()
+    for value in gated.eval().state_dict().values():
+        if value.is_floating_point():
+            value.fill_(0.25)
+    executes = dict(gated.train().named_parameters())
+    assert all((value == 0.25).all() for value in executes.values())
+
+
+def test_files_of_before_still_load() -> None:
+    """Their extra state is a dict of tensors."""
+    gated, optimizer = build("utility{warmup=2,reallocate=2}")
+    for step in range(4):
+        train_step(gated, optimizer, NET, step)
+    state = gated.state_dict()
+    state["_extra_state"] = gated.training_state()
+    again, _ = build("utility{warmup=2,reallocate=2}")
+    again.load_state_dict(state)
+    assert same(bits(again), bits(gated))
