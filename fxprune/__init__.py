@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from fxprune.gated.followers import follow
     from fxprune.gated.module import GatedModule
     from fxprune.runs.gated_file import load, save
+    from fxprune.trainer.prune import Pruned, prune
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ChannelGraph",
     "GatedModule",
+    "Pruned",
     "analyze",
     "attach",
     "export_onnx",
@@ -28,6 +30,7 @@ __all__ = [
     "follow",
     "instrument",
     "load",
+    "prune",
     "save",
     "shrink",
     "zeroed",
@@ -36,6 +39,7 @@ __all__ = [
 _HOMES = {
     "ChannelGraph": "channels.graph",
     "GatedModule": "gated.module",
+    "Pruned": "trainer.prune",
     "analyze": "api",
     "attach": "gated.attach",
     "export_onnx": "export.onnx",
@@ -43,6 +47,7 @@ _HOMES = {
     "follow": "gated.followers",
     "instrument": "api",
     "load": "runs.gated_file",
+    "prune": "trainer.prune",
     "save": "runs.gated_file",
     "shrink": "api",
     "zeroed": "export.reference",

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
@@ -20,6 +20,7 @@ from fxprune.passes import Pass, Program, apply, run_passes
 from fxprune.policies import Policy, parse
 
 if TYPE_CHECKING:
+    from fxprune.export.bench import Target
     from fxprune.export.latency import Choice
 
 
@@ -116,31 +117,45 @@ def instrument(
     return gated
 
 
-def fit_latency(model: nn.Module, example_inputs: tuple[Tensor, ...], budget: Budget) -> "Choice":
-    """Measures in ONNX Runtime, on this machine, which widths meet a latency budget.
+def fit_latency(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    budget: Budget,
+    target: "Target | None" = None,
+    *,
+    remeasure: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> "Choice":
+    """Measures in ONNX Runtime, or by a command of the user's, which widths meet a latency budget.
 
-    It takes some seconds for each of at most 20 networks. What was measured is kept in the
-    user's cache directory.
+    It takes some seconds for each of about six networks, longer where the machine is busy. What
+    was measured without noise is kept in the user's cache directory.
 
     Args:
         model: as for `instrument`.
         example_inputs: likewise.
         budget: a latency budget.
+        target: on what is measured; by default ONNX Runtime on this machine, in a loop.
+        remeasure: forget what is in the cache.
+        progress: told what is measured, and how far it is.
 
     Returns:
         The budget with its widths, and what was measured.
 
     Raises:
-        BudgetError: the narrowest network takes longer.
+        BudgetError: the narrowest network takes longer, or the machine is too busy to tell.
         ExportError: the network cannot be exported.
     """
-    from fxprune.export.latency import Bench, choose  # which brings ONNX Runtime
+    from fxprune.export.bench import Bench, Target  # which brings ONNX Runtime
+    from fxprune.export.latency import choose
 
     whole = Settings(parse("fixed"), Budget("keep", 1.0))
     program = apply("gate", _coupled(model, example_inputs), settings=whole)
     gated = program.module
     assert isinstance(gated, GatedModule)
-    with Bench(program, example_inputs) as bench:
+    with Bench(
+        program, example_inputs, target or Target(), remeasure=remeasure, progress=progress
+    ) as bench:
         return choose(budget, gated.channels.layout, gated.cost, bench)
 
 

@@ -1,6 +1,7 @@
 """Budgets: how much may execute. `fxprune.budget.widths` spends them."""
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass
 from typing import Literal
@@ -10,9 +11,10 @@ from fxprune.errors import BudgetError
 
 Kind = Literal["keep", "macs", "params", "latency"]
 KINDS: tuple[str, ...] = typing.get_args(Kind)
+SPEEDUP = "speedup"  # another way to write a latency
 EXAMPLE = (
     "write keep=…, macs=…, params=… or latency=… with a share of the dense network, such as "
-    "keep=0.5"
+    "keep=0.5, or speedup=2 for latency=0.5"
 )
 
 
@@ -96,7 +98,7 @@ class Budget:
         """Reads `kind=share`, or several with commas; the inverse of `str`.
 
         They may be followed by `,floor=share`, by `,limits=4-16/8-8/…`, and for a latency by
-        `,widths=8/16/…`.
+        `,widths=8/16/…`. `speedup=2` is `latency=0.5`.
 
         Args:
             budget: the text, or a `Budget`, which is taken as it is.
@@ -123,6 +125,8 @@ class Budget:
                 more[key] = value
             elif key in KINDS:
                 shares.append((typing.cast(Kind, key), _number(value, budget)))
+            elif key == SPEEDUP:
+                shares.append(("latency", _latency_of(_number(value, budget))))
             else:
                 raise _unknown(key)
         if not shares:
@@ -219,6 +223,17 @@ def _table(text: str, columns: int, budget: str) -> list[tuple[int, ...]]:
 
 def _is_whole(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 10
+
+
+def _latency_of(speedup: float) -> float:
+    """The share of the dense network's time at which a network is `speedup` times as fast."""
+    if not 1 <= speedup < math.inf:
+        raise BudgetError(
+            f"a speedup cannot be {speedup:g}",
+            why="it says how many times as fast the network shall be",
+            do="give 1 or more, such as speedup=2",
+        )
+    return 1 / speedup
 
 
 def _unknown(kind: str) -> BudgetError:

@@ -3,13 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from fxprune.cli import console
+from fxprune.errors import OptionError
 
 if TYPE_CHECKING:
+    from fxprune.data import Transforms
     from fxprune.runs.run import Run
     from fxprune.trainer.loop import Tick
 
@@ -41,6 +43,113 @@ Input = Annotated[
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="0.5,0.5,0.5",
+        help="Mean of each channel that the network was trained with, of pixels in 0 to 1; one "
+        "number for all.  [default: ImageNet's for folder:, else that of the training split]",
+        show_default=False,
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(metavar="0.5,0.5,0.5", help="Standard deviation, likewise.", show_default=False),
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="256",
+        help="Images of folder: are resized to this before the central crop: 256 is the shorter "
+        "side, 256x256 both, whatever their shape.  [default: 8/7 of the input, both sides]",
+        show_default=False,
+    ),
+]
+Crop = Annotated[
+    Literal["resized", "shift", "center"] | None,
+    typer.Option(
+        help="What training sees of an image of folder:, a random resized part, a random crop of "
+        "the resized image, or the central crop.  [default: resized]",
+        show_default=False,
+    ),
+]
+Flip = Annotated[
+    bool | None,
+    typer.Option(
+        "--flip/--no-flip", help="Training mirrors images at random.", show_default="as the data"
+    ),
+]
+TransformName = Annotated[
+    str,
+    typer.Option(
+        "--transform",
+        metavar="pkg:factory",
+        help="Your own transform of folder: images instead, as pkg.mod:factory or file.py:factory: "
+        "it returns a function from an image of Pillow to a float tensor \\[C, H, W], or two of "
+        "them, for evaluation and for training. Give it with each command: what a run names is "
+        "never imported.",
+        show_default=False,
+    ),
+]
+
+
+def transform_of(name: str) -> "Transforms | None":
+    """The user's own transform, or one for evaluation and one for training.
+
+    Raises:
+        OptionError: the factory returns something else.
+    """
+    from fxprune.cli.spec import build
+
+    if not name:
+        return None
+    found = build(name)
+    if callable(found):
+        return cast("Transforms", found)
+    if isinstance(found, tuple | list) and len(found) == 2 and all(map(callable, found)):
+        return cast("Transforms", tuple(found))
+    raise OptionError(
+        f"the factory of --transform {name} returned a {type(found).__name__}",
+        do="return a function of an image, or two of them, for evaluation and for training",
+    )
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads of ONNX Runtime in which the latency is measured.  [default: as many as "
+        "torch uses]",
+        show_default=False,
+    ),
+]
+
+
+Cold = Annotated[
+    bool,
+    typer.Option(
+        "--cold",
+        help="The latency budget binds a call right after another network's, as on a server with "
+        "several networks; without it a call in a loop.",
+    ),
+]
+
+
+LatencyCommand = Annotated[
+    str,
+    typer.Option(
+        metavar="COMMAND",
+        help="Measures the latency elsewhere: 'ssh board run {model}' is run with the ONNX file's "
+        "name for {model}, and prints milliseconds as its last word.",
+        show_default=False,
+    ),
+]
+
+
+Remeasure = Annotated[
+    bool, typer.Option("--remeasure", help="Forget what the cache holds of the latency.")
+]
 
 
 RunFolder = Annotated[

@@ -14,6 +14,7 @@ from fxprune.cli.demo import demo
 from fxprune.cli.env import env
 from fxprune.cli.export import export
 from fxprune.cli.instrument import inspect, instrument
+from fxprune.cli.prune import prune
 from fxprune.cli.report import report
 from fxprune.cli.train import train
 from fxprune.errors import FxpruneError
@@ -24,7 +25,8 @@ app = typer.Typer(
     "Three steps: [bold]fxprune instrument model.py[/bold] writes a run directory, "
     "[bold]fxprune train[/bold] trains it at the narrow network's cost (or your own loop does), "
     "[bold]fxprune export --onnx[/bold] writes the compact network, checked against the trained "
-    "one.\n\n[bold]fxprune demo[/bold] shows all three in under two minutes.",
+    "one. A network that is trained already: [bold]fxprune prune[/bold] does all three."
+    "\n\n[bold]fxprune demo[/bold] shows all three in under two minutes.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -49,7 +51,7 @@ def _root(
     pass
 
 
-for command in (inspect, instrument, train, export, report, demo, env):
+for command in (inspect, prune, instrument, train, export, report, demo, env):
     app.command()(command)
 
 

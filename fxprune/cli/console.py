@@ -6,7 +6,7 @@ Results go to stdout; bars and notes go to stderr, so that a result can be piped
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,28 +185,37 @@ def _progress(columns: Sequence[ProgressColumn]) -> Progress:
     )
 
 
+class Phases:
+    """A bar over named phases; call it as each of them begins."""
+
+    def __init__(self, progress: Progress, names: Sequence[str]) -> None:
+        self.progress = progress
+        self.names = iter(names)
+        self.name, self.begun = "", -1
+        self.task = progress.add_task("", total=len(names))
+
+    def __call__(self) -> None:
+        """Begins the next phase."""
+        self.name = next(self.names, "")
+        self.begun += 1
+        self.progress.update(self.task, completed=self.begun, description=escape(self.name))
+
+    def remark(self, text: str) -> None:
+        """Says how far the phase is."""
+        self.progress.update(self.task, description=escape(f"{self.name}: {text}"))
+
+
 @contextlib.contextmanager
-def phases(names: Sequence[str]) -> Iterator[Callable[[], None]]:
-    """A bar over a few named phases; call what it yields as each of them begins."""
+def phases(names: Sequence[str]) -> Iterator[Phases]:
+    """Shows a bar over a few named phases."""
     columns = (
         SpinnerColumn(),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        _Rate(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
     with _progress(columns) as progress:
-        task = progress.add_task("", total=len(names))
-        left = iter(names)
-        begun = -1
-
-        def begin() -> None:
-            nonlocal begun
-            begun += 1
-            progress.update(task, completed=begun, description=escape(next(left, "")))
-
+        begin = Phases(progress, names)
         yield begin
-        progress.update(task, completed=len(names), description="")
+        progress.update(begin.task, completed=len(names), description="")

@@ -1,17 +1,28 @@
 """The command export."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fxprune.cli import console
-from fxprune.cli.arguments import Json, Trust, print_result, run_of
+from fxprune.cli.arguments import (
+    Json,
+    LatencyCommand,
+    TransformName,
+    Trust,
+    print_result,
+    run_of,
+    transform_of,
+)
 from fxprune.errors import DataError, OptionError, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fxprune.data import DataSet, Transforms
     from fxprune.export.compare import Comparison
     from fxprune.gated.module import GatedModule
     from fxprune.runs.run import Run
@@ -62,6 +73,8 @@ def export(
             show_default=False,
         ),
     ] = None,
+    latency_command: LatencyCommand = "",
+    transform: TransformName = "",
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -78,16 +91,21 @@ def export(
 
     from fxprune.cli import records, tables
     from fxprune.cli.spec import resolve
+    from fxprune.export.bench import Target
     from fxprune.export.compare import compact_of, compare_onnx
     from fxprune.export.pt2 import export_pt2
     from fxprune.export.reference import reference_of
     from fxprune.passes import parse
     from fxprune.registry import split
+    from fxprune.runs.promise import Promise
 
     texts = (["fold"] if fold else []) + split(passes)
     wanted = [parse(text) for text in dict.fromkeys(texts)]
     folder, named = _targets(targets or [])
     run = run_of(folder, trust=trust)
+    promise = Promise.read(run.path)
+    target = promise.target if promise else Target()
+    target = dataclasses.replace(target, command=latency_command)
     paths = _places(output or named, run.path.resolve().stem, onnx=onnx, pt2=pt2)
     phases = ["building the network", "shrinking it", "reading the data"]
     phases += ["writing .pt2"] if ".pt2" in paths else []
@@ -100,7 +118,8 @@ def export(
         compact = compact_of(gated, passes=wanted)
         record = records.of_run(run, gated)
         begin()
-        real = _real_inputs(run)
+        data = _data_of(run, transform_of(transform))
+        real = real_inputs(data)
         if ".pt2" in paths:
             begin()
             example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
@@ -108,16 +127,28 @@ def export(
                 export_pt2(compact, example, paths[".pt2"], reference=reference_of(gated, dense))
             )
         if ".onnx" in paths:
-            notes = {"spec": run.spec, "policy": run.plan.policy, "budget": run.plan.budget}
+            notes = notes_of(run, data)
             dense.load_state_dict(gated.dense_state_dict())
             compared = compare_onnx(
-                gated, compact, dense, paths[".onnx"], real=real, notes=notes, begin=begin
+                gated,
+                compact,
+                dense,
+                paths[".onnx"],
+                real=real,
+                notes=notes,
+                target=target,
+                begin=begin,
             )
             record["onnx"] = compared.record()
             _keep(run, gated, compared)
+            record["asked"] = promise.asked if promise else None
     print_result(record, tables.show_export, as_json)
     for line in tables.remarks(record):
         console.note(line)
+    if promise and promise.by_command and not latency_command:
+        console.note(
+            "the budget was measured by a command: give it as --latency-command to repeat that"
+        )
 
 
 def _targets(targets: list[str]) -> tuple[Path | None, Path | None]:
@@ -151,20 +182,41 @@ def _places(wanted: Path | None, name: str, *, onnx: bool, pt2: bool) -> dict[st
     return {kind: wanted.with_suffix(kind) for kind in kinds}
 
 
-def _real_inputs(run: "Run") -> "tuple[Tensor, ...]":
-    """A few inputs of the data that the run was trained on; none if they are not at hand."""
-    from fxprune.export.onnx import BATCHES
+def _data_of(run: "Run", transform: "Transforms | None") -> "DataSet | None":
+    """The data that the run was trained on; None if they are not at hand."""
     from fxprune.trainer.job import Job
 
     job = Job.read(run)
     if job is None:
+        return None
+    try:
+        return job.load(run.plan.inputs[0][0], transform=transform)
+    except DataError as error:
+        console.note(f"checked on random inputs only: {error.what}")
+        return None
+
+
+def real_inputs(data: "DataSet | None") -> "tuple[Tensor, ...]":
+    """A few inputs of the data."""
+    from fxprune.export.onnx import BATCHES
+
+    if data is None:
         return ()
     try:
-        images, _ = next(job.load(run).val.batches(max(BATCHES)))
+        images, _ = next(data.val.batches(max(BATCHES)))
     except DataError as error:
         console.note(f"checked on random inputs only: {error.what}")
         return ()
     return (images,)
+
+
+def notes_of(run: "Run", data: "DataSet | None") -> dict[str, str]:
+    """What stands in the file beside its figures: the run, the classes and the preprocessing."""
+    notes = {"spec": run.spec, "policy": run.plan.policy, "budget": run.plan.budget}
+    if data is not None:
+        notes["classes"] = json.dumps(list(data.classes))
+        notes["preprocessing"] = json.dumps(dict(data.preprocessing))
+    return notes
 
 
 def _keep(run: "Run", gated: "GatedModule", compared: "Comparison") -> None:

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from fxprune.cli import console
-from fxprune.cli.arguments import Input, Json, Spec, print_result
+from fxprune.cli.arguments import (
+    Cold,
+    Input,
+    Json,
+    LatencyCommand,
+    Remeasure,
+    Spec,
+    Threads,
+    print_result,
+)
 
 
 def inspect(spec: Spec, shape: Input = None, as_json: Json = False) -> None:
@@ -42,9 +51,9 @@ def instrument(
         str | None,
         typer.Option(
             help="How much may execute, as a share of the dense network: keep=0.5 (channels), "
-            "macs=0.25, params=0.11, latency=0.4 (time in ONNX Runtime, measured here); several "
-            "hold at once: macs=0.5,params=0.3.  [default: macs=0.25, with --keep what that comes "
-            "to]",
+            "macs=0.25, params=0.11, latency=0.4 (time in ONNX Runtime, measured here), "
+            "speedup=2.5 (the same); several hold at once: macs=0.5,params=0.3.  [default: "
+            "macs=0.25, with --keep what that comes to]",
             show_default=False,
         ),
     ] = None,
@@ -116,6 +125,10 @@ def instrument(
             show_default=False,
         ),
     ] = None,
+    threads: Threads = None,
+    cold: Cold = False,
+    latency_command: LatencyCommand = "",
+    remeasure: Remeasure = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show widths and costs, and write nothing.")
     ] = False,
@@ -138,8 +151,10 @@ def instrument(
     from fxprune.budget.layers import Layers, limit
     from fxprune.cli import records, tables
     from fxprune.cli.spec import resolve
+    from fxprune.export.bench import Target
     from fxprune.gated.module import Settings
     from fxprune.policies import parse
+    from fxprune.runs.promise import Promise
     from fxprune.runs.run import SUFFIX, Run
     from fxprune.runs.weights import load_weights
 
@@ -151,6 +166,7 @@ def instrument(
     )
     spent = given or default
     Settings(chosen, spent)  # refused before any work
+    target = Target(threads, cold, latency_command)
     measures = spent.kind == "latency" and not spent.widths
     limited = layers != Layers()
     phases = ["building the network", *(["matching the patterns"] if limited else [])]
@@ -171,13 +187,16 @@ def instrument(
             spent, notes = found.budget, found.notes
         if measures:
             begin()
-            fitted = api.fit_latency(model, inputs, spent)
+            fitted = api.fit_latency(
+                model, inputs, spent, target, remeasure=remeasure, progress=begin.remark
+            )
             spent = fitted.budget
         begin()
         gated = api.instrument(model, inputs, chosen, spent, every=every, seed=seed)
         if not dry_run:
             begin()
             run = Run.create(output or Path(f"{source.name}{SUFFIX}"), gated, spec, shape)
+            Promise.keep(run.path, fitted)
     record = {
         "run": None if run is None else str(run.path),
         "policy": registry.to_text(chosen),

@@ -9,12 +9,15 @@ from fxprune.channels.cost import CostModel, Widths
 from fxprune.channels.graph import ChannelGraph, Member
 from fxprune.cli.spec import Source
 from fxprune.demo import Demo
+from fxprune.export.bench import timing_record
+from fxprune.export.compare import Comparison
 from fxprune.export.latency import Choice
 from fxprune.export.pt2 import Pt2Report
 from fxprune.gated.module import GatedModule
 from fxprune.runs.run import Run
 from fxprune.trainer.job import Job
 from fxprune.trainer.loop import EpochMetrics
+from fxprune.trainer.prune import Pruned
 
 Record = dict[str, Any]
 
@@ -81,15 +84,18 @@ def of_widths(graph: ChannelGraph, cost: CostModel, widths: Widths) -> Record:
 
 
 def of_latency(choice: Choice) -> Record:
-    """What was measured for a latency budget; seconds."""
+    """What was measured for a latency budget; shares of the dense network's time."""
     return {
-        "dense": choice.dense,
-        "chosen": choice.chosen,
+        **timing_record(choice.known.timing, choice.target),
+        "asked": choice.budget.value,
         "share": choice.share,
         "met": choice.met,
+        "date": choice.known.date,
+        "cached": not choice.known.fresh,
         "measured": {
-            "/".join(map(str, widths)): seconds for widths, seconds in choice.measured.items()
+            "/".join(map(str, widths)): share for widths, share in choice.measured.items()
         },
+        "slower": [["/".join(map(str, widths)) for widths in pair] for pair in choice.slower],
     }
 
 
@@ -139,6 +145,30 @@ def of_run(run: Run, gated: GatedModule) -> Record:
         "val_accuracy": metrics[-1]["val_accuracy"] if metrics else None,
         "params": {"dense": cost.dense_params, "compact": cost.params(best)},
         "macs": {"dense": cost.dense_macs, "compact": cost.macs(best)},
+    }
+
+
+def of_pruned(
+    run: Run,
+    pruned: Pruned,
+    compared: Comparison,
+    fitted: Choice | None,
+    max_drop: float | None,
+) -> Record:
+    """What `fxprune prune` came to."""
+    return {
+        **of_run(run, pruned.gated),
+        "accuracy": {"dense": pruned.dense.accuracy, "compact": pruned.compact.accuracy},
+        "images": len(pruned.dense.labels),
+        "drop": asdict(pruned.drop),
+        "max_drop": max_drop,
+        "held_out": pruned.held_out and asdict(pruned.held_out),
+        "trials": [asdict(trial) for trial in pruned.trials],
+        "asked": None if fitted is None else fitted.budget.value,
+        "latency": None if fitted is None else of_latency(fitted),
+        "onnx": compared.record(),
+        "seconds": sum(metrics.seconds for metrics in pruned.history),
+        "history": [asdict(metrics) for metrics in pruned.history],
     }
 
 

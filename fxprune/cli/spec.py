@@ -100,6 +100,22 @@ def resolve(spec: str, input: str | None = None, *, base: Path | None = None) ->
     return Source(model, example_inputs, factory.name, spec)
 
 
+def build(spec: str) -> Any:
+    """Builds what a file or a module names, which need not be a network.
+
+    Args:
+        spec: `pkg.mod:factory` or `file.py:factory`, with options in braces.
+
+    Raises:
+        SpecError: it names nothing, or the factory raises.
+    """
+    target, options = _split_options(spec)
+    head, colon, _ = target.rpartition(":")
+    if not (colon and head) or head in ("torchvision", "timm"):
+        raise SpecError(f"cannot read {spec!r}", do="write pkg.mod:factory or file.py:factory")
+    return _run(_find(target, options, Path.cwd(), spec).build, f"the factory of {spec} raises")
+
+
 def parse_shapes(text: str) -> tuple[tuple[int, ...], ...]:
     """Reads shapes without their batch: `"3x32x32"`, or `"3x32x32,10"` for two inputs.
 

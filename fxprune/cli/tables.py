@@ -9,7 +9,9 @@ from rich.text import Text
 
 from fxprune.cli import console
 from fxprune.cli.records import STEP, Record
+from fxprune.data import DataSet
 from fxprune.trainer.loop import EpochMetrics
+from fxprune.trainer.prune import Answers, Trial
 
 SHORT = 0.1
 """By how much the share of macs may exceed the square of the share of channels, as it does in
@@ -111,10 +113,126 @@ def show_widths(record: Record) -> RenderableType:
 
 def _latency(record: Record) -> str:
     close = "" if record["met"] else "; of the widths tried, none are closer"
+    cached = f", from the cache of {record['date']}" if record["cached"] else ""
+    lines = [
+        f"{_promise(record['asked'], record[record['binds']])}{close}",
+        f"{_where(record)}, measured at {len(record['measured'])} choices of widths{cached}:",
+        *(_times(kind, record) for kind in _kinds(record)),
+    ]
+    lines += [f"{low} is slower than {high}, measured twice" for low, high in record["slower"]]
+    return "\n".join(lines)
+
+
+def _promise(asked: float, quotient: Record) -> str:
+    """What a latency budget asked for beside what is: "asked 50 %, is 52 % (50–54)"."""
+    low, high = (f"{100 * quotient[end]:.0f}" for end in ("low", "high"))
+    found = console.share(quotient["median"], 0)
+    return f"asked {console.share(asked, 0)} of the dense network's time, is {found} ({low}–{high})"
+
+
+def _where(timing: Record) -> str:
+    if timing["command"]:
+        return f"one example, by {timing['command']}"
+    threads = f"{timing['threads']} thread" + ("" if timing["threads"] == 1 else "s")
+    return f"ONNX Runtime, one example, {threads}"
+
+
+def _kinds(timing: Record) -> tuple[str, ...]:
+    return ("hot",) if timing["command"] else ("hot", "cold")
+
+
+def _times(kind: str, timing: Record) -> str:
+    times, bound = timing[kind], "" if timing["binds"] != kind else ", what the budget binds"
+    means = {"hot": "in a loop", "cold": "after another network"}
+    name = f"{kind} ({means[kind]}{bound})" if len(_kinds(timing)) > 1 else "each"
+    low, high = (f"{100 * times[end]:.1f}" for end in ("low", "high"))
     return (
-        f"ONNX Runtime, one example, measured at {len(record['measured'])} choices of widths: "
-        f"dense {console.milliseconds(record['dense'])}, "
-        f"these {console.milliseconds(record['chosen'])} ({console.share(record['share'])}{close})"
+        f"  {name}: dense {console.milliseconds(times['dense'])}, "
+        f"compact {console.milliseconds(times['compact'])}, "
+        f"{console.share(times['median'])} ({low}–{high} in half of the rounds)"
+    )
+
+
+def data_line(data: DataSet) -> str:
+    """What the network sees of the data, in a line."""
+    looks = ", ".join(f"{name} {value}" for name, value in data.preprocessing.items())
+    return f"{data.name}: {len(data.train):,} and {len(data.val):,} images; {looks}"
+
+
+def latency_line(record: Record) -> str:
+    """What a latency budget came to before the training, in a line."""
+    cached = f", from the cache of {record['date']}" if record["cached"] else ""
+    return f"{_promise(record['asked'], record[record['binds']])}, {_where(record)}{cached}"
+
+
+def dense_lines(dense: Answers) -> list[str]:
+    """What the dense network can do, before anything is changed."""
+    count = len(dense.labels)
+    lines = [
+        f"the dense network is right on {console.share(dense.accuracy, 2)} of {count:,} "
+        "validation images"
+    ]
+    if dense.near_chance:
+        lines.append(
+            f"warning: that is near chance ({console.share(dense.chance, 1)} are of the most "
+            "frequent class): look at --weights, at the order of the classes, and at how the "
+            "images were prepared when it was trained (--mean --std --resize --crop --transform)"
+        )
+    return lines
+
+
+def trial_line(trial: Trial) -> str:
+    """What a short run of a search showed."""
+    return (
+        f"macs={trial.macs:.3g}: {trial.drop.points:+.2f} points lost on the images held out "
+        f"({trial.drop.low:+.2f} to {trial.drop.high:+.2f})"
+    )
+
+
+def show_pruned(record: Record) -> RenderableType:
+    """The table before and after of `fxprune prune`."""
+    accuracy, onnx = record["accuracy"], record["onnx"]
+    figures = {side: onnx[side] or {} for side in SIDES}
+    rows = [
+        (
+            f"right on {record['images']:,} validation images",
+            *(console.share(accuracy[side], 2) for side in SIDES),
+            f"{100 * (accuracy['compact'] - accuracy['dense']):+.2f} points",
+        ),
+        *(
+            _row(name, figures["dense"].get(key), figures["compact"][key], shown)
+            for name, key, shown in (
+                ("macs of an example", "macs", _exact),
+                ("params", "params", _exact),
+                ("ONNX file", "bytes", console.size),
+            )
+        ),
+        *_timed(onnx["timing"]),
+    ]
+    lines = [_lost(record)]
+    if record["asked"] and onnx["timing"]:
+        lines.append(_promise(record["asked"], onnx["timing"][onnx["timing"]["binds"]]))
+    return Group(
+        console.heading(f"{record['run']}   {record['budget']}"),
+        console.table(("", "before", "after", "share"), rows, text=("",)),
+        Text("\n".join([*lines, _proof(onnx)])),
+        Text.assemble("wrote ", (onnx["path"], "bold"), f"   {console.size(onnx['bytes'])}"),
+    )
+
+
+def _lost(record: Record) -> str:
+    drop, most = record["drop"], record["max_drop"]
+    line = (
+        f"lost {drop['points']:.2f} points on the validation images "
+        f"(95 % interval {drop['low']:.2f} to {drop['high']:.2f})"
+    )
+    if most is None:
+        return line
+    held_out = record["held_out"]["points"]
+    word = "within" if held_out <= most else "more than"
+    return (
+        f"{line};\n{held_out:.2f} on the training images held out, by which the size was chosen: "
+        f"{word} the {most:g} allowed"
     )
 
 
@@ -185,10 +303,13 @@ def show_export(record: Record) -> RenderableType:
                 ("params", "params", _exact),
                 ("macs of an example", "macs", _exact),
                 ("ONNX file", "bytes", console.size),
-                ("ONNX Runtime, batch 1", "latency", console.milliseconds),
             )
         ]
+        rows += _timed(onnx["timing"])
         parts.append(console.table(COLUMNS, rows, text=("",)))
+        if record.get("asked") and onnx["timing"]:
+            timing = onnx["timing"]
+            parts.append(Text(_promise(record["asked"], timing[timing["binds"]])))
         parts.append(Text(_proof(onnx)))
     parts += [
         Text.assemble("wrote ", (written["path"], "bold"), f"   {console.size(written['bytes'])}")
@@ -196,6 +317,21 @@ def show_export(record: Record) -> RenderableType:
         if written
     ]
     return Group(*parts)
+
+
+def _timed(timing: Record | None) -> list[tuple[str, str, str, str]]:
+    """Rows of a table; none if nothing was timed."""
+    if timing is None:
+        return []
+    return [
+        (
+            f"{_where(timing)}, {kind}",
+            console.milliseconds(timing[kind]["dense"]),
+            console.milliseconds(timing[kind]["compact"]),
+            console.share(timing[kind]["median"]),
+        )
+        for kind in _kinds(timing)
+    ]
 
 
 def show_demo(record: Record) -> RenderableType:
@@ -215,7 +351,7 @@ def show_demo(record: Record) -> RenderableType:
         _row("a training step", **both["step_seconds"], shown=console.milliseconds),
         _row("all of the training", **both["train_seconds"], shown=lambda s: f"{s:.1f} s"),
         _row("ONNX file", **figures["bytes"], shown=console.size),
-        _row("ONNX Runtime, batch 1", **figures["latency"], shown=console.milliseconds),
+        *_timed(onnx["timing"]),
     ]
     return Group(
         console.heading("A residual CNN on handwritten digits"),
@@ -242,7 +378,10 @@ def remarks(record: Record) -> list[str]:
     if record["steps"] == 0:
         lines.append("the network was never trained: the file holds its first selection")
     onnx = record.get("onnx")
-    if onnx and onnx["dense"] and onnx["compact"]["latency"] > 0.95 * onnx["dense"]["latency"]:
+    timing = onnx and onnx["timing"]
+    if timing and not timing["quiet"]:
+        lines.append("other programs kept the machine busy: the latency is uncertain")
+    elif timing and timing[timing["binds"]]["median"] > 0.95:
         lines.append(
             "the compact file is not faster than the dense one here; "
             "a smaller budget, or --round-to 16, may help"

@@ -6,7 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fxprune.cli import console
-from fxprune.cli.arguments import Json, RunFolder, Trust, print_result, run_of, show_tick
+from fxprune.cli.arguments import (
+    Crop,
+    Flip,
+    Json,
+    Mean,
+    Resize,
+    RunFolder,
+    Std,
+    TransformName,
+    Trust,
+    print_result,
+    run_of,
+    show_tick,
+    transform_of,
+)
 from fxprune.errors import OptionError
 
 if TYPE_CHECKING:
@@ -103,6 +117,12 @@ def train(
         typer.Option(help="Where data sets are, or are put.", show_default="data"),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch missing data.")] = False,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    flip: Flip = None,
+    transform: TransformName = "",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode folder: images.")] = 0,
     log: Annotated[
         str,
@@ -160,13 +180,20 @@ def train(
         "device": device,
     }
     with launched() as rank, console.heard(rank == 0):
-        job = Job.of(run, data, data_root, given)
+        looks = {"mean": mean, "std": std, "resize": resize, "crop": crop, "flip": flip}
+        job = Job.of(run, data, data_root, given, looks, transform)
         with console.phases(["loading the data", "building the network"]) as begin:
             begin()
             with first_alone(rank, wanted=download):
-                images = job.load(run, download=download, workers=workers)
+                images = job.load(
+                    run.plan.inputs[0][0],
+                    download=download,
+                    workers=workers,
+                    transform=transform_of(transform),
+                )
             begin()
             gated = run.load(resolve(run.spec, run.input, base=run.base).model)
+        console.note(tables.data_line(images))
 
         def keep() -> None:
             """For the next call; not what was refused."""

@@ -1,6 +1,7 @@
 """Data sets for the built-in trainer."""
 
-from fxprune.data.load import FOLDER, NAMES, DataSet, from_tensors, load
+from fxprune.data.load import FOLDER, NAMES, DataSet, Transforms, from_tensors, load
+from fxprune.data.preprocess import Preprocess
 from fxprune.data.splits import WHOLE, Batch, FolderSplit, Share, Split, TensorSplit
 
 __all__ = [
@@ -10,9 +11,11 @@ __all__ = [
     "Batch",
     "DataSet",
     "FolderSplit",
+    "Preprocess",
     "Share",
     "Split",
     "TensorSplit",
+    "Transforms",
     "from_tensors",
     "load",
 ]

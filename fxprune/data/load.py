@@ -1,21 +1,25 @@
 """Loads data sets by name."""
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision import datasets
-from torchvision.transforms import v2
 
+from fxprune.data.preprocess import IMAGENET, Preprocess
 from fxprune.data.splits import Batch, FolderSplit, Normalise, Split, TensorSplit
 from fxprune.errors import DataError
 
 FOLDER = "folder:"
 
+
+Transform = Callable[[Any], Tensor]
+Transforms = Transform | tuple[Transform, Transform]
+USUAL = Preprocess()
 
 NAMES = ("cifar10", "cifar100", "fashion-mnist", "mnist", "digits", f"{FOLDER}DIR")
 
@@ -30,6 +34,8 @@ class DataSet:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     """Of one image: (C, H, W)."""
+    preprocessing: Mapping[str, str] = field(default_factory=dict)
+    """What happens to an image before the network sees it, in words and figures."""
 
 
 def load(
@@ -39,6 +45,8 @@ def load(
     download: bool = False,
     image_size: tuple[int, int] = (224, 224),
     workers: int = 0,
+    preprocess: Preprocess = USUAL,
+    transform: Transforms | None = None,
 ) -> DataSet:
     """Loads a data set by its name.
 
@@ -48,16 +56,26 @@ def load(
         download: fetch what is missing.
         image_size: height and width that `folder:` images are brought to, pixels.
         workers: processes that decode the images of `folder:`.
+        preprocess: what happens to an image before the network sees it.
+        transform: for `folder:` instead of that, from an image of Pillow to the network's input,
+            float32 [C, H, W]: one for evaluation and training, or one for each.
 
     Raises:
         DataError: no such name, files missing or damaged, or scikit-learn missing for `digits`.
     """
     if name.startswith(FOLDER):
-        return _folder(Path(name.removeprefix(FOLDER)).expanduser(), image_size, workers)
+        path = Path(name.removeprefix(FOLDER)).expanduser()
+        return _folder(path, image_size, workers, preprocess, transform)
+    if transform is not None or preprocess.resize or preprocess.crop != Preprocess.crop:
+        raise DataError(
+            f"the images of {name} are not resized, cropped or transformed",
+            why="they are in memory, and have their size",
+            do=f"give --mean, --std and --no-flip alone, or {FOLDER}DIR",
+        )
     if name == "digits":
-        return _digits()
+        return _digits(preprocess)
     if name in _TORCHVISION:
-        return _torchvision(name, root, download)
+        return _torchvision(name, root, download, preprocess)
     raise DataError(f"unknown data set {name!r}", do=f"known: {', '.join(NAMES)}")
 
 
@@ -69,8 +87,9 @@ def from_tensors(
     *,
     pad: int = 0,
     flip: bool = False,
+    preprocess: Preprocess = USUAL,
 ) -> DataSet:
-    """Makes a data set of images in memory; normalised by the mean and std of `train`.
+    """Makes a data set of images in memory.
 
     Args:
         name: what it is called in reports.
@@ -79,11 +98,14 @@ def from_tensors(
         classes: their names; labels count from 0 in this order.
         pad: pixels that augmentation may move an image, each way.
         flip: whether augmentation mirrors images.
+        preprocess: the mean and std, by default those of `train`, and whether to mirror images.
 
     Raises:
         DataError: wrong dtypes or shapes, or a label outside the classes.
     """
-    normalise = Normalise.of(train[0])
+    own = Normalise.of(train[0])
+    normalise = Normalise(*preprocess.statistics((own.mean, own.std)))
+    flip = flip if preprocess.flip is None else preprocess.flip
     splits = [TensorSplit(*part, normalise, pad, flip) for part in (train, val)]
     for split in splits:
         if len(split) == 0 or not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(
@@ -94,7 +116,8 @@ def from_tensors(
                 why=f"a split is empty or has labels outside 0..{len(classes) - 1}",
             )
     _, channels, height, width = train[0].shape
-    return DataSet(name, splits[0], splits[1], classes, (channels, height, width))
+    shape = channels, height, width
+    return DataSet(name, splits[0], splits[1], classes, shape, _described(normalise))
 
 
 @dataclass(frozen=True)
@@ -114,7 +137,7 @@ _TORCHVISION = {
 }
 
 
-def _torchvision(name: str, root: Path, download: bool) -> DataSet:
+def _torchvision(name: str, root: Path, download: bool, preprocess: Preprocess) -> DataSet:
     known = _TORCHVISION[name]
     try:
         parts = [known.make(root, train=train, download=download) for train in (True, False)]
@@ -122,10 +145,15 @@ def _torchvision(name: str, root: Path, download: bool) -> DataSet:
         raise DataError(
             f"cannot read the data set {name} from {root}",
             why=str(error),
-            do="give --download to fetch it, or the folder that holds it",
+            do="look at the network, or put the files there by hand"
+            if download
+            else "give --download to fetch it, or the folder that holds it with --data-root",
         ) from error
     train, val = [(_images(part.data), torch.as_tensor(part.targets)) for part in parts]
-    return from_tensors(name, train, val, tuple(parts[0].classes), pad=known.pad, flip=known.flip)
+    classes = tuple(parts[0].classes)
+    return from_tensors(
+        name, train, val, classes, pad=known.pad, flip=known.flip, preprocess=preprocess
+    )
 
 
 def _images(data: Any) -> Tensor:
@@ -134,7 +162,7 @@ def _images(data: Any) -> Tensor:
     return images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
-def _digits() -> DataSet:
+def _digits(preprocess: Preprocess) -> DataSet:
     """1,797 handwritten digits, 8x8; every fifth is kept for evaluation."""
     try:
         bunch = importlib.import_module("sklearn.datasets").load_digits()
@@ -152,15 +180,25 @@ def _digits() -> DataSet:
         (images[held_out], labels[held_out]),
         tuple(map(str, range(10))),
         pad=1,
+        preprocess=preprocess,
     )
 
 
-def _folder(path: Path, size: tuple[int, int], workers: int) -> DataSet:
-    plain = v2.Compose([v2.Resize(_larger(size)), v2.CenterCrop(size), v2.PILToTensor()])
-    augmented = v2.Compose(
-        [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-    )
-    normalise = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's
+def _folder(
+    path: Path,
+    size: tuple[int, int],
+    workers: int,
+    preprocess: Preprocess,
+    transform: Transforms | None,
+) -> DataSet:
+    normalise: Normalise | None = None
+    if transform is None:
+        plain, augmented = preprocess.transforms(size)
+        normalise = Normalise(*preprocess.statistics(IMAGENET))
+        described = preprocess.describe(size) | _described(normalise)
+    else:
+        plain, augmented = transform if isinstance(transform, tuple) else (transform, transform)
+        described = {"transform": f"the user's own: {plain}"}
     parts = {}
     for part in ("train", "val"):
         try:
@@ -179,9 +217,12 @@ def _folder(path: Path, size: tuple[int, int], workers: int) -> DataSet:
             f"{path}/train and {path}/val do not have the same classes",
             why=f"only in one of them: {', '.join(odd)}",
         )
-    return DataSet(f"{FOLDER}{path}", train, val, tuple(train.plain.classes), (3, *size))
+    classes = tuple(train.plain.classes)
+    return DataSet(f"{FOLDER}{path}", train, val, classes, (3, *size), described)
 
 
-def _larger(size: tuple[int, int]) -> tuple[int, int]:
-    """The size before the central crop: an eighth more each way, as is usual for ImageNet."""
-    return size[0] * 8 // 7, size[1] * 8 // 7
+def _described(normalise: Normalise) -> dict[str, str]:
+    return {
+        name: ",".join(f"{value:.6g}" for value in values)
+        for name, values in (("mean", normalise.mean), ("std", normalise.std))
+    }

@@ -9,8 +9,9 @@ repeated to the same bits.
 `FolderSplit` decodes image files as they are needed.
 """
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -157,6 +158,10 @@ class TensorSplit:
         """The number of examples."""
         return len(self.labels)
 
+    def part(self, index: Tensor) -> "TensorSplit":
+        """The examples of an index, int64 [examples]."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
     def batches(
         self,
         size: int,
@@ -195,18 +200,27 @@ class FolderSplit:
     Attributes:
         plain: the files with the transform of evaluation.
         augmented: the same files with the transform of training.
-        normalise: what turns pixels into the network's input.
+        normalise: what turns pixels into the network's input; None where the transforms do that.
         workers: processes that decode; 0 decodes in this one.
     """
 
     plain: datasets.ImageFolder
     augmented: datasets.ImageFolder
-    normalise: Normalise
+    normalise: Normalise | None
     workers: int = 0
 
     def __len__(self) -> int:
         """The number of examples."""
         return len(self.plain)
+
+    def part(self, index: Tensor) -> "FolderSplit":
+        """The examples of an index, int64 [examples]."""
+        both = [copy.copy(images) for images in (self.plain, self.augmented)]
+        for images in both:
+            images.samples = [images.samples[i] for i in index.tolist()]
+            images.imgs = images.samples
+            images.targets = [target for _, target in images.samples]
+        return replace(self, plain=both[0], augmented=both[1])
 
     def batches(
         self,
@@ -238,7 +252,9 @@ class FolderSplit:
                 if isinstance(batch, DataError):
                     raise batch
                 images, labels = batch
-                yield self.normalise(images.to(device)), labels.to(device)
+                images = images.to(device)
+                ready = images if self.normalise is None else self.normalise(images)
+                yield ready, labels.to(device)
 
 
 @dataclass(frozen=True, eq=False)

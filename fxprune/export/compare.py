@@ -1,11 +1,11 @@
 """The last step: a trained gated network becomes a compact file, beside its dense twin."""
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor, fx, nn
 
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import ExportError
-from fxprune.export.onnx import ExportReport, export_onnx, latency
+from fxprune.export.bench import HERE, Target, measure, timing_record
+from fxprune.export.onnx import ExportReport, export_onnx
 from fxprune.export.reference import reference_of
+from fxprune.export.timing import Effort, Timing
 from fxprune.gated.module import GatedModule
 from fxprune.passes import Pass, Program, apply, run_passes
 
-ROUNDS = 5  # of turns in which dense and compact are timed
+EFFORT = Effort(precision=0.006, noisy=math.inf, patience=10.0)
+"""A figure in any case, with what it is worth: the file is written, and good."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Figures:
         params: elements of its parameters.
         macs: multiply-accumulates of one example.
         bytes: size of its ONNX file.
-        latency: median time that ONNX Runtime takes for one example, seconds.
+        latency: median time of one example, as the target says, seconds.
     """
 
     params: int
@@ -47,12 +50,17 @@ class Comparison:
         reference: what it was checked against, in words.
         compact: its figures.
         dense: those of the dense network, exported likewise; None if it cannot be exported.
+        timing: how long the compact file takes beside the dense one; None if there is no dense
+            file.
+        target: on what it was timed.
     """
 
     report: ExportReport
     reference: str
     compact: Figures
     dense: Figures | None
+    timing: Timing | None
+    target: Target
 
     def record(self) -> dict[str, Any]:
         """Gives all figures as values that JSON can hold, with the file's SHA-256."""
@@ -63,6 +71,7 @@ class Comparison:
             "sha256": sha256(self.report.path.read_bytes()).hexdigest(),
             "compact": asdict(self.compact),
             "dense": None if self.dense is None else asdict(self.dense),
+            "timing": None if self.timing is None else timing_record(self.timing, self.target),
         }
 
 
@@ -85,6 +94,8 @@ def compare_onnx(
     twin: Path | None = None,
     real: Sequence[Tensor] = (),
     notes: Mapping[str, object] | None = None,
+    target: Target = HERE,
+    effort: Effort = EFFORT,
     begin: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Writes `compact` as ONNX, checked against `reference_of`, and measures it beside `dense`.
@@ -97,6 +108,8 @@ def compare_onnx(
         twin: where the dense network is written to; by default a temporary file.
         real: real inputs for the check, at least 7 examples.
         notes: more for the file's metadata.
+        target: on what both are timed.
+        effort: how well, and for how long.
         begin: called as each of three phases begins: writing, the dense twin, timing.
 
     Raises:
@@ -115,21 +128,15 @@ def compare_onnx(
         except ExportError:
             full = None
         begin()
-        files = [report.path] if full is None else [report.path, full.path]
-        times = in_turns(files, one)
-    compacted = Figures(report.params, cost.macs(best), report.bytes, times[0])
+        content = report.path.read_bytes()
+        beside = content if full is None else full.path.read_bytes()
+        timing = measure(beside, content, one, target, effort=effort)
+    seconds = [times[target.cold] for times in (timing.dense, timing.compact)]
+    compacted = Figures(report.params, cost.macs(best), report.bytes, seconds[1])
     original = None
     if full is not None:
-        original = Figures(full.params, cost.dense_macs, full.bytes, times[1])
+        original = Figures(full.params, cost.dense_macs, full.bytes, seconds[0])
     other = "the dense network, removed channels at zero"
     words = "the gated network" if reference is gated else other
-    return Comparison(report, words, compacted, original)
-
-
-def in_turns(paths: Sequence[Path], example: Sequence[Tensor]) -> list[float]:
-    """The median latency of each ONNX file, measured in turns, in seconds.
-
-    In turns, because the speed of a machine drifts by more than what is to be measured.
-    """
-    rounds = [[latency(path, example, seconds=0.15) for path in paths] for _ in range(ROUNDS)]
-    return [median(times) for times in zip(*rounds)]
+    beside_dense = None if full is None else timing
+    return Comparison(report, words, compacted, original, beside_dense, target.settled())

@@ -9,8 +9,6 @@ This is the only module that imports onnx and onnxruntime.
 """
 
 import copy
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -119,11 +117,11 @@ def export_onnx(
     trials += [_first(real, example, size) for size in real_sizes]
 
     content = program.SerializeToString()
-    run = _runtime(content)
+    run = runtime(content)
     gaps = [gap for trial in trials for gap in _gaps(expected, run, trial)]
     worst = max(gaps, key=_excess)
     if _excess(worst) > 0:
-        plain = _runtime(content, optimised=False)
+        plain = runtime(content, optimised=False)
         others = [gap for trial in trials for gap in _gaps(expected, plain, trial)]
         raise _refusal(path, worst, max(others, key=_excess), _rounding(expected, trials))
     figures: dict[str, Any] = {
@@ -143,32 +141,16 @@ def export_onnx(
     return ExportReport(path=path, bytes=len(content), **figures)
 
 
-def latency(
-    path: str | Path,
-    example_inputs: Sequence[Tensor],
-    *,
-    threads: int | None = None,
-    seconds: float = 1.0,
-) -> float:
-    """The median time that ONNX Runtime takes for `example_inputs`, in seconds.
-
-    Args:
-        path: an ONNX file.
-        example_inputs: one tensor per input.
-        threads: of ONNX Runtime; as many as torch uses, if not given.
-        seconds: how long to measure; at least 5 runs after 2 to warm up.
+def onnx_content(model: nn.Module, example_inputs: Sequence[Tensor]) -> bytes:
+    """Makes the content of an ONNX file of `model`, in eval mode, unchecked: only to be timed.
 
     Raises:
-        ExportError: ONNX Runtime cannot load or run the file.
+        ExportError: torch cannot export the network with a dynamic batch.
     """
-    run = _runtime(Path(path).read_bytes(), threads)
-    arrays = [tensor.detach().cpu().numpy() for tensor in example_inputs]
-    times: list[float] = []
-    while len(times) < 7 or sum(times) < seconds:
-        began = time.perf_counter()
-        run(arrays)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[2:])
+    network = copy.deepcopy(model).cpu().eval()
+    example = tuple(tensor.detach().cpu() for tensor in example_inputs)
+    content: bytes = _program(network, example).SerializeToString()
+    return content
 
 
 def _first(real: Sequence[Tensor], example: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
@@ -243,8 +225,17 @@ def _reason(error: BaseException) -> str:
 Runner = Callable[[Sequence[np.ndarray[Any, Any]]], list[np.ndarray[Any, Any]]]
 
 
-def _runtime(content: bytes, threads: int | None = None, *, optimised: bool = True) -> Runner:
-    """ONNX Runtime on the CPU, as a function of the inputs in their order."""
+def runtime(content: bytes, threads: int | None = None, *, optimised: bool = True) -> Runner:
+    """ONNX Runtime on the CPU, as a function of the inputs in their order.
+
+    Args:
+        content: of an ONNX file.
+        threads: of ONNX Runtime; as many as torch uses, if not given.
+        optimised: with its graph optimisations.
+
+    Raises:
+        ExportError: ONNX Runtime cannot load the file, or run it when the function is called.
+    """
     options = onnxruntime.SessionOptions()
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -111,13 +111,13 @@ class Run:
         Raises:
             RunError: the folder holds something else, or a trained run, or cannot be written.
         """
-        _refuse_what_is_there(path)
+        refuse_what_is_there(path)
         try:
             path.mkdir(exist_ok=True)
         except (OSError, ValueError) as error:
             raise RunError(f"cannot make the folder {path}", why=str(error)) from error
         with only_writer(path):
-            _refuse_what_is_there(path)  # a training that ended meanwhile
+            refuse_what_is_there(path)  # a training that ended meanwhile
             plan, base = Plan.of(gated), os.path.relpath(Path.cwd(), path.resolve())
             save(gated, path / CHECKPOINT)
             write_record(path / PLAN, asdict(_Record(spec, input, base, plan)))
@@ -230,7 +230,12 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
     return [asdict(metrics) for metrics in history_of({"history": parsed(text, path)}, path)]
 
 
-def _refuse_what_is_there(path: Path) -> None:
+def refuse_what_is_there(path: Path) -> None:
+    """Checks that a new run can be made of a folder.
+
+    Raises:
+        RunError: it holds something else, or a trained run.
+    """
     if not path.exists() and not path.is_symlink():
         return
     left = {item.name for item in path.iterdir()} if path.is_dir() else {"a file"}

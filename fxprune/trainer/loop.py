@@ -124,7 +124,7 @@ def fit(
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     placement = Placement.of(options)
     model.to(placement.device)
-    _check_fit(model, data, placement)
+    check_fit(model, data, placement)
     session = _Session(model, make_optimizer(model, options), data, options, placement)
     history = session.resume(run) if run is not None else []
     if ready is not None:
@@ -386,7 +386,7 @@ class _Clock:
 
 
 @torch.no_grad()
-def _check_fit(model: nn.Module, data: DataSet, placement: Placement) -> None:
+def check_fit(model: nn.Module, data: DataSet, placement: Placement) -> None:
     """Refuses, before any training, data that the model cannot take."""
     was_training = model.training
     model.eval()

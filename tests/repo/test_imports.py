@@ -25,8 +25,8 @@ FLOORS = (
     ("export",),
     ("api",),
     ("runs",),
-    ("",),  # the public names: fxprune/__init__.py
     ("trainer",),
+    ("",),  # the public names: fxprune/__init__.py
     ("report",),
     ("demo",),
     ("cli", "__main__"),

@@ -366,12 +366,14 @@ def test_parse() -> None:
     budget = Budget("params", 0.11, 4)
     assert Budget.parse(budget) is budget
     assert Budget.parse(budget, round_to=8) == Budget("params", 0.11, 8)
+    assert Budget.parse("speedup=2") == Budget("latency", 0.5)
+    assert str(Budget.parse("speedup=4,widths=8/16")) == "latency=0.25,widths=8/16"
 
 
 OUT_OF_RANGE = "is out of range\n  why  it is a share of the dense network: above 0 and at most 1"
 HOW = (
     "write keep=…, macs=…, params=… or latency=… with a share of the dense network, such as "
-    "keep=0.5"
+    "keep=0.5, or speedup=2 for latency=0.5"
 )
 
 
@@ -383,6 +385,8 @@ HOW = (
         ("macs=-0.1", f"the budget macs=-0.1 {OUT_OF_RANGE}"),
         ("params=nan", f"the budget params=nan {OUT_OF_RANGE}"),
         ("keep=inf", f"the budget keep=inf {OUT_OF_RANGE}"),
+        ("speedup=0.5", "a speedup cannot be 0.5\n  why  it says how many times"),
+        ("speedup=inf", "a speedup cannot be inf"),
         ("flops=0.5", f"unknown budget 'flops'\n  do   {HOW}"),
         ("keep=0.5,widths=4", "the budget keep=0.5,widths=4 cannot have widths"),
         ("latency=0.5,widths=4/a", "cannot read the budget 'latency=0.5,widths=4/a'"),

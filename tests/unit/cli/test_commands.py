@@ -228,10 +228,23 @@ def test_instrument_says_what_was_measured(here: Path, monkeypatch: pytest.Monke
     measure = ("instrument", "model.py", "--budget", "latency=1")
     found = json.loads(run(*measure, "--json", folder=here).stdout)
     assert found["budget"] == "latency=1.0,widths=16/32"
-    assert found["latency"]["share"] == 1
-    assert found["latency"]["measured"] == {"16/32": found["latency"]["dense"]}
-    text = " ".join(run(*measure, folder=here).stdout.split())
-    assert "ONNX Runtime, one example, measured at 1 choices of widths: dense" in text
+    assert found["latency"]["share"] == pytest.approx(1, abs=0.1)
+    assert found["latency"]["measured"] == {"16/32": found["latency"]["share"]}
+    assert found["latency"]["asked"] == 1
+    text = " ".join(run(*measure, "--threads", "1", "--cold", folder=here).stdout.split())
+    assert "asked 100 % of the dense network's time, is" in text
+    assert "ONNX Runtime, one example, 1 thread, measured at 1 choices of widths" in text
+    assert "hot (in a loop): dense" in text
+    assert "cold (after another network, what the budget binds): dense" in text
+    record = json.loads(run("export", "-o", "net.onnx", "--json", folder=here).stdout)
+    assert record["asked"] == 1
+    assert record["onnx"]["timing"]["binds"] == "cold"
+    assert record["onnx"]["timing"]["threads"] == 1
+    (here / "model.fxprune" / "latency.json").write_text('{"asked": 2}')
+    assert (
+        "cannot read model.fxprune/latency.json" in run("export", folder=here, exit_code=2).stderr
+    )
+    (here / "model.fxprune" / "latency.json").unlink()
     train = ("train", "--data", "digits", "--epochs", "1", "--train-macs", "1", "--json")
     trained = json.loads(run(*train, folder=here).stdout)
     assert trained["run_macs"]["spent"] == trained["run_macs"]["dense"]

@@ -1,0 +1,265 @@
+"""The command prune."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fxprune.cli import console
+from fxprune.cli.arguments import (
+    Cold,
+    Crop,
+    Flip,
+    Input,
+    Json,
+    LatencyCommand,
+    Mean,
+    Remeasure,
+    Resize,
+    Spec,
+    Std,
+    Threads,
+    TransformName,
+    print_result,
+    show_tick,
+    transform_of,
+)
+from fxprune.errors import OptionError
+
+
+def prune(
+    spec: Spec,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="What the network was trained on: cifar10, cifar100, fashion-mnist, mnist, "
+            "digits, or folder:DIR with DIR/train and DIR/val and a folder per class in each.",
+            show_default=False,
+        ),
+    ],
+    weights: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="The trained weights: .safetensors, or .pt and .pth with a state dict.",
+            show_default=False,
+        ),
+    ],
+    speedup: Annotated[
+        float | None,
+        typer.Option(help="How many times as fast in ONNX Runtime here.", show_default=False),
+    ] = None,
+    macs: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of the multiply-accumulates that shall stay.", show_default=False
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Any budget of fxprune instrument.", show_default=False),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="The smallest network that loses at most so many points of accuracy: searched by "
+            "a few short runs, judged on a tenth of the training images.",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training split.", show_default="10")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="The learning rate at the start; it falls to 0.", show_default="0.1"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples per step.", show_default="128")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**40, show_default="0")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …", show_default="auto")
+    ] = None,
+    shape: Input = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    flip: Flip = None,
+    transform: TransformName = "",
+    data_root: Annotated[Path, typer.Option(help="Where data sets are, or are put.")] = Path(
+        "data"
+    ),
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing data.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode folder: images.")] = 0,
+    threads: Threads = None,
+    cold: Cold = False,
+    latency_command: LatencyCommand = "",
+    remeasure: Remeasure = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="RUN",
+            help="The run directory; by default NAME.fxprune here. NAME.onnx is written beside it.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a trained network smaller in one go: instrument, a short training, ONNX, a table.
+
+    The network falls to its size in the first tenth of ten epochs, while the learning rate starts
+    high and falls to zero. The dense network's own accuracy is printed before anything changes.
+
+    Examples: [bold]fxprune prune model.py --weights w.pt --data cifar10 --speedup 2[/bold],
+    [bold]fxprune prune torchvision:resnet18 --weights w.pt --data folder:images --macs .5[/bold],
+    [bold]fxprune prune model.py --weights w.pt --data cifar10 --max-drop 1[/bold].
+    """
+    import torch
+
+    from fxprune import api
+    from fxprune.budget.budget import Budget
+    from fxprune.cli import records, tables
+    from fxprune.cli.export import notes_of, real_inputs
+    from fxprune.cli.spec import resolve
+    from fxprune.data import Preprocess
+    from fxprune.export.bench import Target
+    from fxprune.export.compare import compact_of, compare_onnx
+    from fxprune.gated.module import GatedModule
+    from fxprune.runs.promise import Promise
+    from fxprune.runs.run import SUFFIX, Run, refuse_what_is_there
+    from fxprune.runs.weights import load_weights
+    from fxprune.trainer.job import Job, absolute
+    from fxprune.trainer.prune import Answers, Trial, Watcher
+    from fxprune.trainer.prune import prune as prune_model
+    from fxprune.trainer.recipe import OPTIONS
+
+    goal = _goal(speedup, macs, budget, max_drop)
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+    }
+    options = dataclasses.replace(
+        OPTIONS, **{key: value for key, value in given.items() if value is not None}
+    )
+    target = Target(threads, cold, latency_command)
+    looks = Preprocess.parse(mean, std, resize, crop, flip)
+    job = Job(absolute(data), data_root.expanduser().resolve(), options, looks, transform)
+    spent = None if goal is None else Budget.parse(goal)
+    fitted = None
+    with console.phases(["building the network", "loading the data", "measuring"]) as begin:
+        begin()
+        torch.manual_seed(options.seed)
+        source = resolve(spec, shape)
+        load_weights(source.model, weights)
+        place = output or Path(f"{source.name}{SUFFIX}")
+        refuse_what_is_there(place)
+        begin()
+        images = job.load(
+            source.example_inputs[0].shape,
+            download=download,
+            workers=workers,
+            transform=transform_of(transform),
+        )
+        if spent is not None and spent.kind == "latency" and not spent.widths:
+            begin()
+            fitted = api.fit_latency(
+                source.model,
+                source.example_inputs,
+                spent,
+                target,
+                remeasure=remeasure,
+                progress=begin.remark,
+            )
+            spent = fitted.budget
+    console.note(tables.data_line(images))
+    if fitted is not None:
+        console.note(tables.latency_line(records.of_latency(fitted)))
+    runs: list[Run] = []
+
+    with console.bar("the dense network's accuracy") as bar:
+
+        def measured(dense: Answers) -> None:
+            for line in tables.dense_lines(dense):
+                bar.say(line)
+
+        def tried(trial: Trial) -> None:
+            bar.say(tables.trial_line(trial))
+
+        def made(gated: GatedModule) -> Path:
+            runs.append(Run.create(place, gated, spec, shape))
+            job.write(runs[0])
+            Promise.keep(place, fitted)
+            return place
+
+        try:
+            pruned = prune_model(
+                source.model,
+                source.example_inputs,
+                data=images,
+                budget=spent,
+                max_drop=max_drop,
+                options=options,
+                watcher=Watcher(
+                    began=bar.rename,
+                    measured=measured,
+                    ticked=lambda tick: show_tick(bar, tick),
+                    tried=tried,
+                    made=made,
+                ),
+            )
+        except KeyboardInterrupt:
+            if runs:
+                console.note(
+                    f"stopped; fxprune train {place} goes on from the last whole epoch, then "
+                    f"fxprune export {place}"
+                )
+            raise typer.Exit(130) from None
+    (run,) = runs
+    with console.phases(["shrinking it", "writing ONNX", "the dense twin", "timing"]) as begin:
+        begin()
+        compared = compare_onnx(
+            pruned.gated,
+            compact_of(pruned.gated),
+            source.model,
+            place.with_suffix(".onnx"),
+            real=real_inputs(images),
+            notes=notes_of(run, images),
+            target=target,
+            begin=begin,
+        )
+    record = records.of_pruned(run, pruned, compared, fitted, max_drop)
+    print_result(record, tables.show_pruned, as_json)
+    for line in tables.remarks(record):
+        console.note(line)
+
+
+def _goal(
+    speedup: float | None, macs: float | None, budget: str | None, max_drop: float | None
+) -> str | None:
+    """The budget's text; None where the accuracy is the goal.
+
+    Raises:
+        OptionError: not exactly one goal is given.
+    """
+    goals = [
+        f"{name}={value}"
+        for name, value in (("speedup", speedup), ("macs", macs))
+        if value is not None
+    ]
+    goals += [budget] if budget is not None else []
+    if len(goals) + (max_drop is not None) != 1:
+        raise OptionError(
+            "fxprune prune has one goal",
+            why=f"given are {len(goals) + (max_drop is not None)}",
+            do="give one of --speedup 2, --macs .5, --budget params=.3 and --max-drop 1",
+        )
+    return goals[0] if goals else None

@@ -1,0 +1,349 @@
+"""A trained network becomes a smaller one: instrumented, trained for a short while, compared.
+
+Either the size is given, as a budget, or the accuracy: then the smallest network that stays within
+so many points of the dense one is searched, by a few short runs, and the best is finished. What
+is searched is judged on images held out of the training split; the validation split is used
+once, for what is reported.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import NormalDist
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune import api
+from fxprune.budget.budget import Budget
+from fxprune.channels.cost import Widths
+from fxprune.data import DataSet, Split, load
+from fxprune.errors import BudgetError, DataError, OptionError
+from fxprune.gated.module import GatedModule
+from fxprune.policies import Policy
+from fxprune.trainer.loop import EpochMetrics, Tick, check_fit, fit
+from fxprune.trainer.options import Placement, TrainOptions
+from fxprune.trainer.recipe import OPTIONS, POLICY, SHORT
+
+HELD_OUT, MOST_HELD_OUT = 0.1, 5000
+"""Share and number of training images that a search is judged on."""
+
+FIRST, LEAST = 0.5, 0.1  # shares of the macs: where a search begins, and what it never tries
+TRIALS = 4
+Z = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Which images of a split a network names right.
+
+    Attributes:
+        right: bool [images].
+        labels: int64 [images].
+    """
+
+    right: Tensor
+    labels: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that are right."""
+        return float(self.right.double().mean())
+
+    @property
+    def chance(self) -> float:
+        """The share that always naming the most frequent class would reach."""
+        return float(torch.bincount(self.labels).max()) / len(self.labels)
+
+    @property
+    def near_chance(self) -> bool:
+        """Whether the network may as well have guessed."""
+        spread = math.sqrt(self.chance * (1 - self.chance) / len(self.labels))
+        return self.accuracy <= 1.5 * self.chance + 3 * spread
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How many points of accuracy were lost, with a 95 % interval.
+
+    Attributes:
+        points: dense less compact, percentage points.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    points: float
+    low: float
+    high: float
+
+    @staticmethod
+    def between(dense: Answers, compact: Answers) -> "Drop":
+        """The drop on the same images.
+
+        With b images that only the dense network names right and c that only the compact one
+        does, of n: (b - c) / n, with the variance (b + c - (b - c)^2 / n) / n^2 of a difference
+        of paired shares (Newcombe, Statistics in Medicine 17, 1998, method 1).
+        """
+        count = len(dense.labels)
+        lost = int((dense.right & ~compact.right).sum())
+        won = int((compact.right & ~dense.right).sum())
+        drop = (lost - won) / count
+        spread = math.sqrt(max(lost + won - (lost - won) ** 2 / count, 0.0)) / count
+        return Drop(100 * drop, 100 * (drop - Z * spread), 100 * (drop + Z * spread))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short run of a search.
+
+    Attributes:
+        macs: the share of the dense network's macs.
+        drop: on the images that were held out.
+    """
+
+    macs: float
+    drop: Drop
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """What became of a network.
+
+    Attributes:
+        model: the compact network in evaluation mode: plain modules, its own tensors.
+        gated: the gated network that it was, for `fxprune.save` and the proof of an export.
+        budget: what it was given.
+        dense: the dense network's answers on the validation split.
+        compact: the compact network's.
+        history: the epochs of its training.
+        trials: the short runs of a search, in their order; none where the budget was given.
+        held_out: the drop on the images that a search held out, of the finished network.
+    """
+
+    model: fx.GraphModule
+    gated: GatedModule
+    budget: Budget
+    dense: Answers
+    compact: Answers
+    history: Sequence[EpochMetrics]
+    trials: Sequence[Trial] = ()
+    held_out: Drop | None = None
+
+    @property
+    def drop(self) -> Drop:
+        """What was lost on the validation split."""
+        return Drop.between(self.dense, self.compact)
+
+    @property
+    def widths(self) -> Widths:
+        """The widths of the channel groups."""
+        return self.gated.best().widths
+
+
+@dataclass(frozen=True, eq=False)
+class Watcher:
+    """What is told of a pruning as it goes on; each does nothing by default.
+
+    Attributes:
+        began: a phase began.
+        measured: the dense network's answers on the validation split, before anything changes.
+        ticked: a training step is done.
+        tried: a short run of a search is done.
+        made: the gated network exists: returns the folder for its checkpoints, or None.
+    """
+
+    began: Callable[[str], None] = lambda _: None
+    measured: Callable[[Answers], None] = lambda _: None
+    ticked: Callable[[Tick], None] = lambda _: None
+    tried: Callable[[Trial], None] = lambda _: None
+    made: Callable[[GatedModule], Path | None] = lambda _: None
+
+
+SILENT = Watcher()
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    data: DataSet | str,
+    macs: float | None = None,
+    params: float | None = None,
+    keep: float | None = None,
+    latency: float | None = None,
+    speedup: float | None = None,
+    budget: str | Budget | None = None,
+    max_drop: float | None = None,
+    policy: str | Policy = POLICY,
+    options: TrainOptions = OPTIONS,
+    round_to: int | None = None,
+    watcher: Watcher = SILENT,
+) -> Pruned:
+    """Makes a trained network smaller: instruments it, trains it for a short while, shrinks it.
+
+    Args:
+        model: the trained network; it is not changed.
+        example_inputs: as for `fxprune.instrument`.
+        data: images with classes, or the name of a data set that `fxprune.data.load` knows. Its
+            images have to be prepared as those that the network was trained on.
+        macs: the share of the dense network's multiply-accumulates that shall stay. Give exactly
+            one of this and the next six.
+        params: that of its parameters.
+        keep: that of the channels of each group.
+        latency: that of its time in ONNX Runtime on this machine.
+        speedup: how many times as fast it shall be; 2 is `latency=0.5`.
+        budget: in its text form, or a `Budget`.
+        max_drop: the smallest network is searched that loses at most so many points of accuracy.
+        policy: how channels are chosen.
+        options: how it is trained.
+        round_to: see `fxprune.instrument`.
+        watcher: told how far it is.
+
+    Returns:
+        The compact network, and the answers of both networks on the validation split.
+
+    Raises:
+        OptionError: not exactly one goal is given, or an option is out of its range.
+        BudgetError: the budget cannot be met, or no trial stays within `max_drop`.
+        DataError: the data do not fit the model.
+        TraceError, GateError: as `fxprune.instrument`.
+    """
+    shares = {"macs": macs, "params": params, "keep": keep, "latency": latency, "speedup": speedup}
+    goals = [f"{kind}={share}" for kind, share in shares.items() if share is not None]
+    goals += [str(max_drop)] if max_drop is not None else []
+    if len(goals) + (budget is not None) != 1:
+        raise OptionError(
+            "a pruning has one goal",
+            why=f"given: {', '.join([*goals, *([str(budget)] if budget else [])]) or 'none'}",
+            do="give one of macs, params, keep, latency, speedup, budget and max_drop",
+        )
+    if max_drop is not None and not 0 <= max_drop < 100:
+        raise OptionError(f"max_drop cannot be {max_drop}", do="give points, such as 1")
+    given = None if max_drop is not None else Budget.parse(budget or goals[0], round_to)
+    size = example_inputs[0].shape
+    if isinstance(data, str):
+        data = load(data, image_size=(size[-2], size[-1]) if len(size) == 4 else (224, 224))
+    placement = Placement.of(options)
+    watcher.began("the dense network's accuracy")
+    model = copy.deepcopy(model).to(placement.device)
+    check_fit(model, data, placement)
+    dense = answers(model, data.val, placement, options.batch_size)
+    watcher.measured(dense)
+    work = _Work(model, example_inputs, data, policy, options, round_to, watcher)
+    if given is not None:
+        gated, history = work.run(given, data, options, finish=True)
+        return work.result(gated, given, dense, history)
+    assert max_drop is not None
+    return work.search(max_drop, dense)
+
+
+@torch.no_grad()
+def answers(model: nn.Module, split: Split, placement: Placement, batch_size: int = 128) -> Answers:
+    """Runs a network over a split, in `model.eval()`; its mode is left as it was."""
+    was_training = model.training
+    model.eval()
+    right, labels = [], []
+    for images, truth in split.batches(batch_size, device=placement.device):
+        right.append((placement.forward(model, images).argmax(1) == truth).cpu())
+        labels.append(truth.cpu())
+    model.train(was_training)
+    return Answers(torch.cat(right), torch.cat(labels))
+
+
+@dataclass
+class _Work:
+    """What the runs of one pruning share; see `prune`."""
+
+    model: nn.Module
+    example_inputs: tuple[Tensor, ...]
+    data: DataSet
+    policy: str | Policy
+    options: TrainOptions
+    round_to: int | None
+    watcher: Watcher
+    trials: list[Trial] = field(default_factory=list)
+
+    def run(
+        self, budget: Budget, data: DataSet, options: TrainOptions, *, finish: bool
+    ) -> tuple[GatedModule, list[EpochMetrics]]:
+        """Instruments the network and trains it; what is finished gets a folder."""
+        self.watcher.began(f"instrumenting for {budget.kind}={budget.value:.3g}")
+        example = tuple(tensor.to(_device_of(self.model)) for tensor in self.example_inputs)
+        gated = api.instrument(self.model, example, self.policy, budget, self.round_to)
+        folder = self.watcher.made(gated) if finish else None
+        self.watcher.began(f"training at {budget.kind}={budget.value:.3g}")
+        return gated, fit(gated, data, options, run=folder, progress=self.watcher.ticked)
+
+    def search(self, max_drop: float, dense: Answers) -> Pruned:
+        """Halves the room between sizes that lose too much and sizes that do not, then finishes."""
+        rest, held_out = hold_out(self.data)
+        judged = self._answers(self.model, held_out)
+        short = dataclasses.replace(self.options, epochs=min(SHORT, self.options.epochs))
+        low, high, share = LEAST, 1.0, FIRST
+        kept: list[float] = []
+        for _ in range(TRIALS):
+            gated, _ = self.run(self._macs(share), rest, short, finish=False)
+            drop = Drop.between(judged, self._answers(gated, held_out))
+            self.trials.append(Trial(share, drop))
+            self.watcher.tried(self.trials[-1])
+            if drop.points <= max_drop:
+                high = share
+                kept.append(share)
+            else:
+                low = share
+            share = round(math.sqrt(low * high), 3)
+        if not kept:
+            raise BudgetError(
+                f"no network was found within {max_drop:g} points of the dense one",
+                why=f"at macs={self.trials[-1].macs} a short run loses "
+                f"{self.trials[-1].drop.points:.1f}",
+                do="allow more points, give more epochs, or a budget of your own",
+            )
+        budget = self._macs(min(kept))
+        gated, history = self.run(budget, rest, self.options, finish=True)
+        drop = Drop.between(judged, self._answers(gated, held_out))
+        result = self.result(gated, budget, dense, history)
+        return dataclasses.replace(result, trials=tuple(self.trials), held_out=drop)
+
+    def _macs(self, share: float) -> Budget:
+        return Budget("macs", share, self.round_to)
+
+    def _answers(self, model: nn.Module, split: Split) -> Answers:
+        return answers(model, split, Placement.of(self.options), self.options.batch_size)
+
+    def result(
+        self,
+        gated: GatedModule,
+        budget: Budget,
+        dense: Answers,
+        history: Sequence[EpochMetrics],
+    ) -> Pruned:
+        """The compact network, with its answers on the validation split."""
+        compact = api.shrink(gated.eval())
+        return Pruned(compact, gated, budget, dense, self._answers(compact, self.data.val), history)
+
+
+def hold_out(data: DataSet) -> tuple[DataSet, Split]:
+    """Splits the training images, the same ones each time: what still trains, and what judges.
+
+    Raises:
+        DataError: the data cannot be split, or are too few.
+    """
+    count = len(data.train)
+    judged = min(int(HELD_OUT * count), MOST_HELD_OUT)
+    part = getattr(data.train, "part", None)
+    if part is None or judged < 1:
+        raise DataError(
+            f"no images of {data.name} can be held out to search on",
+            why="its training split has no part()" if part is None else f"it has {count} images",
+            do="give a budget, such as macs=0.5, instead of the points that may be lost",
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return dataclasses.replace(data, train=part(order[judged:])), part(order[:judged])
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,148 @@
+"""A trained network becomes smaller: the goal, the search, and what is said of the accuracy."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.data import DataSet, FolderSplit, from_tensors, load
+from fxprune.errors import BudgetError, DataError, OptionError
+from fxprune.gated.module import GatedModule
+from fxprune.trainer.loop import fit
+from fxprune.trainer.options import Placement, TrainOptions
+from fxprune.trainer.prune import Answers, Drop, Trial, Watcher, answers, hold_out, prune
+from fxprune.trainer.recipe import OPTIONS
+from tests.unit.data.test_data import make_folder
+
+EXAMPLE = (torch.zeros(2, 1, 8, 8),)
+QUICK = dataclasses.replace(OPTIONS, epochs=2, batch_size=32, device="cpu")
+
+
+def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images [count, 1, 8, 8] with stripes along, across or neither: three easy classes."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (count,), generator=draw)
+    images = torch.randint(60, (count, 1, 8, 8), generator=draw)
+    images[labels == 0, :, ::2] += 150
+    images[labels == 1, :, :, ::2] += 150
+    return images.to(torch.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    return from_tensors("stripes", stripes(320, 0), stripes(100, 1), ("a", "b", "c"))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(data: DataSet) -> nn.Module:
+    model = net()
+    fit(model, data, TrainOptions(epochs=4, lr=0.1, batch_size=32, device="cpu"))
+    return model
+
+
+def test_a_budget_in_one_call(data: DataSet, trained: nn.Module, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    seen: list[Answers] = []
+    folders = []
+
+    def made(gated: GatedModule) -> Path:
+        assert isinstance(gated, GatedModule)
+        folders.append(tmp_path / "run")
+        return folders[0]
+
+    watcher = Watcher(measured=seen.append, made=made)
+    pruned = prune(trained, EXAMPLE, data=data, macs=0.5, options=QUICK, watcher=watcher)
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert len(seen) == len(folders) == 1
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    assert pruned.dense.accuracy == seen[0].accuracy > 0.9
+    assert not pruned.dense.near_chance
+    assert pruned.compact.accuracy > 0.8
+    assert pruned.gated.cost.macs(pruned.widths) <= 0.5 * pruned.gated.cost.dense_macs
+    found = answers(pruned.model, data.val, Placement.of(QUICK))
+    assert found.right.equal(pruned.compact.right)
+    assert pruned.drop.points == pytest.approx(
+        100 * (pruned.dense.accuracy - pruned.compact.accuracy)
+    )
+    fxprune.export_onnx(pruned.model, EXAMPLE, tmp_path / "net.onnx", reference=pruned.gated)
+
+
+def test_the_smallest_within_some_points(data: DataSet, trained: nn.Module) -> None:
+    tried: list[Trial] = []
+    watcher = Watcher(tried=tried.append)
+    pruned = prune(trained, EXAMPLE, data=data, max_drop=50, options=QUICK, watcher=watcher)
+    assert tried == list(pruned.trials)
+    assert len(tried) == 4
+    assert tried[0].macs == 0.5
+    kept = [trial.macs for trial in tried if trial.drop.points <= 50]
+    assert pruned.budget.value == min(kept) < 0.5
+    assert pruned.held_out is not None
+    hopeless = dataclasses.replace(QUICK, epochs=1, lr=0.5, weight_decay=1.0)  # forgets all
+    with pytest.raises(BudgetError, match="no network was found within 0 points"):
+        prune(trained, EXAMPLE, data=data, max_drop=0, options=hopeless)
+
+
+@pytest.mark.parametrize(
+    "goals", [{}, {"macs": 0.5, "max_drop": 1}, {"keep": 0.5, "budget": "macs=1"}]
+)
+def test_there_is_one_goal(goals: dict[str, float], data: DataSet) -> None:
+    with pytest.raises(OptionError, match="a pruning has one goal"):
+        prune(net(), EXAMPLE, data=data, **goals)  # type: ignore[arg-type]
+
+
+def test_points_that_cannot_be() -> None:
+    with pytest.raises(OptionError, match="max_drop cannot be -1"):
+        prune(net(), EXAMPLE, data="digits", max_drop=-1)
+
+
+def test_a_network_that_guesses_is_named(data: DataSet) -> None:
+    found = answers(net(), data.val, Placement.of(QUICK))
+    assert found.near_chance
+    labels = torch.arange(1000) % 10
+    assert Answers(torch.arange(1000) < 120, labels).near_chance
+    assert not Answers(torch.arange(1000) < 400, labels).near_chance
+
+
+def test_the_interval_of_a_drop() -> None:
+    labels = torch.zeros(100, dtype=torch.int64)
+    dense, compact = torch.ones(100, dtype=torch.bool), torch.ones(100, dtype=torch.bool)
+    compact[:4] = False
+    drop = Drop.between(Answers(dense, labels), Answers(compact, labels))
+    assert drop.points == pytest.approx(4)
+    half = 100 * 1.959964 * math.sqrt(4 - 16 / 100) / 100
+    assert (drop.low, drop.high) == (pytest.approx(4 - half), pytest.approx(4 + half))
+    same = Drop.between(Answers(dense, labels), Answers(dense, labels))
+    assert (same.points, same.low, same.high) == (0, 0, 0)
+
+
+def test_images_are_held_out(data: DataSet, tmp_path: Path) -> None:
+    rest, judged = hold_out(data)
+    assert (len(rest.train), len(judged)) == (288, 32)
+    assert rest.val is data.val
+    whole = torch.cat([part.images for part in (rest.train, judged)])  # type: ignore[attr-defined]
+    assert sorted(whole.sum((1, 2, 3)).tolist()) == sorted(
+        data.train.images.sum((1, 2, 3)).tolist()  # type: ignore[attr-defined]
+    )
+    make_folder(tmp_path, count=10)
+    folder = load(f"folder:{tmp_path}", image_size=(8, 8))
+    rest, judged = hold_out(folder)
+    assert isinstance(judged, FolderSplit)
+    assert (len(rest.train), len(judged), len(folder.train)) == (18, 2, 20)
+    names = [name for part in (rest.train, judged) for name, _ in part.plain.samples]  # type: ignore[attr-defined]
+    assert sorted(names) == sorted(name for name, _ in folder.train.plain.samples)  # type: ignore[attr-defined]
+    few = dataclasses.replace(data, train=data.train.part(torch.arange(5)))  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="no images of stripes can be held out"):
+        hold_out(few)

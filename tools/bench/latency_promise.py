@@ -1,0 +1,166 @@
+"""Does a latency budget keep its promise? Networks drawn by seed, measured independently.
+
+    python tools/bench/latency_promise.py --networks 10 --repeats 5 --out promise.jsonl
+
+Ten networks of torchvision and timm (five each, at most 2 G macs) are drawn; for each, shares of
+.35, .5 and .7 are asked for, in 1 and 2 threads, several times, without the cache. What fxprune
+chose is then timed by `time_onnx.py`, in a process of its own. A line of JSON each; at the end
+the shares that were within 5 %, and that were refused. Called again, it goes on.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+
+from fxprune.budget.budget import Budget
+from fxprune.channels.cost import CostModel
+from fxprune.errors import FxpruneError
+from fxprune.export.bench import Bench, Target
+from fxprune.export.latency import choose
+from fxprune.gated.module import Settings
+from fxprune.passes import Program, apply
+from fxprune.policies import parse
+
+SHARES, THREADS = (0.35, 0.5, 0.7), (1, 2)
+MOST_MACS = 2e9
+TIMER = Path(__file__).with_name("time_onnx.py")
+
+
+def candidates(seed: int) -> Iterator[tuple[str, torch.nn.Module, tuple[torch.Tensor, ...]]]:
+    draw = random.Random(seed)
+    names = {
+        "torchvision": sorted(torchvision.models.list_models(module=torchvision.models)),
+        "timm": sorted(timm.list_models()),
+    }
+    for library, own in names.items():
+        draw.shuffle(own)
+        for name in own:
+            yield f"{library}:{name}", *build(library, name)
+
+
+def build(library: str, name: str) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(0)
+    if library == "torchvision":
+        return torchvision.models.get_model(name, weights=None), (torch.zeros(2, 3, 224, 224),)
+    config = timm.get_pretrained_cfg(name)
+    size = config.input_size if config is not None else (3, 224, 224)
+    return timm.create_model(name, pretrained=False), (torch.zeros(2, *size),)
+
+
+def gated(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Program:
+    coupled = apply("couple", apply("trace", Program(model, inputs)))
+    return apply("gate", coupled, settings=Settings(parse("fixed"), Budget("keep", 1.0)))
+
+
+def drawn(seed: int, networks: int) -> Iterator[tuple[str, Bench]]:
+    """Benches of the first networks of each library that are small and can be gated."""
+    wanted = {"torchvision": networks - networks // 2, "timm": networks // 2}
+    stream = candidates(seed)
+    while any(wanted.values()):
+        try:
+            name, model, inputs = next(stream)
+        except (RuntimeError, ValueError, TypeError) as error:
+            print(f"cannot build one: {error}", file=sys.stderr)
+            continue
+        library = name.partition(":")[0]
+        if not wanted[library]:
+            continue
+        try:
+            program = gated(model, inputs)
+            cost: CostModel = program.module.cost  # type: ignore[assignment,union-attr]
+            if cost.dense_macs > MOST_MACS:
+                continue
+            bench = Bench(program, inputs, folder=Path(tempfile.mkdtemp()))
+            bench.__enter__()
+            bench._content(bench.sizes)  # whether it can be exported
+        except FxpruneError as error:
+            print(f"left out {name}: {error.what}", file=sys.stderr)
+            continue
+        wanted[library] -= 1
+        yield name, bench
+
+
+def trial(name: str, bench: Bench, share: float, threads: int) -> dict:
+    """One promise, and what a stranger measures."""
+    bench.target, bench.known = Target(threads), {}
+    bench.path = Path(tempfile.mkdtemp()) / "none.json"
+    record: dict = {"network": name, "asked": share, "threads": threads, "load": os.getloadavg()[0]}
+    began = time.monotonic()
+    try:
+        choice = choose(
+            Budget("latency", share), bench.gated.channels.layout, bench.gated.cost, bench
+        )
+    except FxpruneError as error:
+        return record | {"refused": str(error), "seconds": time.monotonic() - began}
+    record |= {"said": choice.share, "met": choice.met, "seconds": time.monotonic() - began}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / "dense.onnx", Path(folder) / "compact.onnx"]
+        for file, widths in zip(files, (bench.sizes, choice.budget.widths), strict=True):
+            file.write_bytes(bench._content(widths))
+        command = [sys.executable, TIMER, *files, "--threads", str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return record | {"found": json.loads(done.stdout)}
+
+
+def is_within(record: dict) -> bool:
+    clock = "processor" if record["threads"] == 1 else "wall"
+    return abs(record["found"][f"hot by {clock}"]["median"] / record["asked"] - 1) <= 0.05
+
+
+def summary(records: list[dict]) -> dict:
+    kept = [record for record in records if "found" in record]
+    return {
+        "promises": len(records),
+        "refused": len(records) - len(kept),
+        "of which impossible": sum("cannot be met" in r.get("refused", "") for r in records),
+        "within 5 %": sum(map(is_within, kept)),
+        "measured": len(kept),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, nargs="*", default=THREADS)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    done = (
+        [json.loads(line) for line in given.out.read_text().splitlines()]
+        if given.out.exists()
+        else []
+    )
+    counted = {(r["network"], r["asked"], r["threads"], r["repeat"]) for r in done}
+    with contextlib.suppress(KeyboardInterrupt):
+        for name, bench in drawn(given.seed, given.networks):
+            for repeat in range(given.repeats):
+                for share in SHARES:
+                    for threads in given.threads:
+                        if (name, share, threads, repeat) in counted:
+                            continue
+                        record = trial(name, bench, share, threads) | {"repeat": repeat}
+                        done.append(record)
+                        with given.out.open("a") as file:
+                            file.write(json.dumps(record) + "\n")
+            print(name, json.dumps(summary([r for r in done if r["network"] == name])), flush=True)
+    for threads in given.threads:
+        print(threads, "threads", json.dumps(summary([r for r in done if r["threads"] == threads])))
+
+
+if __name__ == "__main__":
+    main()
