@@ -34,6 +34,10 @@ class FxpruneError(Exception):
         return message(self.what, at=self.at, why=self.why, do=self.do)
 
 
+class FxpruneWarning(UserWarning):
+    """What a user should know of, and nothing that has to be mended."""
+
+
 class SpecError(FxpruneError):
     """A SPEC that names no model: no such file, no factory, or a factory that raises."""
 

@@ -10,14 +10,16 @@ from typing import Annotated
 import typer
 
 from fxprune import __version__
+from fxprune.cli import console
 from fxprune.cli.demo import demo
 from fxprune.cli.env import env
 from fxprune.cli.export import export
 from fxprune.cli.instrument import inspect, instrument
 from fxprune.cli.prune import prune
 from fxprune.cli.report import report
+from fxprune.cli.signals import ending
 from fxprune.cli.train import train
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, FxpruneWarning
 
 app = typer.Typer(
     name="fxprune",
@@ -59,8 +61,11 @@ def main() -> None:
     """Runs the command line; a refusal is one message on stderr and its error's exit code."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of torch and its exporter; -W brings them back
+        warnings.simplefilter("always", FxpruneWarning)
+        warnings.showwarning = lambda message, *_, **__: console.note(str(message))
     try:
-        app()
+        with ending():
+            app()
     except FxpruneError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -21,6 +21,7 @@ from fxprune.cli.arguments import (
     show_tick,
     transform_of,
 )
+from fxprune.cli.signals import ended, held
 from fxprune.errors import OptionError
 
 if TYPE_CHECKING:
@@ -139,25 +140,29 @@ def train(
             show_default=False,
         ),
     ] = None,
+    patience: Annotated[
+        float,
+        typer.Option(min=1, help="With torchrun: seconds that a process waits for the others."),
+    ] = 1800.0,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Train a run; called again, go on from its last epoch.
 
     Each epoch ends with the accuracy that the exported network would have now. Options that are
-    not given are those of the last call for this run. Ctrl-C loses the current epoch only. The
-    processes of torchrun share each batch.
+    not given are those of the last call for this run. Ctrl-C and SIGTERM end it after a step,
+    with a checkpoint. The processes of torchrun share each batch.
 
     Examples: [bold]fxprune train model.fxprune --data cifar10 --download --epochs 30[/bold],
     [bold]torchrun --nproc-per-node 2 -m fxprune train model.fxprune --data cifar10[/bold].
     """
     from fxprune.cli import records, tables
     from fxprune.cli.spec import resolve
-    from fxprune.gated.ddp import first_alone, launched
     from fxprune.report.of_runs import write_beside
     from fxprune.trainer.job import Job
+    from fxprune.trainer.launch import first_alone, launched
     from fxprune.trainer.logs import open_logs
-    from fxprune.trainer.loop import EpochMetrics, Tick, fit
+    from fxprune.trainer.loop import EpochMetrics, Stopped, Tick, fit
 
     run = run_of(folder, trust=trust)
     given = {
@@ -179,7 +184,7 @@ def train(
         "seed": seed,
         "device": device,
     }
-    with launched() as rank, console.heard(rank == 0):
+    with launched(patience) as rank, console.heard(rank == 0):
         looks = {"mean": mean, "std": std, "resize": resize, "crop": crop, "flip": flip}
         job = Job.of(run, data, data_root, given, looks, transform)
         with console.phases(["loading the data", "building the network"]) as begin:
@@ -210,7 +215,7 @@ def train(
                     one.epoch(tick.metrics)
 
         try:
-            with console.bar("training") as bar:
+            with held() as stop, console.bar("training") as bar:
                 history = fit(
                     gated,
                     images,
@@ -219,10 +224,11 @@ def train(
                     ready=keep,
                     progress=lambda tick: show(bar, tick),
                     minutes=minutes,
+                    stop=stop,
                 )
-        except KeyboardInterrupt:
-            console.note(f"stopped; fxprune train {run.path} goes on from the last whole epoch")
-            raise typer.Exit(130) from None
+        except Stopped:
+            said = f"stopped; fxprune train {run.path} goes on after the last step"
+            raise ended(said) from None
         finally:
             for one in logs:
                 one.close()

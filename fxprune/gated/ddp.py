@@ -6,9 +6,7 @@ nothing of the bank and of the policy. The functions here close both gaps; all r
 them, like the wrapper's own constructor.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,34 +14,6 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from fxprune.errors import GateError
-
-
-@contextmanager
-def launched() -> Iterator[int]:
-    """Joins the other processes if torchrun started this one; yields the rank, 0 for a lone one."""
-    if not (distributed.is_available() and distributed.is_torchelastic_launched()):
-        yield 0
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        distributed.init_process_group("gloo")
-    try:
-        yield distributed.get_rank()
-    finally:
-        distributed.destroy_process_group()
-
-
-@contextmanager
-def first_alone(rank: int, wanted: bool) -> Iterator[None]:
-    """Lets the first rank go first, if that is wanted; the others find what it has fetched."""
-    wanted = wanted and distributed.is_available() and distributed.is_initialized()
-    if wanted and rank > 0:
-        distributed.barrier()
-    yield
-    if wanted and rank == 0:
-        distributed.barrier()
 
 
 def broadcast(

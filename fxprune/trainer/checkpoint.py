@@ -6,6 +6,7 @@ optimiser's state, the options, the history, and what the data looked like.
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,17 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from fxprune.data import DataSet
-from fxprune.errors import OptionError, RunError
+from fxprune.data import DataSet, Share
+from fxprune.errors import FxpruneWarning, OptionError, RunError
 from fxprune.files import fitting, read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.runs.contents import check_values, is_wild, most_bytes
 from fxprune.runs.gated_file import gated_state, plan_of, take_over, under
 from fxprune.runs.history import EpochMetrics, history_of, keep_metrics
 from fxprune.runs.plan import STRICT, Plan
-from fxprune.runs.run import CHECKPOINT
+from fxprune.runs.run import CHECKPOINT, SUFFIX
 from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.progress import WITHIN, Progress, Within
 
 OPTIMIZER, MODEL = "optimizer/", "model/"
 
@@ -77,6 +79,8 @@ class _Training:
     data: _Looks
     optimizer: _Optimizer
     scaler: dict[str, int | float]
+    processes: Annotated[int, Field(ge=1, lt=2**20)]
+    within: Within | None
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,23 @@ class Trained:
         return Trained(model, optimizer, scaler, wild)
 
     def save(
-        self, run: Path, options: TrainOptions, data: DataSet, history: Sequence[EpochMetrics]
+        self,
+        run: Path,
+        options: TrainOptions,
+        data: DataSet,
+        history: Sequence[EpochMetrics],
+        processes: int,
+        kept: tuple[dict[str, Tensor], Within] | None,
     ) -> None:
         """Writes the checkpoint, then metrics.jsonl from the same history.
+
+        Args:
+            run: the folder.
+            options: how the network is trained.
+            data: on what.
+            history: the whole epochs so far.
+            processes: how many train it together.
+            kept: the epoch that is on its way, if one is.
 
         Raises:
             OptionError: a parameter or what the optimiser keeps is NaN or infinite; nothing is
@@ -123,8 +141,12 @@ class Trained:
                     tensors[f"{OPTIMIZER}{index}/{key}"] = value
                 else:
                     plain.setdefault(str(index), {})[key] = value
+        if kept is not None:
+            tensors |= kept[0]
         self._refuse_wild(tensors, len(history))
         meta |= {
+            "processes": processes,
+            "within": None if kept is None else dataclasses.asdict(kept[1]),
             "options": dataclasses.asdict(options),
             "data": dataclasses.asdict(_Looks.of(data)),
             "history": [dataclasses.asdict(metrics) for metrics in history],
@@ -135,23 +157,28 @@ class Trained:
         write_tensors(run / CHECKPOINT, tensors, meta)
         keep_metrics(run, history)
 
-    def load(self, run: Path, options: TrainOptions, data: DataSet) -> list[EpochMetrics]:
-        """Takes up the state of `run`, if it has one, and returns its history.
+    def load(
+        self, run: Path, options: TrainOptions, data: DataSet, share: Share
+    ) -> tuple[list[EpochMetrics], Progress | None]:
+        """Takes up the state of `run`, if it has one.
 
         All options but the epochs have to be what they were; of these there may be more.
+
+        Returns:
+            Its history, and the epoch that was stopped, if one was.
 
         Raises:
             RunError: it belongs to another model, plan, options or data, or is damaged.
         """
         path = run / CHECKPOINT
         if not path.exists():
-            return []
+            return [], None
         gated = self.model if isinstance(self.model, GatedModule) else None
         own = gated.dense_tensors() if gated is not None else self.model.state_dict()
         tensors, meta = read_tensors(path, most_bytes(own.values()))
         self._check_plan(path, meta)
         if "history" not in meta:  # never trained
-            return []
+            return [], None
         history = history_of(meta, path)
         rest = {key: value for key, value in meta.items() if key not in ("plan", "history")}
         training = fitting(_Training, rest, path)
@@ -164,9 +191,23 @@ class Trained:
                 self.model.load_state_dict(under(MODEL, tensors))
             self._load_optimizer(path, under(OPTIMIZER, tensors), training.optimizer)
             self.scaler.load_state_dict(training.scaler)
+            so_far = None
+            if training.within is not None:
+                kept = under(WITHIN, tensors)
+                so_far = Progress.read(
+                    kept, training.within, share, next(iter(own.values())).device
+                )
         except (RuntimeError, ValueError, KeyError) as error:
             raise _foreign(path, f"it belongs to another model: {_first_line(error)}") from error
-        return history
+        if training.processes != share.of:
+            warnings.warn(
+                f"{run} was trained by {_processes(training.processes)} so far, and goes on in "
+                f"{_processes(share.of)}: it does not end in the bits of a run by one number of "
+                "them",
+                FxpruneWarning,
+                stacklevel=2,
+            )
+        return history, so_far
 
     def _refuse_wild(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
         for name, tensor in tensors.items():
@@ -222,6 +263,10 @@ def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {f"{MODEL}{key}": value for key, value in model.state_dict().items()}, {}
 
 
+def _processes(count: int) -> str:
+    return "one process" if count == 1 else f"{count} processes"
+
+
 def _settled(group: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an optimiser's group that do not change from step to step."""
     return {key: value for key, value in group.items() if key != "lr"}
@@ -237,7 +282,9 @@ def _check_options(path: Path, training: _Training, options: TrainOptions, data:
             f"cannot go on from {path}",
             why="it was trained with other options: "
             + ", ".join(f"{key} {was[key]} (now {now[key]})" for key in differ),
-            do="give the same options, but for more epochs, or begin another run",
+            do="give the same options, but for more epochs, or begin another run from this "
+            f"checkpoint: fxprune train NEW{SUFFIX} --from {path.parent}, with the options that it "
+            "is to have",
         )
     saw, sees = training.data, _Looks.of(data)
     if dataclasses.replace(saw, name=sees.name) != sees:

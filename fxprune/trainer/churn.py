@@ -1,5 +1,6 @@
 """How often channels are exchanged in an epoch of training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,11 +12,17 @@ from fxprune.gated.module import GatedModule
 class Churn:
     """Counts the channels that change hands, step by step, without making a GPU wait."""
 
-    def __init__(self, gated: GatedModule | None) -> None:
-        """Begins an epoch of a gated network; a plain one (None) has no figures."""
+    def __init__(self, gated: GatedModule | None, before: Sequence[float] = ()) -> None:
+        """Goes on with an epoch of a gated network; a plain one (None) has no figures.
+
+        Args:
+            gated: the network.
+            before: the shares that its steps before a resumption exchanged.
+        """
         self._gated = gated
         self._before = None if gated is None else gated.executing
-        self._shares: list[Tensor] = []
+        device = None if self._before is None else self._before.device
+        self._shares: list[Tensor] = [*torch.tensor(before, device=device).float()]
 
     def step(self) -> None:
         """Notes what one optimiser step exchanged; steps that change widths do not count."""
@@ -27,6 +34,10 @@ class Churn:
         elif now is self._before:
             self._shares.append(torch.zeros((), device=now.device))
         self._before = now
+
+    def shares(self) -> list[float]:
+        """The shares that the steps so far exchanged."""
+        return torch.stack(self._shares).tolist() if self._shares else []
 
     def figures(self) -> dict[str, Any]:
         """Gives `widths` and `churn` as `EpochMetrics` has them; empty for a plain network."""

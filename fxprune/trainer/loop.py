@@ -11,7 +11,8 @@ The validation split is only evaluated, after each epoch; nothing is chosen by i
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,18 +23,21 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
-from fxprune.data import WHOLE, Batch, DataSet, Share, Split
+from fxprune.data import WHOLE, Batch, DataSet, Share
 from fxprune.errors import DataError, ModelError, OptionError
 from fxprune.gated.attach import attach
 from fxprune.gated.ddp import share_buffers
 from fxprune.gated.module import GatedModule
-from fxprune.runs.history import EpochMetrics
+from fxprune.runs.history import EpochMetrics, keep_metrics
+from fxprune.runs.writer import only_writer
 from fxprune.trainer import checkpoint
 from fxprune.trainer.churn import Churn
+from fxprune.trainer.evaluate import Stop, check_fit, evaluate, summed
 from fxprune.trainer.options import Placement, TrainOptions, learning_rate, make_optimizer
 from fxprune.trainer.plan import Spending, plan_spending
+from fxprune.trainer.progress import Progress, Stopped
 
-__all__ = ["EpochMetrics", "Placement", "Tick", "TrainOptions", "evaluate", "fit"]
+__all__ = ["EpochMetrics", "Placement", "Stopped", "Tick", "TrainOptions", "evaluate", "fit"]
 
 
 @dataclass(frozen=True)
@@ -46,40 +50,6 @@ class Tick:
     steps_done: int
     steps: int
     metrics: EpochMetrics | None = None
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    split: Split,
-    placement: Placement,
-    batch_size: int = 128,
-    share: Share = WHOLE,
-) -> tuple[float, float]:
-    """Mean cross-entropy and share of right answers over a split, in `model.eval()`.
-
-    The model is left in the mode in which it came. Several processes that give the share of each
-    share the work; all get the figures of the whole split.
-    """
-    was_training = model.training
-    model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=placement.device)
-    right = torch.zeros((), dtype=torch.int64, device=placement.device)
-    for images, labels in split.batches(batch_size, device=placement.device, share=share):
-        logits = placement.forward(model, images)
-        loss += functional.cross_entropy(logits, labels, reduction="sum").double()
-        right += (logits.argmax(1) == labels).sum()
-    model.train(was_training)
-    loss, right = _sum(share, loss, right)
-    return float(loss) / len(split), float(right) / len(split)
-
-
-def _sum(share: Share, *figures: Tensor) -> list[Tensor]:
-    """The sums of some figures, each [], over all processes."""
-    if share.of > 1:
-        for figure in figures:
-            distributed.all_reduce(figure)
-    return list(figures)
 
 
 def _steps_per_epoch(data: DataSet, options: TrainOptions) -> int:
@@ -95,6 +65,7 @@ def fit(
     ready: Callable[[], None] | None = None,
     progress: Callable[[Tick], None] | None = None,
     minutes: float | None = None,
+    stop: Stop | None = None,
 ) -> list[EpochMetrics]:
     """Trains `model` in place, and leaves it in eval mode.
 
@@ -111,6 +82,8 @@ def fit(
         ready: called before the first step, when all that can be refused beforehand was not.
         progress: called after every step.
         minutes: no epoch is begun that would, going by the last one, end after so long.
+        stop: asked after every step whether to write a checkpoint and stop there; the answer of
+            any process counts. Another call goes on after that step.
 
     Returns:
         The metrics of all epochs of the run, those before a resumption included.
@@ -119,8 +92,26 @@ def fit(
         DataError: the data do not fit the model.
         ModelError: the network returns something else than one tensor, or cannot be trained.
         OptionError: the loss became infinite or NaN, or the run cannot cost as little as it has to.
-        RunError: the checkpoint is damaged, or belongs to another model, other options or data.
+        RunError: the checkpoint is damaged, or belongs to another model, other options or data;
+            or another process writes to the run.
+        Stopped: `stop` said so, and the checkpoint is written.
     """
+    if run is not None and _share(len(data.train), options.batch_size).rank == 0:
+        with only_writer(run):
+            return _fit(model, data, options, run, ready, progress, minutes, stop)
+    return _fit(model, data, options, run, ready, progress, minutes, stop)
+
+
+def _fit(
+    model: nn.Module,
+    data: DataSet,
+    options: TrainOptions,
+    run: Path | None,
+    ready: Callable[[], None] | None,
+    progress: Callable[[Tick], None] | None,
+    minutes: float | None,
+    stop: Stop | None,
+) -> list[EpochMetrics]:
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     placement = Placement.of(options)
     model.to(placement.device)
@@ -133,9 +124,12 @@ def fit(
     for epoch in range(len(history), options.epochs):
         if history and session.agree(time.monotonic() + history[-1].seconds > deadline):
             break
-        history.append(session.epoch(epoch, progress))
-        if run is not None and session.share.rank == 0:
-            session.trained.save(run, options, data, history)
+        metrics = session.epoch(epoch, progress, stop)
+        if metrics is not None:
+            history.append(metrics)
+        session.save(run, history)
+        if metrics is None or (epoch < options.epochs - 1 and session.asked(stop)):
+            raise Stopped
     model.eval()
     return history
 
@@ -159,6 +153,7 @@ class _Session:
             placement.device.type, enabled=placement.amp is torch.float16
         )
         self.trained = checkpoint.Trained.of(model, optimizer, self.scaler)
+        self.so_far = Progress.begin(placement.device)
         self.steps_per_epoch = _steps_per_epoch(data, options)
         self.steps = self.steps_per_epoch * options.epochs
         self.gated = model if isinstance(model, GatedModule) else None
@@ -176,13 +171,32 @@ class _Session:
 
     def resume(self, run: Path) -> list[EpochMetrics]:
         """Takes up the state of `run`, if it has one, and returns its history."""
-        history = self.trained.load(run, self.options, self.data)
-        if history:
-            self.spent = history[-1].run_macs
-            done = len(history) * self.steps_per_epoch
+        history, so_far = self.trained.load(run, self.options, self.data, self.share)
+        if history and self.share.rank == 0:
+            keep_metrics(run, history)  # of a process that was killed before it had written them
+        if history or so_far is not None:
+            self.spent = history[-1].run_macs if so_far is None else so_far.spent
+            self.so_far = so_far or self.so_far
+            done = len(history) * self.steps_per_epoch + self.so_far.step
             if self.gated is not None and done < self._settles_at(self.gated):
                 self.gated.unsettle()  # the run was shorter when it ended
         return history
+
+    def save(self, run: Path | None, history: Sequence[EpochMetrics]) -> None:
+        """Writes the checkpoint, with the epoch that is on its way; all processes have to call."""
+        if run is None:
+            return
+        kept = self.so_far.keep(self.share, self.spent) if self.so_far.step else None
+        if self.share.rank == 0:
+            self.trained.save(run, self.options, self.data, history, self.share.of, kept)
+
+    def asked(self, stop: Stop | None) -> bool:
+        """Whether any process was asked to stop."""
+        if stop is None or self.share.of == 1:
+            return stop is not None and stop()
+        any_of_them = torch.tensor(int(stop()))
+        distributed.all_reduce(any_of_them, distributed.ReduceOp.MAX)
+        return bool(any_of_them)
 
     def wrap(self) -> None:
         """Makes the network one of several equal ones, if there are several processes."""
@@ -197,41 +211,51 @@ class _Session:
         distributed.broadcast(first, 0)
         return bool(first)
 
-    def epoch(self, epoch: int, progress: Callable[[Tick], None] | None) -> EpochMetrics:
-        """Trains and evaluates once; `epoch` counts from 0."""
+    def epoch(
+        self, epoch: int, progress: Callable[[Tick], None] | None, stop: Stop | None
+    ) -> EpochMetrics | None:
+        """Trains and evaluates once, or goes on with that; `epoch` counts from 0.
+
+        Returns:
+            The metrics; None if `stop` said so, and `so_far` holds what is done.
+        """
         began = time.perf_counter()
-        device = self.placement.device
+        device, so_far = self.placement.device, self.so_far
         seed = self.options.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
-        clock = _Clock(device)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        right = torch.zeros((), dtype=torch.int64, device=device)
-        seen = 0
-        churn = Churn(self.gated)
+        clock = _Clock(device, so_far.seconds)
+        churn = Churn(self.gated, so_far.churn)
         self.model.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed + self.share.rank * 2**40)
-            done = epoch * self.steps_per_epoch
-            for images, labels in self._train_batches(generator, self.share):
+            done = epoch * self.steps_per_epoch + so_far.step
+            batches = self._train_batches(generator, self.share)
+            deque(islice(batches, so_far.step), maxlen=0)  # drawn again, and left out
+            so_far.put_back_random(self.share)
+            for images, labels in batches:
                 self._settle(done)
                 self._spend(done)
                 with clock:
                     loss, logits = self._step(images, labels, done)
-                loss_sum += loss.double() * len(labels)
-                right += (logits.argmax(1) == labels).sum()
-                seen += len(labels)
+                so_far.add(loss, (logits.argmax(1) == labels).sum(), len(labels))
                 churn.step()
                 done += 1
                 if progress is not None:
                     progress(Tick(done, self.steps))
+                if self.asked(stop):
+                    so_far.pause(churn.shares(), clock.all())
+                    return None
             cost = {**self._cost(done), **churn.figures()}
+            so_far.pause(churn.shares(), clock.all())
             if epoch == self.options.epochs - 1:
                 self._settle(self.steps)
                 self._recalibrate(generator)
         if isinstance(self.network, DistributedDataParallel):  # as before each of its forwards
             share_buffers(self.model.buffers(), self.network)
-        count = torch.full_like(right, seen)
-        loss_sum, right, count = _sum(self.share, loss_sum, right, count)
+        count = torch.full_like(so_far.right, so_far.seen)
+        loss_sum, right, count = summed(
+            self.share, so_far.loss.clone(), so_far.right.clone(), count
+        )
         train_loss = float(loss_sum / count)
         if not math.isfinite(train_loss):
             raise OptionError(
@@ -239,9 +263,13 @@ class _Session:
                 why="the training diverged",
                 do="give a smaller learning rate, or a warm-up",
             )
-        val_loss, val_accuracy = evaluate(
-            self.model, self.data.val, self.placement, self.options.batch_size, self.share
-        )
+        try:
+            val_loss, val_accuracy = evaluate(
+                self.model, self.data.val, self.placement, self.options.batch_size, self.share, stop
+            )
+        except Stopped:
+            return None
+        self.so_far = Progress.begin(device)
         metrics = EpochMetrics(
             epoch=epoch + 1,
             lr=self.optimizer.param_groups[0]["lr"],
@@ -249,7 +277,7 @@ class _Session:
             train_accuracy=float(right / count),
             val_loss=val_loss if math.isfinite(val_loss) else None,
             val_accuracy=val_accuracy,
-            step_seconds=clock.median(),
+            step_seconds=statistics.median(so_far.seconds),
             seconds=time.perf_counter() - began,
             **cost,
         )
@@ -360,8 +388,9 @@ def _share(examples: int, batch_size: int) -> Share:
 class _Clock:
     """Times steps without making a GPU wait for its host."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, before: Sequence[float] = ()) -> None:
         self.on_gpu = device.type == "cuda"
+        self.before = before
         self.seconds: list[float] = []
         self.events: list[tuple[torch.Event, torch.Event]] = []
 
@@ -377,34 +406,9 @@ class _Clock:
         if self.on_gpu:
             self.events[-1][1].record()
 
-    def median(self) -> float:
-        """Of the steps so far, seconds."""
+    def all(self) -> list[float]:
+        """The times of all steps so far, seconds."""
         if self.on_gpu:
             torch.cuda.synchronize()
-            return statistics.median(a.elapsed_time(b) / 1000 for a, b in self.events)
-        return statistics.median(self.seconds)
-
-
-@torch.no_grad()
-def check_fit(model: nn.Module, data: DataSet, placement: Placement) -> None:
-    """Refuses, before any training, data that the model cannot take."""
-    was_training = model.training
-    model.eval()
-    images, _ = next(data.val.batches(2, device=placement.device))
-    try:
-        logits = placement.forward(model, images)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"the model does not take the images of {data.name}, C x H x W = "
-            + " x ".join(map(str, data.shape)),
-            why=str(error).splitlines()[0],
-            do="build the model for this shape (--input), or take other data",
-        ) from error
-    finally:
-        model.train(was_training)
-    if logits.dim() != 2 or logits.shape[1] < len(data.classes):
-        raise DataError(
-            f"the model's output {tuple(logits.shape)} does not fit {data.name}",
-            why=f"two images should give [2, {len(data.classes)}], a number for each class",
-            do="build the model for this number of classes",
-        )
+            return [*self.before, *(a.elapsed_time(b) / 1000 for a, b in self.events)]
+        return [*self.before, *self.seconds]

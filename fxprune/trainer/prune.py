@@ -24,7 +24,8 @@ from fxprune.data import DataSet, Split, load
 from fxprune.errors import BudgetError, DataError, OptionError
 from fxprune.gated.module import GatedModule
 from fxprune.policies import Policy
-from fxprune.trainer.loop import EpochMetrics, Tick, check_fit, fit
+from fxprune.trainer.evaluate import check_fit
+from fxprune.trainer.loop import EpochMetrics, Tick, fit
 from fxprune.trainer.options import Placement, TrainOptions
 from fxprune.trainer.recipe import OPTIONS, POLICY, SHORT
 

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from fxprune.errors import DataError, ModelError, OptionError, RunError
 from fxprune.files import read_tensors
 from fxprune.runs.history import METRICS
 from fxprune.runs.run import CHECKPOINT
-from fxprune.trainer.loop import Placement, TrainOptions, evaluate, fit
+from fxprune.trainer.loop import Placement, Stopped, TrainOptions, evaluate, fit
 from fxprune.trainer.options import learning_rate
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
@@ -86,6 +88,97 @@ def test_a_resumed_run_ends_in_the_same_bits(digits, tmp_path, change):
     one, two = (read_tensors(tmp_path / name / CHECKPOINT)[0] for name in ("straight", "resumed"))
     assert any(key.startswith("optimizer/") for key in one) == (change.get("momentum") != 0.0)
     assert same_bits(one, two)
+
+
+def stopped_after(steps):
+    """Asks to stop when so many questions were answered: one a step, then one a batch."""
+    left = iter(range(steps))
+    return lambda: next(left, None) is None
+
+
+@pytest.mark.parametrize("steps", [0, 21, 22, 24, 30])
+@pytest.mark.parametrize(
+    "change", [{}, {"optimizer": "adamw", "lr": 0.002}, {"amp": "float16", "recalibrate": 0}]
+)
+def test_a_run_that_was_stopped_in_an_epoch_ends_in_the_same_bits(digits, tmp_path, change, steps):
+    options = dataclasses.replace(FAST, **change)
+
+    straight, resumed = small_net(), small_net(seed=99)
+    whole = fit(straight, digits, options, run=tmp_path / "straight")
+    with pytest.raises(Stopped):
+        fit(small_net(), digits, options, run=tmp_path / "resumed", stop=stopped_after(steps))
+    rest = fit(resumed, digits, options, run=tmp_path / "resumed")
+
+    assert same_bits(straight.state_dict(), resumed.state_dict())
+    for name in ("val_loss", "val_accuracy", "train_loss", "train_accuracy", "lr"):
+        assert [getattr(m, name) for m in rest] == [getattr(m, name) for m in whole]
+    one, two = (read_tensors(tmp_path / name / CHECKPOINT)[0] for name in ("straight", "resumed"))
+    assert same_bits(one, two)
+
+
+def test_a_run_that_was_stopped_twice(digits, tmp_path):
+    straight, resumed = small_net(), small_net(seed=99)
+    whole = fit(straight, digits, FAST)
+    for steps in (3, 4, 30, 1):
+        with pytest.raises(Stopped):
+            fit(small_net(), digits, FAST, run=tmp_path, stop=stopped_after(steps))
+    rest = fit(resumed, digits, FAST, run=tmp_path)
+    assert same_bits(straight.state_dict(), resumed.state_dict())
+    assert [m.train_loss for m in rest] == [m.train_loss for m in whole]
+
+
+def test_metrics_that_were_not_written_are_written_by_the_next_call(digits, tmp_path):
+    history = fit(small_net(), digits, FAST, run=tmp_path)
+    whole = (tmp_path / METRICS).read_bytes()
+    for damage in (whole.splitlines(keepends=True)[0], b"", whole.replace(b"1", b"2")):
+        (tmp_path / METRICS).write_bytes(damage)
+        assert fit(small_net(), digits, FAST, run=tmp_path) == history
+        assert (tmp_path / METRICS).read_bytes() == whole
+
+
+def test_one_process_writes_at_a_time(digits, tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from fxprune.runs.writer import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes)
+    assert other.stdout.readline() == b"locked\n"
+    with pytest.raises(
+        RunError, match=rf"another process writes to .*\n  why  process {other.pid} "
+    ):
+        fit(small_net(), digits, FAST, run=tmp_path)
+    other.kill()
+    other.communicate()
+    assert len(fit(small_net(), digits, FAST, run=tmp_path)) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, METRICS]
+
+
+def test_weights_that_are_not_finite_are_not_written(digits, tmp_path):
+    def spoil(tick):
+        if tick.steps_done == 43:
+            with torch.no_grad():
+                net[-1].bias[0] = math.nan
+
+    net = small_net()
+    with pytest.raises(
+        OptionError, match=r"(is not finite after epoch 2|the loss is nan in epoch 2)"
+    ):
+        fit(net, digits, FAST, run=tmp_path, progress=spoil)
+    assert len(fit(small_net(), digits, FAST, run=tmp_path)) == 2
+
+
+def test_a_mask_of_infinities_is_no_divergence(digits, tmp_path):
+    net = small_net()
+    net.register_buffer("mask", torch.full((3,), -math.inf))
+    fit(net, digits, FAST, run=tmp_path)
+    again = small_net()
+    again.register_buffer("mask", torch.full((3,), -math.inf))
+    assert len(fit(again, digits, FAST, run=tmp_path)) == 2
 
 
 def test_another_seed_gives_other_bits(digits):

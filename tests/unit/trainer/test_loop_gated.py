@@ -14,7 +14,7 @@ from fxprune.files import read_tensors
 from fxprune.runs.gated_file import save
 from fxprune.runs.history import METRICS
 from fxprune.runs.run import CHECKPOINT
-from fxprune.trainer.loop import TrainOptions, fit
+from fxprune.trainer.loop import Stopped, TrainOptions, fit
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
 
@@ -53,6 +53,35 @@ def make(weights=0, **settings):
 
 def same_bits(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"policy": "random"},
+        {"policy": "balance", "budget": "macs=0.4", "every": 3},
+        {"policy": "utility{warmup=5,reallocate=4}", "budget": "params=0.4"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("steps", [6, 22, 40])
+def test_a_run_that_was_stopped_in_an_epoch_ends_in_the_same_bits(
+    digits, tmp_path, settings, steps
+):
+    straight, resumed = make(**settings), make(weights=9, **settings)
+    whole = fit(straight, digits, FAST, run=tmp_path / "straight")
+    left = iter(range(steps))
+    run = tmp_path / "resumed"
+    with pytest.raises(Stopped):
+        fit(make(**settings), digits, FAST, run=run, stop=lambda: next(left, None) is None)
+    rest = fit(resumed, digits, FAST, run=run)
+    same = [
+        {**dataclasses.asdict(metrics), "step_seconds": 0, "seconds": 0}
+        for metrics in (*rest, *whole)
+    ]
+    assert same[: len(rest)] == same[len(rest) :]
+    one, two = (read_tensors(tmp_path / name / CHECKPOINT)[0] for name in ("straight", "resumed"))
+    assert same_bits(one, two)
 
 
 def test_it_learns_with_half_of_the_channels(digits):

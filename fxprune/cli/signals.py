@@ -1,0 +1,100 @@
+"""Signals: Ctrl-C, and the SIGTERM of a cluster, end a command with one line and its exit code."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+POSIX = hasattr(signal, "setitimer")
+AGAIN = 15.0
+"""Seconds after which a signal is raised again, in case that code of others has swallowed it."""
+
+
+class Ended(BaseException):
+    """A signal that ends the command; not an Exception, which code of others catches."""
+
+    def __init__(self, number: int, said: str = "") -> None:
+        super().__init__(number)
+        self.number = number
+        self.said = said or WORDS[signal.Signals(number)]
+
+
+class _State:
+    """What the handler knows: the process that it is for, and the first signal that came."""
+
+    process = 0
+    waits = False
+    number = 0
+
+
+def _handle(number: int, _: FrameType | None) -> None:
+    if os.getpid() != _State.process:  # forked from it
+        os._exit(128 + number)
+    if number not in WORDS:  # the alarm
+        number = _State.number
+    first, _State.number = not _State.number, number
+    if _State.waits and first:
+        return
+    if POSIX:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+    raise Ended(number)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[Callable[[], bool]]:
+    """Let the first signal wait; what is yielded tells whether there was one.
+
+    A second one is not held back. At the end of the block one that waited is raised.
+    """
+    _State.waits = True
+    try:
+        yield lambda: bool(_State.number)
+    finally:
+        _State.waits = False
+    if _State.number:
+        raise Ended(_State.number)
+
+
+def ended(said: str) -> Ended:
+    """The signal that waits, as an exception that says more."""
+    return Ended(_State.number or signal.SIGINT, said)
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """End the process with one line and the signal's exit code when SIGINT or SIGTERM comes.
+
+    The exit code is 128 and the signal's number, as a shell has it: 130 or 143. Of several
+    processes of torchrun the first speaks.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _State.process, _State.number = os.getpid(), 0
+    numbers = [*WORDS, signal.SIGALRM] if POSIX else [*WORDS]
+    before = {number: signal.signal(number, _handle) for number in numbers}
+    try:
+        yield
+    except (Ended, KeyboardInterrupt) as error:
+        _leave(error if isinstance(error, Ended) else Ended(signal.SIGINT))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(ended: Ended) -> NoReturn:
+    """Ends the process at once: half-imported libraries cannot be trusted to end it well."""
+    for number in WORDS:
+        signal.signal(number, signal.SIG_IGN)
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"{ended.said}\n")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(128 + ended.number)
