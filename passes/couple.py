@@ -14,12 +14,12 @@ from torch import Tensor
 from fxprune.analysis.aliasing import copy_always
 from fxprune.analysis.channel_convs import gather_up, spread
 from fxprune.analysis.compact_trial import try_widths, uneven_widths
+from fxprune.analysis.context import Pin
 from fxprune.analysis.propagation import Labelled, propagate
 from fxprune.analysis.solve import Solution
 from fxprune.channels.records import KEY
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
-from fxprune.rules.base import Pin
 from fxprune.tracing.check import hold_to_model
 from fxprune.tracing.module import TracedModule, twin_of
 
@@ -39,7 +39,7 @@ class Couple(Pass):
         inputs, labelled = _propagate(module, program.inputs)
         if copy_always(module, labelled.copies):
             labelled = propagate(module, inputs)
-        if spread(module, labelled.context.slides):
+        if spread(module, labelled.context.sliding):
             labelled = propagate(module, inputs)
             axes = Solution(labelled, module, []).graph().axes
             if gather_up(module, lambda places: places not in axes):

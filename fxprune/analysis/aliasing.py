@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.rules.base import Context
+from fxprune.analysis.context import Notebook
 from fxprune.tracing.module import TracedModule
 
 aten = torch.ops.aten
@@ -30,7 +30,7 @@ class Sharing:
         copies: the nodes whose copy matters, and that may make none at other widths.
     """
 
-    def __init__(self, context: Context, module: nn.Module) -> None:
+    def __init__(self, context: Notebook, module: nn.Module) -> None:
         """Watches a run of a module; `context` is told of what is pinned."""
         self.context, self.module = context, module
         self.copies: list[fx.Node] = []

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fxprune.rules.base import Slide
+from fxprune.analysis.context import Slide
 from fxprune.tracing.module import TracedModule
 
 PLACES = "fxprune_places_"

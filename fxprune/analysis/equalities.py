@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from fxprune.rules.base import Context
+from fxprune.analysis.context import Notebook
 
 Ints = npt.NDArray[np.int64]
 
@@ -32,7 +32,7 @@ class Components:
     lead: Ints
 
 
-def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) -> Components:
+def components(context: Notebook, edges: Sequence[tuple[Tensor, Tensor, Any]]) -> Components:
     """Solves equalities; most of them are between vectors of labels that were made together."""
     made = {id(labels): place for place, labels in enumerate(context.made)}
     met: dict[int, int] = {}  # for other vectors: the first one that met it
@@ -62,7 +62,7 @@ def components(context: Context, edges: Sequence[tuple[Tensor, Tensor, Any]]) ->
     return Components(int(np.count_nonzero(new)), of, lead)
 
 
-def own_labels(context: Context, lead: Ints) -> Ints:
+def own_labels(context: Notebook, lead: Ints) -> Ints:
     """The labels that are not in a vector with another lead, rising: int64 [labels].
 
     There are far fewer of them than labels: what follows is worked out for them alone.
@@ -72,7 +72,7 @@ def own_labels(context: Context, lead: Ints) -> Ints:
     return np.concatenate([np.arange(before), *leads])
 
 
-def copy_to_others(context: Context, lead: Ints, values: Ints) -> None:
+def copy_to_others(context: Notebook, lead: Ints, values: Ints) -> None:
     """Gives the labels of each vector what those of its lead have, in place: int64 [next_label]."""
     for place in np.flatnonzero(lead != np.arange(len(lead))).tolist():
         start, source = context.starts[place], context.starts[lead[place]]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.aliasing import Sharing
+from fxprune.analysis.context import Computed
 from fxprune.analysis.shape_functions import Recipe, foretold, made
 from fxprune.registry import collect
 from fxprune.rules.base import Call, Rule, tensors_in
@@ -51,6 +52,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.sharing.see(func, args, kwargs, out)
         if computed:
             context.computed += context.edges[known:]
+            context.tape.append(Computed(func, args, kwargs, out))
             for tensor in tensors_in((out,)):
                 context.parametric(tensor)
 

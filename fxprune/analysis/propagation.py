@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.analysis.aliasing import Sharing
+from fxprune.analysis.context import Notebook, Product, Slide
 from fxprune.analysis.data_dependent import really_run
 from fxprune.analysis.equalities import Components, components
 from fxprune.analysis.label_mode import LabelMode, results, rules, to_meta
 from fxprune.analysis.shape_functions import SIZED, AtenCall, call_of, foretold
 from fxprune.errors import TraceError
-from fxprune.rules.base import Context, Family, Place, Product, Slide, tensors_in
+from fxprune.rules.base import Family, Place, tensors_in
 from fxprune.tracing.module import TracedModule, has_leaves, lent, modules_of, tensors_of
 from fxprune.tracing.side_effects import left_alone
 from fxprune.user_lines import where
@@ -60,7 +61,7 @@ class Labelled:
         copies: those of `Sharing`.
     """
 
-    context: Context
+    context: Notebook
     axes: Mapping[str, Mapping[int, Tensor]]
     values: tuple[Mapping[str, Values], ...]
     batch: int
@@ -137,12 +138,12 @@ def propagate(
     rules()  # a broken rule is no fault of the model
     tensors = _visible(module, compact)
     if compact is None:
-        context = Context()
+        context = Notebook()
         meta = {name: to_meta(tensor) for name, tensor in tensors.items()}
         axes = _fresh_axes(context, meta)
     else:
         choices = dict(compact.dense.context.choices)
-        context = Context(next_label=compact.first_label, choices=choices)
+        context = Notebook(next_label=compact.first_label, choices=choices)
         known = {
             name: {dim: compact.kept(labels) for dim, labels in compact.dense.axes[name].items()}
             for name in tensors
@@ -153,7 +154,7 @@ def propagate(
             for name, dims in known.items()
         }
     for name, tensor in meta.items():
-        context.parametric(tensor)
+        context.parametric(tensor, name)
         context.carry(tensor, [Family(dim, labels) for dim, labels in axes[name].items()])
     context.sightings.clear()  # parameters are known by their axes
     on_meta = {id(tensor): meta[name] for name, tensor in tensors.items()}
@@ -252,7 +253,7 @@ class _Interpreter(fx.Interpreter):
         """What a node gives that repeats its namesake; says again what belongs to the graph."""
         products, slides, asked = before.said[node.name]
         self.context.products += [replace(product, node=node) for product in products]
-        self.context.slides += [replace(slide, node=node) for slide in slides]
+        self.context.sliding += [replace(slide, node=node) for slide in slides]
         choices = self.context.choices
         choices.update({(self.mode.graph, *place[1:]): choices[place] for place in asked})
         self.values[node.name] = before.values[node.name]
@@ -273,7 +274,7 @@ class _Interpreter(fx.Interpreter):
 
     def _run(self, n: fx.Node) -> Any:
         context = self.context
-        products, slides = len(context.products), len(context.slides)
+        products, slides = len(context.products), len(context.sliding)
         asked = len(context.asked)
         operand = self.env.__getitem__ if self.compact is None else self._operand
         args = fx.map_arg(n.args, operand)
@@ -293,12 +294,12 @@ class _Interpreter(fx.Interpreter):
             except (RuntimeError, TypeError):  # what meta tensors raise; a rule's fault is no such
                 if not self._may_be_opaque(n):
                     raise
-                del context.products[products:], context.slides[slides:]
+                del context.products[products:], context.sliding[slides:]
                 result = self._opaque(n, args, kwargs)
             self.values[n.name] = self._describe(result)
         self.said[n.name] = (
             context.products[products:],
-            context.slides[slides:],
+            context.sliding[slides:],
             context.asked[asked:],
         )
         return result
@@ -398,7 +399,7 @@ def _run(interpreter: _Interpreter, inputs: tuple[Tensor, ...]) -> None:
         ) from error
 
 
-def _fresh_axes(context: Context, tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+def _fresh_axes(context: Notebook, tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
     dims = {n: [d for d, size in enumerate(t.shape) if size > 1] for n, t in tensors.items()}
     sizes = [tensors[name].shape[dim] for name, own in dims.items() for dim in own]
     vectors = iter(context.fresh_vectors(sizes) if sizes else ())

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
+from fxprune.analysis.context import Pin, Product
 from fxprune.analysis.equalities import Ints, components, copy_to_others
 from fxprune.analysis.propagation import Labelled, Value
 from fxprune.channels.graph import (
@@ -35,7 +36,7 @@ from fxprune.channels.graph import (
     Term,
 )
 from fxprune.channels.records import KEY, Number, Record, Shape
-from fxprune.rules.base import PINNED, Pin, Product
+from fxprune.rules.base import PINNED
 from fxprune.tracing.module import TracedModule, tensors_of
 from fxprune.user_lines import where
 
@@ -79,11 +80,8 @@ class Solution:
             axes=axes,
             shapes=self.shapes,
             gates=tuple(self._gates(axes)),
-            conv_inputs={
-                owner[0]: ConvInput(self._channels(source), groups)
-                for own, source, groups in self.context.conv_inputs
-                if (owner := self.owner(own)) is not None
-            },
+            conv_inputs=self._inputs(self.context.conv_inputs),
+            transposed_inputs=self._inputs(self.context.transposed_inputs),
             macs_terms=tuple(self._macs()),
             params_terms=tuple(
                 Term(name, 1, self._factors(name, self.shapes[name], axes))
@@ -228,7 +226,7 @@ class Solution:
                     members[group].append(Member(name, dim, role, owned))
         macs = self._macs_by_group()
         for index, (size, own) in enumerate(zip(self.layout.sizes, members, strict=True)):
-            lead = next((m for m in own if m.role is Role.OUT), own[0])
+            lead = next((m for m in own if m.role.makes), own[0])
             name = lead.parameter.removesuffix(".weight").removesuffix(".bias")
             yield ChannelGroup(index, name, size, tuple(own), int(macs[index]))
 
@@ -246,15 +244,13 @@ class Solution:
         """The role of each parameter dimension, also of those that a layer's weight comes from."""
         computed = self.context.computed
         tied = components(self.context, computed).of if computed else None
-        roles = np.full(self.context.next_label, -1, dtype=np.int8)
+        roles = np.zeros(self.context.next_label, dtype=np.int8)
         for labels, role in self.context.roles:
             own = labels.numpy()
-            roles[own if tied is None else tied[own]] = role
+            roles[own if tied is None else tied[own]] |= role
         starts = np.array(self.starts, dtype=np.int64)
         first = roles[starts if tied is None else tied[starts]].tolist()
-        return {
-            place: Role(role) for place, role in zip(self.names, first, strict=True) if role >= 0
-        }
+        return {place: Role(role) for place, role in zip(self.names, first, strict=True) if role}
 
     def _gates(self, axes: Axes) -> Iterator[Gate]:
         nodes: dict[tuple[tuple[str, int], ...], list[str]] = {}  # a shared layer has several
@@ -271,6 +267,12 @@ class Solution:
             for dim, axis in axes.get(name, {}).items():
                 if any(group not in covered for group, _ in axis.factor.per_channel):
                     yield Gate(((name, dim),))
+
+    def _inputs(self, known: Mapping[str, tuple[Tensor | int, int]]) -> dict[str, ConvInput]:
+        return {
+            name: ConvInput(self._channels(source), groups)
+            for name, (source, groups) in known.items()
+        }
 
     def _channels(self, labels: Tensor | int) -> Axis | int:
         return labels if isinstance(labels, int) else self.axis(labels) or len(labels)

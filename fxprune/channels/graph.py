@@ -43,6 +43,18 @@ class Role(enum.IntEnum):
     """The parameter's slices make the channels."""
     IN = 2
     """The parameter's slices consume the channels; a removed channel's slice is zero here."""
+    BOTH = 3
+    """They do both, each in another use of the parameter (tied weights)."""
+
+    @property
+    def makes(self) -> bool:
+        """Whether the parameter's slices make the channels in some use."""
+        return bool(self & Role.OUT)
+
+    @property
+    def consumes(self) -> bool:
+        """Whether the parameter's slices consume the channels in some use."""
+        return bool(self & Role.IN)
 
 
 @dataclass(frozen=True)
@@ -195,12 +207,12 @@ class ChannelGroup:
     @property
     def producers(self) -> tuple[Member, ...]:
         """The members whose parameters make the channels."""
-        return tuple(member for member in self.members if member.role is Role.OUT)
+        return tuple(member for member in self.members if member.role.makes)
 
     @property
     def consumers(self) -> tuple[Member, ...]:
         """The members whose parameters consume the channels."""
-        return tuple(member for member in self.members if member.role is Role.IN)
+        return tuple(member for member in self.members if member.role.consumes)
 
 
 @dataclass(frozen=True)
@@ -268,7 +280,8 @@ class ChannelGraph:
         axes: for each parameter and buffer, its dimensions that belong to groups.
         shapes: the dense shape of each parameter and buffer.
         gates: where saliencies are read.
-        conv_inputs: for each convolution's weight, its input.
+        conv_inputs: for each parameter that is a convolution's weight, the input.
+        transposed_inputs: likewise for transposed convolutions; a tied weight may be in both.
         macs_terms: multiply-accumulates of one example, a term a node.
         params_terms: elements, a term a parameter.
         mixing: nodes that mix statistics across channels (`node   where`), so that a removed
@@ -282,6 +295,7 @@ class ChannelGraph:
     shapes: Mapping[str, tuple[int, ...]]
     gates: tuple[Gate, ...]
     conv_inputs: Mapping[str, ConvInput]
+    transposed_inputs: Mapping[str, ConvInput]
     macs_terms: tuple[Term, ...]
     params_terms: tuple[Term, ...]
     mixing: tuple[str, ...]
@@ -313,10 +327,11 @@ class ChannelGraph:
             graph.add_node(node, kind="group", size=group.size, label=group.name, macs=group.macs)
             for member in group.members:
                 graph.add_node(member.parameter, kind="parameter")
-                ends = (node, member.parameter)
-                if member.role is Role.OUT:
-                    ends = (member.parameter, node)
-                graph.add_edge(*ends, dim=member.dim, role=member.role.name.lower())
+                kind = {"dim": member.dim, "role": member.role.name.lower()}
+                if member.role.makes:
+                    graph.add_edge(member.parameter, node, **kind)
+                if member.role.consumes or not member.role.makes:
+                    graph.add_edge(node, member.parameter, **kind)
         return graph
 
     def _picture(self) -> display.Picture:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxprune.channels.graph import Role, Widths
+from fxprune.channels.graph import Widths
 from fxprune.channels.records import Record
 from fxprune.channels.sizes import (
     CallSizes,
@@ -26,7 +26,7 @@ from fxprune.channels.sizes import (
     plain,
     set_argument,
 )
-from fxprune.rules.base import Call, Context, Family, Rule, Slide
+from fxprune.rules.base import Call, Context, Family, Rule
 
 
 class Convolution(Rule):
@@ -43,7 +43,7 @@ class Convolution(Rule):
                 kept.remove(family)
                 context.pin(family.labels, "the convolution slides along this dimension")
                 if out.shape[family.dim] == x.shape[family.dim]:
-                    context.slides.append(Slide(context.node, family.dim, x.dim(), family.labels))
+                    context.slides(x, family.dim)
         for family in context.of(weight):
             if family.dim > 1:
                 context.pin(family.labels, "a position of the kernel", structural=True)
@@ -52,18 +52,16 @@ class Convolution(Rule):
         if groups == 1:
             made, consumed = (columns, rows) if transposed else (rows, columns)
             context.meet(inputs, consumed, "it meets input channels of fixed number")
-            context.role(weight, consumed, Role.IN)
-            context.role(weight, made, Role.OUT)
+            context.consumes(weight, 0 if transposed else 1)
+            context.makes(weight, 1 if transposed else 0)
             if consumed is not None and not context.is_parametric(weight):
                 context.mixes()  # a kernel that is computed from the input has no column to zero
         else:
             made = self._grouped(context, call, inputs, rows, columns)
         if bias is not None:
             context.meet(made, context.along(bias, 0), "the bias has fixed size")
-        own = columns if rows is None else rows
-        if own is not None:
-            source = x.shape[1] if inputs is None else inputs
-            context.conv_inputs.append((own, source, groups))
+        source = x.shape[1] if inputs is None else inputs
+        context.convolves(weight, source, groups, transposed=transposed)
         context.carry(out, kept if made is None else [*kept, Family(1, made)])
         context.gate(out, (made, context.along(bias, 0)))
         self._count(context, call, rows, columns, made)
@@ -96,8 +94,8 @@ class Convolution(Rule):
             return rows
         context.meet(context.couple_rows(inputs, groups), columns)
         context.couple_rows(rows, groups)
-        context.role(call["weight"], columns, Role.IN)
-        context.role(call["weight"], rows, Role.OUT)
+        context.consumes(call["weight"], 1)
+        context.makes(call["weight"], 0)
         return rows
 
     def _grouped_transposed(
@@ -120,8 +118,8 @@ class Convolution(Rule):
         context.meet(inputs, rows, "it meets input channels of fixed number")
         if inputs is not None:
             context.couple_rows(inputs, groups)
-        context.role(call["weight"], rows, Role.IN)
-        context.role(call["weight"], columns, Role.OUT)
+        context.consumes(call["weight"], 0)
+        context.makes(call["weight"], 1)
         return None if columns is None else columns.repeat(groups)
 
     def _count(
@@ -151,9 +149,11 @@ class ConvolutionAttributes(ModuleSizes):
 
     def __call__(self, module: Any, sizes: Sizes) -> None:
         shape, name = sizes.of("weight"), sizes.name("weight")
-        if shape is None or name not in sizes.channels.conv_inputs:
+        channels = sizes.channels
+        known = channels.transposed_inputs if module.transposed else channels.conv_inputs
+        if shape is None or name not in known:
             return
-        source = sizes.channels.conv_inputs[name]
+        source = known[name]
         # a network of width 1 may have a single conv group left, and must know that it had more
         if module.transposed:
             axis = sizes.channels.axes[name].get(0)

@@ -49,7 +49,7 @@ class Concatenate(Rule):
         for place, labels in enumerate(found[1:], 1):  # what is repeated can be told apart later
             if torch.isin(labels, torch.cat(found[:place])).any():
                 found[place] = context.fresh(len(labels))
-                context.repeated.append(found[place])
+                context.repeats(found[place])
                 context.meet(labels, found[place])
         return torch.cat(found)
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.channels.graph import Role
 from fxprune.channels.sizes import ModuleSizes, Sizes
 from fxprune.rules.base import Call, Context, Family, Rule
 
@@ -47,10 +46,11 @@ class MatMul(Rule):
             context.is_parametric(left) or context.is_parametric(right)
         ):
             context.mixes()  # no weight consumes the channels: there is no column to be zero
-        context.role(left, contracted[0], Role.IN)
-        context.role(right, contracted[1], Role.IN)
-        context.role(left, rows, Role.OUT)
-        context.role(right, columns, Role.OUT)
+        context.consumes(left, inner)
+        context.consumes(right, inner - 1)
+        if not (context.is_parametric(left) and context.is_parametric(right)):
+            context.makes(left, last - 1)
+            context.makes(right, last)
         if context.is_parametric(right):  # x W^T + b
             shift = context.along(addend, 0) if addend is not None and addend.dim() == 1 else None
             context.gate(call.out, (columns, shift))
@@ -110,8 +110,8 @@ class Linear(Rule):
         context.carry(call.out, families)
         if inputs is not None and not context.is_parametric(weight):
             context.mixes()  # no weight consumes the channels: there is no column to be zero
-        context.role(weight, consumed, Role.IN)
-        context.role(weight, made, Role.OUT)
+        context.consumes(weight, 1)
+        context.makes(weight, 0)
         if context.is_parametric(weight):
             context.gate(call.out, (made, shift))
         along = {family.dim: family.labels for family in families}

@@ -48,10 +48,7 @@ class BatchNorm(Rule):
         if any(family.dim != 1 for family in context.of(x)):
             context.mixes()  # weight standardisation: the statistics of each kernel
         context.carry(out, context.of(x))
-        point = id(x) in context.gates and id(x) not in context.overwritten
-        if point and any(labels is not None for labels in affine):
-            del context.gates[id(x)]
-            context.gate(out, affine)
+        context.gate(out, affine, norm_of=x)
 
 
 class WeightNorm(Rule):

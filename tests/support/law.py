@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 
 from fxprune import ChannelGraph, GatedModule
 from fxprune.bank.exchange import Chosen
-from fxprune.channels.graph import Role
 
 
 def choose(graph: ChannelGraph, widths: tuple[int, ...], seed: int = 0) -> Chosen:
@@ -56,13 +55,13 @@ def zeroed(model: nn.Module, gated: GatedModule, chosen: Chosen) -> nn.Module:
 
 def zero_columns(dense: nn.Module, graph: ChannelGraph, chosen: Chosen) -> None:
     """Zeroes, in place, what consumes the channels that are not chosen."""
-    parameters = dict(dense.named_parameters())
+    parameters = dict([*dense.named_parameters(), *dense.named_buffers()])
     kept = torch.zeros(graph.layout.total, dtype=torch.bool)
     kept[chosen.channels] = True
     for group, offset in zip(graph.groups, graph.layout.offsets, strict=True):
         gone = ~kept[offset : offset + group.size]
         for member in group.members:
-            if member.role is Role.IN:
+            if member.role.consumes:
                 columns = member.positions[gone].flatten()
                 parameters[member.parameter].data.index_fill_(member.dim, columns, 0.0)
 

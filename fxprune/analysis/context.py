@@ -1,0 +1,297 @@
+"""The analyser's notebook: what the rules say of one run of a network."""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.channels.graph import Role
+from fxprune.rules.base import Context, Family, Place
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Labels that may not be removed, and why.
+
+    `structural` marks what is no channel at all (a kernel's rows and columns) and is not shown.
+    """
+
+    labels: Tensor
+    reason: str
+    node: Any
+    structural: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """The macs of a call: `scale` times the lengths of the dimensions that carry `factors`.
+
+    `made` are the labels of the channels that the call makes, to which its macs are ascribed.
+    """
+
+    node: Any
+    scale: int
+    factors: tuple[Tensor | int, ...]
+    made: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Slide:
+    """A convolution whose kernel moves along labels, and gives as many as it takes.
+
+    Attributes:
+        node: the node that runs it.
+        dim: the dimension of its input.
+        rank: the number of that input's dimensions.
+        labels: those along the dimension.
+    """
+
+    node: Any
+    dim: int
+    rank: int
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """An ATen call all of whose tensors are parameters or computed from parameters."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """A weight whose dimension a node sums over: a removed channel's slice has to be zero.
+
+    Attributes:
+        node: the node.
+        weight: a meta tensor, a parameter or computed from parameters.
+        dim: the dimension.
+        labels: those along it; None where its size is fixed.
+    """
+
+    node: Any
+    weight: Tensor
+    dim: int
+    labels: Tensor | None
+
+
+@dataclass
+class Notebook(Context):
+    """What the rules have said so far about one run of a network.
+
+    Attributes:
+        made: the vectors of new labels, in their order; together they are all but the first ones.
+        starts: the first label of each.
+        choices: what `choose` answered, by the place that asked.
+        asked: the places that asked in this run, in order.
+        node: the fx node that is running.
+        edges: pairs of int64 label tensors of equal length that became equal, element by element,
+            and the node that did it.
+        computed: those of the edges that tie parameters from which a weight is computed.
+        pins: what was pinned, in order.
+        sightings: every family a call put on a result: the node it belongs to and its labels.
+        readings: every family a call had on an operand, by its place: the number of the graph, the
+            name of the node, the op, how often it ran there before, the operand, the dimension.
+        products: the multiply-accumulates.
+        names: the parameters and buffers by the id of their meta tensors.
+        tape: the calls that compute weights from parameters, and where weights are consumed.
+        roles: label tensors with a role that their parameter dimension plays in some use.
+        gates: for a tensor (by id) its node and the label tensors of the parameters that made it;
+            where a norm follows, those of the norm.
+        overwritten: the tensors (by id) that were written in place, so that a norm of them is no
+            gate point of what was there before.
+        conv_inputs: for each parameter that is a convolution's weight, the labels (or the size)
+            of the input channels, and the number of conv groups.
+        transposed_inputs: the same for transposed convolutions.
+        sliding: the convolutions that slide along labels.
+        repeated: labels that stand for others which stood before them in a concatenation.
+        opaque: the names of leaves that ask for what is in a tensor.
+        mixing: nodes that mix statistics across channels, so that removing a channel changes the
+            others (layer norm over channels).
+    """
+
+    next_label: int = 1
+    made: list[Tensor] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    choices: dict[Place, int] = field(default_factory=dict)
+    asked: list[Place] = field(default_factory=list)
+    node: Any = None
+    edges: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
+    computed: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
+    sightings: list[tuple[Any, Tensor]] = field(default_factory=list)
+    readings: list[tuple[Place, Tensor]] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    tape: list["Computed | Use"] = field(default_factory=list)
+    roles: list[tuple[Tensor, Role]] = field(default_factory=list)
+    gates: dict[int, tuple[Any, tuple[Tensor, ...]]] = field(default_factory=dict)
+    overwritten: set[int] = field(default_factory=set)
+    conv_inputs: dict[str, tuple[Tensor | int, int]] = field(default_factory=dict)
+    transposed_inputs: dict[str, tuple[Tensor | int, int]] = field(default_factory=dict)
+    sliding: list[Slide] = field(default_factory=list)
+    repeated: list[Tensor] = field(default_factory=list)
+    opaque: set[str] = field(default_factory=set)
+    mixing: list[Any] = field(default_factory=list)
+    _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
+    _calls: Counter[Place] = field(default_factory=Counter)
+    _call: Place = ()
+    _parametric: set[int] = field(default_factory=set)
+    _alive: list[Tensor] = field(default_factory=list)
+
+    def read(self, graph: int, op: Hashable, operands: Iterable[Tensor]) -> None:
+        """Notes what the operands of the next call carry."""
+        name = self.node.name
+        here = graph, name, op
+        often = self._calls[here]
+        self._calls[here] = often + 1
+        self._call = graph, name, op, often
+        for number, operand in enumerate(operands):
+            for family in self.of(operand):
+                place = graph, name, op, often, number, family.dim
+                self.readings.append((place, family.labels))
+
+    def fresh(self, size: int) -> Tensor:
+        """New labels: int64 [size]."""
+        return self.fresh_vectors([size])[0]
+
+    def fresh_vectors(self, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """New labels for several dimensions at once: int64 [size] each."""
+        total = sum(sizes)
+        labels = torch.arange(self.next_label, self.next_label + total)
+        vectors = torch.split_with_sizes(labels, sizes)
+        self.made += vectors
+        self.starts += accumulate(sizes[:-1], initial=self.next_label)
+        self.next_label += total
+        return vectors
+
+    def of(self, tensor: Tensor | None) -> tuple[Family, ...]:
+        """The families a tensor carries."""
+        return () if tensor is None else self._families.get(id(tensor), ())
+
+    def carry(self, tensor: Tensor, families: Iterable[Family]) -> None:
+        """Says what a result carries."""
+        kept = tuple(families)
+        for family in kept:
+            assert tensor.shape[family.dim] == family.labels.numel(), (
+                self.node,
+                tensor.shape,
+                family,
+            )
+            self.sightings.append((self.node, family.labels))
+        self._families[id(tensor)] = kept
+        self._alive.append(tensor)
+
+    def meet(self, a: Tensor | None, b: Tensor | None, reason: str = "") -> None:
+        """Makes two label tensors equal; where one of them is None (fixed), pins the other."""
+        if a is b:
+            return
+        if a is not None and b is not None:
+            self.edges.append((a, b, self.node))
+            return
+        lone = a if a is not None else b
+        assert lone is not None
+        self.pin(lone, reason or "it meets a dimension of fixed size")
+
+    def pin(self, labels: Tensor, reason: str, *, structural: bool = False) -> None:
+        """Pins labels, with the reason a user will read."""
+        self.pins.append(Pin(labels, reason, self.node, structural))
+
+    def choose(self, choice: int, *which: Hashable) -> int:
+        """`choice`, or what an earlier run chose at this place: the compact run has to follow it.
+
+        Where labels can be coupled in several ways, what is seen of them differs between the runs.
+        A call that asks for several things says for `which`.
+        """
+        place = *self._call, *which
+        self.asked.append(place)
+        return self.choices.setdefault(place, choice)
+
+    def has_chosen(self, *which: Hashable) -> bool:
+        """Whether an earlier run chose at this place."""
+        return (*self._call, *which) in self.choices
+
+    def consumes(self, weight: Tensor, dim: int) -> None:
+        """Note that the running node sums over a weight's dimension."""
+        labels = self.along(weight, dim)
+        if self.is_parametric(weight):
+            self.tape.append(Use(self.node, weight, dim, labels))
+            if labels is not None:
+                self.roles.append((labels, Role.IN))
+
+    def makes(self, weight: Tensor, dim: int) -> None:
+        """Note that a weight's slices make channels."""
+        labels = self.along(weight, dim)
+        if labels is not None and self.is_parametric(weight):
+            self.roles.append((labels, Role.OUT))
+
+    def is_parametric(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter or computed from parameters alone."""
+        return id(tensor) in self._parametric
+
+    def parametric(self, tensor: Tensor, name: str = "") -> None:
+        """Notes that a tensor is a parameter (of this name) or computed from parameters alone."""
+        if name:
+            self.names[id(tensor)] = name
+        self._parametric.add(id(tensor))
+        self._alive.append(tensor)
+
+    def gate(
+        self, out: Tensor, labels: Sequence[Tensor | None], norm_of: Tensor | None = None
+    ) -> None:
+        """Note which parameters make the channels of `out`."""
+        vectors = tuple(vector for vector in labels if vector is not None)
+        if norm_of is not None:
+            known = id(norm_of) in self.gates and id(norm_of) not in self.overwritten
+            if not known or not vectors:
+                return
+            del self.gates[id(norm_of)]
+        self.gates[id(out)] = self.node, vectors
+        self._alive.append(out)
+
+    def convolves(
+        self, weight: Tensor, source: Tensor | int, groups: int, *, transposed: bool
+    ) -> None:
+        """Note the input and the conv groups of a convolution whose weight is a parameter."""
+        name = self.names.get(id(weight))
+        if name is None:
+            return  # it is computed: no module has sizes of its own beside it
+        inputs = self.transposed_inputs if transposed else self.conv_inputs
+        if inputs.setdefault(name, (source, groups))[1] != groups:
+            self.pin_all([weight], "it has several numbers of conv groups in different layers")
+
+    def slides(self, x: Tensor, dim: int) -> None:
+        """Note that the running node slides along a dimension of `x`."""
+        labels = self.along(x, dim)
+        assert labels is not None
+        self.sliding.append(Slide(self.node, dim, x.dim(), labels))
+
+    def repeats(self, labels: Tensor) -> None:
+        """Note labels that repeat others of a concatenation."""
+        self.repeated.append(labels)
+
+    def overwrite(self, tensor: Tensor) -> None:
+        """Notes that a tensor was written in place."""
+        self.overwritten.add(id(tensor))
+        self._alive.append(tensor)
+
+    def ungate(self, out: Tensor, node: Any) -> None:
+        """Takes back what `node` said of the parameters that make the channels of `out`."""
+        if id(out) in self.gates and self.gates[id(out)][0] is node:
+            del self.gates[id(out)]
+
+    def multiplies(self, scale: int, *factors: Tensor | int, made: Tensor | None) -> None:
+        """Notes multiply-accumulates of the whole batch: scale times the lengths of `factors`."""
+        self.products.append(Product(self.node, scale, factors, made))
+
+    def mixes(self) -> None:
+        """Notes that the running node mixes statistics across the channels it sees."""
+        self.mixing.append(self.node)
