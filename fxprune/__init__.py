@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fxprune.api import analyze, fold, instrument, shrink
     from fxprune.channels.graph import ChannelGraph
     from fxprune.export.onnx import export_onnx
-    from fxprune.export.reference import zeroed
+    from fxprune.export.reference import reference_of, zeroed
     from fxprune.gated.attach import attach
     from fxprune.gated.followers import follow
     from fxprune.gated.module import GatedModule
@@ -31,6 +31,7 @@ __all__ = [
     "instrument",
     "load",
     "prune",
+    "reference_of",
     "save",
     "shrink",
     "zeroed",
@@ -48,6 +49,7 @@ _HOMES = {
     "instrument": "api",
     "load": "runs.gated_file",
     "prune": "trainer.prune",
+    "reference_of": "export.reference",
     "save": "runs.gated_file",
     "shrink": "api",
     "zeroed": "export.reference",

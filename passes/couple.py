@@ -57,7 +57,7 @@ class Couple(Pass):
             )
             refusal = next((refusal for refusal in trials if refusal), None)
             if refusal is None:
-                return Program(module, program.inputs, channels)
+                return Program(module, program.inputs, solution.with_lost_zeros(channels))
             extra.append(solution.around(*refusal))
 
     def ensures(self, before: Program, after: Program) -> None:

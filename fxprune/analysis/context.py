@@ -74,13 +74,13 @@ class Use:
         node: the node.
         weight: a meta tensor, a parameter or computed from parameters.
         dim: the dimension.
-        labels: those along it; None where its size is fixed.
+        labels: those along it.
     """
 
     node: Any
     weight: Tensor
     dim: int
-    labels: Tensor | None
+    labels: Tensor
 
 
 @dataclass
@@ -221,11 +221,12 @@ class Notebook(Context):
 
     def consumes(self, weight: Tensor, dim: int) -> None:
         """Note that the running node sums over a weight's dimension."""
-        labels = self.along(weight, dim)
-        if self.is_parametric(weight):
-            self.tape.append(Use(self.node, weight, dim, labels))
-            if labels is not None:
-                self.roles.append((labels, Role.IN))
+        if not self.is_parametric(weight):
+            return
+        for family in self.of(weight):
+            if family.dim == dim:
+                self.tape.append(Use(self.node, weight, dim, family.labels))
+                self.roles.append((family.labels, Role.IN))
 
     def makes(self, weight: Tensor, dim: int) -> None:
         """Note that a weight's slices make channels."""

@@ -10,6 +10,7 @@ import math
 import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, fx
 from fxprune.analysis.context import Pin, Product
 from fxprune.analysis.equalities import Ints, components, copy_to_others
 from fxprune.analysis.propagation import Labelled, Value
+from fxprune.analysis.zeros import without_zeros
 from fxprune.channels.graph import (
     FIXED,
     Axis,
@@ -89,6 +91,21 @@ class Solution:
             ),
             mixing=tuple(dict.fromkeys(_place(node) for node in self.context.mixing)),
         )
+
+    def with_lost_zeros(self, channels: ChannelGraph) -> ChannelGraph:
+        """Add the nodes to `mixing` whose weight is not zero where its channel is removed."""
+        parameters, buffers = tensors_of(self.module)
+        tensors = parameters | buffers
+        homes = {name for name, _ in self.module.origin.entries.values() if name is not None}
+        lost = without_zeros(
+            self.context,
+            channels.groups,
+            lambda labels: torch.from_numpy(self.channel_of[self._of(labels)]),
+            tensors,
+            frozenset(homes or tensors),
+        )
+        mixing = dict.fromkeys((*channels.mixing, *map(_place, lost)))
+        return replace(channels, mixing=tuple(mixing))
 
     def write_records(self) -> None:
         """Gives every node its Record, in place of what an earlier solution wrote."""
@@ -451,4 +468,6 @@ def _dense(product: Product) -> int:
 
 
 def _place(node: Any) -> str:
-    return f"{node.name}   {where(node)}".strip()
+    """Name a node, and the user's line or else the module that it runs."""
+    line = where(node) or (f"module {node.target}" if node.op == "call_module" else "")
+    return f"{node.name}   {line}".strip()

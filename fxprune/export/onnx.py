@@ -27,6 +27,7 @@ from fxprune.equivalence import fresh_inputs, outputs, which_batched
 from fxprune.errors import ExportError, ParityError
 from fxprune.export.condconv import BatchedConvs
 from fxprune.files import write_bytes
+from fxprune.tracing.deepcopy import copied
 
 BATCHES = (1, 2, 7)
 """The batch sizes at which every export is compared."""
@@ -104,10 +105,10 @@ def export_onnx(
         RunError: the file cannot be written.
     """
     path = Path(path)
-    network = copy.deepcopy(model).cpu().eval()
+    network = copied(model, {}).cpu().eval()
     example = tuple(tensor.detach().cpu() for tensor in example_inputs)
     program = _program(network, example)
-    expected = network if reference is None else copy.deepcopy(reference).cpu().eval()
+    expected = network if reference is None else copied(reference, {}).cpu().eval()
 
     seed = torch.Generator().seed() % 2**63
     generator = torch.Generator().manual_seed(seed)
@@ -307,7 +308,7 @@ def _refusal(path: Path, worst: _Gap, plain: _Gap, rounding: float) -> ParityErr
 @torch.no_grad()
 def _rounding(network: nn.Module, trials: Sequence[tuple[Tensor, ...]]) -> float:
     """How far a network's outputs are from those in float64, as `_Gap.relative`; 0 if unknown."""
-    exact = copy.deepcopy(network).double()
+    exact = copied(network, {}).double()
     found = [0.0]
     for trial in trials:
         precise = tuple(x.double() if x.is_floating_point() else x for x in trial)

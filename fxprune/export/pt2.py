@@ -1,6 +1,5 @@
 """Export to .pt2, torch's own format, which loads without fxprune; proven before it is written."""
 
-import copy
 import io
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from fxprune.equivalence import fresh_inputs, outputs
 from fxprune.errors import ExportError, ParityError
 from fxprune.export.onnx import BATCHES, TOLERANCE
 from fxprune.files import write_bytes
+from fxprune.tracing.deepcopy import copied
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def export_pt2(
         ParityError: an output differs by more than `fxprune.export.onnx.TOLERANCE`.
         RunError: the file cannot be written.
     """
-    network = copy.deepcopy(model).cpu().eval()
-    expected = network if reference is None else copy.deepcopy(reference).cpu().eval()
+    network = copied(model, {}).cpu().eval()
+    expected = network if reference is None else copied(reference, {}).cpu().eval()
     example = tuple(tensor.detach().cpu() for tensor in example_inputs)
     content = _exported(network, example)
     loaded = torch.export.load(io.BytesIO(content)).module()

@@ -1,17 +1,18 @@
 """What an exported network is checked against."""
 
-import copy
-
 import torch
 from torch import nn
 
+from fxprune.errors import GateError
 from fxprune.gated.module import GatedModule
+from fxprune.tracing.deepcopy import copied
 
 
 def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
     """The dense network that the compact one has to equal: removed channels count for nothing.
 
-    Where norms take statistics over several channels (`gated.channels.mixing`) there is none.
+    Where removing a channel changes the others (`gated.channels.mixing`) there is none, and
+    `gated` itself says what to equal; see `reference_of`.
 
     Args:
         gated: the network, with the selection that export takes.
@@ -21,6 +22,9 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
         A copy of `model` with the tensors of `gated`, in which the removed channels' columns are
         zero in each weight that consumes them.
 
+    Raises:
+        GateError: there is no such network, since the model mixes channels.
+
     >>> import torch
     >>> from fxprune import instrument, shrink
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -29,7 +33,17 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
     >>> torch.allclose(zeroed(gated, model)(x), shrink(gated)(x), atol=1e-5)
     True
     """
-    twin, best, layout = copy.deepcopy(model), gated.best(), gated.channels.layout
+    if gated.channels.mixing:
+        node, _, line = gated.channels.mixing[0].partition("   ")
+        raise GateError(
+            "the dense network with zero columns is another function than the compact one",
+            at=line or f"node {node}",
+            why="here a removed channel is not the same as zeros: statistics are taken over the "
+            "channels, or a weight is computed in a way that turns zeros into other numbers",
+            do="compare with `gated` itself; fxprune.reference_of(gated, model) does so by itself",
+        )
+    twin: nn.Module = copied(model, {})
+    best, layout = gated.best(), gated.channels.layout
     tensors = gated.dense_tensors()
     gone = torch.ones(layout.total, dtype=torch.bool)
     gone[best.channels.cpu()] = False
@@ -44,9 +58,14 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
 
 
 def reference_of(gated: GatedModule, dense: nn.Module) -> nn.Module:
-    """What an exported network is checked against: the user's own module, where it can be.
+    """Return what an exported network is checked against: the user's own module, where it can be.
 
-    That is the dense network with the removed channels' columns at zero. Where norms mix
-    statistics across channels it is another function, and `gated` is the reference.
+    That is `zeroed(gated, dense)`, the dense network with the removed channels' columns at zero.
+    Where the network mixes channels (`gated.channels.mixing`) it is another function, and `gated`
+    itself is the reference.
+
+    Args:
+        gated: the network, with the selection that export takes.
+        dense: the model that it was made of, with any values.
     """
     return gated if gated.channels.mixing else zeroed(gated, dense)

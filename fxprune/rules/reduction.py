@@ -1,4 +1,7 @@
-"""Reductions: what runs along a kept dimension is carried; a reduced one mixes its channels."""
+"""Reductions: what runs along a kept dimension is carried; a reduced one mixes its channels.
+
+A sum or a norm of a weight does not mix: the slices of removed channels are zero and add nothing.
+"""
 
 import torch
 
@@ -34,7 +37,9 @@ class Reduction(Rule):
         carried = []
         for family in context.of(x):
             if family.dim in reduced:
-                if not family.free:
+                if _adds_up(call) and context.is_parametric(x):
+                    context.consumes(x, family.dim)
+                elif not family.free:
                     context.mixes()
                 continue
             gone = 0 if keepdim else sum(dim < family.dim for dim in reduced)
@@ -58,6 +63,13 @@ class Softmax(Rule):
             else:
                 carried.append(family)
         context.carry(call.out, carried)
+
+
+def _adds_up(call: Call) -> bool:
+    """Whether zeros add nothing to the result, so that leaving them out is the same."""
+    if call.op.overloadpacket is aten.linalg_vector_norm:
+        return float(call["ord"]) > 0
+    return call.op.overloadpacket is aten.sum
 
 
 def _as_list(dims: int | list[int]) -> list[int]:

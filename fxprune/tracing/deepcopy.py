@@ -8,13 +8,13 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _ATOMS = frozenset({type(None), bool, int, float, str})
 
 
 def copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy of a module, or of what one has as an attribute.
+    """Copy a module in depth, or what one has as an attribute.
 
     Args:
         value: what to copy; other things than modules are fine.
@@ -38,6 +38,10 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         state: dict[str, Any] = value.__getstate__()  # type: ignore[no-untyped-call]
         twin.__setstate__({name: copied(part, memo) for name, part in state.items()})
         return twin
+    if isinstance(value, Tensor) and not value.is_leaf:
+        # a weight that a hook computed (torch.nn.utils.weight_norm), which PyTorch does not copy
+        memo[id(value)] = value.detach().clone()
+        return memo[id(value)]
     return copy.deepcopy(value, memo)
 
 
