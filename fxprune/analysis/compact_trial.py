@@ -81,13 +81,13 @@ def try_widths(
     kept = _Kept(solution, widths)
     compact = Compact(module, dense, kept.of, dense.context.next_label)
     nodes, modules = compact.running
-    resize_parts(module, modules, nodes, channels, widths)
+    resize_parts(module, modules.items(), nodes, channels, widths)
     try:
         seen = propagate(module, inputs, compact)
     except TraceError as error:
         return _named(module, error.node), error.why
     finally:
-        resize_parts(module, modules, nodes, channels, channels.layout.sizes)
+        resize_parts(module, modules.items(), nodes, channels, channels.layout.sizes)
     return (
         _wrong_shape(module, seen, widths)
         or _elsewhere(module, solution, seen, kept)

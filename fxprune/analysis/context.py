@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fxprune.channels.graph import Role
 from fxprune.rules.base import Context, Family, Place
@@ -111,6 +112,8 @@ class Notebook(Context):
         conv_inputs: for each parameter that is a convolution's weight, the labels (or the size)
             of the input channels, and the number of conv groups.
         transposed_inputs: the same for transposed convolutions.
+        norm_inputs: for each group norm, by its path, the labels of its input, and its groups.
+        group_norms: the paths of the modules that are group norms.
         sliding: the convolutions that slide along labels.
         repeated: labels that stand for others which stood before them in a concatenation.
         opaque: the names of leaves that ask for what is in a tensor.
@@ -137,6 +140,8 @@ class Notebook(Context):
     overwritten: set[int] = field(default_factory=set)
     conv_inputs: dict[str, tuple[Tensor | int, int]] = field(default_factory=dict)
     transposed_inputs: dict[str, tuple[Tensor | int, int]] = field(default_factory=dict)
+    norm_inputs: dict[str, tuple[Tensor | int, int]] = field(default_factory=dict)
+    group_norms: frozenset[str] = frozenset()
     sliding: list[Slide] = field(default_factory=list)
     repeated: list[Tensor] = field(default_factory=list)
     opaque: set[str] = field(default_factory=set)
@@ -268,6 +273,18 @@ class Notebook(Context):
         inputs = self.transposed_inputs if transposed else self.conv_inputs
         if inputs.setdefault(name, (source, groups))[1] != groups:
             self.pin_all([weight], "it has several numbers of conv groups in different layers")
+
+    def normalises(self, channels: Tensor, groups: int, weight: Tensor | None) -> bool:
+        """Note the input and the groups of a group norm; return whether these can be set."""
+        path = str(self.node.target)
+        if self.node.op == "call_function":
+            return self.node.target is F.group_norm
+        if path not in self.group_norms:  # a part of what the node calls: its weight says which
+            path = self.names.get(id(weight), "").rpartition(".")[0]
+        if path not in self.group_norms:
+            return False
+        self.norm_inputs.setdefault(path, (channels, groups))
+        return True
 
     def slides(self, x: Tensor, dim: int) -> None:
         """Note that the running node slides along a dimension of `x`."""

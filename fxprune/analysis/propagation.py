@@ -97,16 +97,20 @@ class Compact:
         return node.op == "output" or (isinstance(value, Value) and value.plain is not None)
 
     @cached_property
-    def running(self) -> tuple[list[fx.Node], list[nn.Module]]:
-        """The nodes that have to run, and the modules that they call with all in them."""
+    def running(self) -> tuple[list[fx.Node], dict[str, nn.Module]]:
+        """The nodes that have to run, and the modules that they call with all in them, by path."""
         nodes = [
             node
             for number, graph in enumerate(self.module.graphs)
             for node in graph.nodes
             if not self.is_plain(number, node)
         ]
-        called = [self.module.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"]
-        return nodes, [part for child in called for part in modules_of(child).values()]
+        called = dict.fromkeys(str(n.target) for n in nodes if n.op == "call_module")
+        return nodes, {
+            f"{path}.{name}" if name else path: part
+            for path in called
+            for name, part in modules_of(self.module.get_submodule(path)).items()
+        }
 
     def result(self, graph: int, node: fx.Node) -> tuple[Tensor, list[Family]]:
         """What a plain node comes to: a meta tensor and what it carries."""
@@ -137,13 +141,15 @@ def propagate(
     """
     rules()  # a broken rule is no fault of the model
     tensors = _visible(module, compact)
+    parts = modules_of(module).items()
+    group_norms = frozenset(path for path, part in parts if isinstance(part, nn.GroupNorm))
     if compact is None:
-        context = Notebook()
+        context = Notebook(group_norms=group_norms)
         meta = {name: to_meta(tensor) for name, tensor in tensors.items()}
         axes = _fresh_axes(context, meta)
     else:
         choices = dict(compact.dense.context.choices)
-        context = Notebook(next_label=compact.first_label, choices=choices)
+        context = Notebook(compact.first_label, choices=choices, group_norms=group_norms)
         known = {
             name: {dim: compact.kept(labels) for dim, labels in compact.dense.axes[name].items()}
             for name in tensors
@@ -184,7 +190,7 @@ def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]
         operator.attrgetter(str(node.target))(module) for node in nodes if node.op == "get_attr"
     ]
     seen = {id(value) for value in read}
-    for child in modules:
+    for child in modules.values():
         seen |= {id(t) for kind in ("_parameters", "_buffers") for t in vars(child)[kind].values()}
     return {name: tensor for name, tensor in tensors.items() if id(tensor) in seen}
 
@@ -360,10 +366,10 @@ class _Interpreter(fx.Interpreter):
         families = self.context.of(tensor)
         if len(families) > 1 and len({family.dim for family in families}) < len(families):
             plain = False  # which of them says how long the dimension is depends on what follows
-        if not plain:
+        layout = next((f for f in _FORMATS if tensor.is_contiguous(memory_format=f)), None)
+        if not plain or layout is None:
             return Value(tuple(tensor.shape), families)
-        format_ = torch.contiguous_format if tensor.is_contiguous() else torch.channels_last
-        return Value(tuple(tensor.shape), families, (tensor.dtype, format_))
+        return Value(tuple(tensor.shape), families, (tensor.dtype, layout))
 
 
 def _are_one(a: Sequence[Family], b: Sequence[Family]) -> bool:
@@ -373,6 +379,9 @@ def _are_one(a: Sequence[Family], b: Sequence[Family]) -> bool:
         for one, other in zip(a, b, strict=True)
     )
 
+
+_FORMATS = (torch.contiguous_format, torch.channels_last)
+"""Layouts in memory that a new tensor can be asked for; permuted ones of other ranks are run."""
 
 _DUE = object()
 """Stands for the result of a plain node until it is asked for."""

@@ -28,9 +28,9 @@ from fxprune.channels.graph import (
     Axis,
     ChannelGraph,
     ChannelGroup,
-    ConvInput,
     Factor,
     Gate,
+    GroupedInput,
     Layout,
     Member,
     Pinned,
@@ -83,6 +83,7 @@ class Solution:
             shapes=self.shapes,
             gates=tuple(self._gates(axes)),
             conv_inputs=self._inputs(self.context.conv_inputs),
+            norm_inputs=self._inputs(self.context.norm_inputs),
             transposed_inputs=self._inputs(self.context.transposed_inputs),
             macs_terms=tuple(self._macs()),
             params_terms=tuple(
@@ -285,9 +286,9 @@ class Solution:
                 if any(group not in covered for group, _ in axis.factor.per_channel):
                     yield Gate(((name, dim),))
 
-    def _inputs(self, known: Mapping[str, tuple[Tensor | int, int]]) -> dict[str, ConvInput]:
+    def _inputs(self, known: Mapping[str, tuple[Tensor | int, int]]) -> dict[str, GroupedInput]:
         return {
-            name: ConvInput(self._channels(source), groups)
+            name: GroupedInput(self._channels(source), groups)
             for name, (source, groups) in known.items()
         }
 

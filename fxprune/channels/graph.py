@@ -252,12 +252,12 @@ class Gate:
 
 
 @dataclass(frozen=True, eq=False)
-class ConvInput:
-    """What the shape of a convolution's weight does not tell: its input, and its conv groups.
+class GroupedInput:
+    """What the weight of a convolution or a group norm does not tell: its input and its groups.
 
     Attributes:
         channels: the input channels, or their number where it is fixed.
-        groups: the number of conv groups in the dense network.
+        groups: the number of groups in the dense network.
     """
 
     channels: Axis | int
@@ -267,6 +267,11 @@ class ConvInput:
         """The number of input channels at these widths."""
         known = self.channels
         return known.length(widths) if isinstance(known, Axis) else known
+
+    def blocks(self, widths: Widths) -> int:
+        """The number of groups at these widths."""
+        known = self.channels
+        return known.blocks(self.groups, widths) if isinstance(known, Axis) else self.groups
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -282,6 +287,7 @@ class ChannelGraph:
         gates: where saliencies are read.
         conv_inputs: for each parameter that is a convolution's weight, the input.
         transposed_inputs: likewise for transposed convolutions; a tied weight may be in both.
+        norm_inputs: for each group norm, by its path, the input.
         macs_terms: multiply-accumulates of one example, a term a node.
         params_terms: elements, a term a parameter.
         mixing: nodes that mix statistics across channels (`node   where`), so that a removed
@@ -294,8 +300,9 @@ class ChannelGraph:
     axes: Mapping[str, Mapping[int, Axis]]
     shapes: Mapping[str, tuple[int, ...]]
     gates: tuple[Gate, ...]
-    conv_inputs: Mapping[str, ConvInput]
-    transposed_inputs: Mapping[str, ConvInput]
+    conv_inputs: Mapping[str, GroupedInput]
+    transposed_inputs: Mapping[str, GroupedInput]
+    norm_inputs: Mapping[str, GroupedInput]
     macs_terms: tuple[Term, ...]
     params_terms: tuple[Term, ...]
     mixing: tuple[str, ...]

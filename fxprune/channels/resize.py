@@ -27,12 +27,12 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
     the code of its old graph.
     """
     nodes = (node for graph in module.graphs for node in graph.nodes)
-    resize_parts(module, modules_of(module).values(), nodes, channels, widths)
+    resize_parts(module, modules_of(module).items(), nodes, channels, widths)
 
 
 def resize_parts(
     module: TracedModule,
-    modules: Iterable[nn.Module],
+    modules: Iterable[tuple[str, nn.Module]],
     nodes: Iterable[fx.Node],
     channels: ChannelGraph,
     widths: Widths,
@@ -40,11 +40,11 @@ def resize_parts(
     """Sets the sizes that are written into some modules and some nodes of `module`."""
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
-    for child in modules:
+    for path, child in modules:
         kind: Any = type(child)
         attributes = _attributes(kind)
         if attributes is not None:
-            attributes(child, Sizes(child, names, channels, widths))
+            attributes(child, Sizes(path, child, names, channels, widths))
     for node in nodes:
         record = node.meta.get(KEY)
         if record is None:

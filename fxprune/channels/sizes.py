@@ -19,8 +19,9 @@ from fxprune.channels.records import KEY, Number, Record, Shape, compact_shape
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of one module's parameters at given widths."""
+    """The sizes of the parameters of one module, by its path, at given widths."""
 
+    path: str
     module: nn.Module
     names: Mapping[int, str]
     channels: ChannelGraph

@@ -161,6 +161,19 @@ class Context(abc.ABC):
         """
 
     @abc.abstractmethod
+    def normalises(self, channels: Tensor, groups: int, weight: Tensor | None) -> bool:
+        """Say of a group norm what its weight does not tell.
+
+        Args:
+            channels: the labels of its input channels.
+            groups: its number of groups.
+            weight: its weight, if it has one.
+
+        Returns:
+            Whether the number of groups can be set at other widths.
+        """
+
+    @abc.abstractmethod
     def slides(self, x: Tensor, dim: int) -> None:
         """Say that a kernel slides along a dimension of `x` and gives as many as it takes."""
 
@@ -242,3 +255,21 @@ class Rule(abc.ABC):
     @abc.abstractmethod
     def __call__(self, context: Context, call: Call) -> None:
         """Says what `call` does. Its arguments may carry no labels."""
+
+
+def goes_whole(channels: Tensor, groups: int) -> bool:
+    """Choose how a layer of several groups loses channels: whole groups, or a part of each.
+
+    Whole ones where that leaves more to choose from: 32 groups of 2 channels are 32 channels to
+    remove, and thinned alike they would be 2. What is coupled already stays coupled that way.
+
+    Args:
+        channels: the labels of the layer's channels, int64 [C].
+        groups: the number of groups.
+    """
+    table = channels.view(groups, -1)
+    if bool((table == table[:, :1]).all()):
+        return True
+    if bool((table == table[:1]).all()):
+        return False
+    return groups >= table.shape[1]

@@ -26,7 +26,7 @@ from fxprune.channels.sizes import (
     plain,
     set_argument,
 )
-from fxprune.rules.base import Call, Context, Family, Rule
+from fxprune.rules.base import Call, Context, Family, Rule, goes_whole
 
 
 class Convolution(Rule):
@@ -77,7 +77,7 @@ class Convolution(Rule):
         """Couples a grouped convolution; returns the labels of its output channels."""
         groups = call["groups"]
         whole = inputs is not None and (
-            len(inputs) == groups or bool(context.choose(_goes_whole(inputs, groups)))
+            len(inputs) == groups or bool(context.choose(goes_whole(inputs, groups)))
         )
         if call["transposed"]:
             return self._grouped_transposed(context, call, inputs, rows, columns, whole)
@@ -201,13 +201,3 @@ def _stands_still(call: Call, place: int) -> bool:
     at = (call["weight"].shape[2 + place], call["stride"], call["padding"])
     single, stride, padding = (v if isinstance(v, int) else v[place % len(v)] for v in at)
     return (single, stride, padding) == (1, 1, 0)
-
-
-def _goes_whole(inputs: Tensor, groups: int) -> bool:
-    """Whether conv groups are removed whole; what is coupled already stays coupled that way."""
-    table = inputs.view(groups, -1)
-    if bool((table == table[:, :1]).all()):
-        return True
-    if bool((table == table[:1]).all()):
-        return False
-    return groups >= table.shape[1]

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from fxprune.channels.graph import Axis, Widths
 from fxprune.channels.records import Number, Record, Shape
-from fxprune.channels.sizes import CallSizes, argument, input_of, kept_before, plain
+from fxprune.channels.sizes import CallSizes, argument, input_of, kept_before, plain, set_argument
 from fxprune.rules.base import PINNED, Call, Context, Family, Place, Rule
 
 aten = torch.ops.aten
@@ -118,10 +118,10 @@ class ViewSizes(CallSizes):
 class UnflattenSizes(CallSizes):
     """The sizes that one dimension is split into."""
 
-    keys = ("unflatten",)
+    keys = ("unflatten", torch.unflatten)
 
     def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
-        if len(record.args) == 3:
+        if len(record.args) == 3 and record.args[2] is not None:  # None: another node's sizes
             sizes, shape = record.args[2], record.result.at(widths)
             dim = record.args[1] % (len(shape) - len(sizes) + 1)
             _literals(node, 2, record.args, shape[dim : dim + len(sizes)])
@@ -184,6 +184,38 @@ class IndexSizes(CallSizes):
             dim += part is not None or now is not None
         indices = tuple(new) if isinstance(node.args[1], tuple) else new[0]
         node.args = (node.args[0], indices, *node.args[2:])
+
+
+class SelectSizes(CallSizes):
+    """The position that is selected, counted among those that are kept."""
+
+    keys = ("select", torch.select)
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        source = input_of(node)
+        dim, index = argument(record, 1, "dim", None), argument(record, 2, "index", None)
+        if source is None or not isinstance(dim, int) or not isinstance(index, (int, Number)):
+            return
+        axis = source.axes.get(dim % len(source.sizes))
+        if axis is not None:
+            position = int(plain(index)) % len(axis.channel)
+            set_argument(node, 2, "index", kept_before(axis, position, index, widths))
+
+
+class SqueezeSizes(CallSizes):
+    """A dimension that follows the widths stays, also where one channel is left of it."""
+
+    keys = ("squeeze", torch.squeeze)
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        del widths
+        source = input_of(node)
+        if source is None or not source.axes:
+            return
+        given = argument(record, 1, "dim", tuple(range(len(source.sizes))))
+        dims = [dim % len(source.sizes) for dim in ((given,) if isinstance(given, int) else given)]
+        node.args = (node.args[0], tuple(dim for dim in dims if dim not in source.axes))
+        node.kwargs = {}
 
 
 class NarrowSizes(CallSizes):

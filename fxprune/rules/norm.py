@@ -12,8 +12,16 @@ from torch.nn import functional as F
 
 from fxprune.channels.graph import Widths
 from fxprune.channels.records import Record
-from fxprune.channels.sizes import CallSizes, ModuleSizes, Sizes, argument, set_argument
-from fxprune.rules.base import Call, Context, Rule
+from fxprune.channels.sizes import (
+    CallSizes,
+    ModuleSizes,
+    Sizes,
+    argument,
+    input_of,
+    plain,
+    set_argument,
+)
+from fxprune.rules.base import Call, Context, Rule, goes_whole
 
 aten = torch.ops.aten
 
@@ -100,19 +108,25 @@ class GroupNorm(Rule):
             if labels is not None:
                 context.meet(channels, labels, "it normalises channels of fixed number")
         if channels is not None:
-            # The number of groups is the module's own, so it stays; the channels of each are
-            # thinned alike, which changes its statistics.
-            context.couple_rows(channels, groups)
-            context.mixes()
+            settable = context.normalises(channels, groups, call["weight"])
+            if settable and context.choose(goes_whole(channels, groups)):
+                context.couple_within_rows(channels, groups)
+            else:  # the channels of each group are thinned alike, which changes its statistics
+                context.couple_rows(channels, groups)
+                context.mixes()
         context.carry(out, context.of(x))
 
 
 class ChannelAttributes(ModuleSizes):
-    """The channels of a batch norm, an instance norm or a group norm, whose groups stay."""
+    """The channels of a batch norm, an instance norm or a group norm, and the latter's groups."""
 
     keys = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
     def __call__(self, module: Any, sizes: Sizes) -> None:
+        known = sizes.channels.norm_inputs.get(sizes.path)
+        if known is not None:
+            module.num_groups = known.blocks(sizes.widths)
+            module.num_channels = known.length(sizes.widths)
         attribute = "num_channels" if isinstance(module, nn.GroupNorm) else "num_features"
         for parameter in ("weight", "bias", "running_mean"):
             shape = sizes.of(parameter)
@@ -130,6 +144,17 @@ class LayerNormAttributes(ModuleSizes):
         shape = sizes.of("weight") or sizes.of("bias")
         if shape is not None:
             module.normalized_shape = shape
+
+
+class GroupNormSizes(CallSizes):
+    """The number of groups, where they are removed whole."""
+
+    keys = (F.group_norm,)
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        source, groups = input_of(node), plain(argument(record, 1, "num_groups", None))
+        if source is not None and 1 in source.axes and isinstance(groups, int):
+            set_argument(node, 1, "num_groups", source.axes[1].blocks(groups, widths))
 
 
 class LayerNormSizes(CallSizes):

@@ -286,6 +286,23 @@ MOVEMENT = (
         "expand to literal sizes",
         lambda x: x.mean((2, 3), keepdim=True).expand(x.shape[0], 8, 6, 6),
     ),
+    Example(
+        Movement,
+        "one channel beside all of them",
+        lambda x: x * x.select(1, 6).unsqueeze(1) + torch.select(x, -3, -5).unsqueeze(1),
+        groups=(6, 4),
+        pinned=("a single channel fills the whole dimension",) * 2,
+    ),
+    Example(
+        Movement,
+        "squeezed of what is 1",
+        lambda x: x.mean((2, 3), keepdim=True).squeeze()[..., None] * x.squeeze(1).flatten(2),
+    ),
+    Example(
+        Movement,
+        "unflattened to the sizes of another",
+        lambda x: x.flatten(2).tanh().unflatten(2, x.shape[2:]),
+    ),
     Example(Movement, "one position", lambda x: x[:, :, 2]),
     Example(
         WeightNorm,
@@ -434,6 +451,17 @@ NORM = (
     ),
     Example(LayerNorm, "over space", lambda x: F.layer_norm(x, (6, 6))),
     Example(GroupNorm, "of two groups", run, 8, (4, 4), layers=one(nn.GroupNorm, 2, 8), mixes=True),
+    Example(GroupNorm, "a group for each channel", run, layers=one(nn.GroupNorm, 8, 8)),
+    Example(GroupNorm, "groups of two channels", run, 8, (4, 4), layers=one(nn.GroupNorm, 4, 8)),
+    Example(
+        GroupNorm,
+        "groups that go whole, without a scale",
+        run,
+        8,
+        (4, 4),
+        layers=one(nn.GroupNorm, 4, 8, affine=False),
+    ),
+    Example(GroupNorm, "by function", lambda x: F.group_norm(x, 4), 8, (4, 4)),
     Example(GroupNorm, "of one group", run, layers=one(nn.GroupNorm, 1, 8), mixes=True),
 )
 
