@@ -34,7 +34,7 @@ from tests.support.trial import LawError, Trial, onnx_trial, trial  # noqa: E402
 ROUND = 250
 """Networks of one run of hypothesis, which stops at its first failure."""
 LIMIT = 20
-"""Seconds after which a network counts as hanging; most take a fraction of one."""
+"""Processor seconds after which a network counts as hanging; most take a fraction of one."""
 PERIOD = 10.0
 """Seconds between two lines of progress."""
 SHOWN = 25
@@ -150,13 +150,12 @@ class Tally:
                 f"{len(self.whole)} all pinned, {len(self.failures)} failures",
                 flush=True,
             )
-        signal.setitimer(
-            signal.ITIMER_REAL, LIMIT, 1
-        )  # again, where the first is lost in a callback
+        # of the processor's time, as others may load the machine; again, where one is lost
+        signal.setitimer(signal.ITIMER_PROF, LIMIT, 1)
         try:
             self._count(net, trial(net.source))
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         if random.Random(net.source).random() < self.onnx:
             self.exported += 1
             onnx_trial(net.source, folder / "net.onnx")
@@ -224,7 +223,7 @@ def main() -> int:
     parser.add_argument("--pinned", action="store_true", help="print nets without a free channel")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, _hangs)
+    signal.signal(signal.SIGPROF, _hangs)
     warnings.simplefilter("ignore")  # of torch's exporter and of in-place dropout
     most = options.n or (1000 if math.isinf(options.minutes) else math.inf)
     tally = Tally(most, time.monotonic() + 60 * options.minutes, options.onnx)

@@ -114,6 +114,7 @@ class Notebook(Context):
         transposed_inputs: the same for transposed convolutions.
         norm_inputs: for each group norm, by its path, the labels of its input, and its groups.
         group_norms: the paths of the modules that are group norms.
+        constants: the values of constants in the code, by the id of their meta tensors.
         sliding: the convolutions that slide along labels.
         repeated: labels that stand for others which stood before them in a concatenation.
         opaque: the names of leaves that ask for what is in a tensor.
@@ -142,6 +143,7 @@ class Notebook(Context):
     transposed_inputs: dict[str, tuple[Tensor | int, int]] = field(default_factory=dict)
     norm_inputs: dict[str, tuple[Tensor | int, int]] = field(default_factory=dict)
     group_norms: frozenset[str] = frozenset()
+    constants: dict[int, Tensor] = field(default_factory=dict)
     sliding: list[Slide] = field(default_factory=list)
     repeated: list[Tensor] = field(default_factory=list)
     opaque: set[str] = field(default_factory=set)
@@ -224,6 +226,10 @@ class Notebook(Context):
         """Whether an earlier run chose at this place."""
         return (*self._call, *which) in self.choices
 
+    def constant(self, tensor: Tensor) -> Tensor | None:
+        """Return the values of a constant that stands in the code, if it is one."""
+        return self.constants.get(id(tensor))
+
     def consumes(self, weight: Tensor, dim: int) -> None:
         """Note that the running node sums over a weight's dimension."""
         if not self.is_parametric(weight):
@@ -295,6 +301,11 @@ class Notebook(Context):
     def repeats(self, labels: Tensor) -> None:
         """Note labels that repeat others of a concatenation."""
         self.repeated.append(labels)
+
+    def stand_for(self, meta: Tensor, constant: Tensor) -> None:
+        """Note the values of a constant for which a meta tensor stands."""
+        self.constants[id(meta)] = constant
+        self._alive.append(meta)
 
     def overwrite(self, tensor: Tensor) -> None:
         """Notes that a tensor was written in place."""

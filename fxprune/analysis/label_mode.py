@@ -32,7 +32,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         inputs = tensors_in((*args, *kwargs.values()))
         if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
-            args, kwargs = _lift((args, kwargs))
+            args, kwargs = self._lift((args, kwargs))
         out = self._run(func, args, kwargs)
         self.follow(func, args, kwargs, out)
         return out
@@ -55,6 +55,20 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             context.tape.append(Computed(func, args, kwargs, out))
             for tensor in tensors_in((out,)):
                 context.parametric(tensor)
+
+    def _lift(self, value: Any) -> Any:
+        """Put constants made inside forward on the meta device, beside the tensors they meet."""
+        if isinstance(value, Tensor):
+            if value.is_meta:
+                return value
+            meta = to_meta(value)
+            self.context.stand_for(meta, value)
+            return meta
+        if isinstance(value, dict):
+            return {key: self._lift(part) for key, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._lift(part) for part in value)
+        return value
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs an op; what was seen before is not run again, since meta ops are slow."""
@@ -90,7 +104,7 @@ def results(look: Looks, args: tuple[Any, ...]) -> Any:
 @cache
 def _rule(func: Any) -> Rule | None:
     known = rules()
-    for key in (func, func.overloadpacket, *func.tags):
+    for key in (func, func.overloadpacket, func._schema.name, *func.tags):
         if key in known:
             return known[key]()
     return None
@@ -136,14 +150,3 @@ def to_meta(tensor: Tensor) -> Tensor:
     if tensor.is_contiguous():  # much the quicker way
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return torch.empty_like(tensor, device="meta", requires_grad=False)
-
-
-def _lift(value: Any) -> Any:
-    """Puts constants made inside forward on the meta device, beside the tensors they meet."""
-    if isinstance(value, Tensor):
-        return value if value.is_meta else to_meta(value)
-    if isinstance(value, dict):
-        return {key: _lift(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_lift(part) for part in value)
-    return value

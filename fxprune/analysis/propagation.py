@@ -295,6 +295,8 @@ class _Interpreter(fx.Interpreter):
             self.values[n.name] = self._described(result, plain)
         else:
             try:
+                if n.target is operator.getitem:
+                    args = (args[0], _numbers(args[1]))
                 with self.mode:
                     result = getattr(self, n.op)(n.target, args, kwargs)
             except (RuntimeError, TypeError):  # what meta tensors raise; a rule's fault is no such
@@ -378,6 +380,14 @@ def _are_one(a: Sequence[Family], b: Sequence[Family]) -> bool:
         one.dim == other.dim and one.labels is other.labels and one.free == other.free
         for one, other in zip(a, b, strict=True)
     )
+
+
+def _numbers(index: Any) -> Any:
+    """Turn lists in an index into tensors: made by PyTorch, these would be meta tensors."""
+    if isinstance(index, list):
+        plain = all(type(number) in (int, bool) for number in index)
+        return torch.tensor(index) if index and plain else index
+    return tuple(map(_numbers, index)) if isinstance(index, tuple) else index
 
 
 _FORMATS = (torch.contiguous_format, torch.channels_last)

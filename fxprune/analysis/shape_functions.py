@@ -177,6 +177,14 @@ def _same(args: tuple[Any, ...]) -> Results:
     return False, [(largest.shape, largest.stride(), largest.dtype)]
 
 
+def _quantised(args: tuple[Any, ...]) -> Results:
+    """Fake quantisation: x and a mask, for which PyTorch has no function on meta tensors."""
+    x = args[0]
+    if not x.is_meta:
+        return None
+    return True, [(x.shape, x.stride(), x.dtype), (x.shape, x.stride(), torch.bool)]
+
+
 def _in_place(args: tuple[Any, ...]) -> Results:
     return (False, [0]) if _largest(args) is args[0] else None
 
@@ -323,6 +331,9 @@ _RESULTS: Mapping[Any, Callable[[tuple[Any, ...]], Results]] = MappingProxyType(
         aten.cat: _concatenated,
         aten.convolution: _convolved,
         aten.div: _same,
+        aten.fake_quantize_per_channel_affine_cachemask: _quantised,
+        aten.fake_quantize_per_tensor_affine_cachemask: _quantised,
+        aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams: _quantised,
         aten.gelu: _same,
         aten.hardsigmoid: _same,
         aten.hardsigmoid_: _in_place,

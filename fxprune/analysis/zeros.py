@@ -69,7 +69,7 @@ def _drawn(
     for name, tensor in tensors.items():
         value = tensor.detach().cpu()
         if value.is_floating_point():
-            value = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
+            value = torch.rand(tensor.shape, generator=generator, dtype=value.dtype) + 0.5
         drawn[name] = value
     begin = 0
     for group in groups:
@@ -87,9 +87,7 @@ def _compute(step: Computed, values: dict[int, Tensor]) -> None:
     """Run a call on the drawn values; what it returns is left out where it does not run."""
 
     def value(given: Any) -> Any:
-        if isinstance(given, Tensor):
-            return values[id(given)]
-        return torch.float64 if given in (torch.float32, torch.float16, torch.bfloat16) else given
+        return values[id(given)] if isinstance(given, Tensor) else given
 
     kwargs = {name: v for name, v in step.kwargs.items() if name not in ("device", "layout")}
     try:

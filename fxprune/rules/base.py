@@ -120,6 +120,10 @@ class Context(abc.ABC):
         """Whether an earlier run chose at this place."""
 
     @abc.abstractmethod
+    def constant(self, tensor: Tensor) -> Tensor | None:
+        """Return the values of a constant that stands in the code (`x[:, [2, 0]]`)."""
+
+    @abc.abstractmethod
     def consumes(self, weight: Tensor, dim: int) -> None:
         """Say that the running call sums over a weight's dimension.
 
@@ -247,7 +251,8 @@ class Rule(abc.ABC):
     """What one family of ATen ops does to labels.
 
     `keys` are op overloads, op packets (`torch.ops.aten.cat` stands for all of its overloads), or
-    a `torch.Tag`, which stands for every op that carries it and has no key of its own.
+    a `torch.Tag`, which stands for every op that carries it and has no key of its own. An op of
+    another library is named, as in `"torchvision::deform_conv2d"`.
     """
 
     keys: ClassVar[tuple[Hashable, ...]]

@@ -9,7 +9,8 @@ each loses the same positions, so that G stays.
 """
 
 import math
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -32,7 +33,7 @@ from fxprune.rules.base import Call, Context, Family, Rule, goes_whole
 class Convolution(Rule):
     """aten.convolution, in any number of spatial dimensions."""
 
-    keys = (torch.ops.aten.convolution,)
+    keys: ClassVar[tuple[Hashable, ...]] = (torch.ops.aten.convolution,)
 
     def __call__(self, context: Context, call: Call) -> None:
         x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"]

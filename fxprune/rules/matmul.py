@@ -90,6 +90,27 @@ class MatMul(Rule):
         context.multiplies(1, *several, *factors, made=columns)
 
 
+class MatrixVector(Rule):
+    """mv [M, K] x [K], and dot [K] x [K]: power iterations, and the norms that come of them."""
+
+    keys = (aten.mv, aten.dot, aten.vdot)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        left, right = call.tensors()
+        contracted = _first(context, left, left.dim() - 1), _first(context, right, 0)
+        if contracted[0] is not None or contracted[1] is not None:
+            context.meet(*contracted, "it meets a dimension of fixed size in a matrix product")
+            if not (context.is_parametric(left) or context.is_parametric(right)):
+                context.mixes()
+        context.consumes(left, left.dim() - 1)
+        context.consumes(right, 0)
+        rows = [family for family in context.of(left) if family.dim < left.dim() - 1]
+        if not context.is_parametric(right):
+            for family in rows:
+                context.makes(left, family.dim)
+        context.carry(call.out, rows)
+
+
 class Linear(Rule):
     """x [..., I] times W^T, W [O, I], plus b [O]: what PyTorch takes apart when it runs it."""
 
@@ -133,6 +154,16 @@ class LinearAttributes(ModuleSizes):
         shape = sizes.of("weight")
         if shape is not None:
             module.out_features, module.in_features = shape
+
+
+def _first(context: Context, tensor: Tensor, dim: int) -> Tensor | None:
+    """Return the labels along a dimension; of a flattened weight's, those of its first dimension.
+
+    A convolution's weight [O, I, K, K], flattened to [O, I K K], has input channels and kernel
+    positions along one dimension. The kernel stays, so that the vector goes with the inputs.
+    """
+    found = (family.labels for family in context.of(tensor) if family.dim == dim)
+    return next(found, None)
 
 
 def _factors(call: Call) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from torch import Tensor, fx
 from fxprune.channels.graph import Axis, Widths
 from fxprune.channels.records import Number, Record, Shape
 from fxprune.channels.sizes import CallSizes, argument, input_of, kept_before, plain, set_argument
-from fxprune.rules.base import PINNED, Call, Context, Family, Place, Rule
+from fxprune.rules.base import Call, Context, Family, Rule
+from fxprune.rules.layout import read_back, spread
 
 aten = torch.ops.aten
 
@@ -41,6 +42,8 @@ class Movement(Rule):
         aten.narrow,
         aten.split,
         aten.split_with_sizes,
+        aten.unsafe_split,
+        aten.unsafe_split_with_sizes,
         aten.chunk,
         aten.unbind,
         aten.unfold,
@@ -132,11 +135,16 @@ class SplitSizes(CallSizes):
 
     keys = (
         "split",
+        "split_with_sizes",
         "chunk",
         "tensor_split",
+        "unsafe_split",
+        "unsafe_chunk",
         torch.split,
         torch.chunk,
         torch.tensor_split,
+        torch.unsafe_split,
+        torch.unsafe_chunk,
     )
 
     def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
@@ -179,6 +187,8 @@ class IndexSizes(CallSizes):
             ):
                 place = int(part.value) if isinstance(part, Number) else part
                 new.append(kept_before(axis, place % source.sizes[dim], now, widths))
+            elif axis is not None and isinstance(part, list):
+                new.append(_listed(axis, part, now, widths))
             else:
                 new.append(now)
             dim += part is not None or now is not None
@@ -282,6 +292,18 @@ class RepeatSizes(CallSizes):
         node.args = (node.args[0], *new)
 
 
+def _listed(axis: Axis, dense: list[Any], now: Any, widths: Widths) -> Any:
+    """Number the positions of a list among those that are kept; `now` where they are no numbers.
+
+    Of 6 channels of which 0, 2 and 5 are kept, [5, 1, 2] becomes [2, 1].
+    """
+    if any(type(position) is not int for position in dense):
+        return now
+    rank = {position: at for at, position in enumerate(axis.template(widths).tolist())}
+    places = (position % len(axis.channel) for position in dense)
+    return [rank[position] for position in places if position in rank]
+
+
 def _literals(node: fx.Node, place: int, dense: Any, sizes: tuple[int, ...]) -> None:
     """Puts sizes for literals and computed widths from `place` on; -1 and other nodes stay."""
     nested = place < len(dense) and isinstance(dense[place], (tuple, list))
@@ -306,50 +328,6 @@ def _slice(axis: Axis, dense: slice, now: Any, widths: Widths) -> Any:
     return slice(start, kept_before(axis, dense.stop, now.stop, widths), dense.step)
 
 
-def spread(labels: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
-    """Lays labels [size of dim] out over `shape`, with stride 0 along the other dimensions."""
-    lone = [1] * len(shape)
-    lone[dim] = -1
-    return labels.view(lone).expand(shape)
-
-
-def read_back(context: Context, moved: Tensor, which: Place) -> Family | None:
-    """The family of a tensor of labels; couples it to one dimension where it varies along more.
-
-    Args:
-        context: what is told of the coupling.
-        moved: labels in the place of the tensor's elements.
-        which: what tells it from the others that the call moves.
-    """
-    varying, thin = [], moved
-    for dim, size in enumerate(moved.shape):
-        if _varies(thin, dim):
-            varying.append(dim)
-        elif size > 1:
-            thin = thin.narrow(dim, 0, 1)  # so that there is less to compare from now on
-    if len(varying) > 1 or context.has_chosen(*which):
-        return _coupled(context, moved, varying, which)
-    if not varying:
-        lone = moved.flatten()[:1]
-        if lone.numel() and int(lone) != PINNED:
-            context.pin(lone, "a single channel fills the whole dimension")
-        return None
-    return Family(varying[0], thin.reshape(-1))
-
-
-def _coupled(context: Context, moved: Tensor, varying: list[int], which: Place) -> Family | None:
-    """Keeps the dimension along which most labels differ; indices that share it are one channel."""
-    lines = {dim: _first_line(moved, dim) for dim in varying}
-    most = max(varying, key=lambda dim: (len(torch.unique(lines[dim])), dim), default=0)
-    kept = context.choose(most, *which)
-    for dim in range(moved.dim()):
-        if dim != kept and dim not in varying:
-            moved = moved.narrow(dim, 0, 1)
-    rows = moved.movedim(kept, -1).reshape(-1, moved.shape[kept])
-    context.meet(rows[1:].reshape(-1), rows[:1].expand(len(rows) - 1, -1).reshape(-1))
-    return Family(kept, rows[0]) if moved.shape[kept] > 1 else None
-
-
 def _bound(families: list[Family]) -> list[Family]:
     """Leaves out free labels that another family has joined along its dimension."""
     first = {family.dim: family for family in reversed(families)}
@@ -363,22 +341,6 @@ def _repeated(context: Context, x: Tensor, out: Tensor) -> Iterator[Family]:
         own = dim - out.dim() + x.dim()
         if out.shape[dim] > 1 and (own < 0 or x.shape[own] == 1):
             yield Family(dim, context.fresh(out.shape[dim]), free=True)
-
-
-def _first_line(moved: Tensor, dim: int) -> Tensor:
-    for other in range(moved.dim()):
-        if other != dim:
-            moved = moved.narrow(other, 0, 1)
-    return moved.reshape(-1)
-
-
-def _varies(moved: Tensor, dim: int) -> bool:
-    size = moved.shape[dim]
-    if size <= 1 or moved.stride(dim) == 0:
-        return False
-    if not torch.equal(moved.select(dim, 0), moved.select(dim, 1)):  # as a rule it is seen here
-        return True
-    return not torch.equal(moved.narrow(dim, 1, size - 1), moved.narrow(dim, 0, size - 1))
 
 
 def _move(call: Call, labels: Tensor, x: Tensor) -> list[Tensor]:

@@ -87,8 +87,9 @@ class LayerNorm(Rule):
         for dim in range(first, x.dim()):
             channels = context.along(x, dim)
             for name in ("weight", "bias"):
-                labels = context.along(call[name], dim - first)
-                if call[name] is not None and (labels is not None or channels is not None):
+                scale = call.args.get(name)
+                labels = context.along(scale, dim - first)
+                if scale is not None and (labels is not None or channels is not None):
                     context.meet(channels, labels, "it normalises a dimension of fixed size")
             if channels is not None:
                 context.mixes()
@@ -138,7 +139,7 @@ class ChannelAttributes(ModuleSizes):
 class LayerNormAttributes(ModuleSizes):
     """The sizes that a layer norm normalises over."""
 
-    keys = (nn.LayerNorm,)
+    keys = (nn.LayerNorm, nn.RMSNorm)
 
     def __call__(self, module: Any, sizes: Sizes) -> None:
         shape = sizes.of("weight") or sizes.of("bias")
@@ -160,8 +161,27 @@ class GroupNormSizes(CallSizes):
 class LayerNormSizes(CallSizes):
     """The sizes that a layer norm normalises over."""
 
-    keys = (F.layer_norm,)
+    keys = (F.layer_norm, F.rms_norm)
 
     def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
         dense = argument(record, 1, "normalized_shape", ())
         set_argument(node, 1, "normalized_shape", record.result.at(widths)[-len(dense) :])
+
+
+class Renorm(Rule):
+    """Each slice along a dimension, scaled down where its norm is too large (EEGNet).
+
+    In the norm of a weight's slice a zero column counts for nothing, as in weight norm.
+    """
+
+    keys = (aten.renorm,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x = call["self"]
+        for family in context.of(x):
+            if family.dim != call["dim"] % x.dim():
+                if context.is_parametric(x):
+                    context.consumes(x, family.dim)
+                else:
+                    context.mixes()
+        context.carry(call.out, context.of(x))

@@ -42,7 +42,13 @@ class Resample(Rule):
         spatial = next(n for n in (1, 2, 3) if f"{n}d" in name)
         carried = []
         for family in context.of(x):
-            if family.dim >= x.dim() - spatial:
+            own = family.dim - x.dim() + spatial
+            if own >= 0 and _slides(call, own):
+                size = call.out.shape[family.dim]
+                begin = (x.shape[family.dim] - size + 1) // 2
+                carried.append(Family(family.dim, family.labels[begin : begin + size]))
+                context.mixes()  # local response norm: a window of channels
+            elif own >= 0:
                 context.pin(family.labels, "it is resampled along this dimension")
             else:
                 carried.append(family)
@@ -69,3 +75,34 @@ class Patches(Rule):
             else:
                 carried.append(family)
         context.carry(out, carried)
+
+
+def _slides(call: Call, own: int) -> bool:
+    """Whether a mean is taken over a window that moves by one position along a dimension."""
+    if call.op.overloadpacket not in (aten.avg_pool2d, aten.avg_pool3d):
+        return False
+
+    def of(name: str, default: int) -> int:
+        value = call.args.get(name) or [default]
+        return int(value[own % len(value)])
+
+    width = of("kernel_size", 1)
+    return width > 1 and of("stride", width) == 1 and of("padding", 0) == 0
+
+
+class MaxUnpool(Rule):
+    """Values go back to where a max pool found them."""
+
+    keys = (aten.max_unpool2d, aten.max_unpool3d)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, indices = call["self"], call["indices"]
+        outer = x.dim() - len(call["output_size"])
+        carried = []
+        for dim in range(x.dim()):
+            if dim < outer:
+                reason = "its positions are of fixed number"
+                carried += context.overlay([(x, dim), (indices, dim)], dim, reason)
+            elif (labels := context.along(x, dim)) is not None:
+                context.pin(labels, "it is resampled along this dimension")
+        context.carry(call.out, carried)

@@ -5,20 +5,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune.rules.base import Rule
 from fxprune.rules.convolution import Convolution
 from fxprune.rules.copies import Identity, New
-from fxprune.rules.indexing import Gather, Scatter
+from fxprune.rules.deformable import DeformableConvolution
+from fxprune.rules.fake_quantisation import FakeQuantise, ObserveAndQuantise
+from fxprune.rules.fourier import Fourier, Pairs
+from fxprune.rules.indexing import Embedding, Gather, GridOfAffine, GridSample, Index, Scatter
 from fxprune.rules.joins import Concatenate, ConstantPad, Stack
-from fxprune.rules.matmul import Linear, MatMul
+from fxprune.rules.matmul import Linear, MatMul, MatrixVector
 from fxprune.rules.movement import ChannelShuffle, Movement
-from fxprune.rules.norm import BatchNorm, GroupNorm, LayerNorm, WeightNorm
+from fxprune.rules.norm import BatchNorm, GroupNorm, LayerNorm, Renorm, WeightNorm
 from fxprune.rules.pointwise import GatedHalves, MaskedWrite, Pointwise
 from fxprune.rules.reduction import Reduction, Softmax
-from fxprune.rules.resample import Patches, Resample
+from fxprune.rules.resample import MaxUnpool, Patches, Resample
+from fxprune.rules.triangle import Triangle
 from tests.support.topologies.base import randomised
 
 Layers = Callable[[], tuple[nn.Module, ...]]
@@ -546,4 +551,220 @@ RESAMPLE = (
     ),
 )
 
-EXAMPLES = (*CONVOLUTION, *MATMUL, *MOVEMENT, *NORM, *POINTWISE, *REDUCTION, *RESAMPLE)
+
+def rounded(w: Tensor) -> Tensor:
+    """Rounded with a scale for each row."""
+    scales, zeros = torch.linspace(0.1, 0.2, 6), torch.zeros(6, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(w.float(), scales, zeros, 0, -128, 127).double()
+
+
+class Rows(nn.Module):
+    """A convolution of which a function of the weight is used."""
+
+    def __init__(self, weight: Callable[[Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.weight, self.change = nn.Parameter(torch.randn(shape)), weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.change(self.weight))
+
+
+def conditional(x: Tensor, table: nn.Module) -> Tensor:
+    """A scale from a table, by numbers."""
+    return x * table(torch.zeros(x.shape[0], dtype=torch.int64))[:, :, None, None].sigmoid()
+
+
+def unpooled(x: Tensor) -> Tensor:
+    """Pooled, and back."""
+    y, places = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(y.tanh(), places, 2)
+
+
+def warped(x: Tensor, layer: nn.Module) -> Tensor:
+    """A spatial transformer."""
+    theta = layer(x.mean((2, 3))).view(-1, 2, 3)
+    return F.grid_sample(x, F.affine_grid(theta, x.shape, False), align_corners=False)
+
+
+def deformed(x: Tensor, offsets: nn.Module, conv: nn.Module) -> Tensor:
+    """A deformable convolution with offsets of two groups."""
+    return torchvision.ops.deform_conv2d(x, offsets(x), conv.weight, conv.bias)
+
+
+def observed(x: Tensor, state: nn.Module) -> Tensor:
+    """Rounded by the smallest and largest value of each channel."""
+    s = state
+    return torch.fused_moving_avg_obs_fake_quant(
+        x.float(), s.no, s.yes, *s.floats(), s.zero, 0.01, 0, 255, 1, True, False
+    ).double()
+
+
+class Observed(nn.Module):
+    """What an observer keeps of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("no", "yes"):
+            self.register_buffer(name, torch.tensor([int(name == "yes")]))
+        for name in ("low", "high", "scale"):
+            self.register_buffer(name, torch.rand(8) + 0.5)
+        self.register_buffer("zero", torch.zeros(8, dtype=torch.int32))
+
+    def floats(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the op takes, which knows no doubles."""
+        return self.low.float(), self.high.float(), self.scale.float()
+
+
+MORE = (
+    Example(
+        MatrixVector,
+        "spectral norm",
+        run,
+        6,
+        (8, 6, 4),
+        layers=lambda: (nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 6, 3)),),
+    ),
+    Example(
+        MatrixVector,
+        "a filter as a vector",
+        lambda x, w: x * torch.mv(x.mean((2, 3)), w.weight.view(-1)).sigmoid()[:, None, None, None],
+        layers=one(nn.Linear, 8, 1, bias=False),
+    ),
+    Example(
+        Renorm,
+        "of a weight",
+        run,
+        6,
+        (8, 6, 4),
+        layers=lambda: (Rows(lambda w: w.renorm(2, 0, 1.0), 6, 8, 3, 3),),
+    ),
+    Example(Renorm, "of an activation", lambda x: x.renorm(2, 0, 1.0), mixes=True),
+    Example(
+        Triangle,
+        "of a weight",
+        run,
+        6,
+        (4,),
+        ("a triangle of a matrix is taken here",) * 2,
+        layers=lambda: (Rows(lambda w: w.tril()[:, :, None, None], 6, 8),),
+    ),
+    Example(Triangle, "of an image", lambda x: x.triu(1)),
+    Example(MaxUnpool, "in two dimensions", unpooled),
+    Example(Movement, "split at once", lambda x: torch.unsafe_split(x, 4, 1)[1], 4, (4, 4, 4)),
+    Example(Movement, "chunked at once", lambda x: sum(x.unsafe_chunk(2, 1)), 4, (4, 4)),
+    Example(Index, "by a list", lambda x: x[:, [6, 1, 1, 4]].tanh(), 4, (5, 1, 2, 4)),
+    Example(
+        Index,
+        "by a list, turned",
+        lambda x: x[:, [4, 5, 6, 7, 0, 1, 2, 3]] + x,
+        groups=(4, 4),
+    ),
+    Example(
+        Index,
+        "by a buffer",
+        lambda x, places: x[:, places.numbers],
+        3,
+        (4, 3),  # the numbers themselves can go
+        ("they are chosen by their numbers",),
+        layers=one(Places, 5, 0, 5),
+    ),
+    Example(
+        Index,
+        "in space, by a buffer",
+        lambda x, places: x[:, :, places.numbers],
+        layers=one(Places, 5, 0),
+        mixes=True,  # the mean over what is taken
+    ),
+    Example(Embedding, "a scale for each class", conditional, layers=one(nn.Embedding, 5, 8)),
+    Example(
+        GridSample,
+        "by offsets",
+        lambda x, conv: F.grid_sample(x, conv(x).tanh().permute(0, 2, 3, 1), align_corners=False),
+        8,
+        (8, 4),
+        ("they are coordinates",),
+        layers=one(nn.Conv2d, 8, 2, 1),
+    ),
+    Example(
+        GridOfAffine,
+        "a spatial transformer",
+        warped,
+        8,
+        (8, 4),
+        ("they are the numbers of an affine map",),
+        layers=one(nn.Linear, 8, 6),
+    ),
+    Example(Fourier, "in space", lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=(6, 6))),
+    Example(
+        Fourier,
+        "along the channels",
+        lambda x: torch.fft.fft(x, dim=1).real,
+        8,
+        (4,),
+        ("a Fourier transform runs along this dimension",),
+    ),
+    Example(
+        Pairs,
+        "there and back",
+        lambda x: torch.view_as_complex(x.unflatten(3, (3, 2)).contiguous()).abs(),
+    ),
+    Example(
+        DeformableConvolution,
+        "two groups of offsets",
+        deformed,
+        6,
+        (4, 6, 4),
+        ("they move the positions of a kernel",),
+        layers=lambda: (nn.Conv2d(8, 36, 3), nn.Conv2d(8, 6, 3)),
+    ),
+    Example(
+        DeformableConvolution,
+        "depthwise",
+        deformed,
+        8,
+        (8, 4),
+        ("they move the positions of a kernel",),
+        layers=lambda: (nn.Conv2d(8, 18, 3), nn.Conv2d(8, 8, 3, groups=8)),
+    ),
+    Example(
+        FakeQuantise,
+        "by one scale",
+        lambda x: torch.fake_quantize_per_tensor_affine(x.float(), 0.1, 3, 0, 255).double(),
+    ),
+    Example(
+        FakeQuantise,
+        "of a weight, each row by itself",
+        run,
+        6,
+        (8, 6, 4),
+        layers=lambda: (
+            Rows(
+                rounded,
+                *(6, 8, 3, 3),
+            ),
+        ),
+    ),
+    Example(ObserveAndQuantise, "each channel by itself", observed, layers=one(Observed)),
+    Example(
+        Resample,
+        "local response norm",
+        run,
+        layers=one(nn.LocalResponseNorm, 3, 0.5),
+        mixes=True,
+    ),
+    Example(
+        Reduction,
+        "root mean square",
+        lambda x, n: n(tokens(x)).transpose(1, 2),
+        layers=one(nn.RMSNorm, 8),
+        mixes=True,
+    ),
+    Example(
+        Reduction,
+        "root mean square, by function",
+        lambda x: F.rms_norm(tokens(x), (8,)).transpose(1, 2),
+        mixes=True,
+    ),
+)
+
+EXAMPLES = (*MORE, *CONVOLUTION, *MATMUL, *MOVEMENT, *NORM, *POINTWISE, *REDUCTION, *RESAMPLE)
