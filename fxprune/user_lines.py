@@ -14,14 +14,10 @@ from torch import fx
 def where(node: fx.Node) -> str:
     """The user's line that made a node, as `file:line   code`; empty where fx did not record it."""
     frames = list(_frames(node.stack_trace or ""))
-    own = [frame for frame in frames if not any(part in frame[0] for part in _LIBRARIES)]
+    own = [frame for frame in frames if "/torch/" not in frame[0] and "/fxprune/" not in frame[0]]
     for path, line, code in reversed(own or frames):
         return f"{path}:{line}   {code}"
     return ""
-
-
-_LIBRARIES = ("/torch/", "/torchvision/ops/", "/fxprune/")
-"""Parts of the paths of code that is nobody's network."""
 
 
 def _frames(trace: str) -> Iterator[tuple[str, str, str]]:

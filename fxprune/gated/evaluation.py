@@ -193,13 +193,13 @@ def _sizes(
     network: TracedModule, channels: ChannelGraph, widths: Widths
 ) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
     """The attributes of modules that are others at some widths; the modules stay as they are."""
-    twins: dict[int, tuple[nn.Module, nn.Module]] = {}
-    for child in modules_of(network).values():
-        twin = object.__new__(type(child))
+    children, twins = modules_of(network), {}
+    for path, child in children.items():
+        twin = twins[path] = object.__new__(type(child))
         twin.__dict__.update(child.__dict__)
-        twins[id(child)] = child, twin
-    resize_parts(network, (twin for _, twin in twins.values()), (), channels, widths)
-    for child, twin in twins.values():
+    resize_parts(network, twins.items(), (), channels, widths)
+    for path, twin in twins.items():
+        child = children[path]
         own, new = child.__dict__, twin.__dict__
         changed = {k: v for k, v in new.items() if v is not own.get(k) and v != own.get(k)}
         if changed:

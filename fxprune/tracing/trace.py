@@ -29,7 +29,12 @@ from fxprune.tracing.side_effects import Draws, left_alone, seen
 _PACKAGE = Path(__file__).parent.parent
 _INTERNAL = tuple(
     f"{folder}/"
-    for folder in (Path(torch.__file__).parent, _PACKAGE, (_PACKAGE / "passes").resolve())
+    for folder in (
+        Path(torch.__file__).parent,
+        Path(torch.__file__).parents[1] / "torchvision" / "ops",
+        _PACKAGE,
+        (_PACKAGE / "passes").resolve(),
+    )
 )
 
 _VALUES = frozenset(
