@@ -2,14 +2,15 @@
 
     python tools/bench/latency_promise.py --networks 10 --repeats 5 --out promise.jsonl
 
-Ten networks of torchvision and timm (five each, at most 2 G macs) are drawn; for each, shares of
-.35, .5 and .7 are asked for, in 1 and 2 threads, several times, without the cache. What fxprune
-chose is then timed by `time_onnx.py`, in a process of its own. A line of JSON each; at the end
+Ten networks of torchvision and timm (five each, at most 1 G macs and 40 M parameters) are drawn; for each, shares of
+.35, .5 and .7 are asked for, in 1 and 2 threads, several times, without the cache. Queues of
+this machine stand still meanwhile, unless `--busy` is given. What fxprune chose is then timed by `time_onnx.py`, in a process of its own. A line of JSON each; at the end
 the shares that were within 5 %, and that were refused. Called again, it goes on.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -21,6 +22,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import _paths  # noqa: F401
+import pause
 import timm
 import torch
 import torchvision
@@ -35,20 +38,22 @@ from fxprune.passes import Program, apply
 from fxprune.policies import parse
 
 SHARES, THREADS = (0.35, 0.5, 0.7), (1, 2)
-MOST_MACS = 2e9
+MOST_MACS, MOST_PARAMS = 1e9, 4e7
 TIMER = Path(__file__).with_name("time_onnx.py")
 
 
-def candidates(seed: int) -> Iterator[tuple[str, torch.nn.Module, tuple[torch.Tensor, ...]]]:
+def candidates(seed: int) -> Iterator[tuple[str, str]]:
     draw = random.Random(seed)
     names = {
         "torchvision": sorted(torchvision.models.list_models(module=torchvision.models)),
         "timm": sorted(timm.list_models()),
     }
-    for library, own in names.items():
+    for own in names.values():
         draw.shuffle(own)
-        for name in own:
-            yield f"{library}:{name}", *build(library, name)
+    for pair in itertools.zip_longest(*names.values()):
+        for library, name in zip(names, pair):
+            if name is not None:
+                yield library, name
 
 
 def build(library: str, name: str) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
@@ -68,15 +73,16 @@ def gated(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Program:
 def drawn(seed: int, networks: int) -> Iterator[tuple[str, Bench]]:
     """Benches of the first networks of each library that are small and can be gated."""
     wanted = {"torchvision": networks - networks // 2, "timm": networks // 2}
-    stream = candidates(seed)
-    while any(wanted.values()):
-        try:
-            name, model, inputs = next(stream)
-        except (RuntimeError, ValueError, TypeError) as error:
-            print(f"cannot build one: {error}", file=sys.stderr)
-            continue
-        library = name.partition(":")[0]
+    for library, short in candidates(seed):
         if not wanted[library]:
+            continue
+        name = f"{library}:{short}"
+        try:
+            model, inputs = build(library, short)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            print(f"cannot build {name}: {error}", file=sys.stderr)
+            continue
+        if sum(parameter.numel() for parameter in model.parameters()) > MOST_PARAMS:
             continue
         try:
             program = gated(model, inputs)
@@ -91,6 +97,8 @@ def drawn(seed: int, networks: int) -> Iterator[tuple[str, Bench]]:
             continue
         wanted[library] -= 1
         yield name, bench
+        if not any(wanted.values()):
+            return
 
 
 def trial(name: str, bench: Bench, share: float, threads: int) -> dict:
@@ -137,6 +145,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, nargs="*", default=THREADS)
+    parser.add_argument("--busy", action="store_true", help="beside what else runs here")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -153,7 +162,9 @@ def main() -> None:
                     for threads in given.threads:
                         if (name, share, threads, repeat) in counted:
                             continue
-                        record = trial(name, bench, share, threads) | {"repeat": repeat}
+                        with contextlib.nullcontext() if given.busy else pause.quiet():
+                            record = trial(name, bench, share, threads)
+                        record |= {"repeat": repeat, "busy": given.busy}
                         done.append(record)
                         with given.out.open("a") as file:
                             file.write(json.dumps(record) + "\n")
