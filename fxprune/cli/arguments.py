@@ -207,4 +207,4 @@ def show_tick(bar: console.Bar, tick: "Tick") -> None:
 
     bar.moved(tick.steps_done, tick.steps)
     if tick.metrics is not None:
-        bar.say(tables.epoch_line(tick.metrics))
+        bar.say(tables.epoch_line(tick.metrics, tick.fall_ends))

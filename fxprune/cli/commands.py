@@ -30,7 +30,6 @@ app = typer.Typer(
     "one. A network that is trained already: [bold]fxprune prune[/bold] does all three."
     "\n\n[bold]fxprune demo[/bold] shows all three in under two minutes.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -6,13 +6,15 @@ Results go to stdout; bars and notes go to stderr, so that a result can be piped
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -29,18 +31,61 @@ from rich.table import Table
 from rich.text import Text
 
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
+NAME_WIDTH = 16  # to which a name is shortened before anything else gives way
+QUIET_SECONDS = 60.0  # after which a log without a bar says how far it is
 
 
 def stdout() -> Console:
     """The console for results."""
-    free = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=PIPED_WIDTH if free else None, highlight=False, soft_wrap=False)
+    width = None if sys.stdout.isatty() else _width()
+    return Console(width=width, highlight=False, soft_wrap=False)
 
 
 def stderr() -> Console:
     """The console for bars and notes."""
-    free = not sys.stderr.isatty() and "COLUMNS" not in os.environ
-    return Console(stderr=True, width=PIPED_WIDTH if free else None, highlight=False)
+    return Console(stderr=True, width=None if sys.stderr.isatty() else _width(), highlight=False)
+
+
+def _width() -> int | None:
+    """Columns of what is piped: those of the terminal that it ends in, such as that of a pager.
+
+    None leaves it to rich, which reads COLUMNS.
+    """
+    if "COLUMNS" in os.environ:
+        return None
+    for stream in (sys.__stderr__, sys.__stdin__, sys.__stdout__):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return os.get_terminal_size(stream.fileno()).columns or PIPED_WIDTH  # type: ignore[union-attr]
+    return PIPED_WIDTH
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name in a table; where it does not fit, its middle is left out, not its end."""
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Says how narrow and how wide it may become."""
+        del console, options
+        return Measurement(min(len(self.text), NAME_WIDTH), len(self.text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Gives as much of it as fits."""
+        del console
+        yield Text(middle(self.text, options.max_width), no_wrap=True, overflow="crop")
+
+
+def middle(text: str, width: int) -> str:
+    """Leaves out the middle of a text that is longer than `width`.
+
+    >>> middle("layer3.0.conv1", 11), middle("layer3.0.conv2", 11), middle("conv1", 11)
+    ('layer…conv1', 'layer…conv2', 'conv1')
+    """
+    if len(text) <= width:
+        return text
+    end = width // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 @contextlib.contextmanager
@@ -113,13 +158,23 @@ def heading(text: str) -> Text:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[str] = ()
 ) -> Table:
-    """A table whose columns hold figures, but for those named in `text`."""
+    """A table whose columns hold figures, but for those named in `text`: names, or words."""
     result = Table(box=box.SIMPLE_HEAD, show_header=any(column.strip() for column in columns))
     for column in columns:
         figures = column not in text
-        result.add_column(escape(column), justify="right" if figures else "left", no_wrap=figures)
+        result.add_column(
+            escape(column),
+            justify="right" if figures else "left",
+            no_wrap=figures,
+            overflow="ellipsis" if figures else "fold",
+        )
     for row in rows:
-        result.add_row(*map(escape, row))
+        result.add_row(
+            *(
+                Name(cell) if column in text and " " not in cell and cell else escape(cell)
+                for column, cell in zip(columns, row)
+            )
+        )
     return result
 
 
@@ -134,25 +189,35 @@ class _Rate(ProgressColumn):
         return Text(text, style="progress.data.speed")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bar:
-    """A bar over steps, with rate, time so far and time left; for use in a with statement."""
+    """A bar over steps, with rate, time so far and time left; for use in a with statement.
+
+    Where there is no terminal, a line says how far it is when nothing was said for a minute.
+    """
 
     progress: Progress
     task: TaskID
+    what: str = ""
+    said: float = field(default_factory=time.monotonic)
 
     def moved(self, done: int, total: int, remark: str | None = None) -> None:
         """Shows that `done` of `total` steps are done."""
         self.progress.update(self.task, completed=done, total=total)
         if remark is not None:
             self.progress.update(self.task, remark=escape(remark))
+        silent = time.monotonic() - self.said > QUIET_SECONDS
+        if silent and not self.progress.console.is_terminal:
+            self.say(f"{self.what}: {done:,} of {total:,} steps, {share(done / max(total, 1))}")
 
     def rename(self, what: str) -> None:
         """Says what the steps are from now on, and begins anew."""
+        self.what = what
         self.progress.reset(self.task, description=escape(what), total=None, remark="")
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
+        self.said = time.monotonic()
         self.progress.console.print(escape(line), soft_wrap=True)
 
 
@@ -170,7 +235,7 @@ def bar(what: str) -> Iterator[Bar]:
         TextColumn("{task.fields[remark]}"),
     )
     with _progress(columns) as progress:
-        yield Bar(progress, progress.add_task(escape(what), total=None, remark=""))
+        yield Bar(progress, progress.add_task(escape(what), total=None, remark=""), what)
 
 
 def _progress(columns: Sequence[ProgressColumn]) -> Progress:

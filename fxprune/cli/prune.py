@@ -180,7 +180,8 @@ def prune(
                 progress=begin.remark,
             )
             spent = fitted.budget
-    console.note(tables.data_line(images))
+    for line in (tables.data_line(images), *tables.remarks_on_data(images, options)):
+        console.note(line)
     if fitted is not None:
         console.note(tables.latency_line(records.of_latency(fitted)))
     runs: list[Run] = []

@@ -11,6 +11,7 @@ from fxprune.cli import console
 from fxprune.cli.records import STEP, Record
 from fxprune.data import DataSet
 from fxprune.trainer.loop import EpochMetrics
+from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.prune import Answers, Trial
 
 SHORT = 0.1
@@ -153,6 +154,17 @@ def _times(kind: str, timing: Record) -> str:
     )
 
 
+def remarks_on_data(data: DataSet, options: TrainOptions) -> list[str]:
+    """What a user should know of the data before the training."""
+    if options.batch_size * 5 <= len(data.train):
+        return []
+    return [
+        f"a batch of {options.batch_size} is more than a fifth of the {len(data.train):,} training "
+        f"images: an epoch has {max(len(data.train) // options.batch_size, 1)} steps; a smaller "
+        "--batch-size makes more of them"
+    ]
+
+
 def data_line(data: DataSet) -> str:
     """What the network sees of the data, in a line."""
     looks = ", ".join(f"{name} {value}" for name, value in data.preprocessing.items())
@@ -236,13 +248,23 @@ def _lost(record: Record) -> str:
     )
 
 
-def epoch_line(metrics: EpochMetrics) -> str:
-    """How one epoch ended, in a line."""
+def epoch_line(metrics: EpochMetrics, fall_ends: int | None = None) -> str:
+    """How one epoch ended, in a line.
+
+    Args:
+        metrics: what it showed.
+        fall_ends: the epoch in which the network comes down to its budget, while it has not.
+    """
+    early = (
+        ""
+        if fall_ends is None
+        else f": at the final widths, not yet trained; the fall ends in epoch {fall_ends}"
+    )
     return (
         f"epoch {metrics.epoch:3}   lr {metrics.lr:.4f}   "
         f"train loss {metrics.train_loss:.4f}, right {console.share(metrics.train_accuracy, 2)}   "
-        f"val loss {_loss(metrics.val_loss)}, right {console.share(metrics.val_accuracy, 2)}   "
-        f"{console.milliseconds(metrics.step_seconds)} a step, {metrics.seconds:.1f} s"
+        f"val loss {_loss(metrics.val_loss)}, right {console.share(metrics.val_accuracy, 2)}"
+        f"{early}   {console.milliseconds(metrics.step_seconds)} a step, {metrics.seconds:.1f} s"
     )
 
 

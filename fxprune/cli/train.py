@@ -198,7 +198,8 @@ def train(
                 )
             begin()
             gated = run.load(resolve(run.spec, run.input, base=run.base).model)
-        console.note(tables.data_line(images))
+        for line in (tables.data_line(images), *tables.remarks_on_data(images, job.options)):
+            console.note(line)
 
         def keep() -> None:
             """For the next call; not what was refused."""

@@ -44,12 +44,19 @@ __all__ = ["EpochMetrics", "Placement", "Stopped", "Tick", "TrainOptions", "eval
 class Tick:
     """One report of progress: `steps_done` of all `steps` of the run are done.
 
-    `metrics` is there when the tick ends an epoch.
+    Attributes:
+        steps_done: steps of the run that are done.
+        steps: all of them.
+        metrics: of an epoch, there when the tick ends it.
+        fall_ends: the epoch, from 1, in which a gated network comes down to its budget, while it
+            has not: the epoch's validation is at the budget's widths already, for which it has
+            not been trained.
     """
 
     steps_done: int
     steps: int
     metrics: EpochMetrics | None = None
+    fall_ends: int | None = None
 
 
 def _steps_per_epoch(data: DataSet, options: TrainOptions) -> int:
@@ -282,7 +289,7 @@ class _Session:
             **cost,
         )
         if progress is not None:
-            progress(Tick(done, self.steps, metrics))
+            progress(Tick(done, self.steps, metrics, self._fall_ends(done)))
         return metrics
 
     def _step(self, images: Tensor, labels: Tensor, done: int) -> tuple[Tensor, Tensor]:
@@ -330,6 +337,13 @@ class _Session:
         self.gated.spend(self.spending.pace.share(done))
         if self.spent is not None:
             self.spent += self._examples * self.gated.cost.macs(self.gated.widths)
+
+    def _fall_ends(self, done: int) -> int | None:
+        """The epoch in which the budget is reached, if that is not yet so."""
+        if self.spending is None:
+            return None
+        reached = self.spending.pace.starts[-1]
+        return None if reached < done else reached // self.steps_per_epoch + 1
 
     def _settles_at(self, gated: GatedModule) -> int:
         return self.options.settles_at(self.steps, gated.settings.policy.falls)

@@ -2,10 +2,11 @@
 
     python tools/bench/latency_promise.py --networks 10 --repeats 5 --out promise.jsonl
 
-Ten networks of torchvision and timm (five each, at most 1 G macs and 40 M parameters) are drawn; for each, shares of
-.35, .5 and .7 are asked for, in 1 and 2 threads, several times, without the cache. Queues of
-this machine stand still meanwhile, unless `--busy` is given. What fxprune chose is then timed by `time_onnx.py`, in a process of its own. A line of JSON each; at the end
-the shares that were within 5 %, and that were refused. Called again, it goes on.
+Ten networks of torchvision and timm (five each, at most 1 G macs and 40 M parameters) are drawn;
+for each, shares of .35, .5 and .7 are asked for, in 1 and 2 threads, several times, without the
+cache. Queues of this machine stand still meanwhile, unless `--busy` is given. What fxprune chose
+is then timed by `time_onnx.py`, in a process of its own. A line of JSON each; at the end the
+shares that were within 5 %, and that were refused. Called again, it goes on.
 """
 
 import argparse

@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from fxprune.cli import records, tables
+from fxprune.data import from_tensors
 from fxprune.trainer.loop import EpochMetrics
+from fxprune.trainer.options import TrainOptions
 
 DENSE = 1000
 
@@ -47,3 +50,42 @@ def test_a_training_that_pruning_does_not_make_faster_is_named() -> None:
     for all_, chosen in ((0.010, 0.009), (None, 0.012), (0.010, None)):
         seconds = {"all": all_, "chosen": chosen}
         assert not tables.remarks_on_training({"step_seconds_of": seconds})
+
+
+def test_validation_at_widths_that_were_not_trained_yet_is_marked() -> None:
+    (metrics,) = history([(500, 0.1)])
+    early = tables.epoch_line(metrics, fall_ends=2)
+    assert "right 50.00 %: at the final widths, not yet trained; the fall ends in epoch 2" in early
+    assert "final widths" not in tables.epoch_line(metrics)
+
+
+def test_a_batch_of_more_than_a_fifth_of_the_data_is_remarked_on() -> None:
+    images, labels = torch.zeros(100, 1, 4, 4, dtype=torch.uint8), torch.zeros(100).long()
+    data = from_tensors("a", (images, labels), (images, labels), ("x",))
+    assert not tables.remarks_on_data(data, TrainOptions(batch_size=20))
+    (line,) = tables.remarks_on_data(data, TrainOptions(batch_size=40))
+    assert "a batch of 40 is more than a fifth of the 100 training images" in line
+    assert "an epoch has 2 steps" in line
+
+
+def asked(low: float, middle: float, high: float) -> records.Record:
+    quotient = {"low": low, "median": middle, "high": high, "rounds": 20}
+    times = {"dense": 0.01, "compact": 0.01 * middle}
+    return {
+        "hot": quotient | times,
+        "cold": quotient | times,
+        "binds": "hot",
+        "threads": 2,
+        "command": "",
+        "asked": 0.5,
+        "cached": True,
+        "date": "2026-11-28",
+    }
+
+
+def test_a_latency_is_told_beside_what_was_asked() -> None:
+    line = tables.latency_line(asked(0.501, 0.52, 0.538))
+    assert line == (
+        "asked 50 % of the dense network's time, is 52 % (50–54), "
+        "ONNX Runtime, one example, 2 threads, from the cache of 2026-11-28"
+    )

@@ -135,6 +135,19 @@ def test_absent_files(name, tmp_path):
         load(name, root=tmp_path)
 
 
+def test_a_download_that_failed_is_not_answered_with_a_download(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fails)
+    with pytest.raises(DataError, match="give --download"):
+        load("mnist", root=tmp_path)
+    with pytest.raises(DataError) as caught:
+        load("mnist", root=tmp_path, download=True)
+    assert "no route to host" in str(caught.value)
+    assert "--download" not in str(caught.value)
+
+
 def test_mnist_from_its_files(tmp_path):
     """The real reader of torchvision on a small data set in MNIST's own format."""
     folder = tmp_path / "MNIST" / "raw"

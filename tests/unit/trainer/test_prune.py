@@ -12,7 +12,7 @@ import fxprune
 from fxprune.data import DataSet, FolderSplit, from_tensors, load
 from fxprune.errors import BudgetError, DataError, OptionError
 from fxprune.gated.module import GatedModule
-from fxprune.trainer.loop import fit
+from fxprune.trainer.loop import Tick, fit
 from fxprune.trainer.options import Placement, TrainOptions
 from fxprune.trainer.prune import Answers, Drop, Trial, Watcher, answers, hold_out, prune
 from fxprune.trainer.recipe import OPTIONS
@@ -78,6 +78,20 @@ def test_a_budget_in_one_call(data: DataSet, trained: nn.Module, tmp_path: Path)
         100 * (pruned.dense.accuracy - pruned.compact.accuracy)
     )
     fxprune.export_onnx(pruned.model, EXAMPLE, tmp_path / "net.onnx", reference=pruned.gated)
+
+
+def test_ticks_say_when_the_fall_ends(data: DataSet, trained: nn.Module) -> None:
+    """Ten steps an epoch, of 3 epochs, of which the first half is the fall: it ends in step 15."""
+    gated = fxprune.instrument(trained, EXAMPLE, "utility", "macs=0.5")
+    ends = []
+
+    def ticked(tick: Tick) -> None:
+        if tick.metrics is not None:
+            ends.append(tick.fall_ends)
+
+    options = dataclasses.replace(QUICK, epochs=3, budget_schedule="linear{begin=0.1,end=0.5}")
+    fit(gated, data, options, progress=ticked)
+    assert ends == [2, None, None]
 
 
 def test_the_smallest_within_some_points(data: DataSet, trained: nn.Module) -> None:

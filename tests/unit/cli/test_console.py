@@ -1,0 +1,75 @@
+"""Tables and bars at widths that a terminal, a pager or a log has."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+import pytest
+from rich.console import Console
+
+from fxprune.cli import console
+
+NAMES = ("layer3.0.downsample.conv1", "layer3.0.downsample.conv2")
+
+
+def shown(width: int) -> str:
+    table = console.table(
+        ("group", "channels", "made by"),
+        [(name, "1,024", ", ".join(NAMES * 3)) for name in NAMES],
+        text=("group", "made by"),
+    )
+    page = Console(file=io.StringIO(), width=width, force_terminal=False)
+    page.print(table)
+    text = page.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    return str(text)
+
+
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_names_are_cut_in_the_middle(width: int) -> None:
+    first = [line.split()[0] for line in shown(width).splitlines() if "1,024" in line]
+    assert len(first) == len(set(first)) == 2, "what tells them apart stays"
+    assert all(name.startswith("layer3") for name in first)
+
+
+def test_names_that_fit_stay_whole() -> None:
+    assert all(name in shown(200) for name in NAMES)
+
+
+def test_a_pipe_has_the_width_of_the_terminal_that_it_ends_in() -> None:
+    """A child whose output is piped, while its stderr is a terminal of 70 columns."""
+    main, other = pty.openpty()
+    termios.tcsetwinsize(other, (20, 70))
+    code = "from fxprune.cli import console; print(console.stdout().width)"
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    with os.fdopen(main, "rb"), os.fdopen(other, "wb") as terminal:
+        for stream, expected in ((terminal, "70"), (subprocess.DEVNULL, str(console.PIPED_WIDTH))):
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                env=environment,
+                check=True,
+                text=True,
+            )
+            assert done.stdout.strip() == expected
+
+
+def test_a_log_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0.0)
+    with console.bar("training") as bar:
+        bar.moved(5, 20)
+        bar.rename("measuring")
+        bar.moved(1, 3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["training: 5 of 20 steps, 25.0 %", "measuring: 1 of 3 steps, 33.3 %"]
+    monkeypatch.setattr(console, "QUIET_SECONDS", 60.0)
+    with console.bar("training") as bar:
+        bar.moved(5, 20)
+    assert not capsys.readouterr().err
