@@ -1,9 +1,10 @@
 """What the sweep does with one network: analyse, train a step, hold it to the law, export."""
 
+import copy
 import re
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 from zoo_models import Entry
 
 import fxprune
 from fxprune.bank.exchange import Chosen
+from fxprune.equivalence import leaves
 from fxprune.errors import FxpruneError
 from tests.support.law import choose, gap, zeroed
+from tests.support.untouched import changes, described
 
 KEEP = 0.5
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -86,15 +88,19 @@ def examine(entry: Entry, record: Record, skip: Collection[str] = ()) -> None:
     dtype = torch.float32 if record["params"] > LARGE else torch.float64
     single = (entry.input(1, torch.float32),)
     with stages.stage("analyze"):
+        before = described(model)
         gated = _instrumented(model, single)
+        touched = changes(before, described(model))
+        del before
+        if touched:
+            raise AssertionError(f"the model is not as it was: {touched[:3]}")
         _describe(record, gated)
     if "step" not in skip:
         with stages.stage("step"):
-            pair = (entry.input(2, torch.float32),)
-            record["step"] = _train(gated, pair)
+            record["step"] = _train(model, entry, gated)
     if "onnx" not in skip:
         with stages.stage("onnx"):
-            record["onnx"] = _export(gated, single)
+            record["onnx"] = _export(gated, single, model)
     del gated
     if "law" not in skip:
         with stages.stage("law"):
@@ -143,13 +149,18 @@ def _leaves(module: fx.GraphModule) -> set[str]:
     }
 
 
-def _train(gated: fxprune.GatedModule, inputs: tuple[Tensor, ...]) -> float:
-    """One step in training mode; returns the loss."""
+def _train(model: nn.Module, entry: Entry, gated: fxprune.GatedModule) -> float:
+    """One step in training mode, with the library's own loss if it has one; returns the loss."""
+    images = entry.input(2, torch.float32)
+    own = getattr(entry, "loss", None)
+    if own is not None:  # the loss has inputs of its own
+        kwargs = entry.kwargs(images)
+        gated = _instrumented(model, (images,), kwargs) if kwargs else gated
     gated.train()
     optimizer = torch.optim.SGD(gated.parameters(), lr=1e-6, momentum=0.9)
     controller = fxprune.attach(gated, optimizer)
     before = [parameter.detach().clone() for parameter in gated.parameters()]
-    loss = square(gated(*inputs))
+    loss = square(gated(images)) if own is None else own(model, gated, images)
     loss.backward()
     optimizer.step()
     pairs = zip(gated.parameters(), before)
@@ -162,16 +173,19 @@ def _train(gated: fxprune.GatedModule, inputs: tuple[Tensor, ...]) -> float:
 
 def square(outputs: Any) -> Tensor:
     """The mean square of all outputs."""
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    total = sum((leaf.float().square().mean() for leaf in leaves), torch.zeros(()))
+    total = sum((leaf.float().square().mean() for leaf in _plain(outputs)), torch.zeros(()))
     if not torch.isfinite(total):
         raise RuntimeError("the loss is not finite")
     return total
 
 
-def _instrumented(model: nn.Module, inputs: tuple[Tensor, ...]) -> fxprune.GatedModule:
+def _instrumented(
+    model: nn.Module, inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any] | None = None
+) -> fxprune.GatedModule:
     """With half of each group's channels, as Torch-Pruning keeps them too."""
-    return fxprune.instrument(model, inputs, "magnitude", f"keep={KEEP}", round_to=1)
+    return fxprune.instrument(
+        model, inputs, "magnitude", f"keep={KEEP}", round_to=1, example_kwargs=kwargs
+    )
 
 
 @torch.no_grad()
@@ -230,13 +244,13 @@ def at_random(graph: fxprune.ChannelGraph, seed: int) -> Chosen:
 
 
 def _gap(wanted: Any, found: Any, names: str) -> float:
-    if not all(bool(torch.isfinite(leaf).all()) for leaf in pytree.tree_leaves(wanted)):
+    if not all(bool(torch.isfinite(leaf).all()) for leaf in _plain(wanted)):
         raise RuntimeError(f"an output is not finite ({names})")
     return gap(_plain(wanted), _plain(found))
 
 
 def _plain(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def counted(run: Callable[[], Any]) -> int:
@@ -255,9 +269,29 @@ def _count(
     record["macs_model"] = ours / max(theirs, 1)
 
 
-def _export(gated: fxprune.GatedModule, inputs: tuple[Tensor, ...]) -> float:
-    """Exports the shrunk network, folded, and compares it in ONNX Runtime; the relative error."""
+def _export(
+    gated: fxprune.GatedModule, inputs: tuple[Tensor, ...], model: nn.Module
+) -> float | None:
+    """Exports the shrunk network, folded, and compares it in ONNX Runtime; the relative error.
+
+    Returns:
+        None where torch cannot export the dense network either.
+    """
     compact = fxprune.fold(fxprune.shrink(gated.eval()))
     with tempfile.TemporaryDirectory() as folder:
-        report = fxprune.export_onnx(compact, inputs, Path(folder) / "compact.onnx")
+        try:
+            report = fxprune.export_onnx(compact, inputs, Path(folder) / "compact.onnx")
+        except FxpruneError:
+            if _dense_exports(model, inputs, Path(folder) / "dense.onnx"):
+                raise
+            return None
     return report.max_rel_error
+
+
+def _dense_exports(model: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> bool:
+    """Whether the dense network can be exported with a free batch, and is proven as ours is."""
+    try:
+        fxprune.export_onnx(copy.deepcopy(model), inputs, path)
+    except Exception:
+        return False
+    return True

@@ -89,7 +89,9 @@ def vary(model: nn.Module) -> nn.Module:
 
 def entries() -> tuple[Entry, ...]:
     """All networks of the sweep."""
-    return (*_torchvision(), *_timm())
+    import zoo_libraries  # which builds on this module
+
+    return (*_torchvision(), *_timm(), *zoo_libraries.entries())
 
 
 # --- torchvision -----------------------------------------------------------------------------
