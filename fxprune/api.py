@@ -5,9 +5,9 @@ import dataclasses
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 import fxprune.gated.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
 from fxprune.budget.budget import Budget
@@ -24,13 +24,21 @@ if TYPE_CHECKING:
     from fxprune.export.latency import Choice
 
 
-def analyze(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ChannelGraph:
+Inputs = tuple[Any, ...] | Mapping[str, Any]
+"""Example inputs: positional ones in a tuple, or keywords in a dict."""
+
+
+def analyze(
+    model: nn.Module, example_inputs: Inputs, *, example_kwargs: Mapping[str, Any] | None = None
+) -> ChannelGraph:
     """Finds which channel slices of which parameters must live and die together.
 
     Args:
         model: any network of convolutions; it is not changed.
-        example_inputs: a tensor for each positional argument, the batch first; their values do
-            not matter.
+        example_inputs: a tensor for each positional argument, the batch first, or a list, tuple or
+            dict of tensors where forward takes one; their values do not matter. A dict is inputs
+            by keyword.
+        example_kwargs: more inputs by keyword, and options; the network has them for good.
 
     Raises:
         TraceError: the model cannot be traced, or does not run on inputs of this shape.
@@ -40,14 +48,14 @@ def analyze(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ChannelGrap
     >>> [group.size for group in analyze(model, (torch.zeros(1, 3, 8, 8),)).groups]
     [8]
     """
-    channels = _coupled(model, example_inputs).channels
+    channels = _coupled(model, example_inputs, example_kwargs).channels
     assert channels is not None
     return channels
 
 
 def instrument(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Inputs,
     policy: str | Policy = "cucb",
     budget: str | Budget | None = None,
     round_to: int | None = None,
@@ -59,6 +67,7 @@ def instrument(
     keep: Mapping[str, float] | None = None,
     floor: Mapping[str, float] | None = None,
     ceiling: Mapping[str, float] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
 ) -> GatedModule:
     """Rewrites a network so that each training step executes only a chosen subset of channels.
 
@@ -82,6 +91,7 @@ def instrument(
             `{"layer4.*": 0.3, "*": 0.6}`; the first pattern that matches decides.
         floor: the least share that layers keep, by pattern.
         ceiling: the most, by pattern.
+        example_kwargs: as for `analyze`.
 
     Warns:
         UserWarning: a pattern reaches further than it says, or less far.
@@ -103,14 +113,16 @@ def instrument(
     Settings(chosen, given or default)  # refused before any work
     layers = Layers.of(exclude, exclude_inputs, keep, floor, ceiling)
     with _uncollected():
-        coupled = _coupled(model, example_inputs)
+        coupled = _coupled(model, example_inputs, example_kwargs)
         assert coupled.channels is not None
         limited = limit(layers, given, default, coupled.channels, names_of(model))
         for note in limited.notes:
             warnings.warn(note, stacklevel=2)
         settings = Settings(chosen, limited.budget, every, seed)
         if limited.budget.kind == "latency" and not limited.budget.widths:
-            fitted = fit_latency(model, example_inputs, limited.budget)
+            fitted = fit_latency(
+                model, example_inputs, limited.budget, example_kwargs=example_kwargs
+            )
             settings = dataclasses.replace(settings, budget=fitted.budget)
         gated = apply("gate", coupled, settings=settings).module
     assert isinstance(gated, GatedModule)
@@ -119,10 +131,11 @@ def instrument(
 
 def fit_latency(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Inputs,
     budget: Budget,
     target: "Target | None" = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     remeasure: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> "Choice":
@@ -136,6 +149,7 @@ def fit_latency(
         example_inputs: likewise.
         budget: a latency budget.
         target: on what is measured; by default ONNX Runtime on this machine, in a loop.
+        example_kwargs: likewise.
         remeasure: forget what is in the cache.
         progress: told what is measured, and how far it is.
 
@@ -150,11 +164,12 @@ def fit_latency(
     from fxprune.export.latency import choose
 
     whole = Settings(parse("fixed"), Budget("keep", 1.0))
-    program = apply("gate", _coupled(model, example_inputs), settings=whole)
+    coupled = _coupled(model, example_inputs, example_kwargs)
+    program = apply("gate", coupled, settings=whole)
     gated = program.module
     assert isinstance(gated, GatedModule)
     with Bench(
-        program, example_inputs, target or Target(), remeasure=remeasure, progress=progress
+        program, coupled.inputs, target or Target(), remeasure=remeasure, progress=progress
     ) as bench:
         return choose(budget, gated.channels.layout, gated.cost, bench)
 
@@ -198,9 +213,10 @@ def fold(compact: fx.GraphModule) -> fx.GraphModule:
     return apply("fold", Program(compact, compact.meta.get(KEY, ()))).graph_module
 
 
-def _coupled(model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
+def _coupled(model: nn.Module, inputs: Inputs, kwargs: Mapping[str, Any] | None) -> Program:
+    given: Any = inputs  # the traced program has the tensors among them
     with _uncollected():
-        return apply("couple", apply("trace", Program(model, inputs)))
+        return apply("couple", apply("trace", Program(model, given), kwargs=kwargs or {}))
 
 
 @contextlib.contextmanager

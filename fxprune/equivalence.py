@@ -1,12 +1,12 @@
 """Networks on trial: the inputs they are given, and whether two of them compute the same."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 SAME = 1e-3
 """Largest difference between two runs of the same operations, as a share of the largest output.
@@ -54,7 +54,26 @@ def which_batched(example: Sequence[Tensor]) -> list[bool]:
 def outputs(network: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """The tensors that a network returns, in order; it may write to its inputs, not to these."""
     result = network(*(tensor.clone() for tensor in inputs))
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
+
+
+def parts(value: Any) -> dict[Any, Any] | None:
+    """What a mapping or an object of a dataclass consists of, by name; None for other values."""
+    if isinstance(value, Mapping):
+        return dict(value.items())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return None
+
+
+def leaves(value: Any) -> list[Any]:
+    """What is in lists, tuples, mappings and dataclasses, nested in any way, in order."""
+    if isinstance(value, (tuple, list)):
+        return [leaf for part in value for leaf in leaves(part)]
+    named = parts(value)
+    if named is not None:
+        return [leaf for part in named.values() for leaf in leaves(part)]
+    return [value]
 
 
 @torch.no_grad()

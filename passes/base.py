@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from fxprune.channels.graph import ChannelGraph
 from fxprune.equivalence import SAME, difference
 from fxprune.errors import FxpruneError, PassError
+from fxprune.tracing.signature import of_tensors
 
 # Largest difference of an output, as a share of its largest value, that rounding explains where a
 # pass computes in another order (folded batch norms); by the coarsest type of the parameters.
@@ -106,7 +107,8 @@ def assert_same_function(before: Program, after: Program) -> None:
     parameter = next(before.module.parameters(), torch.empty(0))
     with _buffers_kept(before.module), _buffers_kept(after.module):
         try:
-            gap = difference(before.module, after.module, before.inputs, parameter.device)
+            networks = of_tensors(before.module), of_tensors(after.module)
+            gap = difference(*networks, before.inputs, parameter.device)
         except Exception as error:  # `before` itself ran
             raise AssertionError(f"it raises {type(error).__name__}: {error}") from error
     types = {tensor.dtype for tensor in before.module.parameters()}

@@ -1,40 +1,47 @@
 """Trace: any nn.Module to a TracedModule, with the user's line on every node."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.tracing.check import hold_to_model
 from fxprune.tracing.module import TracedModule
+from fxprune.tracing.signature import Signature, example_arguments
 from fxprune.tracing.trace import trace
 
 
 @dataclass(frozen=True)
 class Trace(Pass):
-    """Requires a bare model; the result is a TracedModule that shares its parameters."""
+    """Requires a bare model; the result is a TracedModule that shares its parameters.
+
+    The inputs of the result are the tensors among the example inputs, in the graph's order.
+
+    Attributes:
+        kwargs: example inputs by keyword, beside the program's.
+    """
 
     keys = ("trace",)
 
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
     def requires(self, program: Program) -> None:
-        model, inputs = program.module, program.inputs
+        model = program.module
         if isinstance(model, (DataParallel, DistributedDataParallel)):
             raise TraceError(
                 f"the model is wrapped in {type(model).__name__}",
                 why="the wrapper is not part of the network",
                 do="instrument the bare model first, and wrap the gated one",
             )
-        given: object = inputs  # a caller without a type checker may hand in anything
-        if not isinstance(given, tuple) or not all(isinstance(x, Tensor) for x in given):
-            raise TraceError(
-                f"example inputs must be a tuple of tensors, not {type(inputs).__name__}",
-                do="write (x,) for a single input",
-            )
+        example_arguments(program.inputs, self.kwargs)
 
     def run(self, program: Program) -> Program:
-        return Program(trace(program.module, program.inputs), program.inputs)
+        args, kwargs = example_arguments(program.inputs, self.kwargs)
+        module = trace(program.module, args, kwargs)
+        return Program(module, Signature(program.module, args, kwargs).inputs)
 
     def ensures(self, before: Program, after: Program) -> None:
         """Holds the trace to the model, on random inputs in evaluation mode.
@@ -43,4 +50,4 @@ class Trace(Pass):
             TraceError: the two compute different things: `forward` does what tracing cannot see.
         """
         assert isinstance(after.module, TracedModule), "the result is no TracedModule"
-        hold_to_model(before.module, after.module, before.inputs)
+        hold_to_model(before.module, after.module, after.inputs)

@@ -18,14 +18,15 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis.aliasing import Sharing
 from fxprune.analysis.context import Notebook, Product, Slide
-from fxprune.analysis.data_dependent import really_run
 from fxprune.analysis.equalities import Components, components
 from fxprune.analysis.label_mode import LabelMode, results, rules, to_meta
 from fxprune.analysis.shape_functions import SIZED, AtenCall, call_of, foretold
 from fxprune.errors import TraceError
 from fxprune.rules.base import Family, Place, tensors_in
-from fxprune.tracing.module import TracedModule, has_leaves, lent, modules_of, tensors_of
+from fxprune.tracing.data_dependent import really_run
+from fxprune.tracing.module import TracedModule, has_leaves, modules_of, tensors_of, with_tensors
 from fxprune.tracing.side_effects import left_alone
+from fxprune.tracing.snapshot import CONSTANT
 from fxprune.user_lines import where
 
 
@@ -145,7 +146,7 @@ def propagate(
     group_norms = frozenset(path for path, part in parts if isinstance(part, nn.GroupNorm))
     if compact is None:
         context = Notebook(group_norms=group_norms)
-        meta = {name: to_meta(tensor) for name, tensor in tensors.items()}
+        meta = {name: _on_meta(name, tensor) for name, tensor in tensors.items()}
         axes = _fresh_axes(context, meta)
     else:
         choices = dict(compact.dense.context.choices)
@@ -154,7 +155,10 @@ def propagate(
             name: {dim: compact.kept(labels) for dim, labels in compact.dense.axes[name].items()}
             for name in tensors
         }
-        meta = {name: _compact(tensor, known[name]) for name, tensor in tensors.items()}
+        meta = {
+            name: _compact(tensor, known[name]) if known[name] else _on_meta(name, tensor)
+            for name, tensor in tensors.items()
+        }
         axes = {
             name: {dim: labels for dim, labels in dims.items() if len(labels) > 1}
             for name, dims in known.items()
@@ -165,7 +169,7 @@ def propagate(
     context.sightings.clear()  # parameters are known by their axes
     on_meta = {id(tensor): meta[name] for name, tensor in tensors.items()}
     alone = left_alone(module) if has_leaves(module) else contextlib.nullcontext()
-    with alone, lent(module, on_meta):
+    with alone, with_tensors(module, on_meta):
         seen: dict[Any, Any] = {}
         runs: list[_Interpreter] = []
         real = {id(meta[name]): tensor for name, tensor in tensors.items()}
@@ -423,6 +427,12 @@ def _fresh_axes(context: Notebook, tensors: Mapping[str, Tensor]) -> dict[str, d
     sizes = [tensors[name].shape[dim] for name, own in dims.items() for dim in own]
     vectors = iter(context.fresh_vectors(sizes) if sizes else ())
     return {name: {dim: next(vectors) for dim in own} for name, own in dims.items()}
+
+
+def _on_meta(name: str, tensor: Tensor) -> Tensor:
+    """A meta tensor in a tensor's place; a number that forward has made itself keeps its value."""
+    constant = name.rpartition(".")[2].startswith(CONSTANT) and tensor.dim() == 0
+    return tensor.detach().cpu() if constant else to_meta(tensor)
 
 
 def _compact(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:

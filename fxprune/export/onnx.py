@@ -28,6 +28,10 @@ from fxprune.errors import ExportError, ParityError
 from fxprune.export.condconv import BatchedConvs
 from fxprune.files import write_bytes
 from fxprune.tracing.deepcopy import copied
+from fxprune.tracing.signature import flat_inputs, flat_network, signature_of
+
+Network = Callable[..., Any]
+"""A function of tensors, in the order of the file's inputs."""
 
 BATCHES = (1, 2, 7)
 """The batch sizes at which every export is compared."""
@@ -77,10 +81,10 @@ class ExportReport:
 
 def export_onnx(
     model: nn.Module,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Sequence[Any] | Mapping[str, Any],
     path: str | Path,
     *,
-    inputs: Sequence[Tensor] = (),
+    inputs: Sequence[Any] | Mapping[str, Any] = (),
     reference: nn.Module | None = None,
     notes: Mapping[str, object] | None = None,
 ) -> ExportReport:
@@ -88,8 +92,9 @@ def export_onnx(
 
     Args:
         model: a module that torch.export takes, usually what `shrink` returned; not changed.
-        example_inputs: one tensor per argument of `forward`. Those whose first dimension is as
-            long as the first one's are taken to be batched along it.
+        example_inputs: one tensor per argument of `forward`, or what `instrument` was given.
+            Those whose first dimension is as long as the first one's are taken to be batched
+            along it.
         path: where to; the folder has to exist.
         inputs: real inputs, like `example_inputs` with any number of examples, compared as well.
         reference: what the file has to agree with; `model` itself if it is not given.
@@ -105,15 +110,20 @@ def export_onnx(
         RunError: the file cannot be written.
     """
     path = Path(path)
-    network = copied(model, {}).cpu().eval()
-    example = tuple(tensor.detach().cpu() for tensor in example_inputs)
+    signature = signature_of(model)
+    network = flat_network(copied(model, {}).cpu().eval())
+    example = tuple(tensor.detach().cpu() for tensor in flat_inputs(model, example_inputs))
     program = _program(network, example)
-    expected = network if reference is None else copied(reference, {}).cpu().eval()
+    expected: Network = network
+    if reference is not None:
+        expected = copied(reference, {}).cpu().eval()
+        expected = expected if signature is None else signature.caller(expected)
 
     seed = torch.Generator().seed() % 2**63
     generator = torch.Generator().manual_seed(seed)
     trials = [fresh_inputs(example, size, generator) for size in BATCHES]
-    real = tuple(tensor.detach().cpu() for tensor in inputs)
+    given = flat_inputs(model, inputs) if inputs else ()
+    real = tuple(tensor.detach().cpu() for tensor in given)
     real_sizes = [size for size in BATCHES if real and len(real[0]) >= size]
     trials += [_first(real, example, size) for size in real_sizes]
 
@@ -306,8 +316,10 @@ def _refusal(path: Path, worst: _Gap, plain: _Gap, rounding: float) -> ParityErr
 
 
 @torch.no_grad()
-def _rounding(network: nn.Module, trials: Sequence[tuple[Tensor, ...]]) -> float:
+def _rounding(network: Network, trials: Sequence[tuple[Tensor, ...]]) -> float:
     """How far a network's outputs are from those in float64, as `_Gap.relative`; 0 if unknown."""
+    if not isinstance(network, nn.Module):
+        return 0.0
     exact = copied(network, {}).double()
     found = [0.0]
     for trial in trials:
@@ -315,13 +327,13 @@ def _rounding(network: nn.Module, trials: Sequence[tuple[Tensor, ...]]) -> float
         try:
             pairs = zip(outputs(network, trial), outputs(exact, precise), strict=True)
             found += [_gap("", wanted.double(), given.double()).relative for wanted, given in pairs]
-        except (RuntimeError, ValueError, ParityError):  # its code may insist on its dtype
+        except (RuntimeError, ValueError, AssertionError, ParityError):  # it insists on its dtype
             return 0.0
     return max(found)
 
 
 @torch.no_grad()
-def _gaps(expected: nn.Module, run: Runner, trial: tuple[Tensor, ...]) -> list[_Gap]:
+def _gaps(expected: Network, run: Runner, trial: tuple[Tensor, ...]) -> list[_Gap]:
     """One gap for each output.
 
     Raises:

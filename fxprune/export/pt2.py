@@ -2,9 +2,10 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from fxprune.errors import ExportError, ParityError
 from fxprune.export.onnx import BATCHES, TOLERANCE
 from fxprune.files import write_bytes
 from fxprune.tracing.deepcopy import copied
+from fxprune.tracing.signature import flat_inputs, flat_network, signature_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Pt2Report:
 
 def export_pt2(
     model: nn.Module,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Sequence[Any] | Mapping[str, Any],
     path: str | Path,
     *,
     reference: nn.Module | None = None,
@@ -46,7 +48,8 @@ def export_pt2(
 
     Args:
         model: a module that torch.export takes, usually what `shrink` returned; not changed.
-        example_inputs: one tensor per argument of `forward`, all with the batch first.
+        example_inputs: one tensor per argument of `forward`, or what `instrument` was given, all
+            with the batch first.
         path: where to; the folder has to exist.
         reference: what the file has to agree with; `model` itself if it is not given.
 
@@ -55,9 +58,13 @@ def export_pt2(
         ParityError: an output differs by more than `fxprune.export.onnx.TOLERANCE`.
         RunError: the file cannot be written.
     """
-    network = copied(model, {}).cpu().eval()
-    expected = network if reference is None else copied(reference, {}).cpu().eval()
-    example = tuple(tensor.detach().cpu() for tensor in example_inputs)
+    signature = signature_of(model)
+    network = flat_network(copied(model, {}).cpu().eval())
+    expected: Callable[..., Any] = network
+    if reference is not None:
+        expected = copied(reference, {}).cpu().eval()
+        expected = expected if signature is None else signature.caller(expected)
+    example = tuple(tensor.detach().cpu() for tensor in flat_inputs(model, example_inputs))
     content = _exported(network, example)
     loaded = torch.export.load(io.BytesIO(content)).module()
     generator = torch.Generator()
@@ -91,7 +98,7 @@ def _exported(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
 
 
 @torch.no_grad()
-def _gap(expected: nn.Module, loaded: nn.Module, trial: tuple[Tensor, ...]) -> float:
+def _gap(expected: Callable[..., Any], loaded: nn.Module, trial: tuple[Tensor, ...]) -> float:
     """The largest difference of an output, as a share of its largest value.
 
     Raises:

@@ -1,5 +1,6 @@
 """Holds a traced network to the model that it was made of."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.equivalence import SAME, difference
 from fxprune.errors import TraceError
-from fxprune.tracing.module import TracedModule, lent, tensors_of
+from fxprune.tracing.module import TracedModule, tensors_of, with_tensors
 from fxprune.tracing.side_effects import left_alone
 
 
@@ -15,7 +16,7 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
     """Holds a traced network to the model that it was made of, on random inputs.
 
     Args:
-        model: the user's own, or another traced network.
+        model: the user's own, or another traced network; it is called as the user's.
         module: the traced network.
         inputs: example inputs, the batch first; others in their likeness are drawn.
 
@@ -25,7 +26,8 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
     device = next((parameter.device for parameter in model.parameters()), None)
     why = ""
     try:
-        gap = difference(_alone(model), _alone(module), inputs, device)
+        called = module.signature.caller(model) if module.signature is not None else model
+        gap = difference(_alone(model, called), _alone(module), inputs, device)
         if gap is not None and gap > SAME:
             why = f"an output differs by {gap:.1e} of the largest value"
     except Exception as error:  # the model itself ran
@@ -34,22 +36,23 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
         raise TraceError(
             f"the trace of {type(model).__name__} is another network",
             why=f"on random inputs {why}: forward does what symbolic tracing does not see",
-            do="look for isinstance(x, torch.Tensor), which is False of what is traced, for "
-            "results that forward keeps from one call to the next, and for what it computes "
-            "outside of torch",
+            do="look for results that forward keeps from one call to the next, and for what it "
+            "computes outside of torch",
         )
 
 
-def _alone(network: nn.Module) -> Callable[..., Any]:
+def _alone(network: nn.Module, run: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """Runs a network in evaluation mode on copies of its tensors, so that it stays as it is."""
-    run: Callable[..., Any] = network
-    if isinstance(network, TracedModule):
-        run = fx.Interpreter(network, graph=network.both_graphs[1]).run
+    if run is None:
+        assert isinstance(network, TracedModule)
+        interpreter = fx.Interpreter(network, graph=network.both_graphs[1])
+        run = functools.partial(interpreter.run, enable_io_processing=False)
+    called = run
 
     def alone(*inputs: Tensor) -> Any:
         parameters, buffers = tensors_of(network)
         copies = {id(x): x.detach().clone() for x in (*parameters.values(), *buffers.values())}
-        with left_alone(network), lent(network, copies):
-            return run(*inputs)
+        with left_alone(network), with_tensors(network, copies):
+            return called(*inputs)
 
     return alone

@@ -14,6 +14,7 @@ from typing import Any, Self
 from torch import Tensor, fx, nn
 
 from fxprune.tracing.deepcopy import copied
+from fxprune.tracing.signature import Signature, signature_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,11 @@ class TracedModule(fx.GraphModule):
         """The graphs that differ: one, or the training graph and the evaluation graph."""
         train, evaluation = self._graphs[True], self._graphs[False]
         return (evaluation,) if train is evaluation else (train, evaluation)
+
+    @property
+    def signature(self) -> Signature | None:
+        """How the network is called, where that is not just as its graph."""
+        return signature_of(self)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of all modules and runs that mode's graph from now on."""
@@ -193,7 +199,7 @@ def tensors_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Te
 
 
 @contextlib.contextmanager
-def lent(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+def with_tensors(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
     """Puts a module into evaluation mode, with other tensors in the place of its own, by id."""
     children = modules_of(module).values()
     training = [child for child in children if child.training]

@@ -1,28 +1,49 @@
 """Proxies that know what they would be for the example inputs.
 
 Symbolic tracing stops where Python needs a value: `if h % 2:`, `range(x.shape[1])`,
-`math.ceil(w / 4)`. Where the value follows from the sizes of the example, it is worked out on
-meta tensors, only then and only what it needs. What the trace then relied on is written into the
-graph as an assertion, so that inputs of another size that would take another path are refused.
-Not known is a value that depends on the batch, on what is in a tensor, or on its dtype or device.
+`isinstance(x, Tensor)`, `x.dtype == torch.float16`. Where the value follows from the sizes, the
+dtype or the device of the example, it is worked out on meta tensors, only then and only what it
+needs. What the trace then relied on is written into the graph as an assertion, so that inputs that
+would take another path are refused. Not known is a value that depends on the batch or on what is
+in a tensor.
 """
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
+from torch.utils._device import _device_constructors
 
-_HIDDEN = ("device", "dtype", "grad", "item", "layout", "requires_grad", "stride", "tolist")
+from fxprune.tracing.data_dependent import really_run
+from fxprune.tracing.module import modules_of
+
+_HIDDEN = frozenset(
+    {"data_ptr", "grad", "grad_fn", "item", "layout", "requires_grad", "storage", "tolist"}
+)
 """What is not asked of a tensor here: it may be another one when the network runs."""
+
+_DEVICES = {"is_cuda": "cuda", "is_cpu": "cpu", "is_mps": "mps", "is_xla": "xla", "is_meta": ""}
 
 MODE = "training"
 """The target of the nodes that stand for the mode, which all modules share."""
 
 _VALUES = "the code branches on, or counts by, what is in a tensor"
+
+_PACKAGE = Path(__file__).parent.parent
+INTERNAL = tuple(
+    f"{folder}/"
+    for folder in (Path(torch.__file__).parent, _PACKAGE, (_PACKAGE / "passes").resolve())
+)
+"""The folders of code that is not the user's: PyTorch and this package."""
+
+_ASKING = frozenset({torch.is_tensor.__code__, torch._jit_internal._isinstance.__code__})
+"""PyTorch's functions that ask for a type in the user's name."""
 
 
 class Example:
@@ -30,11 +51,15 @@ class Example:
 
     Attributes:
         root: the model that is traced.
-        inputs: meta tensors, or defaults, in the order of the placeholders.
+        inputs: meta tensors in the order of the placeholders.
+        device: where the example inputs are.
     """
 
-    def __init__(self, root: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.root, self.inputs = root, inputs
+    def __init__(
+        self, root: nn.Module, inputs: tuple[Any, ...], device: torch.device, after: Any
+    ) -> None:
+        """Takes meta inputs; `after` is called with each module that was run, to clean up."""
+        self.root, self.inputs, self.device, self._after = root, inputs, device, after
         self._values: dict[fx.Node, Any] = {}
 
     def value(self, node: fx.Node) -> Any:
@@ -57,27 +82,54 @@ class Example:
             places = [n for n in node.graph.nodes if n.op == "placeholder"]
             return self.inputs[places.index(node)]
         if node.op == "get_attr":
-            found: Any = self.root
-            for part in str(node.target).split("."):
-                found = getattr(found, part)
-            return _to_meta(found)
+            path, _, name = str(node.target).rpartition(".")
+            owner = self.root.get_submodule(path)
+            found = getattr(owner, name)
+            constant = isinstance(found, Tensor) and name not in owner._buffers
+            own = constant and not isinstance(found, nn.Parameter) and found.dim() == 0
+            return found if own else _to_meta(found)
         if node.op == "call_module":
-            module = self.root.get_submodule(str(node.target))
-            tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-            lent = {name: _to_meta(tensor) for name, tensor in tensors.items()}
-            return torch.func.functional_call(module, lent, args, kwargs)
-        asked = args[1] if node.target is getattr else node.target
+            return self._call(self.root.get_submodule(str(node.target)), args, kwargs)
+        target: Any = node.target
+        if target is getattr and isinstance(args[0], Tensor):
+            if args[1] == "device":
+                return self.device
+            if args[1] in _DEVICES:
+                return self.device.type == _DEVICES[args[1]]
+        asked = args[1] if target is getattr else target
+        asked = "" if asked in ("is_complex", "is_floating_point") else asked
         if isinstance(asked, str) and (asked in _HIDDEN or asked.startswith(("is_", "get_"))):
             raise TraceError(f"the code branches on, or counts by, {asked} of a tensor")
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+            args, kwargs = _on_meta((args, kwargs))
+            return getattr(args[0], str(target))(*args[1:], **kwargs)
+        if target is not getattr and getattr(target, "__module__", "") != "_operator":
+            args, kwargs = _on_meta((args, kwargs))
+            if target in _device_constructors():
+                kwargs = {**kwargs, "device": "meta"}
+        elif any(isinstance(value, Tensor) and value.is_meta for value in args):
+            args, _ = _on_meta((args, {}))
+        return target(*args, **kwargs)
+
+    def _call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Runs a module on meta tensors, or for real where that needs what is in a tensor."""
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        on_meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
+        args, kwargs = _on_meta((args, kwargs))
+        try:
+            return torch.func.functional_call(module, on_meta, args, kwargs)
+        except Exception:
+            self._after(module)
+            return really_run(module, {id(x): x for x in tensors.values()}, args, kwargs)[0]
+        finally:
+            self._after(module)
 
 
 class KnowingTracer(fx.Tracer):
     """A tracer whose proxies know the sizes of the example.
 
     Attributes:
+        modules: the model and all modules in it.
         exact: whether Python may also have numbers that depend on the size of the images. They
             become literals, and the network then takes images of that size only.
         looking: whether an example is looked at: modules really run then, and are not traced.
@@ -88,17 +140,26 @@ class KnowingTracer(fx.Tracer):
 
     proxy_buffer_attributes = True  # else what forward does to them alone is done while tracing
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], *, exact: bool) -> None:
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], *, exact: bool) -> None:
         none: Any = ()  # torch's annotation asks for one module in some versions
         super().__init__(autowrap_modules=none)
         self.exact = exact
-        plain, batch, image = (
-            Example(model, tuple(_resized(x, *times) for x in inputs))
+        device = inputs[0].device if inputs else torch.device("cpu")
+        self._plain, self._batch, image = (
+            Example(model, tuple(_resized(x, *times) for x in inputs), device, self.clean_up)
             for times in ((1, 1), (2, 1), (1, 2))
         )
-        self._plain, self._batch, self._image = plain, batch, image
+        self._images = [image]  # none once the network has refused images of that size
+        self.modules: list[nn.Module] = list(modules_of(model).values())
         self.looking = self.branched = False
         self.modes: list[fx.Node] = []
+        self._asserted: dict[fx.Node, Any] = {}
+        tensors = (*model.named_buffers(), *model.named_parameters())
+        self._names = {id(tensor): name for name, tensor in reversed(tensors)}
+        self._attributes: dict[str, fx.Proxy] = {}
+
+    def clean_up(self, module: nn.Module) -> None:
+        """Puts back what a module that was run left in itself."""
 
     def mode(self) -> fx.Proxy:
         """A proxy for the mode of the network, where it is traced for both."""
@@ -109,6 +170,16 @@ class KnowingTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Makes the proxy of a node."""
         return KnowingProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """The argument of a node that stands for a value."""
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+
+    def forget_erased(self, erased: set[fx.Node]) -> None:
+        """Forgets what was known of nodes that are no longer in the graph."""
+        self.modes = [node for node in self.modes if node not in erased]
+        self._asserted = {n: v for n, v in self._asserted.items() if n not in erased}
+        self._attributes = {n: p for n, p in self._attributes.items() if p.node not in erased}
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Which way the example goes."""
@@ -121,28 +192,47 @@ class KnowingTracer(fx.Tracer):
         """As many parts as the example has."""
         return iter([obj[place] for place in range(self.length(obj))])  # type: ignore[index]
 
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
-    ) -> Any:
-        """Traces a module, or runs it while an example is looked at."""
-        if self.looking:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """What a module's attribute is to its code."""
-        if self.looking:
+        del attr, parameter_proxy_cache  # fx looks through all names for each
+        if self.looking or not issubclass(type(attr_val), Tensor):
             return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        name = self._names.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in self._attributes:
+            self._attributes[name] = self.create_proxy("get_attr", name, (), {})
+        return self._attributes[name]
+
+    def kind(self, proxy: fx.Proxy) -> type:
+        """The type of what a proxy stands for; its own where that is not known."""
+        if self.looking:
+            return type(proxy)
+        try:
+            (value,) = self._values(proxy, (self._plain,), asks=False)
+        except TraceError:
+            return type(proxy)
+        if isinstance(value, Tensor):
+            return Tensor
+        return type(value)
+
+    def rank(self, node: fx.Node) -> int | None:
+        """The number of dimensions of a node's tensor; None where it is not known."""
+        try:
+            (value,) = self._values(KnowingProxy(node, self), (self._plain,), asks=False)
+        except TraceError:
+            return None
+        return value.dim() if isinstance(value, Tensor) else None
 
     def length(self, proxy: fx.Proxy) -> int:
-        """The length of a tuple or list, which is the same for all inputs.
+        """The length of a tuple, list or tensor, which is the same for all inputs.
 
         Raises:
             TraceError: it is not known.
         """
-        found = self._values(proxy, (self._plain, self._batch, self._image))
-        if not isinstance(found[0], (tuple, list)) or len({len(x) for x in found}) > 1:
+        found = self._values(proxy, (self._plain, self._batch), images=True)
+        kinds = (tuple, list, dict, Tensor)
+        if not isinstance(found[0], kinds) or len({len(x) for x in found}) > 1:
             raise TraceError("the code goes through a tensor, or a tuple of unknown length")
         return len(found[0])
 
@@ -156,8 +246,13 @@ class KnowingTracer(fx.Tracer):
         Raises:
             TraceError: it is not known.
         """
-        others = (self._batch,) if free or self.exact else (self._batch, self._image)
-        value, *rest = self._values(proxy, (self._plain, *others))
+        if proxy.node in self._asserted:
+            return self._asserted[proxy.node]
+        images = not (free or self.exact)
+        value, *rest = self._values(proxy, (self._plain, self._batch), images=images)
+        if free and isinstance(value, (tuple, list, dict, str, type(None))):
+            value, rest = bool(value), [bool(other) for other in rest]
+            proxy = self.create_proxy("call_function", operator.truth, (proxy,), {})
         if not isinstance(value, (int, float)):
             raise TraceError(_VALUES)
         if any(other != value for other in rest):
@@ -165,13 +260,39 @@ class KnowingTracer(fx.Tracer):
         same = self.create_proxy("call_function", operator.eq, (proxy, value), {})
         text = "the network was traced for inputs of another size, for which it does another thing"
         self.create_proxy("call_function", torch._assert, (same, text), {})
+        if free is False:
+            self._asserted[proxy.node] = value
         return value
 
-    def _values(self, proxy: fx.Proxy, examples: tuple[Example, ...]) -> list[Any]:
+    def whole(self, proxy: fx.Proxy) -> Any:
+        """What `int(proxy)` is: the proxy itself where it stands for an integer."""
+        (value,) = self._values(proxy, (self._plain,), asks=False)
+        if type(value) is int:
+            return proxy
+        if type(value) is float:
+            return self.create_proxy("call_function", math.trunc, (proxy,), {})
+        return self.known(proxy)
+
+    def _values(
+        self,
+        proxy: fx.Proxy,
+        examples: tuple[Example, ...],
+        *,
+        asks: bool = True,
+        images: bool = False,
+    ) -> list[Any]:
+        """What a proxy is for examples, and for larger images where the network takes them."""
+        if asks:
+            self.branched |= bool(self.modes)  # the value may depend on it
         self.looking = True
-        self.branched |= bool(self.modes)  # the value may depend on it
         try:
-            return [example.value(proxy.node) for example in examples]
+            found = [example.value(proxy.node) for example in examples]
+            if images and self._images:
+                try:
+                    found.append(self._images[0].value(proxy.node))
+                except Exception:  # such as a table of positions: the size is fixed
+                    self._images.clear()
+            return found
         except Exception as error:
             known = isinstance(error, TraceError)
             raise TraceError(str(error) if known else _VALUES) from error
@@ -183,7 +304,20 @@ class KnowingProxy(fx.Proxy):
     """A proxy whose value Python may ask for."""
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)  # such as the array protocols, which it does not speak
         return _KnowingAttribute(self, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # what isinstance looks at, beside the type itself
+        code = sys._getframe(1).f_code
+        if code in _ASKING or not code.co_filename.startswith(INTERNAL):
+            return self._tracer.kind(self)
+        return type(self)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        numbers = [self._tracer.known(x) if isinstance(x, KnowingProxy) else x for x in inputs]
+        return getattr(ufunc, method)(*numbers, **options)
 
     def __int__(self) -> int:
         return int(self._tracer.known(self))
@@ -247,3 +381,19 @@ def _resized(value: Any, batch: int, image: int) -> Any:
 
 def _to_meta(value: Any) -> Any:
     return value.to("meta") if isinstance(value, Tensor) else value
+
+
+def _on_meta(value: Any) -> Any:
+    """Puts tensors and devices among arguments on the meta device; scalars keep their value."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta or value.dim() == 0 else value.to("meta")
+    if isinstance(value, torch.device):
+        return torch.device("meta")
+    if isinstance(value, dict):
+        return {
+            key: "meta" if key == "device" and isinstance(part, str) else _on_meta(part)
+            for key, part in value.items()
+        }
+    if type(value) in (list, tuple):
+        return type(value)(_on_meta(part) for part in value)
+    return value

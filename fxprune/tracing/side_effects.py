@@ -6,9 +6,13 @@ gradients are switched off or the precision is another, and random numbers that 
 """
 
 import contextlib
+import linecache
 import random
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -16,33 +20,22 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
-from fxprune.tracing.module import modules_of
-from fxprune.tracing.proxies import KnowingTracer
-
-_CONSTANT = "_tensor_constant"
-"""So begin the names under which torch.fx keeps tensors of forward's own on the model."""
+from fxprune.tracing.proxies import INTERNAL, KnowingProxy, KnowingTracer
+from fxprune.tracing.snapshot import Snapshot
 
 
 @contextlib.contextmanager
 def left_alone(model: nn.Module) -> "Iterator[Draws]":
-    """Puts back what happens meanwhile to the model's attributes, and to random numbers.
+    """Puts back what happens meanwhile inside the model, and to random numbers.
 
-    Not put back is what is written into its tensors; torch.fx's constants stay.
+    Not put back is what is written into its parameters; torch.fx's constants stay.
     """
-    kept = [
-        (attributes, dict(attributes))
-        for module in modules_of(model).values()
-        for attributes in (vars(module), vars(module)["_parameters"], vars(module)["_buffers"])
-    ]
-    draws = Draws()
+    snapshot, draws = Snapshot(model), Draws()
     try:
         yield draws
     finally:
         draws.put_back()
-        for attributes, values in kept:
-            values |= {name: x for name, x in attributes.items() if name.startswith(_CONSTANT)}
-            attributes.clear()
-            attributes.update(values)
+        snapshot.restore()
 
 
 @contextlib.contextmanager
@@ -58,9 +51,10 @@ def seen(tracer: KnowingTracer) -> Iterator[None]:
         (torch._C, "_set_grad_enabled", _switched(torch._C._set_grad_enabled, tracer)),
         (torch.autocast, "__enter__", _entered(torch.autocast.__enter__, tracer)),
         (torch.autocast, "__exit__", _left(torch.autocast.__exit__, tracer)),
+        *((torch, name, _of_proxies(getattr(torch, name), tracer)) for name in _BY_VALUE),
     )
     plain = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
-    with torch.enable_grad():
+    with torch.enable_grad(), _whole_numbers(tracer):
         for owner, name, patch in patches:
             setattr(owner, name, patch)
         try:
@@ -68,6 +62,118 @@ def seen(tracer: KnowingTracer) -> Iterator[None]:
         finally:
             for owner, name, before in plain:
                 setattr(owner, name, before)
+
+
+_BY_VALUE = (
+    *("tensor", "as_tensor", "finfo", "iinfo"),
+    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros"),
+)
+"""Functions of torch that look into their arguments, and so would ask a proxy for its value."""
+
+
+def _of_proxies(function: Callable[..., Any], tracer: KnowingTracer) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if tracer.looking or not _has_proxy((args, kwargs)):
+            return function(*args, **kwargs)
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    return called
+
+
+def _has_proxy(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_proxy, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_proxy, value))
+    return isinstance(value, fx.Proxy)
+
+
+# --- int() -----------------------------------------------------------------------------------
+
+
+class _WholeType(type):
+    """Makes a class that answers as `int` does where code compares or checks types with it."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, int)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, int)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is int or other is cls
+
+    def __hash__(cls) -> int:
+        return hash(int)
+
+    def __or__(cls, other: Any) -> Any:
+        return int | other
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(int, name)
+
+
+def _whole_type(tracer: KnowingTracer) -> type:
+    """What takes the place of `int`: `int(h)` of a proxy for a size is that proxy."""
+
+    class Whole(metaclass=_WholeType):
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            if len(args) == 1 and issubclass(type(args[0]), KnowingProxy):
+                return tracer.whole(args[0])
+            return int(*args, **kwargs)
+
+    return Whole
+
+
+@contextlib.contextmanager
+def _whole_numbers(tracer: KnowingTracer) -> Iterator[None]:
+    """While this lasts, `int` follows proxies in the files that the model's classes come from."""
+    whole = _whole_type(tracer)
+    places = [place for place in _namespaces(tracer.modules) if "int" not in place]
+    for place in places:
+        place["int"] = whole
+    try:
+        yield
+    finally:
+        for place in places:
+            del place["int"]
+
+
+def _namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """The globals of the code of these modules, and of the functions that it has imported."""
+    kinds = {kind for module in modules for kind in type(module).__mro__}
+    found: dict[int, dict[str, Any]] = {}
+    for name in sorted({kind.__module__ for kind in kinds}):
+        for place in _near(name):
+            found[id(place)] = place
+    return list(found.values())
+
+
+@cache
+def _near(name: str) -> tuple[dict[str, Any], ...]:
+    own = _traceable(name)
+    if own is None:
+        return ()
+    functions = [value for value in own.values() if isinstance(value, FunctionType)]
+    near = {function.__module__ for function in functions if function.__module__}
+    return (own, *(place for other in near - {name} if (place := _traceable(other)) is not None))
+
+
+@cache
+def _traceable(name: str) -> dict[str, Any] | None:
+    """The globals of a module that may have `int` replaced; None for PyTorch's and the like."""
+    module = sys.modules.get(name)
+    path = getattr(module, "__file__", None)
+    if path is None or path.startswith(INTERNAL) or name.partition(".")[0] in _LEFT_OUT:
+        return None
+    source = "".join(linecache.getlines(path))
+    return None if _COMPARES.search(source) or "int(" not in source else vars(module)
+
+
+_COMPARES = re.compile(r"\bis (not )?int\b")
+"""Code that could tell that `int` is another class."""
+
+_LEFT_OUT = frozenset({"numpy", "scipy", *sys.stdlib_module_names}) - {"__main__"}
 
 
 def _assigned(
@@ -78,7 +184,7 @@ def _assigned(
             getattr(module, name).copy_(value)
             return
         flips = isinstance(value, bool) and vars(module).get(name, value) is not value
-        if flips and name != "training" and module is not tracer.root:  # the root can be no leaf
+        if flips and name != "training" and not tracer.looking:
             raise TraceError(f"the code does another thing the next time, by its attribute {name}")
         assign(module, name, value)
 

@@ -1,7 +1,8 @@
 """Any nn.Module to a TracedModule, with the user's line on every node.
 
-Plain symbolic tracing comes first. A submodule whose code it cannot follow (control flow on
-values) becomes a leaf by itself, the smallest one that helps, and is run as it is.
+Plain symbolic tracing comes first. A module whose own code it cannot follow (control flow on
+values, a loop over the batch) keeps that code: it becomes a leaf, the smallest one that helps, and
+its place in the graph is a call of it. The model itself may be one.
 
 There is a graph for training and one for evaluation. The evaluation graph is traced first, and
 `self.training` is a proxy there. Where the code only hands it on, as in
@@ -10,32 +11,29 @@ model is traced again.
 """
 
 import copy
-import inspect
+import functools
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
+from torch.fx.proxy import Scope, ScopeContextManager
 
-from fxprune.errors import TraceError
 from fxprune.tracing.module import DraftModule, Origin, TracedModule, modules_of, tensors_of
-from fxprune.tracing.proxies import MODE, KnowingTracer
-from fxprune.tracing.side_effects import Draws, left_alone, seen
+from fxprune.tracing.proxies import INTERNAL, MODE, KnowingTracer
+from fxprune.tracing.side_effects import Draws, seen
+from fxprune.tracing.signature import CallCodeGen, Signature, pack
+from fxprune.tracing.sizes import follow_sizes
+from fxprune.tracing.snapshot import CONSTANT, Snapshot
 
-_PACKAGE = Path(__file__).parent.parent
-_INTERNAL = tuple(
-    f"{folder}/"
-    for folder in (
-        Path(torch.__file__).parent,
-        Path(torch.__file__).parents[1] / "torchvision" / "ops",
-        _PACKAGE,
-        (_PACKAGE / "passes").resolve(),
-    )
-)
+ROOT = "network"
+"""The name of a model that keeps its code, in the module that calls it."""
+
+_NOT_THE_USERS = (*INTERNAL, f"{Path(torch.__file__).parents[1] / 'torchvision' / 'ops'}/")
 
 _VALUES = frozenset(
     made
@@ -47,22 +45,30 @@ _VALUES = frozenset(
 _DRAWS = "the code draws random numbers and does by them what the trace would do every time"
 
 
-def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
+def trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> TracedModule:
     """Traces a model for training and for evaluation; neither it nor its mode changes.
 
     A model whose code does not ask for its mode has one graph for both.
+
+    Args:
+        model: any module that runs on the example.
+        args: its example inputs, positional: tensors, and lists, tuples and dicts of tensors.
+        kwargs: those by keyword.
+
+    Raises:
+        TraceError: forward does not take these inputs.
     """
-    own = set(vars(model))
-    modes = [(module, module.training) for module in modules_of(model).values()]
+    signature = Signature(model, args, kwargs or {})
+    snapshot = Snapshot(model)
     try:
-        training, evaluation = _both_graphs(model, inputs)
+        root, training, evaluation = _both_graphs(model, signature, snapshot)
+        module = DraftModule(root, training, evaluation)
     finally:
-        for module, mode in modes:
-            if module.training is not mode:
-                module.training = mode
-    module = DraftModule(model, training, evaluation)
-    for name in vars(model).keys() - own:  # torch.fx's constants, which the module has now
-        delattr(model, name)
+        snapshot.restore()
+    for name in [name for name in vars(model) if name.startswith(CONSTANT)]:
+        delattr(model, name)  # torch.fx's constants, which the module has now
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
     state = model.state_dict(keep_vars=True)
@@ -73,21 +79,40 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModule:
     return module
 
 
-def _both_graphs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[fx.Graph, fx.Graph]:
-    """The training graph and the evaluation graph; the same object where they agree."""
+def _both_graphs(
+    model: nn.Module, signature: Signature, snapshot: Snapshot
+) -> tuple[nn.Module, fx.Graph, fx.Graph]:
+    """The root of the graphs, the training graph and the evaluation graph; they may be the same."""
     again = any(_has_its_own_modes(module) for module in modules_of(model).values())
     with _Watch() as watch:
-        evaluation = _graph(model.eval(), inputs, watch)
-    if again or watch.branched:
-        training = _graph(model.train(), inputs)
-    elif evaluation.find_nodes(op="get_attr", target=MODE):
+        evaluation = _graph(model, signature, snapshot, watch)
+    training = None
+    if evaluation is not None and (again or watch.branched):
+        training = _graph(model, signature, snapshot)
+    elif evaluation is not None and evaluation.find_nodes(op="get_attr", target=MODE):
         training = copy.deepcopy(evaluation)
         _settle_mode(training, True)
-    else:
-        return evaluation, evaluation
+    elif evaluation is not None:
+        return model, evaluation, evaluation
+    if evaluation is None or training is None:
+        holder = nn.Module()
+        holder.add_module(ROOT, model)
+        graph = _call_of(signature)
+        return holder, graph, graph
     _settle_mode(evaluation, False)
     same = _calls(training) == _calls(evaluation)
-    return evaluation if same else training, evaluation
+    return model, evaluation if same else training, evaluation
+
+
+def _call_of(signature: Signature) -> fx.Graph:
+    """The graph of a model that keeps its code: a call of it."""
+    graph = fx.Graph()
+    inputs = [graph.placeholder(name) for name in signature.names]
+    args, kwargs = signature.unflatten(inputs)
+    graph.output(graph.call_module(ROOT, args, kwargs))
+    if not signature.is_plain:
+        graph.set_codegen(CallCodeGen(signature))
+    return graph
 
 
 def _settle_mode(graph: fx.Graph, training: bool) -> None:
@@ -152,134 +177,151 @@ def _home(name: str | None, value: Any) -> tuple[str | None, Any]:
     return (None, value) if name is None else (name, None)
 
 
+class _Again(Exception):  # noqa: N818
+    """The trace has to begin again, without proxies for the mode."""
+
+
 class _Tracer(KnowingTracer):
-    """Notes the user's line of every node, and the innermost module whose code stops it.
+    """Notes the user's line of every node, and makes leaves of modules it cannot follow.
 
     One that is `wary` is stopped by code that draws random numbers of its own, which would be the
     same ones for ever.
+
+    Attributes:
+        leaves: the modules that keep their code, by name, with what stopped the trace there.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        inputs: tuple[Any, ...],
-        leaves: set[str],
+        signature: Signature,
+        snapshot: Snapshot,
         *,
         exact: bool,
         wary: bool,
     ) -> None:
-        super().__init__(model, inputs, exact=exact)
-        self.leaves, self.wary = leaves, wary
-        self.stopped_in: str | None = None
+        super().__init__(model, signature.inputs, exact=exact)
+        self.signature, self.snapshot, self.wary = signature, snapshot, wary
+        self.leaves: dict[str, Exception] = {}
+        self.codegen: CallCodeGen | None = None
+
+    def clean_up(self, module: nn.Module) -> None:
+        self.snapshot.restore_parts(modules_of(module).values())
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Makes a placeholder for each tensor, and a function of them that calls the model."""
+        del is_module, concrete_args
+        signature, model = self.signature, self.root
+        placeholders = []
+        for name in signature.names:
+            proxy = self.create_proxy("placeholder", name, (), {})
+            proxy.node.type = signature.annotation(name)
+            placeholders.append(proxy)
+
+        @functools.wraps(root_fn)
+        def called(*tensors: Any) -> Any:
+            args, kwargs = signature.unflatten(tensors)
+            plain, output = pack(model(*args, **kwargs))
+            if output is not None or not signature.is_plain:
+                self.codegen = CallCodeGen(signature, output)
+            return plain
+
+        return called, placeholders
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.leaves:
-            return True
         # its sizes are literals, which can be rewritten only where they stand in the graph
         return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Unflatten)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
-        before = Draws() if self.wary else None
-        try:
-            result = super().call_module(m, forward, args, kwargs)
-            if before is not None and Draws() != before:
-                raise fx.proxy.TraceError(_DRAWS)
-            return result
-        except Exception:
-            if self.stopped_in is None:
-                self.stopped_in = self.path_of_module(m)
-            raise
+        assert self.submodule_paths is not None
+        path = self.submodule_paths.get(m)
+        if self.looking or not path:  # the model itself, or a module that its forward has made
+            return forward(*args, **kwargs)
+        with ScopeContextManager(self.scope, Scope(path, type(m))):
+            if self.is_leaf_module(m, path):
+                return self.create_proxy("call_module", path, args, kwargs)
+            mark = self.graph._root._prev
+            before = Draws() if self.wary else None
+            try:
+                result = forward(*args, **kwargs)
+                if before is not None and Draws() != before:
+                    raise fx.proxy.TraceError(_DRAWS)
+                return result
+            except _Again:
+                raise
+            except Exception as error:
+                if before is not None:
+                    before.put_back()
+                self._undo(m, mark)
+                self.leaves[path] = error
+            return self.create_proxy("call_module", path, args, kwargs)
+
+    def _undo(self, module: nn.Module, mark: fx.Node) -> None:
+        """Goes back to before a module was called."""
+        erased = set()
+        while (node := self.graph._root._prev) is not mark:
+            self.graph.erase_node(node)
+            erased.add(node)
+        if erased.intersection(self.modes):
+            raise _Again  # what its code could not work with may have been the mode's proxy
+        self.forget_erased(erased)
+        self.clean_up(module)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         called = node.op in ("call_function", "call_method")
-        if called and node.target in _VALUES and self.scope.module_path:  # the root can be no leaf
+        if called and node.target in _VALUES:
             raise fx.proxy.TraceError("the code asks for what is in a tensor")
         if node.op not in ("placeholder", "output"):
             node.stack_trace = _user_frame()
         return node
 
 
-def _graph(model: nn.Module, inputs: tuple[Tensor, ...], watch: _Watch | None = None) -> fx.Graph:
-    leaves: set[str] = set()
-    defaults = _defaults(model, len(inputs))
+def _graph(
+    model: nn.Module, signature: Signature, snapshot: Snapshot, watch: _Watch | None = None
+) -> fx.Graph | None:
+    """The graph of a model for evaluation, with a watch, or for training.
+
+    Returns:
+        None where the model has to keep its code.
+    """
     exact = wary = False
     while True:
-        tracer = _Tracer(model, (*inputs, *defaults.values()), leaves, exact=exact, wary=wary)
+        model.train(watch is None)
+        tracer = _Tracer(model, signature, snapshot, exact=exact, wary=wary)
         if watch is not None:
             watch.follow(tracer)
+        draws, drawn = Draws(), False
         try:
-            with left_alone(model) as before, seen(tracer):
-                graph = tracer.trace(model, concrete_args=defaults)
-                drawn = Draws() != before
+            with seen(tracer):
+                graph = tracer.trace(model)
+            drawn = Draws() != draws
             if drawn and wary:
                 raise fx.proxy.TraceError(_DRAWS)
         except Exception as error:
-            if watch is not None and watch.give_up():
+            if watch is not None and (isinstance(error, _Again) or watch.give_up()):
+                watch.give_up()
                 continue  # what the code could not work with may have been the proxy
-            if tracer.stopped_in and tracer.stopped_in not in leaves:
-                leaves.add(tracer.stopped_in)
-            elif exact:
-                raise _refusal(model, error) from error
-            exact = exact or not tracer.stopped_in
+            if exact:
+                return None
+            exact = True
             continue
+        finally:
+            draws.put_back()
+            snapshot.restore()
         if drawn:
             wary = True
             continue
         if watch is not None:  # what was read and is in no call may have been compared by `is`
             watch.branched |= tracer.branched or not all(node.users for node in tracer.modes)
-        _drop_unused_placeholders(graph, len(inputs))
+        follow_sizes(graph, tracer.rank)
+        if tracer.codegen is not None:
+            graph.set_codegen(tracer.codegen)
         return graph
-
-
-def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
-    """The parameters of forward that no example input fills, with their defaults.
-
-    Raises:
-        TraceError: forward takes fewer inputs than are given, or needs more.
-    """
-    parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        return {}
-    needed = sum(parameter.default is parameter.empty for parameter in parameters)
-    if not needed <= given <= len(parameters):
-        raise TraceError(
-            f"{type(model).__name__}.forward takes {needed} inputs, and {given} are given",
-            do="give one example tensor for each input, the batch first",
-        )
-    return {parameter.name: parameter.default for parameter in parameters[given:]}
-
-
-def _drop_unused_placeholders(graph: fx.Graph, given: int) -> None:
-    """Removes the inputs that were fixed to their defaults, and fx's checks that they are."""
-    for placeholder in [node for node in graph.nodes if node.op == "placeholder"][given:]:
-        doomed = [placeholder]
-        for node in doomed:
-            doomed += [user for user in node.users if user not in doomed]
-        for node in reversed(doomed):
-            graph.erase_node(node)
-
-
-def _refusal(model: nn.Module, error: Exception) -> TraceError:
-    if isinstance(error, TraceError):
-        return error
-    frame = error.__traceback__
-    at = ""
-    while frame is not None:
-        path = frame.tb_frame.f_code.co_filename
-        if not path.startswith(_INTERNAL):
-            at = _line(path, frame.tb_lineno)
-        frame = frame.tb_next
-    first = (str(error).strip().splitlines() or [""])[0]
-    ours = isinstance(error, fx.proxy.TraceError)
-    return TraceError(
-        f"cannot trace {type(model).__name__}",
-        at=at,
-        why=first if ours else f"{type(error).__name__}: {first}",
-        do="move the code that stops the trace into a submodule of its own: it becomes a leaf",
-    )
 
 
 def _user_frame() -> str | None:
@@ -287,15 +329,11 @@ def _user_frame() -> str | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not _graph.__code__:
         path = frame.f_code.co_filename
-        if not path.startswith((*_INTERNAL, "<")):
+        if not path.startswith((*_NOT_THE_USERS, "<")):
             code = linecache.getline(path, frame.f_lineno).strip()
             return f'File "{path}", line {frame.f_lineno}, in {frame.f_code.co_name}\n    {code}'
         frame = frame.f_back
     return None
-
-
-def _line(path: str, line: int) -> str:
-    return f"{path}:{line}   {linecache.getline(path, line).strip()}"
 
 
 def _calls(graph: fx.Graph) -> list[Any]:

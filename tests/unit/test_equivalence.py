@@ -27,7 +27,7 @@ def test_fresh_inputs_are_like_the_example() -> None:
 
 
 class AsksForType(nn.Module):
-    """What is traced is no Tensor, so that the trace goes the other way."""
+    """The type of what is traced is not Tensor, so that the trace goes the other way."""
 
     def __init__(self, twice: bool) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class AsksForType(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        if self.twice and isinstance(x, Tensor):
+        if self.twice and type(x) is Tensor:
             x = 2 * x
         return self.fc(x.mean((2, 3)))
 
@@ -55,7 +55,7 @@ class AsksForShape(AsksForType):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        if not isinstance(x, Tensor):
+        if type(x) is not Tensor:
             x = x + torch.zeros(1, 4, 1, 1, device="meta")  # which has no values
         return self.fc(x.mean((2, 3)))
 

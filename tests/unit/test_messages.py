@@ -38,20 +38,6 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1))
 
 
-class Branches(nn.Module):
-    """Looks at a value to decide."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        if x.sum() > 0:
-            return x
-        return -x
-
-
 class Two(nn.Module):
     """Takes two images."""
 
@@ -81,15 +67,6 @@ def refused(kind: type[FxpruneError], call: Callable[[], Any]) -> str:
     assert type(refusal.value) is kind
     assert refusal.value.exit_code == 2
     return str(refusal.value)
-
-
-def test_a_model_that_looks_at_values() -> None:
-    assert refused(TraceError, lambda: fxprune.analyze(Branches(), (IMAGE,))).splitlines() == [
-        "cannot trace Branches",
-        f"  at   {line_of('if x.sum() > 0:')}",
-        "  why  the code branches on, or counts by, what is in a tensor",
-        "  do   move the code that stops the trace into a submodule of its own: it becomes a leaf",
-    ]
 
 
 @pytest.mark.parametrize(

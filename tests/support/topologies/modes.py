@@ -146,7 +146,7 @@ class Follows(nn.Module):
         self.conv, self.bn = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float() if x.dtype == torch.bfloat16 else x
+        x = x.float() if len(x) > 1000 else x
         return F.relu(self.bn(self.conv(x)))
 
 
@@ -158,7 +158,7 @@ class Literal(nn.Module):
         self.conv = nn.Conv2d(4, 6, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float() if x.dtype == torch.bfloat16 else x
+        x = x.float() if len(x) > 1000 else x
         return self.conv(x.reshape(-1, 4, x.shape[2], x.shape[3]))
 
 
@@ -170,7 +170,7 @@ class FirstThree(nn.Module):
         self.conv = nn.Conv2d(4, 6, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float() if x.dtype == torch.bfloat16 else x
+        x = x.float() if len(x) > 1000 else x
         return self.conv(x) * x[:, :3].mean(1, keepdim=True).sigmoid()
 
 
@@ -182,7 +182,7 @@ class Rolling(nn.Module):
         self.conv = nn.Conv2d(4, 6, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float() if x.dtype == torch.bfloat16 else x
+        x = x.float() if len(x) > 1000 else x
         return self.conv(x.roll(1, 1))
 
 
