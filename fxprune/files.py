@@ -13,7 +13,9 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -85,6 +87,30 @@ def sweep(folder: Path) -> None:
             with contextlib.suppress(OSError), _opened(Path(name)) as handle:
                 if lock(handle):
                     Path(name).unlink()
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Make a temporary folder, and remove those that killed processes of this user have left."""
+    base, begin = Path(tempfile.gettempdir()), f"{TEMPORARY[0][1:]}scratch-"
+    for left in base.glob(f"{begin}*") if POSIX else ():
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(handle).st_uid == os.getuid() and lock(handle):
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)
+    while True:
+        with tempfile.TemporaryDirectory(prefix=begin, ignore_cleanup_errors=True) as name:
+            handle = os.open(name, os.O_RDONLY) if POSIX else -1
+            try:
+                if not POSIX or (lock(handle) and Path(name).exists()):  # else another removed it
+                    yield Path(name)
+                    return
+            finally:
+                if POSIX:
+                    os.close(handle)
 
 
 def is_temporary(name: str) -> bool:

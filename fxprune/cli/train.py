@@ -1,5 +1,6 @@
 """The command train."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,7 +26,7 @@ from fxprune.cli.signals import ended, held
 from fxprune.errors import OptionError
 
 if TYPE_CHECKING:
-    pass
+    from fxprune.runs.run import Run
 
 
 def train(
@@ -140,6 +141,16 @@ def train(
             show_default=False,
         ),
     ] = None,
+    origin: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Begin a new run with the network of this one as it is, and with its options "
+            "where none are given; [RUN] is the new folder.",
+            show_default=False,
+        ),
+    ] = None,
     patience: Annotated[
         float,
         typer.Option(min=1, help="With torchrun: seconds that a process waits for the others."),
@@ -164,7 +175,7 @@ def train(
     from fxprune.trainer.logs import open_logs
     from fxprune.trainer.loop import EpochMetrics, Stopped, Tick, fit
 
-    run = run_of(folder, trust=trust)
+    run = run_of(folder, trust=trust) if origin is None else _branch(origin, folder, trust)
     given = {
         "epochs": epochs,
         "lr": lr,
@@ -242,3 +253,22 @@ def train(
         if rank == 0:
             console.note(f"report: {write_beside(run, gated)}")
         console.note(f"next: fxprune export {run.path} --onnx")
+
+
+def _branch(origin: Path, folder: Path | None, trust: bool) -> "Run":
+    """Begins a new run from another one's checkpoint."""
+    from fxprune.trainer.job import Job
+
+    if folder is None:
+        raise OptionError(
+            "--from needs the folder of the new run", do="fxprune train NEW --from OLD"
+        )
+    if "LOCAL_RANK" in os.environ:
+        raise OptionError(
+            "--from is for one process", do="begin the new run without torchrun, with --minutes 0"
+        )
+    old = run_of(origin, trust=trust)
+    new, job = old.branch(folder), Job.read(old)
+    if job is not None:
+        job.write(new)
+    return new

@@ -6,7 +6,6 @@ import os
 import platform
 import shlex
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from fxprune.equivalence import fresh_inputs
 from fxprune.errors import BudgetError, OptionError, RunError
 from fxprune.export.onnx import onnx_content, runtime
 from fxprune.export.timing import USUAL, Effort, Quotient, Timing, compare
-from fxprune.files import read_json, write_json
+from fxprune.files import read_json, scratch, write_json
 from fxprune.gated.module import GatedModule
 from fxprune.passes import Program, apply
 
@@ -132,8 +131,8 @@ def timing_record(timing: Timing, target: Target) -> dict[str, Any]:
 def _measure_by_command(dense: bytes, compact: bytes, command: str, progress: Progress) -> Timing:
     fewest, most = COMMAND_ROUNDS
     rounds: list[tuple[float, float]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / name for name in ("dense.onnx", "compact.onnx")]
+    with scratch() as folder:
+        paths = [folder / name for name in ("dense.onnx", "compact.onnx")]
         for path, content in zip(paths, (dense, compact)):
             path.write_bytes(content)
         while True:
@@ -240,7 +239,7 @@ class Bench:
 
     def __enter__(self) -> Self:
         """Makes room for the networks that are exported."""
-        self._folder = Path(self._exits.enter_context(tempfile.TemporaryDirectory()))
+        self._folder = self._exits.enter_context(scratch())
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,7 +1,6 @@
 """The last step: a trained gated network becomes a compact file, beside its dense twin."""
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -17,6 +16,7 @@ from fxprune.export.bench import HERE, Target, measure, timing_record
 from fxprune.export.onnx import ExportReport, export_onnx
 from fxprune.export.reference import reference_of
 from fxprune.export.timing import Effort, Timing
+from fxprune.files import scratch
 from fxprune.gated.module import GatedModule
 from fxprune.passes import Pass, Program, apply, run_passes
 
@@ -122,9 +122,9 @@ def compare_onnx(
     reference = reference_of(gated, dense)
     report = export_onnx(compact, example, path, inputs=real, reference=reference, notes=notes)
     begin()
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         try:
-            full = export_onnx(dense, example, twin or Path(folder) / "dense.onnx")
+            full = export_onnx(dense, example, twin or folder / "dense.onnx")
         except ExportError:
             full = None
         begin()

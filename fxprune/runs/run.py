@@ -10,6 +10,7 @@ A *run* is a folder::
 import contextlib
 import dataclasses
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,11 +26,12 @@ from fxprune.files import (
     read_record,
     read_tensors,
     write_record,
+    write_tensors,
 )
 from fxprune.gated.module import GatedModule
 from fxprune.runs import trust
 from fxprune.runs.contents import most_bytes, tensors_of
-from fxprune.runs.gated_file import plan_of, save, take_over
+from fxprune.runs.gated_file import GATED, plan_of, save, take_over
 from fxprune.runs.history import METRICS, EpochMetrics, history_of
 from fxprune.runs.plan import STRICT, Plan, Text
 from fxprune.runs.writer import LOCK, only_writer
@@ -111,17 +113,10 @@ class Run:
         Raises:
             RunError: the folder holds something else, or a trained run, or cannot be written.
         """
-        refuse_what_is_there(path)
-        try:
-            path.mkdir(exist_ok=True)
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot make the folder {path}", why=str(error)) from error
-        with only_writer(path):
-            refuse_what_is_there(path)  # a training that ended meanwhile
-            plan, base = Plan.of(gated), os.path.relpath(Path.cwd(), path.resolve())
+        run = Run(path, spec, input, Path.cwd(), Plan.of(gated))
+        with run._begun() as write:
             save(gated, path / CHECKPOINT)
-            write_record(path / PLAN, asdict(_Record(spec, input, base, plan)))
-        run = Run(path, spec, input, Path.cwd(), plan)
+            write()
         run.record("spec", spec)
         return run
 
@@ -174,6 +169,49 @@ class Run:
         found.sort(key=_last_written, reverse=True)
         note = f"{found[0].name} is the newest of {len(found)} runs here" if found[1:] else ""
         return Run.open(found[0], trust=trust), note
+
+    def branch(self, path: Path) -> "Run":
+        """Begin a new run with this one's network as it is.
+
+        Its weights and what was learned of its channels are taken over, but no history, optimiser
+        or fixed selection.
+
+        Args:
+            path: the new folder.
+
+        Raises:
+            RunError: the checkpoint is damaged, or the folder holds something else.
+        """
+        self.require("spec", self.spec)
+        tensors, meta = read_tensors(self.checkpoint)
+        if plan_of(meta, self.checkpoint) != self.plan:
+            raise RunError(f"{self.checkpoint} does not belong to {self.path / PLAN}")
+        kept = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name.startswith(GATED) and not name.startswith(f"{GATED}settled/")
+        }
+        new = dataclasses.replace(self, path=path)
+        with new._begun() as write:
+            write_tensors(path / CHECKPOINT, kept, {"plan": meta["plan"]})
+            write()
+        new.record("spec", self.spec)
+        return new
+
+    @contextlib.contextmanager
+    def _begun(self) -> Iterator[Callable[[], None]]:
+        """Makes the folder; what is yielded writes plan.json, after the checkpoint."""
+        path = self.path
+        refuse_what_is_there(path)
+        try:
+            path.mkdir(exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot make the folder {path}", why=str(error)) from error
+        base = os.path.relpath(self.base, path.resolve())
+        record = asdict(_Record(self.spec, self.input, base, self.plan))
+        with only_writer(path):
+            refuse_what_is_there(path)  # a training that ended meanwhile
+            yield lambda: write_record(path / PLAN, record)
 
     def load(self, model: nn.Module) -> GatedModule:
         """The gated network as the run left it.

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fxprune.errors import RunError
+from fxprune.runs.contents import is_wild
 
 ENDINGS = (".safetensors", ".pt", ".pth")
 INSIDE = ("state_dict", "model_state_dict", "model")
@@ -39,7 +40,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
             of the model.
     """
     weights = read_weights(path)
+    _refuse_odd_tensors(path, weights)
     own: Mapping[str, Any] = model.state_dict()
+    odd = [
+        f"{name} is {_kind(value)}, the network's is {_kind(own[name])}"
+        for name, value in weights.items()
+        if isinstance(own.get(name), Tensor)
+        and _family(own[name]) != _family(value)
+        and not (own[name].dim() == 0 and value.dim() == 0)  # counters
+    ]
+    if odd:
+        raise _unfit(path, {"of another kind": odd})
     reshaped = [
         f"{name} is {_shape(value)}, the network's is {_shape(own[name])}"
         for name, value in weights.items()
@@ -70,8 +81,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"cannot tell what kind of weights {path} holds",
             do=f"give a file that ends in {', '.join(ENDINGS)}",
         )
-    if not path.is_file():
+    if not path.exists():
         raise RunError(f"there is no file {path}", do="give the path of the weights")
+    if not path.is_file():
+        raise RunError(f"{path} is not a file", do="give the path of the weights")
+    if _is_text(path):
+        raise RunError(
+            f"there are no weights in {path}",
+            why="it is a text file; perhaps a pointer of Git LFS, or a page that says why not",
+            do="fetch the file itself",
+        )
     try:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)
@@ -92,6 +111,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _named(found, path)
 
 
+def _is_text(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise RunError(f"cannot read {path}", why=str(error)) from error
+    return bool(head) and all(byte >= 32 or byte in b"\t\r\n" for byte in head)
+
+
 def _named(found: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in what a file held, without the names of wrappers."""
     for key in INSIDE:
@@ -108,6 +136,41 @@ def _named(found: Any, path: Path) -> dict[str, Tensor]:
     if found and all(str(name).startswith(WRAPPED) for name in found):
         return {str(name).removeprefix(WRAPPED): value for name, value in found.items()}
     return {str(name): value for name, value in found.items()}
+
+
+def _refuse_odd_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuses tensors that hold no numbers to begin with, and numbers that are none."""
+    for name, tensor in weights.items():
+        do = "save model.state_dict() of the float network"
+        if tensor.is_meta:
+            raise RunError(f"{name} in {path} is a meta tensor", why="it has no values", do=do)
+        if tensor.is_quantized:
+            raise RunError(f"{name} in {path} is quantised", why=f"it is {tensor.dtype}", do=do)
+        if tensor.layout != torch.strided:
+            layout = str(tensor.layout).removeprefix("torch.")
+            raise RunError(
+                f"{name} in {path} is sparse", why=f"its layout is {layout}", do="save it dense"
+            )
+        if is_wild(tensor):
+            bad = "NaN" if bool(tensor.isnan().any()) else "infinity"
+            raise RunError(
+                f"{name} in {path} holds {bad}",
+                why="the training that wrote it diverged, or it overflowed in half precision",
+                do="take the weights of an earlier checkpoint",
+            )
+
+
+def _family(tensor: Tensor) -> str:
+    """Tells numbers that one may stand for the other."""
+    if tensor.is_complex():
+        return "complex"
+    if tensor.is_floating_point():
+        return "float"
+    return "bool" if tensor.dtype == torch.bool else "integer"
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shape(tensor: Tensor) -> str:

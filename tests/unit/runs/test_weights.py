@@ -93,8 +93,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         path.write_bytes(b"")
         with pytest.raises(RunError, match="it is damaged"):
             load_weights(net(), path)
-        path.write_text("no weights at all")
+        path.write_bytes(b"no weights \0 at all")
         with pytest.raises(RunError, match="it is damaged"):
+            load_weights(net(), path)
+        path.write_text("no weights at all")
+        with pytest.raises(RunError, match=r"there are no weights in .*\n  why  it is a text file"):
             load_weights(net(), path)
     with pytest.raises(RunError, match="there are no weights in"):
         load_weights(net(), write(tmp_path / "list.pt", [torch.ones(2)]))
@@ -106,3 +109,36 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
     path = write(tmp_path / "whole.pt", net())
     with pytest.raises(RunError, match="code is never run from it"):
         load_weights(net(), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda w: w * float("nan"), "0.weight in .* holds NaN"),
+        (lambda w: w / 0.0, "0.weight in .* holds (NaN|infinity)"),
+        (lambda w: w.to(torch.int8), "0.weight is int8, the network's is float32"),
+        (lambda w: w > 0, "0.weight is bool, the network's is float32"),
+        (lambda w: w.to(torch.complex64), "0.weight is complex64, the network's is float32"),
+        (
+            lambda w: w.flatten(1).to_sparse(),
+            r"0.weight in .* is sparse\n  why  its layout is sparse",
+        ),
+        (lambda w: w.to("meta"), "0.weight in .* is a meta tensor"),
+        (
+            lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+            "0.weight in .* is quantised",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*quantiz", "ignore:TypedStorage is deprecated")
+def test_tensors_that_are_no_weights(spoil: object, expected: str, tmp_path: Path) -> None:
+    state = dict(net().state_dict())
+    state["0.weight"] = spoil(state["0.weight"])  # type: ignore[operator]
+    with pytest.raises(RunError, match=expected):
+        load_weights(net(), write(tmp_path / "dense.pt", state))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_taken_over(kind: torch.dtype, tmp_path: Path) -> None:
+    state = {key: value.to(kind) for key, value in net().state_dict().items()}
+    load_weights(net(), write(tmp_path / "dense.pt", state))
