@@ -257,6 +257,7 @@ class Phases:
         self.progress = progress
         self.names = iter(names)
         self.name, self.begun = "", -1
+        self.said = time.monotonic()
         self.task = progress.add_task("", total=len(names))
 
     def __call__(self) -> None:
@@ -266,8 +267,13 @@ class Phases:
         self.progress.update(self.task, completed=self.begun, description=escape(self.name))
 
     def remark(self, text: str) -> None:
-        """Says how far the phase is."""
-        self.progress.update(self.task, description=escape(f"{self.name}: {text}"))
+        """Says how far the phase is; where there is no terminal, in a line a minute."""
+        line = escape(f"{self.name}: {text}")
+        self.progress.update(self.task, description=line)
+        silent = time.monotonic() - self.said > QUIET_SECONDS
+        if silent and not self.progress.console.is_terminal:
+            self.said = time.monotonic()
+            self.progress.console.print(line, soft_wrap=True)
 
 
 @contextlib.contextmanager

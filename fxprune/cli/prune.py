@@ -74,7 +74,7 @@ def prune(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="The learning rate at the start; it falls to 0.", show_default="0.1"),
+        typer.Option(help="The learning rate at the start; it falls to 0.", show_default="0.05"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Examples per step.", show_default="128")
@@ -114,7 +114,7 @@ def prune(
     """Make a trained network smaller in one go: instrument, a short training, ONNX, a table.
 
     The network falls to its size in the first tenth of ten epochs, while the learning rate starts
-    high and falls to zero. The dense network's own accuracy is printed before anything changes.
+    anew and falls to zero. The dense network's own accuracy is printed before anything changes.
 
     Examples: [bold]fxprune prune model.py --weights w.pt --data cifar10 --speedup 2[/bold],
     [bold]fxprune prune torchvision:resnet18 --weights w.pt --data folder:images --macs .5[/bold],

@@ -9,6 +9,7 @@ once, for what is reported.
 import copy
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,6 +204,9 @@ def prune(
         round_to: see `fxprune.instrument`.
         watcher: told how far it is.
 
+    Warns:
+        UserWarning: the dense network's accuracy is near chance.
+
     Returns:
         The compact network, and the answers of both networks on the validation split.
 
@@ -232,6 +236,13 @@ def prune(
     model = copy.deepcopy(model).to(placement.device)
     check_fit(model, data, placement)
     dense = answers(model, data.val, placement, options.batch_size)
+    if dense.near_chance:
+        warnings.warn(
+            f"the dense network is right on {100 * dense.accuracy:.1f} % of the validation images, "
+            "near chance: look at its weights, at the order of the classes, and at how the images "
+            "are prepared (fxprune.data.Preprocess)",
+            stacklevel=2,
+        )
     watcher.measured(dense)
     work = _Work(model, example_inputs, data, policy, options, round_to, watcher)
     if given is not None:

@@ -18,9 +18,12 @@ import typer
 
 import fxprune
 from fxprune.cli import commands
+from fxprune.data import load
 from fxprune.files import write_record
 from fxprune.runs.run import Run
+from fxprune.trainer.loop import fit
 from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.recipe import OPTIONS
 
 MODEL = """\
 import torch
@@ -130,6 +133,13 @@ def test_the_defaults_that_train_shows_are_those_of_the_trainer() -> None:
                 str(field.default),
                 f"{field.default:g}" if isinstance(field.default, float) else "",
             )
+
+
+def test_the_defaults_that_prune_shows_are_those_of_its_recipe() -> None:
+    command = typer.main.get_command(commands.app).commands["prune"]
+    shown = {option.name: option.show_default for option in command.params}
+    for name in ("epochs", "lr", "batch_size", "seed", "device"):
+        assert str(shown[name]) == f"{getattr(OPTIONS, name)}"
 
 
 def test_inspect_shows_groups_and_why_the_rest_is_pinned(folder: Path) -> None:
@@ -565,3 +575,33 @@ def test_a_pass_that_is_not_there_is_refused(here: Path, passes: str, said: str)
     (here / "mine.py").write_text(PASSES)
     done = run("export", "model.fxprune", "--passes", passes, folder=here, exit_code=2)
     assert said in done.stderr
+
+
+@pytest.mark.slow
+def test_prune_goes_the_whole_way(here: Path) -> None:
+    digits = load("digits")
+    net = _net()
+    fit(net, digits, TrainOptions(epochs=3, lr=0.1, batch_size=64, device="cpu"))
+    safetensors.torch.save_file(net.state_dict(), here / "w.safetensors")
+    start = ("prune", "model.py", "--weights", "w.safetensors", "--data", "digits")
+    short = ("--epochs", "2", "--batch-size", "64")
+    done = run(*start, "--macs", ".5", *short, "-o", "half.fxprune", folder=here)
+    assert "the dense network is right on" in done.stderr
+    text = " ".join(done.stdout.split())
+    assert "before after share right on 359 validation images" in text
+    assert "wrote half.onnx" in text
+    held = {entry.key: entry.value for entry in onnx.load(here / "half.onnx").metadata_props}
+    assert json.loads(held["fxprune.classes"]) == list(digits.classes)
+    assert json.loads(held["fxprune.preprocessing"]) == dict(digits.preprocessing)
+    again = run(*start, "--macs", ".5", "-o", "half.fxprune", folder=here, exit_code=2)
+    assert "there is a trained run in half.fxprune" in again.stderr
+    run("export", "half.fxprune", "-o", "again.onnx", folder=here)
+    goals = run(*start, "--macs", ".5", "--max-drop", "1", folder=here, exit_code=2)
+    assert "fxprune prune has one goal" in goals.stderr
+    drop = run(*start, "--max-drop", "40", *short, "-o", "drop.fxprune", "--json", folder=here)
+    record = json.loads(drop.stdout)
+    assert len(record["trials"]) == 4
+    assert record["max_drop"] == 40
+    assert record["drop"]["low"] <= record["drop"]["points"] <= record["drop"]["high"]
+    wrong = run(*start, "--macs", ".5", "--mean", "9", "--epochs", "1", folder=here)
+    assert "near chance" in wrong.stderr

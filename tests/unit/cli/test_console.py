@@ -69,6 +69,10 @@ def test_a_log_says_how_far_it_is(
         bar.moved(1, 3)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["training: 5 of 20 steps, 25.0 %", "measuring: 1 of 3 steps, 33.3 %"]
+    with console.phases(["measuring"]) as begin:
+        begin()
+        begin.remark("3 rounds")
+    assert capsys.readouterr().err.splitlines() == ["measuring: 3 rounds"]
     monkeypatch.setattr(console, "QUIET_SECONDS", 60.0)
     with console.bar("training") as bar:
         bar.moved(5, 20)

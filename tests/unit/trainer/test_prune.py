@@ -128,6 +128,9 @@ def test_a_network_that_guesses_is_named(data: DataSet) -> None:
     labels = torch.arange(1000) % 10
     assert Answers(torch.arange(1000) < 120, labels).near_chance
     assert not Answers(torch.arange(1000) < 400, labels).near_chance
+    quick = dataclasses.replace(QUICK, epochs=1)
+    with pytest.warns(UserWarning, match=r"is right on \d+\.\d % .*, near chance"):
+        prune(net(), EXAMPLE, data=data, macs=0.5, options=quick)
 
 
 def test_the_interval_of_a_drop() -> None:
