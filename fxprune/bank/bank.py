@@ -173,6 +173,10 @@ class Bank:
     def state(self, name: str, key: str, like: Tensor) -> Tensor:
         """The bank of an optimiser state tensor; zeros where the optimiser has not made it yet."""
         states = self.states.setdefault(name, {})
+        old = states.get(key)
+        if old is not None and old.dtype != like.dtype:  # the optimiser's was cast
+            del states[key]
+            self.state(name, key, like).copy_(old)
         if key not in states:
             pack = self.packs.get(name)
             if pack is None:

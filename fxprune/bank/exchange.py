@@ -1,6 +1,7 @@
 """Residents: the compact tensors that execute, and their exchange with the bank."""
 
-from collections.abc import Callable, Iterable, MutableMapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,21 +94,38 @@ def store(items: Iterable[Item], bank: Bank, at: Chosen) -> None:
         put(item.dense, bank.of(item.name, places), item.resident)
 
 
-@torch.no_grad()
-def exchange(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
-    """Moves residents from one selection to another, in place where the widths are equal."""
+Step = Callable[[], None]
+"""A part of an exchange. Called again after an interruption it does the same as once."""
+
+
+def steps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> list[Step]:
+    """Plans how residents move from one selection to another, in place where widths are equal.
+
+    Args:
+        items: the residents, of the old selection.
+        bank: where the others rest.
+        old: the selection that they are of.
+        new: the selection that they will be of.
+
+    Returns:
+        The steps. Each has to be called in turn, and may be again as long as the next was not.
+    """
     if new is old:
-        return
+        return []
     if new.widths == old.widths:
-        _swap(items, bank, old, new)
-        return
-    before = bank.places(old.channels, old.widths)
+        return list(_swaps(items, bank, old, new))
     moving = list(items)
-    for item in moving:
-        put(item.dense, bank.of(item.name, before), item.resident)
+    before = bank.places(old.channels, old.widths)
     after = bank.places(new.channels, new.widths)
-    for item in moving:
+
+    def leave() -> None:
+        for item in moving:
+            put(item.dense, bank.of(item.name, before), item.resident)
+
+    def enter(item: Item) -> None:
         item.install(take(item.dense, bank.of(item.name, after)))
+
+    return [leave, *(functools.partial(enter, item) for item in moving)]
 
 
 @torch.no_grad()
@@ -121,7 +139,7 @@ def taken(
     return [(item.install, take(item.dense, bank.of(item.name, places))) for item in moving]
 
 
-def _swap(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
+def _swaps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> Iterator[Step]:
     """Packs travel as a whole; of the large tensors outside them only the cells that change."""
     widths, device = new.widths, new.channels.device
     if device.type == "cpu" and torch.equal(old.channels, new.channels):
@@ -139,7 +157,7 @@ def _swap(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
     if large:
         moves = Moves(slots.places(before), slots.places(after))
         for name, pairs in large.items():
-            moves(bank.seats[name], pairs)
+            yield from moves.exchanges(bank.seats[name], pairs)
     indices: dict[Pack, tuple[Tensor, Tensor]] = {}
     for (pack, key, _), tensors in packed.items():
         tables = pack.tables(widths, slots.spans, device)
@@ -147,4 +165,17 @@ def _swap(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> None:
             indices[pack] = tables.index(before), tables.index(after)
         leaving, entering = (pack.part(index, tables, [*tensors]) for index in indices[pack])
         flat = bank.flat(pack, key, next(iter(tensors.values())))
-        pack.swap(tensors, flat, leaving, entering)
+        yield _PackSwap(pack, tensors, flat, leaving, entering)
+
+
+class _PackSwap:
+    """The exchange of a pack; it may be called again after it was interrupted."""
+
+    def __init__(self, pack: Pack, tensors: dict[str, Tensor], *where: Tensor) -> None:
+        self._pack, self._tensors, self._where = pack, tensors, where
+        self._leaving: Tensor | None = None
+
+    def __call__(self) -> None:
+        if self._leaving is None:
+            self._leaving = self._pack.staged(self._tensors)
+        self._pack.swap(self._tensors, *self._where, self._leaving)

@@ -177,23 +177,36 @@ class Pack:
         ends = dict(zip(self.names, zip((0, *tables.ends), tables.ends)))
         return torch.cat([index[ends[name][0] : ends[name][1]] for name in names])
 
+    def staged(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The cells of some compact tensors, one behind the other: a copy."""
+        lying = (self.seats[name].inside_out(tensor) for name, tensor in tensors.items())
+        return torch.cat([in_cells(tensor.contiguous(), self.cell) for tensor in lying])
+
     def swap(
-        self, tensors: Mapping[str, Tensor], flat: Tensor, before: Tensor, after: Tensor
+        self,
+        tensors: Mapping[str, Tensor],
+        flat: Tensor,
+        before: Tensor,
+        after: Tensor,
+        leaving: Tensor,
     ) -> None:
         """Stores compact tensors in the flat storage and loads others, in place.
+
+        Once more with the same arguments does the same, also after it was interrupted.
 
         Args:
             tensors: the compact tensors by name.
             flat: the storage.
             before: int64, the dense cell of each of their cells, in order.
             after: likewise, of those to be loaded.
+            leaving: what `staged` returned of the tensors.
         """
         lying = [self.seats[name].inside_out(tensor) for name, tensor in tensors.items()]
         cells = [in_cells(tensor.contiguous(), self.cell) for tensor in lying]
-        staged, dense = torch.cat(cells), in_cells(flat, self.cell)
-        dense.index_copy_(0, before, staged)
-        torch.index_select(dense, 0, after, out=staged)
-        parts = staged.split_with_sizes([len(each) for each in cells])
+        dense = in_cells(flat, self.cell)
+        dense.index_copy_(0, before, leaving)
+        entering = dense.index_select(0, after)
+        parts = entering.split_with_sizes([len(each) for each in cells])
         if all(tensor.is_contiguous() for tensor in lying):  # then the cells are views
             torch._foreach_copy_(cells, list(parts))
         else:

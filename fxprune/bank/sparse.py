@@ -6,7 +6,7 @@ which slots changed is free; on a GPU the answer would have to be waited for. Se
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import NamedTuple
 
@@ -67,32 +67,25 @@ class Moves:
         self._ways: dict[int, Way] = {}
         self._known: dict[object, list[Part]] = {}
 
-    def __call__(self, seat: Seat, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Stores the cells that leave and loads those that enter, both in place.
+    def exchanges(
+        self, seat: Seat, pairs: Iterable[tuple[Tensor, Tensor]]
+    ) -> list[Callable[[], None]]:
+        """Plans to store the cells that leave and to load those that enter, both in place.
 
         A channel rests as a whole, so each cell that enters is complete in the bank.
 
         Args:
             seat: how the tensors lie.
             pairs: compact tensors, each with its bank.
+
+        Returns:
+            What does it, for each pair; it may be called again after it was interrupted.
         """
         key = (seat.shape, seat.order, tuple((dim, id(axis)) for dim, axis in seat.axes.items()))
         parts = self._known.get(key)
         if parts is None:
             parts = self._known[key] = self._parts(seat)
-        for resident, dense in pairs if parts else ():
-            lying = seat.inside_out(resident)
-            own = lying.contiguous()
-            cells, rows = in_cells(own, seat.cell), own.view(len(own), -1)
-            bank = in_cells(seat.inside_out(dense), seat.cell)
-            for part in parts:  # no cell is in two of them
-                view = rows if part.rows else cells
-                leaving = view.index_select(0, part.compact)
-                bank.index_copy_(0, part.leaving, in_cells(leaving, seat.cell))
-                entering = bank.index_select(0, part.entering)
-                view.index_copy_(0, part.compact, entering.view(leaving.shape))
-            if own is not lying:
-                lying.copy_(own)
+        return [_Exchange(seat, parts, *pair) for pair in pairs] if parts else []
 
     def _parts(self, seat: Seat) -> list[Part]:
         ways = [self._way(seat, dim) for dim in seat.order[: seat.lead]]
@@ -123,6 +116,31 @@ class Moves:
             before, after = self._before[id(axis)], self._after[id(axis)]
             self._ways[id(axis)] = Way.of(before.numpy(), after.numpy())
         return self._ways[id(axis)]
+
+
+class _Exchange:
+    """The exchange of one tensor's cells; it may be called again after it was interrupted."""
+
+    def __init__(self, seat: Seat, parts: list[Part], resident: Tensor, dense: Tensor) -> None:
+        self._seat, self._parts, self._resident, self._dense = seat, parts, resident, dense
+        self._leaving: list[Tensor] | None = None
+
+    def __call__(self) -> None:
+        lying, cell = self._seat.inside_out(self._resident), self._seat.cell
+        own = lying.contiguous()
+        cells, rows = in_cells(own, cell), own.view(len(own), -1)
+        bank = in_cells(self._seat.inside_out(self._dense), cell)
+        views = [rows if part.rows else cells for part in self._parts]
+        pairs = list(zip(self._parts, views, strict=True))  # no cell is in two of them
+        if self._leaving is None:
+            self._leaving = [view.index_select(0, part.compact) for part, view in pairs]
+        for part, leaving in zip(self._parts, self._leaving, strict=True):
+            bank.index_copy_(0, part.leaving, in_cells(leaving, cell))
+        for part, view in pairs:
+            entering = bank.index_select(0, part.entering)
+            view.index_copy_(0, part.compact, entering.view(-1, *view.shape[1:]))
+        if own is not lying:
+            lying.copy_(own)
 
 
 def _grid(lines: list[Line], strides: list[int]) -> Line:

@@ -22,6 +22,7 @@ from fxprune.budget.schedule import Pace
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
+from fxprune.errors import FxpruneError
 from fxprune.gated import ddp, display
 from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.nodes import seen, taps, to_gated
@@ -29,6 +30,7 @@ from fxprune.gated.optimizers import Rounds
 from fxprune.gated.residents import Residents
 from fxprune.gated.selector import Chooser, Settings
 from fxprune.gated.state import Snapshot, from_bytes, to_bytes
+from fxprune.gated.twins import Twin
 from fxprune.tracing.module import TracedModule, modules_of
 
 __all__ = ["GatedModule", "Settings"]
@@ -69,6 +71,7 @@ class GatedModule(TracedModule):
         """Takes `dense` over: its modules become gated; the bank has copies of its tensors."""
         self._made = False
         self._evaluation = Evaluation()
+        self._pending: list[exchange.Step] = []
         super().__init__(dense, *dense.both_graphs, origin=dense.origin)
         self.channels, self.settings = channels, settings
         self.cost = CostModel(channels.macs_terms, channels.params_terms, channels.layout.sizes)
@@ -80,6 +83,8 @@ class GatedModule(TracedModule):
         self._known: Chosen | None = None  # what the leader executed when it was followed last
         self._loaded_at: Chosen | None = None  # what the leader executed then, for a follower
         self.copied_from: weakref.ref[GatedModule] | None = None
+        self._copies: weakref.WeakSet[GatedModule] = weakref.WeakSet()
+        self._twin: Twin | None = None
         self._settled: Chosen | None = None
         self._residents = Residents(self, channels)
         self.bank = self._residents.bank
@@ -152,6 +157,7 @@ class GatedModule(TracedModule):
 
         They are the tensors themselves, not copies.
         """
+        self._finish()
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         return {**own, **self._residents.store(self._selection)}
 
@@ -159,6 +165,10 @@ class GatedModule(TracedModule):
     def best(self) -> Chosen:
         """The selection that export would take now: the whole budget, and no exploration."""
         self._catch_up()
+        if self._twin is not None:
+            still = self._twin.shows(self)
+            if still is not None:
+                return still
         if self._settled is not None:
             return self._settled
         return self._chooser.best(self._selection)
@@ -222,6 +232,7 @@ class GatedModule(TracedModule):
         Raises:
             GateError: a gated layer was replaced.
         """
+        self._twin = None  # it trains on its own
         self._residents.refind(self._selection)
         self.attached.add(optimizer, pace)
         self._residents.track(optimizer, self.attached)
@@ -240,7 +251,7 @@ class GatedModule(TracedModule):
 
         For an average of the other's parameters; see `fxprune.follow`, which is what to call.
         """
-        self._lead = weakref.ref(leader)
+        self._lead, self._twin = weakref.ref(leader), None
         leader._followers.add(self)
         self._catch_up()
 
@@ -255,13 +266,29 @@ class GatedModule(TracedModule):
         leader = None if self._lead is None else self._lead()
         if leader is None or self._loaded_at is leader._selection:
             return
+        self._take_over(leader)
+        device = self._device()
+        if self._known is not leader._selection:
+            self._exchange(leader._selection.to(device))
+            self._known = leader._selection
+
+    def _take_over(self, leader: "GatedModule") -> None:
+        """Knows what the policy of another network knows."""
         device = self._device()
         self._settled = None if leader._settled is None else leader._settled.to(device)
         self._chooser.take_over(leader._chooser, device)
         self._evaluation.stale = True
-        if self._known is not leader._selection:
-            self._exchange(leader._selection.to(device))
-            self._known = leader._selection
+
+    def _keep_in_step(self, source: "GatedModule") -> None:
+        """A copy that may hold an average executes what its source does; see `followers.Twin`."""
+        twin = self._twin
+        if twin is None or any(p.grad is not None for p in self.parameters()):
+            self._twin = None
+            source._copies.discard(self)
+        elif twin.at is not source._selection:
+            twin.keep(self)
+            self._exchange(source._selection.to(self._device()))
+            twin.at = source._selection
 
     def _before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
         """To be called before a step of an attached optimiser, at a learning rate.
@@ -295,6 +322,7 @@ class GatedModule(TracedModule):
         Raises:
             GateError: the gradients are of channels that do not execute.
         """
+        self._finish()
         self._residents.gradients.check()
         self._residents.begin(self.attached)
         self._chooser.steps += 1
@@ -302,6 +330,8 @@ class GatedModule(TracedModule):
         for follower in self._followers:  # what was loaded into one alone holds no longer
             follower._loaded_at = None
             follower._catch_up()
+        for copy in [*self._copies]:
+            copy._keep_in_step(self)
         if self._settled is None:
             self._chooser.observe(self._selection.channels, self._saliency())
         else:
@@ -322,6 +352,7 @@ class GatedModule(TracedModule):
             GateError: the selection does not fit the groups and its widths.
         """
         self._chooser.check(chosen)
+        self._twin = None
         if chosen is not self._selection:
             self._residents.gradients.drop()
         self._select(chosen)
@@ -342,7 +373,7 @@ class GatedModule(TracedModule):
 
     @_lasting
     def _mode_was_set(self) -> None:
-        self._evaluation.restore()
+        self._finish()
         self._show_graph()
         self._residents.refind(self._selection)
         self._evaluation.stale = True
@@ -369,18 +400,25 @@ class GatedModule(TracedModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
-        own = ("_residents", "_wrappers", "_followers", "_lead", "_evaluation", "_known")
+        self._finish()
+        own = (
+            *("_residents", "_wrappers", "_followers", "_lead", "_evaluation", "_known"),
+            *("_copies", "_twin", "_pending"),
+        )
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
             twin = super().__deepcopy__(memo)
         finally:
             self.__dict__.update(kept)
         twin._residents = Residents(twin, twin.channels, twin.bank)
-        for name in ("_wrappers", "_followers"):
+        for name in ("_wrappers", "_followers", "_copies"):
             setattr(twin, name, weakref.WeakSet())
+        twin._pending, twin._twin = [], None
         twin._lead, twin._known, twin.copied_from = None, None, weakref.ref(self)
         twin._evaluation = Evaluation()
         twin._mode_was_set()
+        twin._twin = Twin.of(twin, self)
+        self._copies.add(twin)
         return twin
 
     def __repr__(self) -> str:
@@ -482,6 +520,8 @@ class GatedModule(TracedModule):
         leader = None if self._lead is None else self._lead()
         if leader is not None:
             self._loaded_at, self._known = leader._selection, None
+        if self._twin is not None:
+            self._twin = Twin.of(self, self._twin.source())
         self._evaluation.stale = True
         self._announce()
         if not self.training:
@@ -497,6 +537,10 @@ class GatedModule(TracedModule):
 
     def set_extra_state(self, state: Tensor | Mapping[str, Tensor]) -> None:
         """Does nothing: what `get_extra_state` returned was loaded before the parameters."""
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._finish()
+        super()._save_to_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -524,21 +568,43 @@ class GatedModule(TracedModule):
     @_lasting
     def _exchange(self, chosen: Chosen) -> None:
         """Parameters, buffers and the optimisers' state become those of another selection."""
+        self._finish()
         torch.clear_autocast_cache()  # of casts of what leaves
         old = self._selection
         items = itertools.chain(self._residents.states(old.widths), self._residents.parameters())
-        exchange.exchange(items, self.bank, old, chosen)
-        if chosen.widths != old.widths:
-            resize(self, self.channels, chosen.widths)
-            self.recompile()
-        self._selection = chosen
-        self._evaluation.stale = True
-        self._announce()
+
+        def take_up() -> None:
+            if chosen.widths != old.widths:
+                resize(self, self.channels, chosen.widths)
+                self.recompile()
+            self._selection = chosen
+            self._evaluation.stale = True
+
+        plan = [*exchange.steps(items, self.bank, old, chosen), take_up, self._announce]
+        self._pending = plan[::-1]
+        try:
+            self._finish()
+        except FxpruneError:  # of a wrapper that cannot follow; the exchange itself is done
+            self._pending = []
+            raise
+        except BaseException:
+            self._finish()  # or it is finished before the next use, if this is interrupted too
+            raise
+
+    @_lasting
+    def _finish(self) -> None:
+        """Finishes an exchange, or a forward of evaluation, that was interrupted."""
+        self._evaluation.restore()
+        while self._pending:
+            self._pending[-1]()
+            self._pending.pop()
 
     def _announce(self) -> None:
         """Averages take up the selection, autograd and data-parallel wrappers its widths."""
         for follower in self._followers:
             follower._catch_up()
+        for copy in [*self._copies]:
+            copy._keep_in_step(self)
         if self._known_widths == self._selection.widths:
             return
         self._known_widths = self._selection.widths
@@ -576,6 +642,8 @@ def _by_mode(code: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that runs the given code for training, and otherwise what evaluation runs."""
 
     def forward(self: GatedModule, *args: Any, **kwargs: Any) -> Any:
+        if self._pending:
+            self._finish()
         if self.training and self._lead is None:
             return code(self, *args, **kwargs)
         if self._evaluation.stale:

@@ -2,12 +2,13 @@
 
 Before the first step of a round the policy sees the gradients; after the last one channels may be
 exchanged. In between they may not, since an optimiser that has not stepped holds gradients of the
-channels that execute. A round in which one is missing, since GradScaler skipped it or since it
+channels that execute. One whose parameters are all frozen is not waited for. Optimisers that step
+in a backward hook, one for each parameter, make a round of a backward. A round in which one is missing, since GradScaler skipped it or since it
 steps seldom, ends without an exchange when there are new gradients. Optimisers are held weakly.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,7 +24,8 @@ class Rounds:
         self._paces: weakref.WeakKeyDictionary[Optimizer, Pace | None]
         self._paces = weakref.WeakKeyDictionary()
         self._stepped: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._fresh = False  # there are gradients newer than the last step, if several are attached
+        # those with gradients newer than their last step, if several are attached
+        self._fresh: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._marks: list[RemovableHandle] = []
 
     def __contains__(self, optimizer: object) -> bool:
@@ -57,29 +59,45 @@ class Rounds:
         for mark in self._marks:
             mark.remove()
         several = [*self._paces] if len(self._paces) > 1 else []
-        groups = (group for optimizer in several for group in optimizer.param_groups)
-        parameters = (p for group in groups for p in group["params"] if p.requires_grad)
-        self._marks = [p.register_post_accumulate_grad_hook(self._new) for p in parameters]
+        self._marks = [
+            parameter.register_post_accumulate_grad_hook(self._marking(optimizer))
+            for optimizer in several
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        ]
 
-    def _new(self, _: Tensor) -> None:
-        self._fresh = True
+    def _marking(self, optimizer: Optimizer) -> Callable[[Tensor], None]:
+        held = weakref.ref(optimizer)
+
+        def mark(_: Tensor) -> None:
+            one = held()
+            if one is not None:
+                self._fresh.add(one)
+
+        return mark
 
     def begins(self, optimizer: Optimizer) -> bool:
         """Whether a step that it is about to take is the first of a round."""
         if optimizer not in self:
             return False
-        if self._stepped and not self._fresh and optimizer not in self._stepped:
-            return False
-        self._fresh = False
-        self._stepped.clear()
-        return True
+        begins = not self._stepped or optimizer in self._stepped
+        begins = begins or any(one in self._fresh for one in self._stepped)
+        if begins:
+            self._stepped.clear()
+        return begins
 
     def ends(self, optimizer: Optimizer) -> bool:
         """Whether the step that it has taken is the last of a round."""
         if optimizer not in self:
             return False
         self._stepped.add(optimizer)
-        if len(self._stepped) < len(self._paces):
+        self._fresh.discard(optimizer)
+        if any(one not in self._stepped and _trains(one) for one in [*self._paces]):
             return False
         self._stepped.clear()
         return True
+
+
+def _trains(optimizer: Optimizer) -> bool:
+    return any(p.requires_grad for group in optimizer.param_groups for p in group["params"])

@@ -127,7 +127,7 @@ class Residents:
             if not tracked.stepped and tracked.attached() in attached:
                 tracked.stepped = True
                 for name, home in self._homes.items():
-                    if home.tensor().grad is not None and self._is_new_to(home.tensor()):
+                    if self._is_new_to(home.tensor()):
                         self.bank.states.pop(name, None)
 
     def _is_new_to(self, parameter: Tensor) -> bool:
