@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +15,7 @@ from fxprune.errors import GateError
 from fxprune.gated.module import GatedModule
 from fxprune.gated.nodes import Gated, Tap, remove_taps, to_plain
 from fxprune.passes.base import Pass, Program, assert_same_function
-from fxprune.tracing.module import TracedModule, copy_modes
+from fxprune.tracing.module import TracedModule, adopt, copy_modes
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _compact(gated: GatedModule) -> fx.GraphModule:
     train, evaluation = gated.both_graphs
     graph = _untapped(evaluation)
     training = graph if train is evaluation else _untapped(train)
-    compact = copy.deepcopy(TracedModule(gated, training, graph), narrow)
+    compact = copy.deepcopy(CompactModule(gated, training, graph), narrow)
     to_plain(compact)
     resize(compact, gated.channels, best.widths)
     compact.recompile()
@@ -89,4 +90,26 @@ def _compact(gated: GatedModule) -> fx.GraphModule:
 def _untapped(graph: fx.Graph) -> fx.Graph:
     twin = copy.deepcopy(graph)
     remove_taps(twin)
+    twin._tracer_cls = None  # torch.fx traces what it unpickles, with its own tracer then
     return twin
+
+
+class CompactModule(TracedModule):
+    """A compact network whose graphs in training and in evaluation differ; it can be pickled."""
+
+    def __reduce__(self) -> Any:
+        graphs = [fx.GraphModule(self, graph, "CompactModule") for graph in self.both_graphs]
+        for module in graphs:
+            copy_modes(self, module)
+            module.training = self.training
+        return _from_parts, (*graphs, self.training)
+
+
+def _from_parts(train: fx.GraphModule, evaluation: fx.GraphModule, mode: bool) -> CompactModule:
+    """A compact network from one for each mode, which share their modules."""
+    known = {node.target for node in evaluation.graph.nodes}
+    for node in train.graph.nodes:
+        if node.op in ("call_module", "get_attr") and node.target not in known:
+            adopt(evaluation, train, str(node.target))
+    evaluation.training = mode
+    return CompactModule(evaluation, train.graph, evaluation.graph)

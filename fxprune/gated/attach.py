@@ -54,7 +54,8 @@ def attach(
 
     Args:
         gated: what `fxprune.instrument` returned; not a wrapper around it.
-        optimizer: any torch optimiser over `gated.parameters()`.
+        optimizer: any torch optimiser over `gated.parameters()`, or what a framework wraps around
+            one, such as accelerate's AcceleratedOptimizer or fastai's OptimWrapper.
         schedule: from all channels down to the budget, such as `"cubic{begin=0.1,end=0.6}"`;
             without one the budget holds from the beginning, but for `gated.spend`.
         steps: optimiser steps of the whole run, from the network's first one on, for a schedule.
@@ -71,6 +72,7 @@ def attach(
             do="attach to what fxprune.instrument returned; for a wrapped one, to its .module",
         )
     refuse_shards(gated, *gated.parameters())
+    optimizer = _unwrapped(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(parameter) in held for parameter in gated.parameters()):
         raise GateError(
@@ -116,6 +118,27 @@ def attach(
         optimizer.register_step_post_hook(after),
     )
     return Controller(gated, optimizer, handles)
+
+
+def _unwrapped(optimizer: Any) -> Optimizer:
+    """The torch optimiser in a framework's wrapper, which has no hooks of its own.
+
+    Raises:
+        GateError: there is none.
+    """
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        inside = [vars(optimizer).get(name) for name in ("optimizer", "opt", "_optimizer")]
+        inner = next((value for value in inside if value is not None), None)
+        if inner is None:
+            raise GateError(
+                f"cannot attach to the steps of a {type(optimizer).__name__}",
+                why="it is no torch optimiser, and wraps none",
+                do="train with one of torch.optim (fastai: opt_func=partial(OptimWrapper, "
+                "opt=torch.optim.AdamW))",
+            )
+        optimizer = inner
+    torch_optimizer: Optimizer = optimizer
+    return torch_optimizer
 
 
 def _skips(optimizer: Optimizer) -> bool:

@@ -22,7 +22,7 @@ from fxprune.budget.schedule import Pace
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, GateError
 from fxprune.gated import ddp, display
 from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.nodes import seen, taps, to_gated
@@ -441,6 +441,14 @@ class GatedModule(TracedModule):
             macs=(cost.macs(widths), cost.dense_macs),
             params=(cost.params(widths), cost.dense_params),
             groups=list(zip(names, widths, graph.layout.sizes, strict=True)),
+        )
+
+    def __reduce__(self) -> Any:
+        raise GateError(
+            "a gated network cannot be pickled",
+            why="its bank, policy and optimisers belong to one training in one process",
+            do="keep gated.state_dict() (torch.save, safetensors), fxprune.save(gated, path), or "
+            "fxprune.shrink(gated), which is an ordinary module",
         )
 
     def recompile(self) -> Any:

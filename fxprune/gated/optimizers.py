@@ -3,8 +3,9 @@
 Before the first step of a round the policy sees the gradients; after the last one channels may be
 exchanged. In between they may not, since an optimiser that has not stepped holds gradients of the
 channels that execute. One whose parameters are all frozen is not waited for. Optimisers that step
-in a backward hook, one for each parameter, make a round of a backward. A round in which one is missing, since GradScaler skipped it or since it
-steps seldom, ends without an exchange when there are new gradients. Optimisers are held weakly.
+in a backward hook, one for each parameter, make a round of a backward. A round in which one is
+missing, since GradScaler skipped it or since it steps seldom, ends without an exchange when there
+are new gradients. Optimisers are held weakly.
 """
 
 import weakref

@@ -55,7 +55,7 @@ class Twin:
             return None
         source = self.source()
         if source is None or _sums(copy) == self.sums:
-            return self.still.to(copy.executing.device)
+            return self.still.to(copy._selection.channels.device)
         copy._take_over(source)
         return None
 

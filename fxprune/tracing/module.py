@@ -59,7 +59,7 @@ class TracedModule(fx.GraphModule):
         known = _targets(eval_graph)
         for target in {} if train_graph is eval_graph else _targets(train_graph):
             if target not in known:
-                _adopt(self, root, target)
+                adopt(self, root, target)
         self.origin = origin or Origin({})
         self._graphs = {True: train_graph, False: eval_graph}
         copy_modes(root, self)
@@ -244,7 +244,7 @@ def _targets(graph: fx.Graph) -> dict[Any, None]:
     return dict.fromkeys(n.target for n in graph.nodes if n.op in ("call_module", "get_attr"))
 
 
-def _adopt(module: nn.Module, root: nn.Module, target: str) -> None:
+def adopt(module: nn.Module, root: nn.Module, target: str) -> None:
     """Copies the reference to `target` (a module, parameter or buffer) from root to module."""
     *path, name = target.split(".")
     for part in path:

@@ -1,10 +1,13 @@
 """Shrink: plain modules of compact sizes, and nothing of fxprune in them."""
 
 import copy
+import io
+from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
 import fxprune
 from fxprune.bank.exchange import Chosen
@@ -92,3 +95,39 @@ def test_it_loads_into_a_network_of_the_compact_sizes() -> None:
     model.body, model.norm = nn.Conv2d(3, 1, 1, bias=False), nn.BatchNorm2d(1)
     model.fc = nn.Linear(16, 5)
     assert list(model.load_state_dict(state, strict=True)) == [[], []]
+
+
+class Drops(nn.Module):
+    """Two graphs: one drops, the other does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 4, 1)
+        self.scale = nn.Parameter(torch.ones(16, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = functional.dropout(self.a(x).relu(), 0.5, self.training)
+        return self.b(hidden * self.scale if self.training else hidden)
+
+
+def sequence() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1))
+
+
+@pytest.mark.parametrize("make", [Drops, sequence])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compact_network_is_saved_as_any_module(make: Any, training: bool) -> None:
+    gated = fxprune.instrument(make().train(training), (torch.zeros(2, 1, 8, 8),))
+    compact, file = fxprune.shrink(gated), io.BytesIO()
+    torch.save(compact, file)  # noqa: TID251 - as a user does
+    file.seek(0)
+    again = torch.load(file, weights_only=False)  # noqa: TID251
+    assert again.training == training
+    x = torch.randn(3, 1, 8, 8)
+    for mode in (True, False):
+        outs = []
+        for network in (compact, again, copy.deepcopy(again)):
+            torch.manual_seed(0)
+            outs.append(network.train(mode)(x))
+        assert torch.equal(outs[0], outs[1])
+        assert torch.equal(outs[0], outs[2])

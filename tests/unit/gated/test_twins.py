@@ -1,0 +1,156 @@
+"""Deep copies of a gated network: averages of any make, and copies that are only kept."""
+
+import copy
+import io
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxprune import GatedModule, attach, instrument
+from fxprune.errors import GateError
+from tests.support.nets import BY_NAME
+from tests.support.oracle import loss_of
+from tests.unit.gated.test_attach import sgd, train_step
+
+NET = BY_NAME["resnet_projection"]
+POLICIES = ["random", "cucb{c=1}", "utility{warmup=2,reallocate=2}"]
+
+
+def build(policy: str, lr: float = 0.05) -> tuple[GatedModule, torch.optim.Optimizer]:
+    gated = instrument(NET.model().train(), NET.inputs(), policy=policy)
+    optimizer = sgd(gated.parameters())
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = 0.0
+    attach(gated, optimizer)
+    return gated, optimizer
+
+
+def tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+
+
+def values(network: nn.Module) -> Iterator[Tensor]:
+    yield from (v for v in network.state_dict().values() if v.is_floating_point())
+
+
+def averaged(average: nn.Module, network: nn.Module, read: Any) -> None:
+    with torch.no_grad():
+        for mean, value in zip(read(average), read(network), strict=True):
+            mean.lerp_(value, 0.25)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("read", [tensors, values])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_average_of_equal_values_is_these(policy: str, read: Any, nested: bool) -> None:
+    """Nothing is learnt at learning rate 0, so that averages of any make equal the network."""
+    gated, optimizer = build(policy, lr=0.0)
+    whole = nn.ModuleDict({"net": gated}) if nested else gated
+    average = copy.deepcopy(whole)
+    names = [name for name, _ in gated.named_parameters()]
+    before = gated.dense_state_dict()
+    for step in range(8):
+        train_step(gated, optimizer, NET, step)
+        averaged(average, whole, read)
+        if step == 4:
+            average.eval()
+    inner = average["net"] if isinstance(average, nn.ModuleDict) else average
+    found, now = inner.dense_state_dict(), gated.dense_state_dict()
+    for name in names:
+        assert torch.equal(now[name], before[name])
+        torch.testing.assert_close(found[name], before[name], rtol=0, atol=1e-12)
+
+
+def test_an_average_evaluates_what_its_source_would_export() -> None:
+    gated, optimizer = build("cucb{c=1}")
+    average = copy.deepcopy(gated)
+    for step in range(6):
+        train_step(gated, optimizer, NET, step)
+        averaged(average, gated, tensors)
+    one, two = average.best(), gated.best()
+    assert torch.equal(one.channels.sort().values, two.channels.sort().values)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_copy_that_is_kept_evaluates_as_when_it_was_made(policy: str) -> None:
+    gated, optimizer = build(policy)
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+    kept = copy.deepcopy(gated).eval()
+    shown, dense = kept(*NET.inputs()), kept.dense_state_dict()
+    for step in range(3, 9):
+        train_step(gated, optimizer, NET, step)
+    torch.testing.assert_close(kept(*NET.inputs()), shown)
+    now = kept.dense_state_dict()
+    assert all(torch.equal(dense[key], now[key]) for key in dense)
+    assert not torch.equal(gated.eval()(*NET.inputs()), shown)
+
+
+def test_a_copy_that_trains_goes_its_own_way() -> None:
+    gated, optimizer = build("random")
+    alone = copy.deepcopy(gated)
+    loss_of(alone, NET, 0).backward()  # without attach it stays on its selection
+    executing = alone.executing.clone()
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+    assert torch.equal(alone.executing, executing)
+    assert not torch.equal(gated.executing, executing)
+
+
+def interrupted(number: int) -> Callable[..., Any]:
+    """A trace function that raises KeyboardInterrupt at a line of fxprune's exchange."""
+    count = [0]
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        del arg
+        if "/fxprune/bank/" not in frame.f_code.co_filename and not (
+            frame.f_code.co_filename.endswith("gated/module.py")
+        ):
+            return None
+        if event == "line":
+            count[0] += 1
+            if count[0] == number:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["random", "utility{warmup=2,reallocate=2}"])
+def test_an_interrupt_anywhere_moves_no_channel(policy: str) -> None:
+    """As Ctrl-C in a notebook, and going on: at every line of the exchange, at learning rate 0."""
+    number, reached = 1, True
+    while reached:
+        gated, optimizer = build(policy, lr=0.0)
+        for step in range(2):
+            train_step(gated, optimizer, NET, step)
+        before = gated.dense_state_dict()
+        trace = interrupted(number)
+        reached = False
+        tracing = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            train_step(gated, optimizer, NET, 3)
+        except KeyboardInterrupt:
+            reached = True
+        finally:
+            sys.settrace(tracing)
+        for step in range(4, 6):
+            train_step(gated, optimizer, NET, step)
+        after = gated.dense_state_dict()
+        for name, _ in gated.named_parameters():
+            assert torch.equal(before[name], after[name]), (number, name)
+        number += max(1, number // 6)
+    assert number > 100
+
+
+def test_a_gated_network_refuses_pickle() -> None:
+    gated, _ = build("random")
+    with pytest.raises(GateError, match=r"fxprune\.save\(gated, path\)"):
+        torch.save(gated, io.BytesIO())  # noqa: TID251 - it is refused
