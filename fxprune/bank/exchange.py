@@ -171,11 +171,15 @@ def _swaps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> Itera
 class _PackSwap:
     """The exchange of a pack; it may be called again after it was interrupted."""
 
-    def __init__(self, pack: Pack, tensors: dict[str, Tensor], *where: Tensor) -> None:
-        self._pack, self._tensors, self._where = pack, tensors, where
+    def __init__(
+        self, pack: Pack, tensors: dict[str, Tensor], flat: Tensor, before: Tensor, after: Tensor
+    ) -> None:
+        self._pack, self._tensors, self._flat = pack, tensors, flat
+        self._before, self._after = before, after
         self._leaving: Tensor | None = None
 
     def __call__(self) -> None:
         if self._leaving is None:
             self._leaving = self._pack.staged(self._tensors)
-        self._pack.swap(self._tensors, *self._where, self._leaving)
+        leaving = self._leaving
+        self._pack.swap(self._tensors, self._flat, self._before, self._after, leaving)

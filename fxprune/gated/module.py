@@ -548,7 +548,7 @@ class GatedModule(TracedModule):
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._finish()
-        super()._save_to_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
