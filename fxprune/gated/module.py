@@ -161,14 +161,19 @@ class GatedModule(TracedModule):
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         return {**own, **self._residents.store(self._selection)}
 
+    def _dense_parameters(self) -> dict[str, Tensor]:
+        dense = self.dense_tensors()
+        return {name: dense[name] for name, _ in self.named_parameters()}
+
     @_lasting
     def best(self) -> Chosen:
         """The selection that export would take now: the whole budget, and no exploration."""
         self._catch_up()
-        if self._twin is not None:
-            still = self._twin.shows(self)
-            if still is not None:
-                return still
+        if self._twin is not None and self._twin.still is not None:
+            source = self._twin.source()
+            if source is None or not self._twin.is_written(self._dense_parameters()):
+                return self._twin.still.to(self._device())
+            self._take_over(source)
         if self._settled is not None:
             return self._settled
         return self._chooser.best(self._selection)
@@ -286,7 +291,8 @@ class GatedModule(TracedModule):
             self._twin = None
             source._copies.discard(self)
         elif twin.at is not source._selection:
-            twin.keep(self)
+            if twin.still is None:
+                twin.still = self.best()
             self._exchange(source._selection.to(self._device()))
             twin.at = source._selection
 
@@ -417,7 +423,7 @@ class GatedModule(TracedModule):
         twin._lead, twin._known, twin.copied_from = None, None, weakref.ref(self)
         twin._evaluation = Evaluation()
         twin._mode_was_set()
-        twin._twin = Twin.of(twin, self)
+        twin._twin = Twin.of(self, twin._dense_parameters())
         self._copies.add(twin)
         return twin
 
@@ -528,8 +534,9 @@ class GatedModule(TracedModule):
         leader = None if self._lead is None else self._lead()
         if leader is not None:
             self._loaded_at, self._known = leader._selection, None
-        if self._twin is not None:
-            self._twin = Twin.of(self, self._twin.source())
+        source = None if self._twin is None else self._twin.source()
+        if source is not None:
+            self._twin = Twin.of(source, self._dense_parameters())
         self._evaluation.stale = True
         self._announce()
         if not self.training:

@@ -10,15 +10,14 @@ neither, and goes its own way.
 """
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxprune.bank.exchange import Chosen
-
-if TYPE_CHECKING:
-    from fxprune.gated.module import GatedModule
 
 
 @dataclass(eq=False)
@@ -32,36 +31,21 @@ class Twin:
         still: what it evaluates as long as nothing is written to it; None before it first moves.
     """
 
-    source: "weakref.ref[GatedModule]"
+    source: "weakref.ref[Any]"
     sums: dict[str, float]
-    at: Chosen | None
+    at: Chosen | None = None
     still: Chosen | None = None
 
     @classmethod
-    def of(cls, copy: "GatedModule", source: "GatedModule | None") -> "Twin | None":
-        """Ties a copy to its source as it is now."""
-        if source is None:
-            return None
-        return cls(weakref.ref(source), _sums(copy), None)
+    def of(cls, source: Any, dense: Mapping[str, Tensor]) -> "Twin":
+        """Ties a copy that has these dense parameters, by name, to its source."""
+        return cls(weakref.ref(source), _sums(dense))
 
-    def keep(self, copy: "GatedModule") -> None:
-        """Remembers what the copy evaluates, before it moves for the first time."""
-        if self.still is None and self.source() is not None:
-            self.still = copy.best()
-
-    def shows(self, copy: "GatedModule") -> Chosen | None:
-        """What a copy evaluates that has moved; None where that is its policy's affair."""
-        if self.still is None:
-            return None
-        source = self.source()
-        if source is None or _sums(copy) == self.sums:
-            return self.still.to(copy._selection.channels.device)
-        copy._take_over(source)
-        return None
+    def is_written(self, dense: Mapping[str, Tensor]) -> bool:
+        """Whether the copy's dense parameters, by name, are others than when it was made."""
+        return _sums(dense) != self.sums
 
 
 @torch.no_grad()
-def _sums(network: "GatedModule") -> dict[str, float]:
-    parameters = {name for name, _ in network.named_parameters()}
-    dense = network.dense_tensors()
-    return {name: float(dense[name].double().sum()) for name in sorted(parameters)}
+def _sums(dense: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(tensor.double().sum()) for name, tensor in dense.items()}
