@@ -209,7 +209,7 @@ def test_ignite() -> None:
 
 
 def test_fastai(tmp_path: Path) -> None:
-    import fastai.callback.progress
+    import fastai.callback.progress  # noqa: F401 - gives a Learner its no_bar
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
