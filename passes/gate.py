@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,6 +44,7 @@ class Gate(Pass):
         if self.settings.policy.observes == "sample":
             _tap(dense, program.channels)
         gated = GatedModule(dense, program.channels, self.settings, program.inputs)
+        _carry_hooks(program.module, gated)
         return Program(gated, program.inputs, program.channels)
 
     def ensures(self, before: Program, after: Program) -> None:
@@ -74,6 +76,20 @@ def _aliases(module: TracedModule, channels: ChannelGraph) -> dict[int, Tensor]:
         owned = isinstance(tensor, nn.Parameter)
         aliases[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if owned else data
     return aliases
+
+
+def _carry_hooks(source: nn.Module, gated: GatedModule) -> None:
+    """Gives the residents the gradient hooks of the parameters; they see narrow gradients."""
+    residents = dict(gated.named_parameters())
+    for name, parameter in tensors_of(source)[0].items():
+        resident = residents.get(name)
+        if resident is None:
+            continue
+        for hook in (parameter._backward_hooks or {}).values():
+            resident.register_hook(hook)
+        after: Any = getattr(parameter, "_post_accumulate_grad_hooks", None)
+        for hook in (after or {}).values():
+            resident.register_post_accumulate_grad_hook(hook)
 
 
 def _tap(module: TracedModule, channels: ChannelGraph) -> None:

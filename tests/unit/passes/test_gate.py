@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+import fxprune
 from fxprune.bank.exchange import Chosen
 from fxprune.budget.budget import Budget
 from fxprune.gated.module import GatedModule, Settings
@@ -88,3 +89,16 @@ def test_a_program_keeps_its_channels() -> None:
     assert result.channels is program.channels
     assert isinstance(result, Program)
     assert result.inputs is program.inputs
+
+
+def test_gradient_hooks_of_the_parameters_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    model[0].weight.register_hook(lambda grad: grad * 0)
+    seen = []
+    model[2].weight.register_post_accumulate_grad_hook(lambda p: seen.append(tuple(p.shape)))
+    gated = fxprune.instrument(model, (torch.zeros(2, 3, 9, 9),))
+    gated(torch.ones(2, 3, 9, 9)).square().mean().backward()
+    parameters = dict(gated.named_parameters())
+    assert not parameters["0.weight"].grad.any()
+    assert parameters["0.bias"].grad.any()
+    assert seen == [(4, 8, 3, 3)]
