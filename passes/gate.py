@@ -80,7 +80,7 @@ def _aliases(module: TracedModule, channels: ChannelGraph) -> dict[int, Tensor]:
 
 def _carry_hooks(source: nn.Module, gated: GatedModule) -> None:
     """Gives the residents the gradient hooks of the parameters; they see narrow gradients."""
-    residents = dict(gated.named_parameters())
+    residents: dict[str, Any] = dict(gated.named_parameters())
     for name, parameter in tensors_of(source)[0].items():
         resident = residents.get(name)
         if resident is None:
