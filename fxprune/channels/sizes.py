@@ -36,7 +36,8 @@ class Sizes:
 
     def name(self, parameter: str) -> str:
         """Return the name by which the channel graph knows a parameter, which may be a tied one."""
-        return self.names.get(id(getattr(self.module, parameter, None)), "")
+        own = vars(self.module)["_parameters"]  # a computed one would be computed by getattr
+        return self.names.get(id(own.get(parameter)), "") if own.get(parameter) is not None else ""
 
 
 class ModuleSizes(abc.ABC):

@@ -119,10 +119,10 @@ class DraftModule(TracedModule):
         self.__dict__.pop("_code", None)
         type(self).forward = DraftModule.forward  # type: ignore[method-assign]
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         """Makes the code, which takes this method's place, and runs it."""
         super().recompile()
-        return self.forward(*inputs)
+        return self.forward(*inputs, **options)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_code":

@@ -1,0 +1,81 @@
+"""The user's model is as it was, in depth, after a success and after a refusal."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+import fxprune
+from fxprune.errors import FxpruneError
+from tests.support.untouched import changes, described
+
+IMAGE = torch.randn(2, 3, 8, 8)
+
+
+class Holder:
+    """An object of the model's own."""
+
+    def __init__(self) -> None:
+        self.grid: list[Any] = [torch.zeros(1)]
+
+
+class Fills(nn.Module):
+    """Fills containers of every kind, attributes and hook tables at its first call."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.wrong = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3), wrong
+        self.cache: dict[str, Any] = {}
+        self.seen: set[str] = set()
+        self.rows, self.own, self.hooked, self.last = [1], Holder(), False, None
+        self.count = torch.zeros(3)
+        self.register_buffer("total", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.hooked:
+            self.a.register_forward_hook(lambda *_: None)
+            self.hooked = True
+        y = self.b(self.a(x).relu())
+        if "grid" not in self.cache:
+            self.cache["grid"] = torch.zeros_like(y[:1]) + 1
+        self.own.grid[0] = self.cache["grid"]
+        self.seen.add("forward")
+        self.rows.append(2)
+        self.count += 1
+        self.total = self.total + 1
+        self.last = y
+        if self.wrong:
+            y = self.b(y)  # which takes 16 channels
+        return y + self.own.grid[0]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_nothing_in_the_model_changes(training: bool, wrong: bool) -> None:
+    model = Fills(wrong).train(training)
+    before = described(model)
+    if wrong:
+        with pytest.raises(FxpruneError):
+            fxprune.instrument(model, (IMAGE,))
+    else:
+        fxprune.instrument(model, (IMAGE,))
+    assert changes(before, described(model)) == []
+
+
+def test_the_vectors_of_a_spectral_norm_stay_in_training_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), spectral_norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 4, 1))
+    before = described(model.train())
+    fxprune.instrument(model, (IMAGE,))
+    assert changes(before, described(model)) == []
+
+
+def test_a_change_is_seen() -> None:
+    model = Fills(False)
+    before = described(model)
+    model(IMAGE)
+    found = changes(before, described(model))
+    assert {"model.cache", "model.seen", "model.rows", "model.last"} <= {
+        path.partition("[")[0] for path in found
+    } | set(found)
