@@ -33,6 +33,7 @@ BLOCK = 0.03  # seconds of hot calls in a turn
 HOT_CALLS = (4, 100)  # the fewest and the most of them
 SLOW, SLOW_CALLS = 0.2, 2  # seconds of a call from which on so few are enough
 QUIET = 0.015  # the largest error of a quotient that is known well
+STARVED = 5
 FOREIGN = 0.15  # of a core, that other programs may take in a round of several threads
 
 
@@ -44,7 +45,8 @@ class Effort:
         precision: it ends when the error of the quotient is at most this share of it.
         noisy: it is refused if the error is still more than this when patience ends, or if other
             programs use the cores; infinite to have a figure in any case.
-        patience: seconds after which it ends in any case.
+        patience: seconds after which it ends: of the processor where that is the clock, so that a
+            busy machine is measured for longer, but not for more than `STARVED` times as long.
     """
 
     precision: float = 0.01
@@ -159,7 +161,8 @@ def compare(
     clock = time.thread_time if threads == 1 else time.perf_counter
     turns = [_Turn(call, clock) for call in (dense, compact)]
     rounds: list[list[tuple[float, float]]] = []
-    tried, disturbed, began = 0, 0, time.monotonic()
+    tried, disturbed = 0, 0
+    began, began_wall = clock(), time.monotonic()
     while True:
         foreign = _Foreign()
         times = [turn() for turn in turns]
@@ -169,7 +172,8 @@ def compare(
             rounds.append(times)
         if not alone:
             disturbed += 1
-        over = time.monotonic() - began > effort.patience
+        waited = max(clock() - began, (time.monotonic() - began_wall) / STARVED)
+        over = waited > effort.patience
         if len(rounds) >= ROUNDS:
             known = _timing(rounds, threads, quiet=False)
             error = known.bound(cold).error
