@@ -166,7 +166,7 @@ def run(
         run_of_dense=output / "dense",
         exported=exported,
         dense_onnx=output / "dense.onnx",
-        accuracy=(full[-1].val_accuracy, narrow[-1].val_accuracy),
+        accuracy=(full[-1].val_accuracy or 0.0, narrow[-1].val_accuracy or 0.0),
         step_seconds=steps,
         train_seconds=(_seconds(full), _seconds(narrow)),
         report=report,

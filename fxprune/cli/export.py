@@ -17,7 +17,7 @@ from fxprune.cli.arguments import (
     run_of,
     transform_of,
 )
-from fxprune.errors import DataError, OptionError, RunError
+from fxprune.errors import DataError, OptionError, RunError, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fxprune.export.compare import Comparison
     from fxprune.gated.module import GatedModule
     from fxprune.runs.run import Run
+    from fxprune.trainer.task import Task
 
 
 FORMATS = (".onnx", ".pt2")
@@ -118,7 +119,8 @@ def export(
         compact = compact_of(gated, passes=wanted)
         record = records.of_run(run, gated)
         begin()
-        data = _data_of(run, transform_of(transform))
+        source = _data_of(run, transform_of(transform))
+        data = None if source is None else source[0]
         real = real_inputs(data)
         if ".pt2" in paths:
             begin()
@@ -182,32 +184,40 @@ def _places(wanted: Path | None, name: str, *, onnx: bool, pt2: bool) -> dict[st
     return {kind: wanted.with_suffix(kind) for kind in kinds}
 
 
-def _data_of(run: "Run", transform: "Transforms | None") -> "DataSet | None":
-    """The data that the run was trained on; None if they are not at hand."""
+def _data_of(run: "Run", transform: "Transforms | None") -> "tuple[DataSet, Task] | None":
+    """The data that the run was trained on, its loss and its metric; None if not at hand."""
+    from fxprune.cli.spec import maker
     from fxprune.trainer.job import Job
+    from fxprune.trainer.task import Task
 
     job = Job.read(run)
     if job is None:
         return None
     try:
-        return job.load(run.plan.inputs[0][0], transform=transform)
-    except DataError as error:
+        made = job.made(run, maker(run.base))
+        data = job.load(run.plan.inputs[0][0], made=made.get("data"), transform=transform)
+        return data, Task(made.get("loss"), made.get("metric"))
+    except (DataError, SpecError, RunError) as error:
         console.note(f"checked on random inputs only: {error.what}")
         return None
 
 
 def real_inputs(data: "DataSet | None") -> "tuple[Tensor, ...]":
     """A few inputs of the data."""
+    from torch import Tensor
+    from torch.utils import _pytree as pytree
+
     from fxprune.export.onnx import BATCHES
 
     if data is None:
         return ()
     try:
-        images, _ = next(data.val.batches(max(BATCHES)))
+        inputs, _ = next(data.val.batches(max(BATCHES)))
     except DataError as error:
         console.note(f"checked on random inputs only: {error.what}")
         return ()
-    return (images,)
+    found = tuple(pytree.tree_leaves(inputs))
+    return found if all(isinstance(leaf, Tensor) for leaf in found) else ()
 
 
 def notes_of(run: "Run", data: "DataSet | None") -> dict[str, str]:

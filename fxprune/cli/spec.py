@@ -24,13 +24,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from fxprune.errors import SpecError
 from fxprune.user_lines import user_line
+
+T = TypeVar("T")
 
 BATCH = 2  # rows of made-up example inputs; one row would not do for a batch norm behind a pooling
 
@@ -116,6 +118,53 @@ def build(spec: str) -> Any:
     return _run(_find(target, options, Path.cwd(), spec).build, f"the factory of {spec} raises")
 
 
+def load_object(text: str, kind: str, *, base: Path | None = None, call: bool = False) -> Any:
+    """Imports what `file.py:name` or `pkg.mod:name` names: a data factory, a loss, a metric.
+
+    A class is made, with the options in braces; a function is returned as it is, or called with
+    the options if `call` says so. Anything else is returned.
+
+    Args:
+        text: the name, perhaps with options: `losses.py:Dice{smooth=1.0}`.
+        kind: what it is for, such as "loss", for messages.
+        base: folder that a relative file name starts from; by default the current one.
+        call: functions make what is meant, and take the options.
+
+    Raises:
+        SpecError: it names nothing, cannot be imported, or raises.
+    """
+    target, options = _split_options(text)
+    head, _, name = target.rpartition(":")
+    if not (head and name.isidentifier()):
+        raise SpecError(
+            f"cannot read the {kind} {text!r}", do=f"write file.py:{kind} or pkg.mod:{kind}"
+        )
+    folder = base or Path.cwd()
+    if head.endswith(".py"):
+        module, where = _module_of_file(folder / head), Path(head).name
+    else:
+        module, where = _module_of_name(head, folder, text), head
+    value = getattr(module, name, None)
+    if value is None:
+        raise SpecError(
+            f"{where} has no {name}", do=_nearest(name, _offers(module)) or f"define a {kind} in it"
+        )
+    if inspect.isclass(value) or (call and callable(value)):
+        return _run(lambda: _called(value, options, text), f"the {kind} {text} raises")
+    if options:
+        raise SpecError(
+            f"the {kind} {text} takes no options",
+            why=f"{name} is {_a(value)}",
+            do="name a class, whose options stand in braces, or leave them out",
+        )
+    return value
+
+
+def maker(base: Path) -> Callable[[str, str], Any]:
+    """Makes what a run's names of code stand for; see `load_object`. Data factories are called."""
+    return lambda text, kind: load_object(text, kind, base=base, call=kind == "data")
+
+
 def parse_shapes(text: str) -> tuple[tuple[int, ...], ...]:
     """Reads shapes without their batch: `"3x32x32"`, or `"3x32x32,10"` for two inputs.
 
@@ -191,6 +240,13 @@ def _advice(target: str) -> str:
 
 
 def _from_file(path: Path, name: str | None, options: dict[str, Any], spec: str) -> _Factory:
+    module = _module_of_file(path)
+    build = _pick(module, name, options, spec, path.name)
+    stem = path.stem if name is None else f"{path.stem}-{name}"
+    return _Factory(stem, build, lambda: _inputs_of(module, spec))
+
+
+def _module_of_file(path: Path) -> ModuleType:
     if not path.is_file():
         near = (
             sorted(item.name for item in path.parent.glob("*.py")) if path.parent.is_dir() else []
@@ -199,10 +255,7 @@ def _from_file(path: Path, name: str | None, options: dict[str, Any], spec: str)
             f"there is no file {path}",
             do=_nearest(path.name, near) or f"write {FORMS}",
         )
-    module = _run(lambda: _import_file(path), f"{path.name} cannot be imported")
-    build = _pick(module, name, options, spec, path.name)
-    stem = path.stem if name is None else f"{path.stem}-{name}"
-    return _Factory(stem, build, lambda: _inputs_of(module, spec))
+    return _run(lambda: _import_file(path), f"{path.name} cannot be imported")
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -221,6 +274,12 @@ def _import_file(path: Path) -> ModuleType:
 def _from_import(
     dotted: str, name: str, options: dict[str, Any], base: Path, spec: str
 ) -> _Factory:
+    module = _module_of_name(dotted, base, spec)
+    build = _pick(module, name, options, spec, dotted)
+    return _Factory(f"{dotted.split('.')[-1]}-{name}", build, lambda: _inputs_of(module, spec))
+
+
+def _module_of_name(dotted: str, base: Path, spec: str) -> ModuleType:
     def load() -> ModuleType:
         with _first_on_path(base):
             return importlib.import_module(dotted)
@@ -228,7 +287,7 @@ def _from_import(
     if not all(part.isidentifier() for part in dotted.split(".")):
         raise SpecError(f"cannot read the SPEC {spec!r}", do=f"write {FORMS}")
     try:
-        module = _run(load, f"the module {dotted} cannot be imported")
+        return _run(load, f"the module {dotted} cannot be imported")
     except SpecError as error:
         cause = error.__cause__
         if not isinstance(cause, ModuleNotFoundError) or not f"{dotted}.".startswith(
@@ -240,8 +299,6 @@ def _from_import(
             why=f"neither in {base} nor among the installed packages",
             do="write the dotted name that Python would import, or the file: path/to/model.py",
         ) from cause
-    build = _pick(module, name, options, spec, dotted)
-    return _Factory(f"{dotted.split('.')[-1]}-{name}", build, lambda: _inputs_of(module, spec))
 
 
 def _pick(
@@ -395,7 +452,7 @@ def _from_timm(name: str, options: dict[str, Any]) -> _Factory:
     return _Factory(safe, lambda: timm.create_model(name, pretrained=False, **options), inputs)
 
 
-def _run(call: Callable[[], Any], what: str) -> Any:
+def _run(call: Callable[[], T], what: str) -> T:
     """Runs code of the user; what it prints goes to stderr, what it raises becomes a SpecError."""
     try:
         with contextlib.redirect_stdout(sys.stderr):

@@ -262,10 +262,18 @@ def epoch_line(metrics: EpochMetrics, fall_ends: int | None = None) -> str:
     )
     return (
         f"epoch {metrics.epoch:3}   lr {metrics.lr:.4f}   "
-        f"train loss {metrics.train_loss:.4f}, right {console.share(metrics.train_accuracy, 2)}   "
-        f"val loss {_loss(metrics.val_loss)}, right {console.share(metrics.val_accuracy, 2)}"
+        f"train loss {metrics.train_loss:.4f}{_scored(metrics, 'train')}   "
+        f"val loss {_loss(metrics.val_loss)}{_scored(metrics, 'val')}"
         f"{early}   {console.milliseconds(metrics.step_seconds)} a step, {metrics.seconds:.1f} s"
     )
+
+
+def _scored(metrics: EpochMetrics, split: str) -> str:
+    """The accuracy or the own metric of a split, whichever there is."""
+    accuracy, own = getattr(metrics, f"{split}_accuracy"), metrics.val_metric
+    if own is not None and split == "val":
+        return f", {metrics.metric} {own:.4f}"
+    return "" if accuracy is None else f", right {console.share(accuracy, 2)}"
 
 
 def _loss(value: float | None) -> str:
@@ -277,7 +285,7 @@ def show_training(record: Record) -> RenderableType:
     last, cost = record["history"][-1], record["macs"]
     rows = [
         ("epochs", f"{record['epochs']} of {record['of_epochs']}"),
-        ("right on the validation split", console.share(last["val_accuracy"], 2)),
+        *_scores(last),
         ("loss on the validation split", _loss(last["val_loss"])),
         ("macs, of the dense network's", console.share(cost["compact"] / max(cost["dense"], 1))),
         ("forward macs of the run", _run_macs(record["run_macs"])),
@@ -286,6 +294,15 @@ def show_training(record: Record) -> RenderableType:
     ]
     head = console.heading(f"{record['run']}   {record['data']}")
     return Group(head, console.table(("", " "), rows, text=("",)))
+
+
+def _scores(last: Record) -> list[tuple[str, str]]:
+    """What the last epoch scored on the validation split, by name."""
+    if last["val_metric"] is not None:
+        return [(f"{last['metric']} on the validation split", f"{last['val_metric']:.4f}")]
+    names = {"val_accuracy": "right on the validation split", "val_top5": "among the first five"}
+    found = {name: last[key] for key, name in names.items() if last[key] is not None}
+    return [(name, console.share(value, 2)) for name, value in found.items()]
 
 
 def remarks_on_training(record: Record) -> list[str]:

@@ -34,8 +34,35 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="cifar10, cifar100, fashion-mnist, mnist, digits, or folder:DIR with DIR/train "
-            "and DIR/val and a folder per class in each.",
+            help="cifar10, cifar100, fashion-mnist, mnist, digits; folder:DIR with DIR/train "
+            "and DIR/val and a folder per class in each, or with --val-split a folder per class; "
+            "or [bold]data.py:factory[/bold], [bold]pkg.mod:factory[/bold] of your own.",
+            show_default=False,
+        ),
+    ] = None,
+    val_split: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="The share of each class of folder:DIR that only evaluates.",
+            show_default=False,
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Your own loss, losses.py:dice or pkg.mod:Dice, called with what the network "
+            "returns and the target; by default the cross-entropy.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Likewise your own metric, or a class with update, compute and reset; by default "
+            "the share of right answers.",
             show_default=False,
         ),
     ] = None,
@@ -125,7 +152,14 @@ def train(
     crop: Crop = None,
     flip: Flip = None,
     transform: TransformName = "",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode folder: images.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that load images.  [default: one a core for folder:, at most 8]",
+            show_default=False,
+        ),
+    ] = None,
     log: Annotated[
         str,
         typer.Option(
@@ -168,7 +202,7 @@ def train(
     [bold]torchrun --nproc-per-node 2 -m fxprune train model.fxprune --data cifar10[/bold].
     """
     from fxprune.cli import records, tables
-    from fxprune.cli.spec import resolve
+    from fxprune.cli.spec import maker, resolve
     from fxprune.report.of_runs import write_beside
     from fxprune.trainer.job import Job
     from fxprune.trainer.launch import first_alone, launched
@@ -197,12 +231,15 @@ def train(
     }
     with launched(patience) as rank, console.heard(rank == 0):
         looks = {"mean": mean, "std": std, "resize": resize, "crop": crop, "flip": flip}
-        job = Job.of(run, data, data_root, given, looks, transform)
+        own = {"loss": loss, "metric": metric}
+        job = Job.of(run, data, data_root, given, looks, transform, own=own, val_split=val_split)
         with console.phases(["loading the data", "building the network"]) as begin:
             begin()
+            made = job.made(run, maker(run.base))
             with first_alone(rank, wanted=download):
                 images = job.load(
                     run.plan.inputs[0][0],
+                    made=made.get("data"),
                     download=download,
                     workers=workers,
                     transform=transform_of(transform),
@@ -232,6 +269,8 @@ def train(
                     gated,
                     images,
                     job.options,
+                    loss=made.get("loss"),
+                    metric=made.get("metric"),
                     run=run.path,
                     ready=keep,
                     progress=lambda tick: show(bar, tick),

@@ -1,6 +1,7 @@
 """Data sets for the built-in trainer."""
 
 from fxprune.data.load import FOLDER, NAMES, DataSet, Transforms, from_tensors, load
+from fxprune.data.own import own_data
 from fxprune.data.preprocess import Preprocess
 from fxprune.data.splits import WHOLE, Batch, FolderSplit, Share, Split, TensorSplit
 
@@ -18,4 +19,5 @@ __all__ = [
     "Transforms",
     "from_tensors",
     "load",
+    "own_data",
 ]

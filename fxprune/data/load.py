@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from fxprune.data.folder import open_folders, workers_for
 from fxprune.data.preprocess import IMAGENET, Preprocess
 from fxprune.data.splits import Batch, FolderSplit, Normalise, Split, TensorSplit
 from fxprune.errors import DataError
@@ -26,16 +27,23 @@ NAMES = ("cifar10", "cifar100", "fashion-mnist", "mnist", "digits", f"{FOLDER}DI
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Images with classes, split into what trains and what only evaluates."""
+    """Images with classes, or what a user's own are: what trains, and what only evaluates.
+
+    Attributes:
+        name: for messages and reports.
+        train: what trains.
+        val: what only evaluates.
+        classes: their names; empty where the targets are no classes, or not known by name.
+        shape: of the first input of one example: (C, H, W) of an image.
+        preprocessing: what happens to an image before the network sees it, in words and figures.
+    """
 
     name: str
     train: Split
     val: Split
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-    """Of one image: (C, H, W)."""
+    shape: tuple[int, ...]
     preprocessing: Mapping[str, str] = field(default_factory=dict)
-    """What happens to an image before the network sees it, in words and figures."""
 
 
 def load(
@@ -44,9 +52,10 @@ def load(
     root: Path = Path("data"),
     download: bool = False,
     image_size: tuple[int, int] = (224, 224),
-    workers: int = 0,
+    workers: int | None = None,
     preprocess: Preprocess = USUAL,
     transform: Transforms | None = None,
+    val_split: float = 0.0,
 ) -> DataSet:
     """Loads a data set by its name.
 
@@ -55,17 +64,20 @@ def load(
         root: where torchvision's data sets are, or are put.
         download: fetch what is missing.
         image_size: height and width that `folder:` images are brought to, pixels.
-        workers: processes that decode the images of `folder:`.
+        workers: processes that decode the images of `folder:`; None for one a core, at most 8,
+            and none where the images are few.
         preprocess: what happens to an image before the network sees it.
         transform: for `folder:` instead of that, from an image of Pillow to the network's input,
             float32 [C, H, W]: one for evaluation and training, or one for each.
+        val_split: the share of each class of a `folder:` that is only evaluated, where there is a
+            folder per class and no DIR/train and DIR/val.
 
     Raises:
         DataError: no such name, files missing or damaged, or scikit-learn missing for `digits`.
     """
     if name.startswith(FOLDER):
         path = Path(name.removeprefix(FOLDER)).expanduser()
-        return _folder(path, image_size, workers, preprocess, transform)
+        return _folder(path, image_size, workers, preprocess, transform, val_split)
     if transform is not None or preprocess.resize or preprocess.crop != Preprocess.crop:
         raise DataError(
             f"the images of {name} are not resized, cropped or transformed",
@@ -187,9 +199,10 @@ def _digits(preprocess: Preprocess) -> DataSet:
 def _folder(
     path: Path,
     size: tuple[int, int],
-    workers: int,
+    workers: int | None,
     preprocess: Preprocess,
     transform: Transforms | None,
+    val_split: float,
 ) -> DataSet:
     normalise: Normalise | None = None
     if transform is None:
@@ -199,17 +212,14 @@ def _folder(
     else:
         plain, augmented = transform if isinstance(transform, tuple) else (transform, transform)
         described = {"transform": f"the user's own: {plain}"}
-    parts = {}
-    for part in ("train", "val"):
-        try:
-            folders = [datasets.ImageFolder(path / part, how) for how in (plain, augmented)]
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise DataError(
-                f"cannot read images from {path / part}",
-                why=str(error),
-                do=f"put a folder per class, with images in it, under {path}/train and {path}/val",
-            ) from error
-        parts[part] = FolderSplit(folders[0], folders[1], normalise, workers)
+    least = size if transform is None else None
+    if least and preprocess.resize:
+        least = max(size[0], *preprocess.resize), max(size[1], *preprocess.resize)
+    opened = open_folders(path, val_split, least, (plain, augmented))
+    parts = {
+        part: FolderSplit(for_val, for_train, normalise, workers_for(len(for_val), workers))
+        for part, (for_val, for_train) in opened.items()
+    }
     train, val = parts["train"], parts["val"]
     if train.plain.classes != val.plain.classes:
         odd = sorted(set(train.plain.classes) ^ set(val.plain.classes))

@@ -22,7 +22,8 @@ from torchvision import datasets
 
 from fxprune.errors import DataError
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Any]
+"""Inputs and targets: images, float32 [B, C, H, W], and labels, int64 [B]; or a user's own."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class TensorSplit:
         share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """Yields the split once; see `Split.batches`."""
-        order, even = _order(len(self), size, shuffle), shuffle is not None
+        order, even = shuffled(len(self), size, shuffle), shuffle is not None
         for index in torch.split(order, size):
             images, labels = self.images[index].to(device), self.labels[index].to(device)
             if augment and shuffle is not None:  # the crops of the whole batch, for any share
@@ -182,7 +183,7 @@ class TensorSplit:
                 yield self.normalise(images), labels
 
 
-def _order(count: int, size: int, shuffle: torch.Generator | None) -> Tensor:
+def shuffled(count: int, size: int, shuffle: torch.Generator | None) -> Tensor:
     """The examples in the order of a pass; shuffled, there are only whole batches if there is one.
 
     Returns:
@@ -236,7 +237,7 @@ class FolderSplit:
         The transforms draw from torch's global generator, which is seeded from `shuffle` and
         put back afterwards.
         """
-        order, even = _order(len(self), size, shuffle), shuffle is not None
+        order, even = shuffled(len(self), size, shuffle), shuffle is not None
         batches = (share(batch, even).tolist() for batch in torch.split(order, size))
         loader: DataLoader[Any] = DataLoader(
             _Decoded(self.augmented if augment and shuffle is not None else self.plain),

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from fxprune.errors import RunError
 from fxprune.files import fitting, read_bytes, write_bytes
-from fxprune.runs.plan import STRICT
+from fxprune.runs.plan import STRICT, Text
 
 METRICS = "metrics.jsonl"
 
@@ -27,10 +27,11 @@ class EpochMetrics:
         epoch: its number, from 1.
         lr: learning rate of its last step.
         train_loss: mean over the epoch's steps, of the loss that is minimised.
-        train_accuracy: share of training examples (augmented, before the step) that were right.
-        val_loss: mean cross-entropy, without label smoothing, in `model.eval()`; None where it is
-            not finite.
-        val_accuracy: share of the validation split that is right, in `model.eval()`.
+        train_accuracy: share of training examples (augmented, before the step) that were right;
+            None where the targets are no classes, or the run has a metric of its own.
+        val_loss: mean loss, without label smoothing, in `model.eval()`; None where it is not
+            finite.
+        val_accuracy: as `train_accuracy`, of the validation split, in `model.eval()`.
         step_seconds: median time of forward, backward and optimiser step.
         seconds: of the whole epoch, with data and evaluation.
         macs: multiply-accumulates of one example in the epoch's last training step, and
@@ -42,6 +43,10 @@ class EpochMetrics:
         widths: channels of each group that executed in the epoch's last training step, and
         churn: mean share of the executing channels that a step exchanged for others, over the
             steps that kept their widths; None for a plain network.
+        val_top5: share of the validation split whose class is among the five likeliest; None for
+            fewer than six classes.
+        metric: the name of the run's own metric, if it has one;
+        val_metric: its value on the validation split; None where it is not finite.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -49,9 +54,9 @@ class EpochMetrics:
     epoch: Annotated[int, Field(ge=1, lt=2**31)]
     lr: Annotated[float, Field(ge=0)]
     train_loss: float
-    train_accuracy: Share
+    train_accuracy: Share | None
     val_loss: float | None
-    val_accuracy: Share
+    val_accuracy: Share | None
     step_seconds: Seconds
     seconds: Seconds
     macs: Count | None = None
@@ -61,6 +66,9 @@ class EpochMetrics:
     run_macs_dense: Count | None = None
     widths: list[Annotated[int, Field(ge=1, lt=2**31)]] | None = None
     churn: Share | None = None
+    val_top5: Share | None = None
+    metric: Text | None = None
+    val_metric: float | None = None
 
 
 def history_of(meta: dict[str, Any], path: Path) -> list[EpochMetrics]:

@@ -26,6 +26,9 @@ MOST_ELEMENTS = 2**28
 """Of an example input; a damaged plan must not fill the memory."""
 
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
+LongText = Annotated[str, Field(max_length=2**16, pattern=r"^[^\x00]*$")]
+"""Of a budget: it may have widths and limits of some hundred groups."""
+
 Size = Annotated[int, Field(ge=1, le=MOST_ELEMENTS)]
 
 
@@ -60,7 +63,7 @@ class Plan:
 
     inputs: Annotated[tuple[tuple[tuple[Size, ...], Text], ...], Field(min_length=1, max_length=64)]
     policy: Text
-    budget: Text
+    budget: LongText
     round_to: Annotated[int, Field(ge=1, le=2**31)] | None
     every: Annotated[int, Field(ge=1, le=2**62)]
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]

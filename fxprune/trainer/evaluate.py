@@ -4,26 +4,34 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 
 from fxprune.data import WHOLE, DataSet, Share, Split
 from fxprune.errors import DataError
 from fxprune.trainer.options import Placement
 from fxprune.trainer.progress import Stopped
+from fxprune.trainer.task import (
+    CLASSIFY,
+    Meter,
+    Scores,
+    Task,
+    examples_of,
+    one_tensor,
+)
 
 Stop = Callable[[], bool]
 
 
 @torch.no_grad()
-def evaluate(
+def score(
     model: nn.Module,
     split: Split,
     placement: Placement,
     batch_size: int = 128,
     share: Share = WHOLE,
     stop: Stop | None = None,
-) -> tuple[float, float]:
-    """Mean cross-entropy and share of right answers over a split, in `model.eval()`.
+    task: Task = CLASSIFY,
+) -> Scores:
+    """Scores a network on a split, in `model.eval()`.
 
     The model is left in the mode in which it came. Several processes that give the share of each
     share the work; all get the figures of the whole split.
@@ -33,19 +41,30 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=placement.device)
-    right = torch.zeros((), dtype=torch.int64, device=placement.device)
+    meter = Meter(task, placement.device)
     try:
-        for images, labels in split.batches(batch_size, device=placement.device, share=share):
-            logits = placement.forward(model, images)
-            loss += functional.cross_entropy(logits, labels, reduction="sum").double()
-            right += (logits.argmax(1) == labels).sum()
+        for inputs, targets in split.batches(batch_size, device=placement.device, share=share):
+            outputs = placement.forward(model, inputs)
+            meter.add(outputs, targets, task.minimised(outputs, targets), examples_of(inputs))
             if stop is not None and share.of == 1 and stop():
                 raise Stopped
     finally:
         model.train(was_training)
-    loss, right = summed(share, loss, right)
-    return float(loss) / len(split), float(right) / len(split)
+    return meter.scores(summed(share, meter.sums)[0])
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    placement: Placement,
+    batch_size: int = 128,
+    share: Share = WHOLE,
+    stop: Stop | None = None,
+) -> tuple[float, float]:
+    """Mean cross-entropy and share of right answers; arguments and errors are those of `score`."""
+    scores = score(model, split, placement, batch_size, share, stop)
+    assert scores.accuracy is not None  # targets are classes
+    return scores.loss, scores.accuracy
 
 
 def summed(share: Share, *figures: Tensor) -> list[Tensor]:
@@ -57,13 +76,13 @@ def summed(share: Share, *figures: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def check_fit(model: nn.Module, data: DataSet, placement: Placement) -> None:
-    """Refuses, before any training, data that the model cannot take."""
+def check_fit(model: nn.Module, data: DataSet, placement: Placement, task: Task = CLASSIFY) -> None:
+    """Refuses, before any training, data that the model or the loss cannot take."""
     was_training = model.training
     model.eval()
-    images, _ = next(data.val.batches(2, device=placement.device))
+    inputs, targets = next(data.val.batches(2, device=placement.device))
     try:
-        logits = placement.forward(model, images)
+        outputs = placement.forward(model, inputs)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise DataError(
             f"the model does not take the images of {data.name}, C x H x W = "
@@ -73,9 +92,14 @@ def check_fit(model: nn.Module, data: DataSet, placement: Placement) -> None:
         ) from error
     finally:
         model.train(was_training)
-    if logits.dim() != 2 or logits.shape[1] < len(data.classes):
+    if task.loss is not None:
+        task.minimised(outputs, targets)
+        return
+    logits = one_tensor(outputs, training=False)
+    if data.classes and (logits.dim() < 2 or logits.shape[1] < len(data.classes)):
         raise DataError(
             f"the model's output {tuple(logits.shape)} does not fit {data.name}",
             why=f"two images should give [2, {len(data.classes)}], a number for each class",
             do="build the model for this number of classes",
         )
+    task.minimised(logits, targets)

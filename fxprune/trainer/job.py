@@ -1,14 +1,14 @@
 """What a run was told to train on and how, so that calling `fxprune train` again goes on."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, Transforms, load
+from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, Transforms, load, own_data
 from fxprune.errors import DataError, OptionError
 from fxprune.files import read_record, write_record
 from fxprune.runs.plan import STRICT, Text
@@ -16,6 +16,8 @@ from fxprune.runs.run import Run
 from fxprune.trainer.options import TrainOptions
 
 FILE = "train.json"
+
+Make = Callable[[str, str], Any]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class _Record:
     options: TrainOptions
     preprocess: Preprocess = Preprocess()  # noqa: RUF009 - it is frozen
     transform: Text = ""
+    loss: Text | None = None
+    metric: Text | None = None
+    val_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,16 @@ class Job:
     """The data and the options of a training.
 
     Attributes:
-        data: name of the data set, see `fxprune.data.load`.
+        data: name of the data set, see `fxprune.data.load`; or of a data factory, such as
+            `data.py:factory`.
         root: folder of the data sets.
         options: how the network is trained.
         preprocess: what happens to an image before the network sees it.
         transform: "pkg:factory" of the user's own transform, empty if there is none. It is only
             compared with what is given: code that a file names is never imported.
+        loss: name of the user's own loss, such as `losses.py:dice`.
+        metric: likewise of the metric.
+        val_split: the share of a `folder:` without DIR/val that is only evaluated.
     """
 
     data: str
@@ -49,6 +58,17 @@ class Job:
     options: TrainOptions
     preprocess: Preprocess = Preprocess()  # noqa: RUF009 - it is frozen
     transform: str = ""
+    loss: str | None = None
+    metric: str | None = None
+    val_split: float = 0.0
+
+    @property
+    def code(self) -> dict[str, str]:
+        """The names of code that the job has, by what each is for; see `fxprune.runs.trust`."""
+        names = {"data": self.data, "loss": self.loss, "metric": self.metric}
+        if self.data in NAMES or self.data.startswith(FOLDER):
+            del names["data"]
+        return {kind: name for kind, name in names.items() if name}
 
     @staticmethod
     def of(
@@ -58,8 +78,13 @@ class Job:
         given: Mapping[str, Any],
         images: Mapping[str, Any] | None = None,
         transform: str = "",
+        *,
+        own: Mapping[str, str | None] | None = None,
+        val_split: float | None = None,
     ) -> "Job":
         """The last call's job with what is given now; None stands for not given.
+
+        What of code is given now is trusted from now on.
 
         Args:
             run: the run.
@@ -68,6 +93,8 @@ class Job:
             given: fields of `TrainOptions`.
             images: arguments of `Preprocess.parse`.
             transform: as the attribute.
+            own: names of the user's own "loss" and "metric".
+            val_split: as the attribute.
 
         Raises:
             OptionError: no data set was ever named, or an option is out of its range.
@@ -78,7 +105,7 @@ class Job:
         if name is None:
             raise OptionError(
                 f"nothing says what to train {run.path} on",
-                do=f"give --data with one of {', '.join(NAMES)}",
+                do=f"give --data with one of {', '.join(NAMES)}, data.py:factory",
             )
         options = dataclasses.replace(
             old.options if old else TrainOptions(),
@@ -94,7 +121,19 @@ class Job:
                 else "leave --transform out",
             )
         preprocess = Preprocess.parse(**(images or {}), base=old.preprocess if old else None)
-        return Job(name, where.expanduser().resolve(), options, preprocess, transform)
+        if val_split is not None and not 0 <= val_split < 1:
+            raise OptionError(
+                f"val_split cannot be {val_split}", do="give a share from 0 up, below 1"
+            )
+        names = {"loss": old.loss, "metric": old.metric} if old else {}
+        names |= {kind: text for kind, text in (own or {}).items() if text}
+        share = val_split if val_split is not None else (old.val_split if old else 0.0)
+        folder = where.expanduser().resolve()
+        job = Job(name, folder, options, preprocess, transform, **names, val_split=share)
+        for kind, text in {"data": data, **(own or {})}.items():
+            if text and kind in job.code:
+                run.record(kind, text)
+        return job
 
     @staticmethod
     def read(run: Run) -> "Job | None":
@@ -107,32 +146,51 @@ class Job:
         if not path.exists():
             return None
         found = read_record(path, _Record)
-        return Job(found.data, Path(found.root), found.options, found.preprocess, found.transform)
+        return Job(**{**vars(found), "root": Path(found.root)})
 
     def write(self, run: Run) -> None:
         """Keeps the job for the next call."""
-        record = _Record(self.data, str(self.root), self.options, self.preprocess, self.transform)
+        record = _Record(**{**vars(self), "root": str(self.root)})
         write_record(run.path / FILE, dataclasses.asdict(record))
+
+    def made(self, run: Run, make: Make) -> dict[str, Any]:
+        """Makes what the job's names of code stand for: "data", "loss", "metric".
+
+        Args:
+            run: the run.
+            make: called with a name and what it is for.
+
+        Raises:
+            RunError: the run stores a name that the user neither gave nor trusts.
+        """
+        for kind, name in self.code.items():
+            run.require(kind, name)
+        return {kind: make(name, kind) for kind, name in self.code.items()}
 
     def load(
         self,
         shape: Sequence[int],
         *,
+        made: Any = None,
         download: bool = False,
-        workers: int = 0,
+        workers: int | None = None,
         transform: Transforms | None = None,
     ) -> DataSet:
         """Loads the data; images of `folder:` take the size of the network's first input.
 
         Args:
             shape: of that input, with its batch.
+            made: what `self.data` returned, where it is a factory of the user's own.
             download: fetch what is missing.
-            workers: processes that decode the images of `folder:`.
+            workers: as of `fxprune.data.load`.
             transform: what `self.transform` names.
 
         Raises:
-            DataError: as `fxprune.data.load`; or the run has a transform that is not given.
+            DataError: as `fxprune.data.load` and `own_data`; or the run has a transform that
+                is not given.
         """
+        if "data" in self.code and made is not None:
+            return own_data(made, self.data, workers=workers or 0)
         if self.transform and transform is None:
             raise DataError(
                 f"the images of {self.data} need the transform {self.transform}",
@@ -148,6 +206,7 @@ class Job:
             workers=workers,
             preprocess=self.preprocess,
             transform=transform,
+            val_split=self.val_split,
         )
 
 

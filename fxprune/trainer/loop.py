@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
 from fxprune.data import WHOLE, Batch, DataSet, Share
+from fxprune.data.own import steps_of
 from fxprune.errors import DataError, ModelError, OptionError
 from fxprune.gated.attach import attach
 from fxprune.gated.ddp import share_buffers
@@ -32,10 +33,11 @@ from fxprune.runs.history import EpochMetrics, keep_metrics
 from fxprune.runs.writer import only_writer
 from fxprune.trainer import checkpoint
 from fxprune.trainer.churn import Churn
-from fxprune.trainer.evaluate import Stop, check_fit, evaluate, summed
+from fxprune.trainer.evaluate import Stop, check_fit, evaluate, score, summed
 from fxprune.trainer.options import Placement, TrainOptions, learning_rate, make_optimizer
 from fxprune.trainer.plan import Spending, plan_spending
 from fxprune.trainer.progress import Progress, Stopped
+from fxprune.trainer.task import Loss, Metric, Task, call, examples_of, name_of
 
 __all__ = ["EpochMetrics", "Placement", "Stopped", "Tick", "TrainOptions", "evaluate", "fit"]
 
@@ -59,15 +61,13 @@ class Tick:
     fall_ends: int | None = None
 
 
-def _steps_per_epoch(data: DataSet, options: TrainOptions) -> int:
-    return max(len(data.train) // options.batch_size, 1)
-
-
 def fit(
     model: nn.Module,
     data: DataSet,
     options: TrainOptions,
     *,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
     run: Path | None = None,
     ready: Callable[[], None] | None = None,
     progress: Callable[[Tick], None] | None = None,
@@ -80,10 +80,15 @@ def fit(
     first of them writes.
 
     Args:
-        model: any module that maps images [B, C, H, W] to logits [B, classes]. A gated one
-            selects its channels meanwhile, and is settled at the end of its last epoch.
+        model: any module that maps images [B, C, H, W] to logits [B, classes], or to what the loss
+            takes. A gated one selects its channels meanwhile, and is settled at the end of its
+            last epoch.
         data: what to train and evaluate on.
         options: how.
+        loss: from what the network returns, and the target, to a scalar; by default the
+            cross-entropy.
+        metric: likewise to a number, higher is better, or an object with `update`, `compute` and
+            `reset`; by default the share of right answers.
         run: a folder for the checkpoint and metrics.jsonl. If it already holds a checkpoint, the
             run goes on from there.
         ready: called before the first step, when all that can be refused beforehand was not.
@@ -96,23 +101,25 @@ def fit(
         The metrics of all epochs of the run, those before a resumption included.
 
     Raises:
-        DataError: the data do not fit the model.
-        ModelError: the network returns something else than one tensor, or cannot be trained.
+        DataError: the data do not fit the model, or the loss does not fit both.
+        ModelError: the network returns something else than the loss takes, or cannot be trained.
         OptionError: the loss became infinite or NaN, or the run cannot cost as little as it has to.
         RunError: the checkpoint is damaged, or belongs to another model, other options or data;
             or another process writes to the run.
         Stopped: `stop` said so, and the checkpoint is written.
     """
+    task = Task(loss, metric)
     if run is not None and _share(len(data.train), options.batch_size).rank == 0:
         with only_writer(run):
-            return _fit(model, data, options, run, ready, progress, minutes, stop)
-    return _fit(model, data, options, run, ready, progress, minutes, stop)
+            return _fit(model, data, options, task, run, ready, progress, minutes, stop)
+    return _fit(model, data, options, task, run, ready, progress, minutes, stop)
 
 
 def _fit(
     model: nn.Module,
     data: DataSet,
     options: TrainOptions,
+    task: Task,
     run: Path | None,
     ready: Callable[[], None] | None,
     progress: Callable[[Tick], None] | None,
@@ -122,8 +129,8 @@ def _fit(
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     placement = Placement.of(options)
     model.to(placement.device)
-    check_fit(model, data, placement)
-    session = _Session(model, make_optimizer(model, options), data, options, placement)
+    check_fit(model, data, placement, task)
+    session = _Session(model, make_optimizer(model, options), data, options, placement, task)
     history = session.resume(run) if run is not None else []
     if ready is not None:
         ready()
@@ -151,7 +158,9 @@ class _Session:
         data: DataSet,
         options: TrainOptions,
         placement: Placement,
+        task: Task,
     ) -> None:
+        self.task = task
         self.model, self.optimizer, self.data = model, optimizer, data
         self.network: nn.Module = model
         self.share = _share(len(data.train), options.batch_size)
@@ -161,7 +170,7 @@ class _Session:
         )
         self.trained = checkpoint.Trained.of(model, optimizer, self.scaler)
         self.so_far = Progress.begin(placement.device)
-        self.steps_per_epoch = _steps_per_epoch(data, options)
+        self.steps_per_epoch = steps_of(data.train, options.batch_size)
         self.steps = self.steps_per_epoch * options.epochs
         self.gated = model if isinstance(model, GatedModule) else None
         self.spending: Spending | None = None
@@ -239,12 +248,12 @@ class _Session:
             batches = self._train_batches(generator, self.share)
             deque(islice(batches, so_far.step), maxlen=0)  # drawn again, and left out
             so_far.put_back_random(self.share)
-            for images, labels in batches:
+            for inputs, targets in batches:
                 self._settle(done)
                 self._spend(done)
                 with clock:
-                    loss, logits = self._step(images, labels, done)
-                so_far.add(loss, (logits.argmax(1) == labels).sum(), len(labels))
+                    loss, outputs = self._step(inputs, targets, done)
+                so_far.add(loss, self.task.right(outputs, targets).to(device), examples_of(inputs))
                 churn.step()
                 done += 1
                 if progress is not None:
@@ -271,8 +280,14 @@ class _Session:
                 do="give a smaller learning rate, or a warm-up",
             )
         try:
-            val_loss, val_accuracy = evaluate(
-                self.model, self.data.val, self.placement, self.options.batch_size, self.share, stop
+            val = score(
+                self.model,
+                self.data.val,
+                self.placement,
+                self.options.batch_size,
+                self.share,
+                stop,
+                self.task,
             )
         except Stopped:
             return None
@@ -281,9 +296,12 @@ class _Session:
             epoch=epoch + 1,
             lr=self.optimizer.param_groups[0]["lr"],
             train_loss=train_loss,
-            train_accuracy=float(right / count),
-            val_loss=val_loss if math.isfinite(val_loss) else None,
-            val_accuracy=val_accuracy,
+            train_accuracy=float(right / count) if val.labelled else None,
+            val_loss=val.loss if math.isfinite(val.loss) else None,
+            val_accuracy=val.accuracy,
+            val_top5=val.top5,
+            metric=None if self.task.metric is None else name_of(self.task.metric),
+            val_metric=val.metric,
             step_seconds=statistics.median(so_far.seconds),
             seconds=time.perf_counter() - began,
             **cost,
@@ -292,23 +310,21 @@ class _Session:
             progress(Tick(done, self.steps, metrics, self._fall_ends(done)))
         return metrics
 
-    def _step(self, images: Tensor, labels: Tensor, done: int) -> tuple[Tensor, Tensor]:
+    def _step(self, inputs: Any, targets: Any, done: int) -> tuple[Tensor, Any]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.options, done / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            logits = self.placement.forward(self.network, images)
+            outputs = self.placement.forward(self.network, inputs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise DataError(
                 "a batch norm cannot measure anything",
-                why=f"it sees a single number of each channel in a batch of {len(images)}",
+                why=f"it sees a single number of each channel in a batch of {examples_of(inputs)}",
                 do="give more training images, or a larger batch",
             ) from error
-        loss = functional.cross_entropy(
-            logits, labels, label_smoothing=self.options.label_smoothing
-        )
+        loss = self.task.minimised(outputs, targets, self.options.label_smoothing)
         try:
             torch.autograd.backward(self.scaler.scale(loss))
         except RuntimeError as error:
@@ -322,7 +338,7 @@ class _Session:
             ) from error
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach(), logits.detach()
+        return loss.detach(), outputs
 
     def _settle(self, done: int) -> None:
         """Fixes the selection of a gated network once the last share of the run is reached."""
@@ -383,7 +399,8 @@ class _Session:
             with torch.autocast(
                 self.placement.device.type, self.placement.amp, enabled=bool(self.placement.amp)
             ):
-                update_bn((self.placement.prepare(images) for images, _ in batches), self.model)
+                prepared = (_Inputs(self.placement.prepare(inputs)) for inputs, _ in batches)
+                update_bn(prepared, _Called(self.model))
 
 
 def _share(examples: int, batch_size: int) -> Share:
@@ -397,6 +414,24 @@ def _share(examples: int, batch_size: int) -> Share:
             do="give a batch size that is a multiple of their number",
         )
     return share
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The inputs of a batch as one thing: torch's update_bn would take the first of several."""
+
+    of_batch: Any
+
+
+class _Called(nn.Module):
+    """Calls a network with `_Inputs`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: _Inputs) -> Any:
+        return call(self.network, inputs.of_batch)
 
 
 class _Clock:

@@ -3,15 +3,17 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.budget.schedule import Constant, Cubic, Schedule, parse
-from fxprune.errors import ModelError, OptionError
+from fxprune.errors import OptionError
 from fxprune.runs.plan import STRICT
+from fxprune.trainer.task import call
 
 
 @dataclass(frozen=True)
@@ -180,28 +182,27 @@ class Placement:
         channels_last = {"off": False, "on": True, "auto": automatic}[options.channels_last]
         return Placement(device, amp, channels_last)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in the wanted memory format."""
+    def prepare(self, inputs: Any) -> Any:
+        """Inputs with images [B, C, H, W] in the wanted memory format."""
         if not self.channels_last:
-            return images
-        return images.contiguous(memory_format=torch.channels_last)
+            return inputs
 
-    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Logits [B, classes], float32.
+        def placed(tensor: Tensor) -> Tensor:
+            if tensor.dim() != 4:
+                return tensor
+            return tensor.contiguous(memory_format=torch.channels_last)
 
-        Raises:
-            ModelError: the network returns something else than one tensor.
-        """
+        return pytree.tree_map_only(Tensor, placed, inputs)
+
+    def forward(self, model: nn.Module, inputs: Any) -> Any:
+        """What the network returns for the inputs of a batch, in float32."""
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            logits: Tensor = model(self.prepare(images))
-        if not isinstance(logits, Tensor):
-            raise ModelError(
-                f"the network returns a {type(logits).__name__}"
-                + (" in training" if model.training else ""),
-                why="the built-in trainer minimises the cross-entropy of one tensor of logits",
-                do="make forward return that tensor alone, or train in a loop of your own",
-            )
-        return logits.float() if self.amp is not None else logits
+            outputs = call(model, self.prepare(inputs))
+        if self.amp is None:
+            return outputs
+        return pytree.tree_map_only(
+            Tensor, lambda found: found.float() if found.is_floating_point() else found, outputs
+        )
 
 
 def learning_rate(options: TrainOptions, share: float) -> float:

@@ -1,0 +1,221 @@
+"""Data of the user's own: what a factory returned becomes a `DataSet`.
+
+A factory returns a `DataSet`, or two of these: for training and for validation::
+
+    return train, val                       # torch Datasets, or DataLoaders
+    return {"train": train, "val": val}
+
+An example of a Dataset, and a batch of a DataLoader, is `(inputs, target)`; or `(x, y, …, target)`
+where the network takes several inputs. `inputs` may be a tensor, a tuple (the network is called
+with its items) or a dict (called with its items as keywords). The loss and the metric get what the
+network returns, and the target.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from fxprune.data.load import DataSet
+from fxprune.data.splits import WHOLE, Batch, Share, Split, shuffled
+from fxprune.errors import DataError
+
+PARTS = ("train", "val")
+FORMS = (
+    "return (train, val) or {'train': …, 'val': …} of torch Datasets or DataLoaders,\n"
+    "or a fxprune.data.DataSet"
+)
+
+
+def own_data(made: Any, name: str, *, workers: int = 0) -> DataSet:
+    """Makes a data set of what a factory returned.
+
+    Args:
+        made: a `DataSet`, or torch Datasets or DataLoaders for training and validation.
+        name: the factory's, for messages and reports.
+        workers: processes that load the examples of Datasets; a DataLoader has its own.
+
+    Raises:
+        DataError: it returned something else, or a part of it is empty or yields something else
+            than inputs with targets.
+    """
+    if isinstance(made, DataSet):
+        return made
+    if isinstance(made, Mapping) and set(made) == set(PARTS):
+        made = made["train"], made["val"]
+    if not (isinstance(made, tuple | list) and len(made) == 2):
+        raise DataError(f"the data factory {name} returned {_described(made)}", do=FORMS)
+    train, val = (_split(part, which, name, workers) for part, which in zip(made, PARTS))
+    classes = getattr(getattr(train, "source", None), "classes", None) or ()
+    named = tuple(map(str, classes)) if isinstance(classes, Sequence) else ()
+    inputs, _ = next(val.batches(1))
+    first = next(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+    return DataSet(name, train, val, named, tuple(first.shape[1:]))
+
+
+def _split(part: Any, which: str, name: str, workers: int) -> "DatasetSplit | LoaderSplit":
+    split: DatasetSplit | LoaderSplit
+    try:
+        if isinstance(part, DataLoader) and not isinstance(part.dataset, IterableDataset):
+            split = LoaderSplit(part)
+        elif isinstance(part, Dataset) and not isinstance(part, IterableDataset):
+            split = DatasetSplit(part, workers)
+        else:
+            raise DataError(
+                f"{which} of the data factory {name} is {_described(part)}",
+                why="a torch Dataset or a DataLoader of one is needed, with a length",
+                do=FORMS,
+            )
+        if len(split) == 0:
+            raise DataError(f"{which} of the data factory {name} is empty", do="give examples")
+        inputs, _ = next(split.batches(1))
+    except (TypeError, NotImplementedError, StopIteration) as error:
+        raise DataError(
+            f"{which} of the data factory {name} cannot be read",
+            why=f"{type(error).__name__}: {error}",
+            do="give it __len__ and __getitem__",
+        ) from error
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(inputs)):
+        raise DataError(
+            f"{which} of the data factory {name} yields {_described(inputs)} for inputs",
+            why="there is no tensor in it",
+            do="yield (inputs, target) with tensors, images as float32 [C, H, W]",
+        )
+    return split
+
+
+def inputs_and_targets(batch: Any, where: str = "a batch") -> Batch:
+    """Takes a batch apart: `(inputs, target)`, or `(x, y, …, target)`.
+
+    Raises:
+        DataError: it is no such pair.
+    """
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    if isinstance(batch, tuple | list) and len(batch) > 2:
+        return tuple(batch[:-1]), batch[-1]
+    raise DataError(
+        f"{where} is {_described(batch)}",
+        why="inputs and a target are needed",
+        do="yield (inputs, target), or (x, y, …, target) for several inputs",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetSplit:
+    """A split of a torch Dataset; `augment` does not concern it: the user's transforms do that.
+
+    Attributes:
+        source: the Dataset; its attribute `collate_fn`, if it has one, makes batches.
+        workers: processes that load.
+    """
+
+    source: Dataset[Any]
+    workers: int = 0
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.source)  # type: ignore[arg-type]
+
+    def batches(
+        self,
+        size: int,
+        *,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: bool = False,  # noqa: ARG002 - the transforms of the Dataset say
+        share: Share = WHOLE,
+    ) -> Iterator[Batch]:
+        """Yields the split once; see `Split.batches`."""
+        order, even = shuffled(len(self), size, shuffle), shuffle is not None
+        rows = [share(batch, even).tolist() for batch in torch.split(order, size)]
+        loader: DataLoader[Any] = DataLoader(
+            self.source,
+            batch_sampler=[batch for batch in rows if batch],
+            collate_fn=getattr(self.source, "collate_fn", default_collate),
+            generator=shuffle,
+            num_workers=self.workers,
+        )
+        yield from _seeded(loader, shuffle, share, device)
+
+
+@dataclass(frozen=True, eq=False)
+class LoaderSplit:
+    """A split that a user's DataLoader reads: its batch size, order and workers are its own.
+
+    Attributes:
+        loader: the DataLoader; its generator, if it has one, is seeded for each pass.
+    """
+
+    loader: DataLoader[Any]
+
+    @property
+    def source(self) -> Any:
+        """The Dataset."""
+        return self.loader.dataset
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.source)
+
+    def batches(
+        self,
+        size: int,  # noqa: ARG002
+        *,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        augment: bool = False,  # noqa: ARG002
+        share: Share = WHOLE,
+    ) -> Iterator[Batch]:
+        """Yields the split once; see `Split.batches`.
+
+        Raises:
+            DataError: several processes share the work, which a DataLoader does by its sampler.
+        """
+        if share.of > 1:
+            raise DataError(
+                "several processes cannot share the batches of a DataLoader",
+                why="its order is its own",
+                do="return the Datasets instead",
+            )
+        yield from _seeded(self.loader, shuffle, share, device)
+
+
+def _seeded(
+    loader: DataLoader[Any],
+    shuffle: torch.Generator | None,
+    share: Share,
+    device: torch.device | str,
+) -> Iterator[Batch]:
+    """The batches of a loader, drawn by `shuffle`; torch's own generator is put back."""
+    with torch.random.fork_rng(devices=[]):
+        if shuffle is not None:
+            seed = share.rank + int(torch.randint(2**62, (), generator=shuffle))
+            torch.manual_seed(seed)
+            if loader.generator is not None and loader.generator is not shuffle:
+                loader.generator.manual_seed(seed)
+        for batch in loader:
+            yield inputs_and_targets(moved(batch, device))
+
+
+def moved(batch: Any, device: torch.device | str) -> Any:
+    """A batch with all of its tensors on a device."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
+
+
+def steps_of(split: Split, size: int) -> int:
+    """How many batches a shuffled pass of a split has."""
+    return len(split.loader) if isinstance(split, LoaderSplit) else max(len(split) // size, 1)
+
+
+def _described(value: Any) -> str:
+    kind = f"{'an' if type(value).__name__[:1] in 'aeiouAEIOU' else 'a'} {type(value).__name__}"
+    if isinstance(value, tuple | list):
+        return f"{kind} of {len(value)}" + (
+            f" ({', '.join(type(item).__name__ for item in value[:4])})" if value else ""
+        )
+    return "None" if value is None else kind

@@ -1,0 +1,141 @@
+"""Data of the user's own, and folders as users give them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from fxprune.data import DataSet, load, own_data
+from fxprune.data.folder import FEW, Opener, workers_for
+from fxprune.data.own import steps_of
+from fxprune.errors import DataError
+
+
+def pairs(count: int, size: int = 8) -> TensorDataset:
+    draw = torch.Generator().manual_seed(count)
+    images = torch.randn(count, 3, size, size, generator=draw)
+    return TensorDataset(images, torch.arange(count) % 4)
+
+
+class Several(Dataset[Any]):
+    """Examples of two inputs and a target."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, at: int) -> Any:
+        return torch.full((3,), float(at)), torch.full((2,), float(at)), at
+
+
+@pytest.mark.parametrize("made", [(pairs(10), pairs(5)), {"train": pairs(10), "val": pairs(5)}])
+def test_datasets_become_splits(made: Any) -> None:
+    data = own_data(made, "data.py:factory")
+    assert (len(data.train), len(data.val), data.shape) == (10, 5, (3, 8, 8))
+    assert [len(labels) for _, labels in data.val.batches(2)] == [2, 2, 1]
+    shuffled = [labels for _, labels in data.train.batches(4, shuffle=torch.Generator())]
+    assert [len(labels) for labels in shuffled] == [4, 4]
+    assert steps_of(data.train, 4) == 2
+
+
+def test_a_pass_is_drawn_by_its_generator() -> None:
+    loader = DataLoader(pairs(16), 4, shuffle=True, generator=torch.Generator())
+    for made in ((pairs(16), pairs(4)), (loader, pairs(4))):
+        data = own_data(made, "name")
+        before = torch.get_rng_state()
+        passes = [
+            torch.cat(
+                [y for _, y in data.train.batches(4, shuffle=torch.Generator().manual_seed(s))]
+            )
+            for s in (1, 1, 2)
+        ]
+        assert torch.equal(passes[0], passes[1])
+        assert not torch.equal(passes[0], passes[2])
+        assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_loader_keeps_its_batches() -> None:
+    data = own_data((DataLoader(pairs(10), 3), DataLoader(pairs(4), 4)), "name")
+    assert [len(labels) for _, labels in data.train.batches(128)] == [3, 3, 3, 1]
+    assert steps_of(data.train, 128) == 4
+
+
+def test_several_inputs_come_as_a_tuple() -> None:
+    data = own_data((Several(), Several()), "name")
+    (first, second), targets = next(data.val.batches(2))
+    assert first.shape == (2, 3)
+    assert second.shape == (2, 2)
+    assert targets.tolist() == [0, 1]
+
+
+def test_a_data_set_is_taken_as_it_is() -> None:
+    data = own_data((pairs(4), pairs(4)), "name")
+    assert own_data(data, "other") is data
+    assert isinstance(data, DataSet)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (None, "the data factory f returned None"),
+        ([1, 2, 3], r"returned a list of 3 \(int, int, int\)"),
+        ((pairs(4), 5), "val of the data factory f is an int"),
+        (([], pairs(4)), "train of the data factory f is a list of 0"),
+        ((pairs(4), TensorDataset(torch.zeros(0, 3))), "val of the data factory f is empty"),
+        ((TensorDataset(torch.zeros(4, 3)), pairs(4)), "a batch is a list of 1"),
+    ],
+)
+def test_what_a_factory_must_not_return(made: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        own_data(made, "f")
+
+
+def images_in(folder: Path, count: int, size: int = 12) -> None:
+    folder.mkdir(parents=True)
+    for at in range(count):
+        Image.new("RGB", (size, size), (at, 0, 0)).save(folder / f"{at}.png")
+
+
+def test_a_single_tree_is_divided_class_by_class(tmp_path: Path) -> None:
+    for name, count in (("cat", 5), ("dog", 10)):
+        images_in(tmp_path / name, count)
+    data = load(f"folder:{tmp_path}", image_size=(8, 8), val_split=0.2)
+    labels: list[Tensor] = [y for _, y in data.val.batches(8)]
+    assert torch.cat(labels).bincount().tolist() == [1, 2]
+    assert len(data.train) == 12
+    again = load(f"folder:{tmp_path}", image_size=(8, 8), val_split=0.2)
+    assert torch.equal(next(again.val.batches(8))[0], next(data.val.batches(8))[0])
+
+
+def test_the_folder_that_was_meant_is_named(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        images_in(tmp_path / "set" / part / "cat", 2)
+    for given, split in ((tmp_path, 0.0), (tmp_path / "set" / "train", 0.0)):
+        with pytest.raises(DataError, match=rf"did you mean folder:{tmp_path / 'set'}\?"):
+            load(f"folder:{given}", val_split=split)
+    with pytest.raises(DataError, match=rf"did you mean folder:{tmp_path / 'set' / 'train'}\?"):
+        load(f"folder:{tmp_path / 'set' / 'train' / 'cat'}", val_split=0.2)
+    with pytest.raises(DataError, match="is split already"):
+        load(f"folder:{tmp_path / 'set'}", val_split=0.2)
+
+
+def test_a_tree_without_a_split_says_how_to_split_it(tmp_path: Path) -> None:
+    images_in(tmp_path / "cat", 2)
+    with pytest.raises(DataError, match=r"give --val-split 0.2"):
+        load(f"folder:{tmp_path}")
+
+
+def test_large_photos_are_not_decoded_whole(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.effect_noise((1600, 1200), 60).convert("RGB").save(path)
+    assert Opener((64, 64))(str(path)).size == (200, 150)
+    assert Opener((600, 800))(str(path)).size == (1600, 1200)
+
+
+def test_few_images_need_no_processes() -> None:
+    assert workers_for(FEW, None) == 0
+    assert workers_for(FEW + 1, None) >= 1
+    assert workers_for(10, 3) == 3
