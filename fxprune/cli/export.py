@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fxprune.trainer.task import Task
 
 
-FORMATS = (".onnx", ".pt2")
+FORMATS = (".onnx", ".pt2", ".py")
 
 
 def export(
@@ -46,6 +46,54 @@ def export(
     pt2: Annotated[
         bool, typer.Option("--pt2", help="Write torch.export's format, which needs torch only.")
     ] = False,
+    torch_code: Annotated[
+        bool,
+        typer.Option(
+            "--torch",
+            help="Write plain code, NAME.py, and its weights, NAME.safetensors: a network of "
+            "torch's own layers that loads, and trains on, without fxprune.",
+        ),
+    ] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Write NAME.fp16.onnx too, in half precision.")
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Write NAME.int8.onnx too, quantised on the run's data."),
+    ] = False,
+    calibrate: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Training examples that the ranges of int8 are of."),
+    ] = 200,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            help="Version of ONNX's operators.  [default: the exporter's]", show_default=False
+        ),
+    ] = None,
+    input_names: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…", help="Of the inputs in the ONNX file, in order.", show_default=False
+        ),
+    ] = "",
+    output_names: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="Of the outputs; by default the keys of a dict that the network returns.",
+            show_default=False,
+        ),
+    ] = "",
+    dynamic_hw: Annotated[
+        bool, typer.Option("--dynamic-hw", help="Height and width of the images may vary.")
+    ] = False,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="The one batch size that the file takes; by default any.", show_default=False
+        ),
+    ] = None,
     fold: Annotated[
         bool,
         typer.Option(
@@ -94,11 +142,14 @@ def export(
     from fxprune.cli.spec import resolve
     from fxprune.export.bench import Target
     from fxprune.export.compare import compact_of, compare_onnx
+    from fxprune.export.onnx import OnnxOptions
+    from fxprune.export.plain import export_plain
     from fxprune.export.pt2 import export_pt2
     from fxprune.export.reference import reference_of
     from fxprune.passes import parse
     from fxprune.registry import split
     from fxprune.runs.promise import Promise
+    from fxprune.trainer.files import Layout, Lowering
 
     texts = (["fold"] if fold else []) + split(passes)
     wanted = [parse(text) for text in dict.fromkeys(texts)]
@@ -107,10 +158,19 @@ def export(
     promise = Promise.read(run.path)
     target = promise.target if promise else Target()
     target = dataclasses.replace(target, command=latency_command)
-    paths = _places(output or named, run.path.resolve().stem, onnx=onnx, pt2=pt2)
+    options = OnnxOptions(opset, _names(input_names), _names(output_names), dynamic_hw, batch)
+    lowered = [kind for kind, asked in (("fp16", fp16), ("int8", int8)) if asked]
+    paths = _places(
+        output or named,
+        run.path.resolve().stem,
+        {".onnx": onnx or bool(lowered), ".pt2": pt2, ".py": torch_code},
+    )
     phases = ["building the network", "shrinking it", "reading the data"]
     phases += ["writing .pt2"] if ".pt2" in paths else []
+    phases += ["writing plain code"] if ".py" in paths else []
     phases += ["writing .onnx", "exporting the dense twin", "timing"] if ".onnx" in paths else []
+    phases += [f"writing {kind}" for kind in lowered]
+    phases += ["scoring the files"] if lowered else []
     with console.phases(phases) as begin:
         begin()
         dense = resolve(run.spec, run.input, base=run.base).model
@@ -122,9 +182,14 @@ def export(
         source = _data_of(run, transform_of(transform))
         data = None if source is None else source[0]
         real = real_inputs(data)
+        example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
+        if int8:
+            _check_calibration(source, example, dynamic_hw)
+        if ".py" in paths:
+            begin()
+            record["torch"] = records.of_file(export_plain(compact, example, paths[".py"]))
         if ".pt2" in paths:
             begin()
-            example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
             record["pt2"] = records.of_pt2(
                 export_pt2(compact, example, paths[".pt2"], reference=reference_of(gated, dense))
             )
@@ -139,11 +204,19 @@ def export(
                 real=real,
                 notes=notes,
                 target=target,
+                options=options,
                 begin=begin,
             )
             record["onnx"] = compared.record()
             _keep(run, gated, compared)
             record["asked"] = promise.asked if promise else None
+            if lowered:
+                layout = Layout(isinstance(compact(*example), dict), batch)
+                lowering = Lowering(lowered, source, example, real, calibrate, layout)
+                record["files"] = [
+                    records.of_file(file)
+                    for file in lowering.write(paths[".onnx"], compared.report, begin)
+                ]
     print_result(record, tables.show_export, as_json)
     for line in tables.remarks(record):
         console.note(line)
@@ -164,11 +237,14 @@ def _targets(targets: list[str]) -> tuple[Path | None, Path | None]:
     return next(iter(folders), None), next(iter(files), None)
 
 
-def _places(wanted: Path | None, name: str, *, onnx: bool, pt2: bool) -> dict[str, Path]:
-    """The file to write for each format that is asked for; ONNX if none is."""
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _places(wanted: Path | None, name: str, asked: dict[str, bool]) -> dict[str, Path]:
+    """The file to write for each format that is asked for, by its ending; ONNX if none is."""
     ending = wanted.suffix if wanted is not None and wanted.suffix in FORMATS else None
-    kinds = [kind for kind, asked in ((".onnx", onnx), (".pt2", pt2)) if asked]
-    kinds = kinds or [ending or ".onnx"]
+    kinds = [kind for kind, on in asked.items() if on] or [ending or ".onnx"]
     if ending is not None and ending not in kinds:
         raise OptionError(
             f"{wanted} ends in {ending}", why=f"what is asked for is {' and '.join(kinds)}"
@@ -227,6 +303,29 @@ def notes_of(run: "Run", data: "DataSet | None") -> dict[str, str]:
         notes["classes"] = json.dumps(list(data.classes))
         notes["preprocessing"] = json.dumps(dict(data.preprocessing))
     return notes
+
+
+def _check_calibration(
+    source: "tuple[DataSet, Task] | None", example: "tuple[Tensor, ...]", dynamic_hw: bool
+) -> None:
+    """Refuses, before anything is written, data that int8 cannot be calibrated on."""
+    from fxprune.trainer.files import calibration_batches
+
+    if source is None:
+        raise DataError(
+            "there are no data to calibrate int8 with",
+            do="train the run with fxprune train first: the ranges are measured on its data",
+        )
+    given = next(calibration_batches(source[0], 2, 2))
+    for own, wanted in zip(given, example, strict=False):
+        same = own.shape[1:] == wanted.shape[1:] or (dynamic_hw and own.dim() == wanted.dim())
+        if not same or len(given) != len(example):
+            raise DataError(
+                f"the calibration data do not fit the network's {len(example)} inputs",
+                why=f"an example of the data is {list(own.shape[1:])}, the network takes "
+                f"{list(wanted.shape[1:])}",
+                do="calibrate on the data that the run was trained on",
+            )
 
 
 def _keep(run: "Run", gated: "GatedModule", compared: "Comparison") -> None:

@@ -12,9 +12,11 @@ from fxprune.demo import Demo
 from fxprune.export.bench import timing_record
 from fxprune.export.compare import Comparison
 from fxprune.export.latency import Choice
+from fxprune.export.plain import PlainReport
 from fxprune.export.pt2 import Pt2Report
 from fxprune.gated.module import GatedModule
 from fxprune.runs.run import Run
+from fxprune.trainer.files import Scored
 from fxprune.trainer.job import Job
 from fxprune.trainer.loop import EpochMetrics
 from fxprune.trainer.prune import Pruned
@@ -170,6 +172,11 @@ def of_pruned(
         "seconds": sum(metrics.seconds for metrics in pruned.history),
         "history": [asdict(metrics) for metrics in pruned.history],
     }
+
+
+def of_file(report: Scored | PlainReport) -> Record:
+    """What was written as one of the other formats."""
+    return {**asdict(report), "path": str(report.path)}
 
 
 def of_pt2(report: Pt2Report) -> Record:

@@ -350,9 +350,11 @@ def show_export(record: Record) -> RenderableType:
             timing = onnx["timing"]
             parts.append(Text(_promise(record["asked"], timing[timing["binds"]])))
         parts.append(Text(_proof(onnx)))
+    if "files" in record:
+        parts.append(_files(record))
     parts += [
         Text.assemble("wrote ", (written["path"], "bold"), f"   {console.size(written['bytes'])}")
-        for written in (onnx, pt2)
+        for written in (onnx, pt2, record.get("torch"), *record.get("files", [])[1:])
         if written
     ]
     return Group(*parts)
@@ -371,6 +373,29 @@ def _timed(timing: Record | None) -> list[tuple[str, str, str, str]]:
         )
         for kind in _kinds(timing)
     ]
+
+
+def _files(record: Record) -> RenderableType:
+    """The ONNX files of each precision side by side."""
+    rows = [
+        (
+            file["kind"],
+            console.size(file["bytes"]),
+            _validated(file),
+            f"{file['max_rel_error']:.1e} (at most {file['tolerance']:.0e})",
+            f"{file['from_float32']:.1e}",
+            console.milliseconds(file["latency"]),
+        )
+        for file in record["files"]
+    ]
+    head = ("precision", "size", "validation", "from its reference", "from float32", "latency")
+    return console.table(head, rows, text=("precision",))
+
+
+def _validated(file: Record) -> str:
+    if file["metric"] is not None:
+        return f"{file['metric']:.4f}"
+    return "–" if file["accuracy"] is None else console.share(file["accuracy"], 2)
 
 
 def show_demo(record: Record) -> RenderableType:

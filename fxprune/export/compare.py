@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import ExportError
 from fxprune.export.bench import HERE, Target, measure, timing_record
-from fxprune.export.onnx import ExportReport, export_onnx
+from fxprune.export.onnx import DEFAULT, ExportReport, OnnxOptions, export_onnx
 from fxprune.export.reference import reference_of
 from fxprune.export.timing import Effort, Timing
 from fxprune.files import scratch
@@ -96,6 +96,7 @@ def compare_onnx(
     notes: Mapping[str, object] | None = None,
     target: Target = HERE,
     effort: Effort = EFFORT,
+    options: OnnxOptions = DEFAULT,
     begin: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Writes `compact` as ONNX, checked against `reference_of`, and measures it beside `dense`.
@@ -110,21 +111,24 @@ def compare_onnx(
         notes: more for the file's metadata.
         target: on what both are timed.
         effort: how well, and for how long.
+        options: names, operator set, and which sizes may vary.
         begin: called as each of three phases begins: writing, the dense twin, timing.
 
     Raises:
         ExportError, ParityError, RunError: as `fxprune.export_onnx`.
     """
     example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
-    one = fresh_inputs(example, 1, torch.Generator().manual_seed(0))
+    one = fresh_inputs(example, options.batch or 1, torch.Generator().manual_seed(0))
     best, cost = gated.best().widths, gated.cost
     begin()
     reference = reference_of(gated, dense)
-    report = export_onnx(compact, example, path, inputs=real, reference=reference, notes=notes)
+    report = export_onnx(
+        compact, example, path, inputs=real, reference=reference, notes=notes, options=options
+    )
     begin()
     with scratch() as folder:
         try:
-            full = export_onnx(dense, example, twin or folder / "dense.onnx")
+            full = export_onnx(dense, example, twin or folder / "dense.onnx", options=options)
         except ExportError:
             full = None
         begin()

@@ -9,22 +9,28 @@ This is the only module that imports onnx and onnxruntime.
 """
 
 import copy
+import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
+from onnx import load_model_from_string
 from onnx.checker import ValidationError, check_model
 from onnx.shape_inference import InferenceError
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from fxprune.equivalence import fresh_inputs, outputs, which_batched
-from fxprune.errors import ExportError, ParityError
+from fxprune.errors import ExportError, OptionError, ParityError
 from fxprune.export.condconv import BatchedConvs
 from fxprune.files import write_bytes
 from fxprune.tracing.deepcopy import copied
@@ -46,6 +52,45 @@ TOLERANCE: Mapping[torch.dtype, float] = {
 Sums of thousands of products in another order differ by about 1e-6 of the scale in float32
 (seen: 1e-7 to 1.2e-6 from ResNet-20 to DenseNet-121).
 """
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How an ONNX file is laid out.
+
+    Attributes:
+        opset: version of ONNX's operators; None for the exporter's own.
+        input_names: of the inputs, in order; empty for the names of `forward`.
+        output_names: of the outputs, in order; empty for the keys of a dict that the network
+            returns, else the exporter's.
+        dynamic_hw: height and width of images [B, C, H, W] may vary as well.
+        batch: the one batch size that the file takes; None for any.
+
+    Raises:
+        OptionError: a field is out of its range.
+    """
+
+    opset: int | None = None
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    dynamic_hw: bool = False
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        if self.batch is not None and self.batch < 1:
+            raise OptionError(f"batch cannot be {self.batch}", do="give 1 or more examples")
+        for words in (self.input_names, self.output_names):
+            if len({*words}) < len(words) or not all(words):
+                raise OptionError(f"cannot use the names {', '.join(words)}", do="give each once")
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batch sizes at which a file is compared."""
+        return BATCHES if self.batch is None else (self.batch,)
+
+
+DEFAULT = OnnxOptions()
 
 
 @dataclass(frozen=True)
@@ -87,6 +132,7 @@ def export_onnx(
     inputs: Sequence[Any] | Mapping[str, Any] = (),
     reference: nn.Module | None = None,
     notes: Mapping[str, object] | None = None,
+    options: OnnxOptions = DEFAULT,
 ) -> ExportReport:
     """Writes `model`, in eval mode, as an ONNX file with a dynamic batch.
 
@@ -99,6 +145,7 @@ def export_onnx(
         inputs: real inputs, like `example_inputs` with any number of examples, compared as well.
         reference: what the file has to agree with; `model` itself if it is not given.
         notes: more to put into the file's metadata, under "fxprune.<key>".
+        options: names, operator set, and which sizes may vary.
 
     Returns:
         The figures of the comparison.
@@ -113,7 +160,7 @@ def export_onnx(
     signature = signature_of(model)
     network = flat_network(copied(model, {}).cpu().eval())
     example = tuple(tensor.detach().cpu() for tensor in flat_inputs(model, example_inputs))
-    program = _program(network, example)
+    program = _program(network, example, options)
     expected: Network = network
     if reference is not None:
         expected = copied(reference, {}).cpu().eval()
@@ -121,10 +168,12 @@ def export_onnx(
 
     seed = torch.Generator().seed() % 2**63
     generator = torch.Generator().manual_seed(seed)
-    trials = [fresh_inputs(example, size, generator) for size in BATCHES]
+    trials = [fresh_inputs(example, size, generator) for size in options.batches]
+    if options.dynamic_hw:
+        trials.append(fresh_inputs(_larger(example, expected), options.batches[0], generator))
     given = flat_inputs(model, inputs) if inputs else ()
     real = tuple(tensor.detach().cpu() for tensor in given)
-    real_sizes = [size for size in BATCHES if real and len(real[0]) >= size]
+    real_sizes = [size for size in options.batches if real and len(real[0]) >= size]
     trials += [_first(real, example, size) for size in real_sizes]
 
     content = program.SerializeToString()
@@ -141,11 +190,11 @@ def export_onnx(
         "max_abs_error": max(gap.absolute for gap in gaps),
         "max_rel_error": max(gap.relative for gap in gaps),
         "tolerance": max(gap.tolerance for gap in gaps),
-        "batches": BATCHES,
+        "batches": options.batches,
         "seed": seed,
         "real_examples": sum(real_sizes),
     }
-    for key, value in {**figures, **(notes or {})}.items():
+    for key, value in {**figures, "version": version("fxprune"), **(notes or {})}.items():
         program.metadata_props.add(key=f"fxprune.{key}", value=str(value))
     content = program.SerializeToString()
     write_bytes(path, content)
@@ -160,7 +209,7 @@ def onnx_content(model: nn.Module, example_inputs: Sequence[Tensor]) -> bytes:
     """
     network = copy.deepcopy(model).cpu().eval()
     example = tuple(tensor.detach().cpu() for tensor in example_inputs)
-    content: bytes = _program(network, example).SerializeToString()
+    content: bytes = _program(network, example, DEFAULT).SerializeToString()
     return content
 
 
@@ -169,19 +218,72 @@ def _first(real: Sequence[Tensor], example: Sequence[Tensor], size: int) -> tupl
     return tuple(t[:size] if batched else t for t, batched in zip(real, which_batched(example)))
 
 
-def _program(network: nn.Module, example: tuple[Tensor, ...]) -> Any:
+def _larger(example: tuple[Tensor, ...], network: nn.Module) -> tuple[Tensor, ...]:
+    """Examples whose images are 32 pixels larger each way.
+
+    Raises:
+        OptionError: the network itself takes no other size.
+    """
+    larger = tuple(
+        functional.pad(tensor, (0, 32, 0, 32)) if tensor.dim() == 4 else tensor
+        for tensor in example
+    )
+    try:
+        with torch.no_grad():
+            network(*larger)
+    except RuntimeError as error:
+        raise OptionError(
+            "height and width of the network's input cannot vary",
+            why=f"in images of another size: {_reason(error)}",
+            do="leave out --dynamic-hw, or end the network in a global pooling",
+        ) from error
+    return larger
+
+
+def _varying(tensor: Tensor, batched: bool, options: OnnxOptions) -> dict[int, str] | None:
+    """The names of the dimensions that may vary."""
+    names = {0: "batch"} if batched and options.batch is None else {}
+    if options.dynamic_hw and tensor.dim() == 4:
+        names |= {2: "height", 3: "width"}
+    return names or None
+
+
+def _names_of(result: Any) -> list[str]:
+    """The keys of a dict that a network returns, one for each tensor; else none."""
+    if not isinstance(result, Mapping):
+        return []
+    leaves, _ = pytree.tree_flatten_with_path(result)
+    return [
+        "_".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path)
+        for path, leaf in leaves
+        if isinstance(leaf, Tensor)
+    ]
+
+
+def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptions) -> Any:
     """The checked ModelProto, without the exporter's notes (they hold paths of this machine)."""
     # An example of 1 would make torch.export take the batch for a constant.
+    size = options.batch or 2
     pair = tuple(
-        tensor[:1].expand(2, *tensor.shape[1:]).contiguous() if batched else tensor
+        tensor[:1].expand(size, *tensor.shape[1:]).contiguous() if batched else tensor
         for tensor, batched in zip(example, which_batched(example))
     )
-    shapes = tuple({0: "batch"} if batched else None for batched in which_batched(example))
+    batches = which_batched(example)
+    shapes = tuple(_varying(x, batched, options) for x, batched in zip(example, batches))
+    with torch.no_grad():
+        keys = _names_of(network(*pair))
     try:
         with warnings.catch_warnings(), torch.no_grad(), BatchedConvs():
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
-                network, pair, dynamo=True, dynamic_shapes=shapes, verbose=False
+                network,
+                pair,
+                dynamo=True,
+                dynamic_shapes=shapes if any(shapes) else None,
+                input_names=options.input_names or None,
+                output_names=options.output_names or keys or None,
+                opset_version=options.opset,
+                verbose=False,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         raise ExportError(
@@ -192,9 +294,11 @@ def _program(network: nn.Module, example: tuple[Tensor, ...]) -> Any:
         ) from error
     assert exported is not None
     program = exported.model_proto
+    _check_options(program, options)
+    _name_nodes(program.graph)
     _strip(program)
     for entry, batched in zip(program.graph.input, which_batched(example)):
-        if batched and not entry.type.tensor_type.shape.dim[0].dim_param:
+        if batched and options.batch is None and not entry.type.tensor_type.shape.dim[0].dim_param:
             raise ExportError(
                 "the exported network takes one batch size only",
                 why=f"input {entry.name} has a constant first dimension: the network's forward "
@@ -210,6 +314,45 @@ def _program(network: nn.Module, example: tuple[Tensor, ...]) -> Any:
             do="ONNX's operators are for float32 above all: try model.float()",
         ) from error
     return program
+
+
+def _check_options(program: Any, options: OnnxOptions) -> None:
+    """Refuses options that the exporter did not follow.
+
+    Raises:
+        OptionError: an operator is not in the operator set that was asked for, or there are more
+            or fewer inputs or outputs than names.
+    """
+    opset = next(entry.version for entry in program.opset_import if not entry.domain)
+    if options.opset not in (None, opset):
+        raise OptionError(
+            f"the network cannot be written with opset {options.opset}",
+            why=f"the exporter writes opset {opset}, and not all of its operators have a form "
+            f"in {options.opset}",
+            do=f"give --opset {opset}, or leave it out",
+        )
+    for word, names, own in (
+        ("input", options.input_names, program.graph.input),
+        ("output", options.output_names, program.graph.output),
+    ):
+        if names and len(names) != len(own):
+            raise OptionError(
+                f"{len(names)} {word} names were given for {len(own)} {word}s",
+                do=f"give as many; they are called {', '.join(entry.name for entry in own)}",
+            )
+
+
+def _name_nodes(graph: Any) -> None:
+    """Names each node by the module that it is of: `/layer1.0.conv1/Conv`."""
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        # a list in a text: the names of the modules around the node, then the operation's
+        scopes = re.findall(r"'([^']*)'", notes.get("pkg.torch.onnx.name_scopes", ""))
+        module = next((scope for scope in reversed(scopes[:-1]) if scope), "")
+        name = "/".join(("", *([module] if module else []), node.op_type))
+        node.name = f"{name}_{seen[name]}" if seen[name] else name
+        seen[name] += 1
 
 
 def _strip(program: Any) -> None:
@@ -261,6 +404,11 @@ def runtime(content: bytes, threads: int | None = None, *, optimised: bool = Tru
             return list(session.run(None, dict(zip(names, arrays))))
 
     return run
+
+
+def output_names_of(content: bytes) -> list[str]:
+    """The names of the outputs of an ONNX file's content."""
+    return [entry.name for entry in load_model_from_string(content).graph.output]
 
 
 @contextmanager
