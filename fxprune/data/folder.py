@@ -115,6 +115,8 @@ def _check_parts(path: Path) -> None:
             do=f"put a folder per class, with images in it, under {path}/train and {path}/val",
         )
     _check_tree(path)
+    if not any(one.is_dir() for one in path.iterdir()):
+        return  # what is missing is said as it is opened
     raise DataError(
         f"{path} is not split into train and val",
         why="it holds a folder per class",
