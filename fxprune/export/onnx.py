@@ -218,7 +218,7 @@ def _first(real: Sequence[Tensor], example: Sequence[Tensor], size: int) -> tupl
     return tuple(t[:size] if batched else t for t, batched in zip(real, which_batched(example)))
 
 
-def _larger(example: tuple[Tensor, ...], network: nn.Module) -> tuple[Tensor, ...]:
+def _larger(example: tuple[Tensor, ...], network: Network) -> tuple[Tensor, ...]:
     """Examples whose images are 32 pixels larger each way.
 
     Raises:
