@@ -143,7 +143,7 @@ class Job:
             RunError: the file is damaged.
         """
         path = run.path / FILE
-        if not path.exists():
+        if not (path.exists() or path.is_symlink()):  # a link to nothing is damage
             return None
         found = read_record(path, _Record)
         return Job(**{**vars(found), "root": Path(found.root)})

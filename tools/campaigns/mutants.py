@@ -1,6 +1,6 @@
 """Damage the files of runs in many ways, and look at what happens when they are read.
 
-    python tools/campaigns/mutants.py --mutants 2000 --valid 200 --seed 0
+    python -m tools.campaigns.mutants --mutants 2000 --valid 200 --seed 0
 
 Right is: a mutant is refused with an `FxpruneError`, or it loads and says the same as the run that
 it was made of. A mutant that was signed anew (its checksum fits) may also load with other content
