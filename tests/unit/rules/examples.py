@@ -675,6 +675,15 @@ MORE = (
         layers=one(Places, 5, 0),
         mixes=True,  # the mean over what is taken
     ),
+    Example(
+        Linear,
+        "of a recurrent layer",
+        lambda x, layer: layer(tokens(x))[0].transpose(1, 2),
+        6,
+        (8, 4),
+        ("it meets a dimension of fixed size in a matrix product",),
+        layers=one(nn.GRU, 8, 6, batch_first=True),
+    ),
     Example(Embedding, "a scale for each class", conditional, layers=one(nn.Embedding, 5, 8)),
     Example(
         GridSample,
