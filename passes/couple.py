@@ -39,7 +39,7 @@ class Couple(Pass):
         inputs, labelled = _propagate(module, program.inputs)
         if copy_always(module, labelled.copies):
             labelled = propagate(module, inputs)
-        if spread(module, labelled.context.sliding):
+        if spread(module, labelled):
             labelled = propagate(module, inputs)
             axes = Solution(labelled, module, []).graph().axes
             if gather_up(module, lambda places: places not in axes):

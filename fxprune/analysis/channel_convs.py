@@ -1,6 +1,6 @@
-"""Convolutions that slide along the channels (ECA), made to run at any selection of them.
+"""Layers that slide along the channels (ECA, local response norm), made to run at any selection.
 
-Neighbours matter to such a convolution, and a compact tensor has others than the dense one. So
+Neighbours matter to such a layer, and a compact tensor has others than the dense one. So
 its input is spread over the dense positions, with zeros where a channel is gone, and what it
 returns is gathered back:
 
@@ -11,32 +11,33 @@ returns is gathered back:
 compact form holds the positions of the channels that execute, like any other buffer's.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.analysis.context import Slide
+from fxprune.analysis.propagation import Labelled, Value
 from fxprune.tracing.module import TracedModule
 
 PLACES = "fxprune_places_"
 """The buffers are the network's own; their names are this and a number."""
 
 
-def spread(module: TracedModule, slides: Iterable[Slide]) -> bool:
-    """Rewrites convolutions that slide along channels, in place; returns whether there are any.
+def spread(module: TracedModule, labelled: Labelled) -> bool:
+    """Rewrite layers that slide along channels, in place; return whether there are any.
 
     Args:
         module: the traced network.
-        slides: what was seen in a run of it.
+        labelled: a run of it.
     """
     device = next((tensor.device for tensor in module.parameters()), None)
-    mine = [slide for slide in slides if _is_convolution(module, slide.node)]
+    mine = [slide for slide in labelled.context.sliding if _is_spread(module, slide.node)]
     for number, slide in enumerate(mine):
         places = torch.arange(len(slide.labels), device=device)
         module.register_buffer(f"{PLACES}{number}", places)
-        _rewrite(slide, f"{PLACES}{number}")
+        _rewrite(slide, f"{PLACES}{number}", _rank(labelled, slide.node.args[0]))
     return bool(mine)
 
 
@@ -67,20 +68,30 @@ def _stays(node: fx.Node) -> bool:
     return node.target not in ("size", "new_zeros")
 
 
-def _is_convolution(module: TracedModule, node: fx.Node) -> bool:
+def _is_spread(module: TracedModule, node: fx.Node) -> bool:
     if node.op == "call_module":  # and no leaf, whose convolutions are out of reach
-        return isinstance(module.get_submodule(str(node.target)), nn.modules.conv._ConvNd)
-    return node.op == "call_function" and node.target in (F.conv1d, F.conv2d, F.conv3d)
+        return isinstance(module.get_submodule(str(node.target)), _LAYERS)
+    return node.op == "call_function" and node.target in _FUNCTIONS
 
 
-def _rewrite(slide: Slide, places: str) -> None:
+_LAYERS = (nn.modules.conv._ConvNd, nn.LocalResponseNorm)
+_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.local_response_norm)
+
+
+def _rank(labelled: Labelled, node: fx.Node) -> int:
+    """The number of dimensions of a node's tensor."""
+    found = (values.get(node.name) for values in labelled.values)
+    return next(len(value.shape) for value in found if isinstance(value, Value))
+
+
+def _rewrite(slide: Slide, places: str, rank: int) -> None:
     node, dim, graph = slide.node, slide.dim, slide.node.graph
     x = node.args[0]
     with graph.inserting_before(node):
         index = graph.get_attr(places)
         sizes = [
             len(slide.labels) if other == dim else graph.call_method("size", (x, other))
-            for other in range(slide.rank)
+            for other in range(rank)
         ]
         zeros = graph.call_method("new_zeros", (x, tuple(sizes)))
         full = graph.call_method("index_copy", (zeros, dim, index, x))

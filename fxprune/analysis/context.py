@@ -42,18 +42,16 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Slide:
-    """A convolution whose kernel moves along labels, and gives as many as it takes.
+    """A layer whose window moves along labels, and that gives as many as it takes.
 
     Attributes:
         node: the node that runs it.
         dim: the dimension of its input.
-        rank: the number of that input's dimensions.
         labels: those along the dimension.
     """
 
     node: Any
     dim: int
-    rank: int
     labels: Tensor
 
 
@@ -115,7 +113,7 @@ class Notebook(Context):
         norm_inputs: for each group norm, by its path, the labels of its input, and its groups.
         group_norms: the paths of the modules that are group norms.
         constants: the values of constants in the code, by the id of their meta tensors.
-        sliding: the convolutions that slide along labels.
+        sliding: the layers that slide along labels.
         repeated: labels that stand for others which stood before them in a concatenation.
         opaque: the names of leaves that ask for what is in a tensor.
         mixing: nodes that mix statistics across channels, so that removing a channel changes the
@@ -292,11 +290,9 @@ class Notebook(Context):
         self.norm_inputs.setdefault(path, (channels, groups))
         return True
 
-    def slides(self, x: Tensor, dim: int) -> None:
-        """Note that the running node slides along a dimension of `x`."""
-        labels = self.along(x, dim)
-        assert labels is not None
-        self.sliding.append(Slide(self.node, dim, x.dim(), labels))
+    def slides(self, labels: Tensor, dim: int) -> None:
+        """Note that the running node slides along a dimension of its input."""
+        self.sliding.append(Slide(self.node, dim, labels))
 
     def repeats(self, labels: Tensor) -> None:
         """Note labels that repeat others of a concatenation."""

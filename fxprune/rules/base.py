@@ -178,8 +178,13 @@ class Context(abc.ABC):
         """
 
     @abc.abstractmethod
-    def slides(self, x: Tensor, dim: int) -> None:
-        """Say that a kernel slides along a dimension of `x` and gives as many as it takes."""
+    def slides(self, labels: Tensor, dim: int) -> None:
+        """Say that the running layer's window slides along labels and gives as many as it takes.
+
+        Args:
+            labels: those of the channels, int64 [C].
+            dim: their dimension in the layer's input.
+        """
 
     @abc.abstractmethod
     def repeats(self, labels: Tensor) -> None:

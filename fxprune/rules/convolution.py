@@ -44,7 +44,7 @@ class Convolution(Rule):
                 kept.remove(family)
                 context.pin(family.labels, "the convolution slides along this dimension")
                 if out.shape[family.dim] == x.shape[family.dim]:
-                    context.slides(x, family.dim)
+                    context.slides(family.labels, family.dim)
         for family in context.of(weight):
             if family.dim > 1:
                 context.pin(family.labels, "a position of the kernel", structural=True)

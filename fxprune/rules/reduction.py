@@ -25,6 +25,7 @@ class Reduction(Rule):
         aten.max.dim,
         aten.min.dim,
         aten.linalg_vector_norm,
+        aten.norm,
         aten.logsumexp,
     )
 
@@ -67,8 +68,9 @@ class Softmax(Rule):
 
 def _adds_up(call: Call) -> bool:
     """Whether zeros add nothing to the result, so that leaving them out is the same."""
-    if call.op.overloadpacket is aten.linalg_vector_norm:
-        return float(call["ord"]) > 0
+    if call.op.overloadpacket in (aten.linalg_vector_norm, aten.norm):
+        order = call.args.get("ord", call.args.get("p"))
+        return order is None or float(order) > 0
     return call.op.overloadpacket is aten.sum
 
 

@@ -43,15 +43,14 @@ class Resample(Rule):
         carried = []
         for family in context.of(x):
             own = family.dim - x.dim() + spatial
-            if own >= 0 and _slides(call, own):
+            if own < 0:
+                carried.append(family)
+                continue
+            context.pin(family.labels, "it is resampled along this dimension")
+            if own == 0 and family.dim == 2 and _slides(call, own):  # local response norm
                 size = call.out.shape[family.dim]
                 begin = (x.shape[family.dim] - size + 1) // 2
-                carried.append(Family(family.dim, family.labels[begin : begin + size]))
-                context.mixes()  # local response norm: a window of channels
-            elif own >= 0:
-                context.pin(family.labels, "it is resampled along this dimension")
-            else:
-                carried.append(family)
+                context.slides(family.labels[begin : begin + size], 1)
         for result in call.results():
             context.carry(result, carried)
 

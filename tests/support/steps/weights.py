@@ -1,6 +1,6 @@
 """Weights that have several uses, that are computed, or that a layer makes."""
 
-from tests.support.steps.writer import WIDEST, Dice, Map, Writer
+from tests.support.steps.writer import Dice, Map, Writer
 
 
 def two_roles(w: Writer, x: Map, _: Map, dice: Dice) -> None:
@@ -62,8 +62,8 @@ def computed(w: Writer, x: Map, _: Map, dice: Dice) -> None:
         code = dice.pick((f".expand(-1, {x.channels}, -1, -1)", f".repeat(1, {x.channels}, 1, 1)"))
         code = f"{weight}{code} / {x.channels}"
     elif style == 2:  # low rank
-        low = w.parameter(out, 2), w.parameter(2, x.channels * kernel**2)
-        code = f"({low[0]} @ {low[1]}).view({out}, {x.channels}, {kernel}, {kernel})"
+        low = w.parameter(out, 2, 1, 1, 1), w.parameter(2, x.channels, kernel, kernel)
+        code = f"({low[0]} * {low[1]}).sum(1)"
     else:  # squeezed parameters
         scale = w.parameter(1, x.channels, 1, 1)
         weight = w.parameter(out, x.channels, 1, 1)
@@ -98,14 +98,8 @@ def parametrized(w: Writer, x: Map, _: Map, dice: Dice) -> None:
 
 
 def made_kernel(w: Writer, x: Map, other: Map, dice: Dice) -> None:
-    """A kernel that a layer makes: a correlation of each channel, or with what a pool saw."""
-    inner, style = dice.pick((4, 6, 3)), dice.pick((0, 1, 2))
-    if style == 2:  # a template of the first example
-        fc = w.layer(f"nn.Linear({x.channels}, {x.channels})", "fc")
-        template = f"{fc}({x}[:1].mean((2, 3)))[:, :, None, None]"
-        y = w.map(f"F.conv2d({x}, {template})", 1, x.side)
-        w.like(x, f"{x} * {y}.sigmoid()")
-        return
+    """A kernel that a layer makes: each channel is correlated with its own."""
+    inner = dice.pick((4, 6, 3))
     search, kernel = w.conv(x, inner, 3), w.conv(other, inner, 1)
     z = w.fit(kernel, inner, 1)
     n = w.variable(f"{search}.size(0) * {search}.size(1)")
@@ -161,14 +155,13 @@ def rare(w: Writer, x: Map, _: Map, dice: Dice) -> None:
         grid = f"{conv}({x}).tanh().permute(0, 2, 3, 1)"
         w.like(x, f"F.grid_sample({x}, {grid}, align_corners=False)")
     elif style == 2 and s % 2 == 0:
-        pooled, places = w.variable("None"), w.variable("None")
-        w.line(f"{pooled}, {places} = F.max_pool2d({x}, 2, return_indices=True)")
-        w.like(x, f"F.max_unpool2d({pooled}.tanh(), {places}, 2)")
+        both = w.variable(f"F.max_pool2d({x}, 2, return_indices=True)")
+        w.like(x, f"F.max_unpool2d({both}[0].tanh(), {both}[1], 2)")
     elif style == 3:
         table = w.layer(f"nn.Embedding(3, {c})", "table")
         numbers = f"torch.zeros({x}.shape[0], dtype=torch.int64)"
         w.like(x, f"{x} * {table}({numbers})[:, :, None, None].sigmoid()")
-    elif style == 4 and s < 5 and c <= WIDEST:
+    elif style == 4 and s < 5:
         hidden = dice.pick((4, 3))
         kind = dice.pick(("GRU", "LSTM", "RNN"))
         cell = w.layer(f"nn.{kind}({c}, {hidden}, batch_first=True)", "rnn")
