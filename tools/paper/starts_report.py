@@ -1,0 +1,134 @@
+"""results/README.md and its figure, from results/starts.json: nothing in it is written by hand.
+
+python tools/paper/starts_report.py
+"""
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import _paths
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+Record = dict[str, Any]
+Case = tuple[str, float, float]  # network, share of the macs, dense epochs
+
+COLOURS = {  # one for a method, in all figures
+    "dense": "black",
+    "utility": "tab:orange",
+    "balance": "tab:red",
+    "magnitude": "tab:brown",
+    "fixed": "tab:olive",
+    "uniform": "tab:gray",
+    "narrow": "tab:blue",
+    "Torch-Pruning": "tab:green",
+}
+PREAMBLE = """# Results
+
+Written by `python tools/paper/starts_report.py`. What it means is in
+[docs/results.md](../docs/results.md); older and smaller tables are in [appendix.md](appendix.md).
+
+A *dense epoch* is the macs of the dense network's forward and backward pass over all training
+images. *Spent* counts everything after the start in this unit: steps, scoring, search, repair and
+the teacher's forward passes. 45,000 of CIFAR-10's training images (as JPEG of quality 75) are
+trained on. Held out are the other 5,000, on which all choices were made; the 10,000 test images
+were looked at once for each training. SGD with momentum 0.9, weight decay 5e-4, batches of 128, a
+cosine to 0, bfloat16 and NHWC on one thread of a CPU. Widths are not rounded.
+"""
+
+
+def render(results: Path) -> None:
+    """Writes README.md and a figure for each case."""
+    records = json.loads((results / "starts.json").read_text())["runs"]
+    cases: dict[Case, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        case = record["network"], record["budget"], record["dense_epochs"]
+        cases[case][record["arm"]].append(record)
+    parts = [PREAMBLE]
+    for case, arms in sorted(cases.items(), key=lambda item: (item[0][0], -item[0][1], item[0][2])):
+        parts += [_table(case, arms), _figure(case, arms, results)]
+    versions = {f"fxprune {r['fxprune']}, torch {r['torch']}" for r in records}
+    parts.append("Trained with " + "; ".join(sorted(versions)) + ".\n")
+    (results / "README.md").write_text("\n".join(parts))
+
+
+def best(runs: list[Record]) -> list[Record]:
+    """The runs at the learning rate that is best on the held-out images."""
+    rates: dict[float, list[Record]] = defaultdict(list)
+    for run in runs:
+        rates[run["lr"]].append(run)
+    return max(rates.values(), key=lambda some: statistics.mean(r["held_out"] for r in some))
+
+
+def title(case: Case) -> str:
+    """Of a table and its figure."""
+    network, macs, epochs = case
+    return (
+        f"{network}, CIFAR-10, {macs:g} of the macs, {epochs:g} dense epochs from a trained start"
+    )
+
+
+def _table(case: Case, arms: dict[str, list[Record]]) -> str:
+    lines = [f"## {title(case)}", ""]
+    lines += [
+        "| arm | test, % | held out, % | lr (of) | seeds | macs | params | passes | spent |",
+        "| --- |" + " ---: |" * 8,
+    ]
+    for arm in sorted(arms, key=lambda arm: -_mean(best(arms[arm]), "test")):
+        runs = best(arms[arm])
+        tried = len({run["lr"] for run in arms[arm]})
+        cells = [
+            arm,
+            *(_percent(runs, key) for key in ("test", "held_out")),
+            f"{runs[0]['lr']:g} ({tried})",
+            str(len(runs)),
+            *(f"{_mean(runs, key):.3f}" for key in ("macs", "params")),
+            f"{_mean(runs, 'epochs'):.1f}",
+            f"{_mean(runs, 'spent'):.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(runs: list[Record], key: str) -> str:
+    text = f"{100 * _mean(runs, key):.2f}"
+    if len(runs) > 1:
+        text += f" ± {100 * statistics.stdev(run[key] for run in runs):.2f}"
+    return text
+
+
+def _mean(runs: list[Record], key: str) -> float:
+    return statistics.mean(run[key] for run in runs)
+
+
+def _figure(case: Case, arms: dict[str, list[Record]], results: Path) -> str:
+    """A line for each arm, a dot for each seed."""
+    order = sorted(arms, key=lambda arm: _mean(best(arms[arm]), "test"))
+    figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.32 * len(order)), layout="constrained")
+    for place, arm in enumerate(order):
+        values = [100 * run["test"] for run in best(arms[arm])]
+        axes.plot(values, [place] * len(values), "o", color=colour(arm))
+        axes.plot([statistics.mean(values)], [place], "|", markersize=14, color=colour(arm))
+    axes.set_yticks(range(len(order)), order, fontsize=8)
+    axes.set_xlabel("test accuracy, %; a dot for each seed")
+    axes.set_title(title(case), fontsize=9)
+    axes.grid(color="0.9", axis="x")
+    network, macs, epochs = case
+    name = f"starts-{network}-macs-{macs:g}-epochs-{epochs:g}.png"
+    figure.savefig(results / name, dpi=120)
+    pyplot.close(figure)
+    return f"![{title(case)}]({name})\n\n`python tools/paper/starts_report.py`\n"
+
+
+def colour(arm: str) -> str:
+    """Of an arm's method."""
+    return next(colour for method, colour in COLOURS.items() if arm.startswith(method))
+
+
+if __name__ == "__main__":
+    render(_paths.ROOT / "results")
