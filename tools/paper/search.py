@@ -16,7 +16,7 @@ from torch import Tensor
 
 import fxprune
 from fxprune.bank.exchange import Chosen
-from fxprune.budget.budget import uniform_widths
+from fxprune.budget.widths import uniform_widths
 from fxprune.channels.graph import Widths
 
 
