@@ -29,12 +29,14 @@ import models
 import pause
 import torch
 import tuning
+from safetensors import torch as safetensors
 from start_arms import ARMS, Made, macs_of, params_of, widths_of
 from torch import nn
 
 import fxprune
 from fxprune import files
 from fxprune.data import DataSet, from_tensors
+from fxprune.runs.weights import load_weights
 from fxprune.trainer import loop
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -97,14 +99,14 @@ def train_dense(network: str, data: DataSet, epochs: int, work: Path, out: Path)
             print(f"epoch {tick.metrics.epoch}: {tick.metrics.val_accuracy:.4f}", flush=True)
 
     loop.fit(model, data, options, run=work, progress=tell)
-    files.write_tensors(out, model.state_dict(), {"network": network, "epochs": epochs})
+    files.write_bytes(out, safetensors.save(model.state_dict()))
 
 
 def run(wanted: Wanted, network: str, start: Path, held: DataSet, test: DataSet) -> Record:
     """Trains one line of the plan."""
     began = time.process_time()
     dense = NETWORKS[network]()
-    dense.load_state_dict(files.read_tensors(start)[0])
+    load_weights(dense, start)
     dense.eval()
     arm = ARMS[wanted.arm]
     made: Made = arm.make(dense, wanted.macs, held.train, wanted.seed)
