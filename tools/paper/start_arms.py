@@ -20,7 +20,7 @@ from fxprune.data.splits import TensorSplit
 
 EXAMPLE = (torch.zeros(2, 3, 32, 32),)
 UNIFORM = "utility{reallocate=0}"
-SCORING = 50  # batches on which criteria that need gradients are measured
+SCORING = 20  # batches on which criteria that need gradients are measured
 
 
 @dataclass(frozen=True)
@@ -82,28 +82,36 @@ def uniform(model: nn.Module, share: float, split: TensorSplit, seed: int) -> Ma
     return _compact(_instrumented(model, "fixed", share, seed))
 
 
-def gated(policy: str) -> Maker:
-    """FXPrune with a policy, which chooses while the network trains."""
+def gated(policy: str, within: bool = False) -> Maker:
+    """FXPrune with a policy, which chooses while the network trains.
+
+    Args:
+        policy: how channels are chosen.
+        within: whether the residual streams stay whole.
+    """
 
     def make(model: nn.Module, share: float, split: TensorSplit, seed: int) -> Made:
         del split
-        network = _instrumented(model, policy, share, seed)
+        network = _instrumented(model, policy, share, seed, within)
         return Made(network, share)
 
     return make
 
 
-def one_shot(policy: str = "utility", tried: int = 0, mend: bool = False) -> Maker:
+def one_shot(
+    policy: str = "utility", tried: int = 0, mend: bool = False, within: bool = False
+) -> Maker:
     """FXPrune's scores of some batches, one choice, a plain network from then on.
 
     Args:
         policy: what scores.
         tried: how many allocations of the widths are tried (`search.py`).
         mend: whether the result is mended (`repair.py`).
+        within: whether the residual streams stay whole.
     """
 
     def make(model: nn.Module, share: float, split: TensorSplit, seed: int) -> Made:
-        network = _instrumented(model, policy, share, seed)
+        network = _instrumented(model, policy, share, seed, within)
         spent = scored(network, split, seed)
         if tried:
             source = tuning.batches(split, seed + 3, 512)
@@ -206,9 +214,15 @@ def _torch_pruned(
     return Made(network, macs_of(network) / whole, spent)
 
 
-def _instrumented(model: nn.Module, policy: str, share: float, seed: int) -> fxprune.GatedModule:
+def _instrumented(
+    model: nn.Module, policy: str, share: float, seed: int, within: bool = False
+) -> fxprune.GatedModule:
     """With widths that are not rounded, as the others have them."""
-    return fxprune.instrument(model, EXAMPLE, policy, f"macs={share}", round_to=1, seed=seed)
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    streams = [name for name in names if not name.endswith("conv1")] if within else []
+    return fxprune.instrument(
+        model, EXAMPLE, policy, f"macs={share}", round_to=1, seed=seed, exclude=streams
+    )
 
 
 def _compact(network: fxprune.GatedModule) -> Made:
@@ -251,6 +265,8 @@ ARMS: dict[str, StartArm] = {
     "utility, uniform widths": StartArm(gated(UNIFORM)),
     "utility, searched, mended": StartArm(one_shot(tried=24, mend=True)),
     "utility, searched, mended, taught": StartArm(one_shot(tried=24, mend=True), taught=True),
+    "utility within blocks": StartArm(gated("utility", within=True)),
+    "utility within blocks, one-shot, mended": StartArm(one_shot(mend=True, within=True)),
     "balance": StartArm(gated("balance")),
     "magnitude": StartArm(gated("magnitude")),
     "fixed": StartArm(gated("fixed")),
