@@ -203,7 +203,7 @@ def _steps(
 ) -> int:
     """The steps that can be paid, with a gated network's fall."""
     if gated is None:
-        return int(spend / (share * step_cost))
+        return max(int(spend / (share * step_cost)), 0)
     from fxprune.budget.schedule import parse
 
     low, high = 1, int(spend / (share * step_cost)) + 1
