@@ -81,39 +81,6 @@ def test_a_teacher_is_paid_for_and_learned_from():
     assert answers.float().mean() > 0.9
 
 
-def test_a_refit_gives_back_what_duplicates_carried():
-    """Half of the channels are copies of the others: without them nothing need be lost."""
-    import repair
-
-    dense = network().eval()
-    with torch.no_grad():
-        for layer in dense[:2]:
-            for tensor in layer.state_dict().values():
-                if tensor.dim():
-                    tensor[4:] = tensor[:4]
-    net = fxprune.instrument(dense, (torch.zeros(2, 3, 8, 8),), "fixed{choice=first}", "keep=1")
-    chosen = fxprune.bank.exchange.Chosen(torch.tensor([*range(4), *range(8, 16)]), (4, 8))
-    net.settle(chosen)
-    compact = fxprune.shrink(net).eval()
-    x = torch.randn(64, 3, 8, 8)
-    want = dense(x)
-    before = (compact(x) - want).abs().max()
-    repair.refit(dense, compact, net.selection(), x, ridge=1e-8)
-    after = (compact(x) - want).abs().max()
-    assert after < 1e-3 * before
-
-
-def test_norms_are_measured_anew():
-    import repair
-
-    net = network()
-    x = 3 + 2 * torch.randn(512, 3, 8, 8)
-    repair.recalibrate(net, [x])
-    inputs = net[0](x)
-    assert torch.allclose(net[1].running_mean, inputs.mean((0, 2, 3)), atol=1e-3)
-    assert torch.allclose(net[1].running_var, inputs.var((0, 2, 3)), rtol=1e-2)
-
-
 def test_candidates_meet_the_budget_and_the_best_is_taken():
     import search
 

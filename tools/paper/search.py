@@ -10,9 +10,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import repair
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 import fxprune
 from fxprune.bank.exchange import Chosen
@@ -100,5 +100,6 @@ def _between(
 @torch.no_grad()
 def _right(network: fxprune.GatedModule, probe: Probe) -> float:
     compact = fxprune.shrink(network)
-    repair.recalibrate(compact, list(probe.measured))
+    update_bn(iter(probe.measured), compact)
+    compact.eval()
     return float((compact(probe.images).argmax(1) == probe.labels).float().mean())

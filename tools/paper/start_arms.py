@@ -8,15 +8,15 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import repair
 import search
 import torch
 import tuning
-from torch import nn
+from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune.data.splits import TensorSplit
+from fxprune.gated import refit
 
 EXAMPLE = (torch.zeros(2, 3, 32, 32),)
 UNIFORM = "utility{reallocate=0}"
@@ -106,7 +106,7 @@ def one_shot(
     Args:
         policy: what scores.
         tried: how many allocations of the widths are tried (`search.py`).
-        mend: whether the result is mended (`repair.py`).
+        mend: whether the result is mended (`fxprune.gated.refit`).
         within: whether the residual streams stay whole.
     """
 
@@ -119,10 +119,10 @@ def one_shot(
             probe = search.Probe(measured, *next(tuning.batches(split, seed + 4, 1024)))
             network.settle(search.best_of(network, probe, tried, seed))
             spent += tried * share * tuning.FORWARD * probe.forwards / len(split)
-        kept = network.selection()
+        network.settle()
         made = _compact(network)
         if mend:
-            spent += mended(model, made, kept, split, seed)
+            spent += mended(model, network, made, split, seed)
         return dataclasses.replace(made, spent=spent)
 
     return make
@@ -150,8 +150,8 @@ def scored(network: fxprune.GatedModule, split: TensorSplit, seed: int) -> float
 
 def mended(
     model: nn.Module,
+    network: fxprune.GatedModule,
     made: Made,
-    kept: repair.Kept,
     split: TensorSplit,
     seed: int,
     images: int = 1024,
@@ -159,11 +159,13 @@ def mended(
     """Refit a compact network; returns dense epochs.
 
     Its norms keep the dense network's statistics, which are right once its layers give what the
-    dense ones gave: measured anew they cost six points of accuracy before the training.
+    dense ones gave: measured anew they cost accuracy.
     """
     inputs, _ = next(tuning.batches(split, seed + 2, images))
-    passes = repair.refit(model, made.model, kept, inputs)
-    return tuning.FORWARD * images * (1 + passes * made.share) / len(split)
+    assert isinstance(made.model, fx.GraphModule)
+    names = refit.refit(network, made.model, model, inputs)
+    passes = len(names) / 2  # each of both networks is passed through up to the layer
+    return tuning.FORWARD * images * passes * (1 + made.share) / len(split)
 
 
 def torch_pruning(importance: str) -> Maker:
