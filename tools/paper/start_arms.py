@@ -268,6 +268,9 @@ ARMS: dict[str, StartArm] = {
     "utility, searched, mended, taught": StartArm(one_shot(tried=24, mend=True), taught=True),
     "utility within blocks": StartArm(gated("utility", within=True)),
     "utility within blocks, one-shot, mended": StartArm(one_shot(mend=True, within=True)),
+    "utility, uniform widths within blocks, one-shot, mended": StartArm(
+        one_shot(UNIFORM, mend=True, within=True)
+    ),
     "balance": StartArm(gated("balance")),
     "magnitude": StartArm(gated("magnitude")),
     "fixed": StartArm(gated("fixed")),
