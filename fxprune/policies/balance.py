@@ -2,7 +2,7 @@
 
 Each group executes its first channels, in the order of their weights' magnitudes at the start. So
 channels hardly come and go: a selection of channels that keeps changing costs more than choosing
-them well earns (results/README.md). What is learnt are the widths. Every `reallocate` steps the
+them well earns (results/appendix.md). What is learnt are the widths. Every `reallocate` steps the
 budget goes to where one more channel is worth most for its price: an executing channel is worth
 its mean saliency, and the next ones, of which nothing is known, as much as the least of their
 group. A group grows by about the share `grow` at a time, or by a rounding step; what it takes,

@@ -8,7 +8,7 @@ By default v is a channel's share of the saliency of the whole network, lambda i
 widths, for which a utility is weighed against what a channel costs (`fxprune.budget.budget`), are
 allocated anew every `reallocate` steps, since new widths mean new tensors; in between each group's
 best k execute. Groups keep the budget's floor, without which a layer can vanish. How that trains
-against other policies is in results/README.md.
+against other policies is in results/appendix.md.
 
 The published code's own form is
 `utility{decay=0.6,scale=max,saliency=sample,reallocate=1,warmup=W}` with a budget that counts

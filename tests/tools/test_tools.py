@@ -66,7 +66,7 @@ def test_a_table_goes_on_where_it_stopped(data_file, tmp_path):
     found = by_arm["narrow, widths found, equal epochs"]
     assert found["widths"] == by_arm["utility, cubic"]["widths"]
     assert found["run_macs"] == pytest.approx(found["macs"])
-    text = (tmp_path / "results" / "README.md").read_text()
+    text = (tmp_path / "results" / "appendix.md").read_text()
     assert all(f"| {arm} (1) |" in text for arm in by_arm)
     again = reproduce(data_file, tmp_path, "peers", "--networks", "vgg_small")
     assert again.returncode == 0

@@ -1,4 +1,4 @@
-"""results/README.md and its plots, from results/*.json: nothing in it is written by hand."""
+"""results/appendix.md and its plots, from results/*.json: nothing in it is written by hand."""
 
 import json
 import statistics
@@ -32,14 +32,14 @@ PREAMBLE = (
 
 
 def render(results: Path) -> None:
-    """Writes README.md and the plots beside the JSON files."""
-    parts = ["# What the tables show", "", PREAMBLE, ""]
+    """Writes appendix.md and the plots beside the JSON files."""
+    parts = ["# Appendix: small and older tables", "", PREAMBLE, ""]
     for name, table in TABLES.items():
         path = results / f"{name}.json"
         if path.exists():
             parts += [f"## {table.title}", ""]
             parts += _sections(name, table, json.loads(path.read_text())["runs"], results)
-    (results / "README.md").write_text("\n".join(parts).rstrip() + "\n")
+    (results / "appendix.md").write_text("\n".join(parts).rstrip() + "\n")
 
 
 def _sections(name: str, table: Table, runs: list[Record], results: Path) -> list[str]:

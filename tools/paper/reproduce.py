@@ -1,4 +1,4 @@
-"""Trains what a table compares, on CIFAR-10, and writes results/TABLE.json and results/README.md.
+"""Trains what a table compares, on CIFAR-10, and writes results/TABLE.json and results/appendix.md.
 
     python tools/paper/reproduce.py ablation --data cifar10.npz --recipe small --budget-minutes 10
 
