@@ -12,7 +12,7 @@ equation 3). Norms keep the dense network's statistics, which fit once the layer
 what they gave; measuring them anew at this moment costs accuracy (docs/results.md).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -85,19 +85,23 @@ def _layers(compact: nn.Module, model: nn.Module, images: Tensor) -> list[str]:
     others = dict(model.named_modules())
     calls: list[str] = []
     handles = []
-    for name, layer in compact.named_modules():
+    layers: Iterator[tuple[str, nn.Module]] = compact.named_modules()
+    for name, layer in layers:
         whole = isinstance(layer, nn.Linear) or (
             isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
         )
         plain = whole and isinstance(layer._parameters.get("weight"), nn.Parameter)
         if plain and type(others.get(name)) is type(layer):
-            handles.append(
-                layer.register_forward_hook(lambda *_, name=name: calls.append(name))  # type: ignore[misc]
-            )
+            handles.append(layer.register_forward_hook(_noting(calls, name)))
     compact(images)
     for handle in handles:
         handle.remove()
     return [name for name in calls if calls.count(name) == 1]
+
+
+def _noting(calls: list[str], name: str) -> Callable[..., None]:
+    """A forward hook that notes the layer's name."""
+    return lambda *_: calls.append(name)
 
 
 class _ReachedError(Exception):
@@ -133,7 +137,7 @@ def _pairs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs [n, features] and wanted outputs [n, channels] of some places, float64, in chunks."""
     generator = torch.Generator().manual_seed(0)
-    for chunk in images.split(CHUNK):
+    for chunk in torch.split(images, CHUNK):
         inputs, _ = _at(compact, layer, chunk)
         _, wanted = _at(model, dense_layer, chunk)
         if isinstance(layer, nn.Linear):
