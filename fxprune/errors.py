@@ -6,7 +6,7 @@ to do about it::
     cannot couple channels through aten.roll (node roll_3)
       at   mynet.py:41   x = torch.roll(x, 1, dims=1)
       why  the roll moves channels by a distance that depends on data
-      do   replace the roll, or add a rule (README, "Add an op rule")
+      do   replace the roll, or add a rule (docs: extend, "Add an op rule")
 """
 
 

@@ -313,7 +313,7 @@ def remarks_on_training(record: Record) -> list[str]:
     return [
         f"a step with the chosen channels took {console.milliseconds(seconds['chosen'])}, one with "
         f"all channels {console.milliseconds(seconds['all'])}: pruning does not make this training "
-        "faster here; larger batches may help (README, What a step costs)"
+        "faster here; larger batches may help (docs: What a step costs)"
     ]
 
 
