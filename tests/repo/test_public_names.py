@@ -42,6 +42,7 @@ PUBLIC = {
         "round_to",
         "watcher",
     ),
+    "reference_of": ("gated", "dense"),
     "save": ("gated", "path"),
     "shrink": ("gated", "passes"),
     "zeroed": ("gated", "model"),
