@@ -128,4 +128,5 @@ def _buffers_kept(module: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, values in kept:
-                buffer.copy_(values)
+                if not torch.equal(buffer, values):  # a copy counts as a write, for a backward
+                    buffer.copy_(values)

@@ -26,7 +26,6 @@ from torch import nn
 from torch.nn import functional
 
 import fxprune
-from fxprune.bank import exchange
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -87,7 +86,7 @@ class Worker:
         if isinstance(self.network, fxprune.GatedModule):
             self.clock.wrap(self.network, "observe", "observe")
             self.clock.wrap(self.network, "advance", "advance")
-            self.clock.wrap(exchange, "exchange", "exchange")
+            self.clock.wrap(self.network, "_exchange", "exchange")
             fxprune.attach(self.network, self.optimizer)
         self.forward = torch.compile(self.network) if case.compile else self.network
         if isinstance(self.network, fxprune.GatedModule):

@@ -50,8 +50,8 @@ class Snapshot:
         """One dict of all; copies."""
         named = {f"dense/{name}": tensor for name, tensor in self.dense.items()}
         named |= {f"policy/{name}": tensor for name, tensor in self.policy.items()}
-        for name, states in self.states.items():
-            named |= {f"state/{key}/{name}": tensor for key, tensor in states.items()}
+        for name, states in sorted(self.states.items()):  # else in the order of the exchanges
+            named |= {f"state/{key}/{name}": tensor for key, tensor in sorted(states.items())}
         for kind, chosen in (("trained", self.trained), ("settled", self.settled)):
             if chosen is not None:
                 named[f"{kind}/channels"] = chosen.channels

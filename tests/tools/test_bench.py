@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.bank import exchange
 
 ROOT = Path(__file__).parents[2]
 CONTENDERS = (
@@ -26,7 +25,6 @@ CONTENDERS = (
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(ROOT / "tools")
-    monkeypatch.setattr(exchange, "exchange", exchange.exchange)  # the benchmark wraps it
     names = ("models", "contenders", "worker", "step")
     return {name: importlib.import_module(f"bench_{name}") for name in names}
 
