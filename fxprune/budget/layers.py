@@ -239,7 +239,7 @@ class _Matcher:
             if not own or group.index in whole:
                 continue
             found[group.index] = largest = max(share for _, share in own.values())
-            deciding |= {pattern for pattern, share in own.values() if share == largest}
+            deciding |= {pattern for pattern, _ in own.values()}
             if any(share != largest for _, share in own.values()):
                 told = [f"{layer} {share} ({pattern!r})" for layer, (pattern, share) in own.items()]
                 self.notes.append(
@@ -259,13 +259,17 @@ class _Matcher:
         return found
 
     def _first(self, group: ChannelGroup, shares: Shares) -> dict[str, tuple[str, float]]:
-        """For each layer that makes the group's channels, the first pattern that matches it."""
+        """For each layer that makes the group's channels, the first pattern that matches it.
+
+        A group is called by one of its layers. So the group's name counts for its other layers
+        only where no pattern matches them by their own name.
+        """
         own = {}
         for parameter in self._making(group):
-            for pattern, share in shares:
-                if _matches(parameter, pattern) or fnmatchcase(group.name, pattern):
-                    own[_layer(parameter)] = pattern, share
-                    break
+            matches = [pair for pair in shares if _matches(parameter, pair[0])]
+            matches += [pair for pair in shares if fnmatchcase(group.name, pair[0])]
+            if matches:
+                own[_layer(parameter)] = matches[0]
         return own
 
     def _making(self, group: ChannelGroup) -> list[str]:

@@ -141,7 +141,7 @@ def test_a_schedule_starts_from_all_channels(graph: fxprune.ChannelGraph) -> Non
         (
             {"keep": {"stem": 0.25, "block.conv2": 0.5}},
             "keep of the group stem is 0.5, the largest of its layers': "
-            "block.conv2 0.5 ('block.conv2'), stem 0.25 ('stem')",
+            "stem 0.25 ('stem'), block.conv2 0.5 ('block.conv2')",
         ),
         ({"keep": {"*": 0.5, "top": 0.25}}, "keep 'top' decides nothing: other patterns decide"),
         ({"floor": {"stem": 0.25}}, "floor 'stem' decides on the channels of block.conv2 too"),

@@ -130,7 +130,9 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*quantiz", "ignore:TypedStorage is deprecated")
+@pytest.mark.filterwarnings(
+    "ignore:.*quantiz", "ignore:TypedStorage is deprecated", "ignore:Validating sparse tensor"
+)
 def test_tensors_that_are_no_weights(spoil: object, expected: str, tmp_path: Path) -> None:
     state = dict(net().state_dict())
     state["0.weight"] = spoil(state["0.weight"])  # type: ignore[operator]
