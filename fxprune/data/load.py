@@ -88,7 +88,10 @@ def load(
         return _digits(preprocess)
     if name in _TORCHVISION:
         return _torchvision(name, root, download, preprocess)
-    raise DataError(f"unknown data set {name!r}", do=f"known: {', '.join(NAMES)}")
+    raise DataError(
+        f"unknown data set {name!r}",
+        do=f"known: {', '.join(NAMES)}; your own is file.py:factory or pkg.mod:factory",
+    )
 
 
 def from_tensors(

@@ -66,7 +66,7 @@ class Job:
     def code(self) -> dict[str, str]:
         """The names of code that the job has, by what each is for; see `fxprune.runs.trust`."""
         names = {"data": self.data, "loss": self.loss, "metric": self.metric}
-        if self.data in NAMES or self.data.startswith(FOLDER):
+        if ":" not in self.data or self.data.startswith(FOLDER):  # else it names a factory
             del names["data"]
         return {kind: name for kind, name in names.items() if name}
 
