@@ -10,6 +10,7 @@ from fxprune.equivalence import SAME, difference
 from fxprune.errors import TraceError
 from fxprune.tracing.module import TracedModule, tensors_of, with_tensors
 from fxprune.tracing.side_effects import left_alone
+from fxprune.tracing.signature import Signature
 
 
 def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, ...]) -> None:
@@ -26,8 +27,7 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
     device = next((parameter.device for parameter in model.parameters()), None)
     why = ""
     try:
-        called = module.signature.caller(model) if module.signature is not None else model
-        gap = difference(_alone(model, called), _alone(module), inputs, device)
+        gap = difference(_alone(model, module.signature), _alone(module), inputs, device)
         if gap is not None and gap > SAME:
             why = f"an output differs by {gap:.1e} of the largest value"
     except Exception as error:  # the model itself ran
@@ -41,13 +41,18 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
         )
 
 
-def _alone(network: nn.Module, run: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """Runs a network in evaluation mode on copies of its tensors, so that it stays as it is."""
-    if run is None:
-        assert isinstance(network, TracedModule)
+def _alone(network: nn.Module, signature: Signature | None = None) -> Callable[..., Any]:
+    """Runs a network in evaluation mode on copies of its tensors, so that it stays as it is.
+
+    A traced one runs its evaluation graph, whatever mode it is in; another is called as the
+    signature says.
+    """
+    called: Callable[..., Any]
+    if isinstance(network, TracedModule):
         interpreter = fx.Interpreter(network, graph=network.both_graphs[1])
-        run = functools.partial(interpreter.run, enable_io_processing=False)
-    called = run
+        called = functools.partial(interpreter.run, enable_io_processing=False)
+    else:
+        called = network if signature is None else signature.caller(network)
 
     def alone(*inputs: Tensor) -> Any:
         parameters, buffers = tensors_of(network)
