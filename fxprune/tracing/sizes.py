@@ -3,7 +3,8 @@
 `torch.zeros(b, c, h, w)`, `f.new_zeros(f.shape)` and `torch.full(f.shape, v)` hold a number of
 channels that is a plain integer; `torch.zeros_like(f)` has the channels of `f` themselves, which
 can be followed. Where every size is that of the same dimension of one tensor, or 1, the call
-becomes the latter.
+becomes the latter. One that has a size of 1 where the channels are (drop path's draw for each
+example, a mask over space) stays: its form would be that of a first channel, which had to be kept.
 """
 
 import operator
@@ -98,7 +99,12 @@ def _source(sizes: Any, rank: Rank) -> tuple[fx.Node, list[int]] | None:
         sources.add(part[0])
     if len(sources) != 1 or rank(source := sources.pop()) != len(sizes):
         return None
-    return source, ones
+    return None if _leaves_out_channels(len(sizes), ones) else (source, ones)
+
+
+def _leaves_out_channels(dims: int, ones: list[int]) -> bool:
+    """Whether sizes are of the batch alone, or of all but the channels of an image or a volume."""
+    return ones == list(range(1, dims)) or (dims >= 4 and ones == [1])
 
 
 def _shape_of(node: Any) -> fx.Node | None:
