@@ -89,15 +89,32 @@ def test_only_exact_messages_are_expected(tmp_path: Path) -> None:
 
 def test_every_network_has_a_name_of_its_own_and_exists() -> None:
     import timm
+    import ultralytics
     import zoo_models
     from torchvision import models
+    from zoo_libraries import LibraryEntry
 
     entries = zoo_models.entries()
     assert len({entry.spec for entry in entries}) == len(entries)
     names = {entry.spec.partition("/")[0] for entry in entries}
     known = {f"torchvision:{name}" for name in models.list_models()}
     known |= {f"timm:{name}" for name in timm.list_models()}
-    assert names <= known
+    libraries = {entry.spec: entry for entry in entries if isinstance(entry, LibraryEntry)}
+    assert names - libraries.keys() <= known
+    folder = Path(ultralytics.__file__).parent / "cfg" / "models"
+    yamls = {f"ultralytics:{path.stem}" for path in folder.rglob("*.yaml")}
+    found = {spec.partition(":")[0] for spec in libraries}
+    assert found == {"ultralytics", "transformers", "monai", "torchvision"}
+    assert {spec for spec in libraries if spec.startswith("ultralytics:")} <= yamls
+
+
+@pytest.mark.slow
+def test_every_network_of_another_library_is_built() -> None:
+    """Its name is the sweep's own, so that only building it shows that it exists."""
+    import zoo_libraries
+
+    for entry in zoo_libraries.entries():
+        assert next(entry.make().parameters(), None) is not None, entry.spec
 
 
 def test_constant_parameters_are_varied() -> None:

@@ -53,11 +53,11 @@ ODD = """\
 from torch import nn
 
 
-class Untraceable(nn.Module):
+class Raises(nn.Module):
     def forward(self, x):
-        if x.sum() > 0:
-            return x
-        return -x
+        if x.dim() == 4:
+            raise ValueError("no images")
+        return x
 
 
 def broken():
@@ -371,9 +371,10 @@ REFUSED = {
         ("inspect", "odd.py:broken", "--input", "3x8x8"),
         "at   odd.py:12   return nn.Conv2d(3, 5, 3, groups=2)",
     ),
-    "cannot be traced": (
-        ("inspect", "odd.py:Untraceable", "--input", "1x8x8"),
-        "odd.py:6   if x.sum() > 0:",
+    "does not run": (
+        ("inspect", "odd.py:Raises", "--input", "1x8x8"),
+        "error: the model does not run on inputs of shape [(2, 1, 8, 8)]\n"
+        "  why  ValueError: no images\n",
     ),
     "no shape is known": (("inspect", "odd.py:pinned"), "no shape is known for the input"),
     "a shape that does not fit": (
@@ -446,7 +447,7 @@ def test_what_is_refused(
     [
         "no such file",
         "a factory that raises",
-        "cannot be traced",
+        "does not run",
         "a shape that does not fit",
         "unknown policy",
         "budget nan",

@@ -1,5 +1,6 @@
 """Couple: the channels of a traced network, tried on a compact one before they are believed."""
 
+import copy
 from typing import Any
 
 import networkx as nx
@@ -12,8 +13,9 @@ from fxprune import analyze, instrument, shrink
 from fxprune.analysis import label_mode
 from fxprune.channels.graph import Factor
 from fxprune.channels.records import KEY
-from fxprune.errors import TraceError
-from tests.support.law import choose, gap, zeroed
+from fxprune.errors import GateError
+from fxprune.passes import Program, apply
+from tests.support.law import choose, gap, zero_columns, zeroed
 from tests.unit.passes.tiny import coupled
 
 GRAPH = """\
@@ -208,8 +210,8 @@ class Copied(nn.Module):
         return F.relu(x.transpose(1, 2).contiguous(), inplace=True).transpose(1, 2) + x
 
 
-class OpaqueCopied(Copied):
-    """The same in code that symbolic tracing does not follow."""
+class GuardedCopied(Copied):
+    """The same behind a question about the dtype, which tracing answers."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.int8:
@@ -217,15 +219,36 @@ class OpaqueCopied(Copied):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("block", [Copied, OpaqueCopied])
+class OpaqueCopied(Copied):
+    """The same in code that symbolic tracing does not follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() if len(x) > 1000 else x)
+
+
+@pytest.mark.parametrize("block", [Copied, GuardedCopied, OpaqueCopied])
+@torch.no_grad()
 def test_a_copy_that_a_narrow_network_would_not_make(block: type[nn.Module]) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), block(), nn.Conv2d(4, 2, 1))
     graph = analyze(net, (torch.zeros(2, 3, 8, 8),))
     reasons = {pinned.reason for pinned in graph.pinned}
-    if block is Copied:  # it is given a copy that is always one, as the law shows
-        assert [group.size for group in graph.groups] == [4]
-    else:
+    if block is OpaqueCopied:
         assert "a copy of them, written in place, may become none" in reasons
+        assert graph.groups == ()
+    else:  # it is given a copy that is always one, as the law shows
+        assert [group.size for group in graph.groups] == [4]
+        assert_law(net.double(), [[3]])
+
+
+def assert_law(net: nn.Module, widths: list[list[int]]) -> None:
+    """The settled and the compact network compute what the user's does with zeroed channels."""
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for kept in widths:
+        gated = instrument(net, (x,))
+        chosen = choose(gated.channels, tuple(kept))
+        gated.settle(chosen)
+        assert gap(zeroed(net, gated, chosen).train()(x), gated(x)) < 1e-12
+        assert torch.equal(shrink(gated)(x), gated(x))
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -274,28 +297,86 @@ def test_a_leaf_that_asks_for_values_stays_whole(way: str) -> None:
     assert torch.equal(shrink(gated)(x), gated(x))
 
 
-def test_values_at_the_root_are_refused_with_what_to_do() -> None:
-    class Root(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * x.mean().item()
+class Root(nn.Module):
+    """Code of its own that tracing does not follow, around layers."""
 
-    with pytest.raises(TraceError, match="into a submodule of its own"):
-        analyze(Root(), (torch.zeros(2, 3, 8, 8),))
+    def __init__(self, values: bool) -> None:
+        super().__init__()
+        self.values = values
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.values:
+            return self.body(x) * x.mean().item()
+        return self.body(x.float() if len(x) > 1000 else x)
+
+
+@torch.no_grad()
+def test_a_root_that_asks_for_values_keeps_its_python_code_and_channels() -> None:
+    """It computes what it did, from the values of each input; nothing can be removed."""
+    net = Root(values=True).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    graph = analyze(net, (x,))
+    assert graph.groups == ()
+    (pin,) = [p for p in graph.pinned if "what is in a tensor" in p.reason]
+    assert {"network.body.0.weight", "network.body.2.weight"} <= set(pin.parameters)
+    with pytest.raises(GateError, match="no channel that could be removed"):
+        instrument(net, (x,))
+    module = apply("trace", Program(net, (x,))).module
+    for other in (x, 3 * x + 1):
+        assert torch.equal(module(other), net(other))
+
+
+@torch.no_grad()
+def test_the_channels_inside_a_root_that_keeps_its_python_code_can_go() -> None:
+    torch.manual_seed(0)
+    net = Root(values=False).double()
+    graph = analyze(net, (torch.zeros(2, 3, 8, 8, dtype=torch.float64),))
+    assert [group.size for group in graph.groups] == [6]
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for width in (1, 4, 6):
+        gated = instrument(net, (x,))
+        chosen = choose(gated.channels, (width,))
+        gated.settle(chosen)
+        dense = copy.deepcopy(net)
+        dense.load_state_dict(gated.dense_state_dict())
+        zero_columns(nn.ModuleDict({"network": dense}), gated.channels, chosen)
+        assert gap(dense.train()(x), gated(x)) < 1e-12
+        assert torch.equal(shrink(gated)(x), gated(x))
 
 
 class Halves(nn.Module):
-    """Opaque code that halves an axis, whatever its width."""
+    """Halves an axis, whatever its width."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.int8:
-            raise ValueError(x.shape)
         half = x.shape[1] // 2
         return torch.cat([x[:, :half].relu(), x[:, half:]], 1)
 
 
+class OpaqueHalves(Halves):
+    """The same in code that symbolic tracing does not follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() if len(x) > 1000 else x)
+
+
+def halved(block: nn.Module) -> nn.Sequential:
+    """A network around a block that takes and gives five channels."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 1), block, nn.Conv2d(5, 4, 1), nn.Conv2d(4, 2, 1))
+
+
 def test_a_leaf_that_halves_groups_of_nearly_the_same_size() -> None:
     """Of two and of three channels: most widths are near enough that the half is right."""
-    net = nn.Sequential(nn.Conv2d(3, 5, 1), Halves(), nn.Conv2d(5, 4, 1), nn.Conv2d(4, 2, 1))
-    graph = analyze(net, (torch.zeros(2, 3, 8, 8),))
+    graph = analyze(halved(OpaqueHalves()), (torch.zeros(2, 3, 8, 8),))
     assert [group.size for group in graph.groups] == [4]
     assert any("it reads other channels" in pin.reason for pin in graph.pinned)
+
+
+@torch.no_grad()
+def test_halves_that_tracing_follows_are_groups_of_their_own() -> None:
+    """The cut is where the first of them ends, also where that is not half of the width."""
+    net = halved(Halves()).double()
+    graph = analyze(net, (torch.zeros(2, 3, 8, 8, dtype=torch.float64),))
+    assert [group.size for group in graph.groups] == [2, 3, 4]
+    assert_law(net, [[1, 3, 4], [2, 1, 2], [1, 2, 3]])
