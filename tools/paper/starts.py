@@ -99,6 +99,7 @@ def train_dense(network: str, data: DataSet, epochs: int, work: Path, out: Path)
             print(f"epoch {tick.metrics.epoch}: {tick.metrics.val_accuracy:.4f}", flush=True)
 
     loop.fit(model, data, options, run=work, progress=tell)
+    out.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(out, safetensors.save(model.state_dict()))
 
 
