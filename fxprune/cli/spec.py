@@ -376,11 +376,15 @@ def _called(factory: Callable[..., Any], options: dict[str, Any], spec: str) -> 
         signature.bind(**options)
     except TypeError as error:
         raise SpecError(
-            f"the factory of {spec} cannot be called so",
-            why=f"{error}; its signature is {signature}",
-            do="give its options in braces, such as {num_classes=10}",
+            f"the factory of {spec} does not take these options",
+            why=f"{error} (given: {_listed(options)}); its signature is {signature}",
+            do="give its own options in braces, such as {num_classes=10}",
         ) from error
     return factory(**options)
+
+
+def _listed(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
 
 
 def _inputs_of(module: ModuleType, spec: str) -> tuple[torch.Tensor, ...] | None:
@@ -461,9 +465,9 @@ def _run(call: Callable[[], T], what: str) -> T:
         raise
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise SpecError(
-            what, at=user_line(error), why=reason, do="mend it, and try again"
-        ) from error
+        at = user_line(error)
+        do = "correct the line that is named" if at else "call it in Python to see its traceback"
+        raise SpecError(what, at=at, why=reason, do=do) from error
 
 
 @contextlib.contextmanager

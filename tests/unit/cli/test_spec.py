@@ -165,7 +165,10 @@ def test_the_same_spec_gives_the_same_inputs() -> None:
         ("model.py:wide", ["model.py has no wide", "did you mean Wide?"]),
         ("model.py:number", ["number in model.py is an int"]),
         ("model.py:ready{a=1}", ["ready in model.py is a module: it takes no options"]),
-        ("model.py{depth=9}", ["cannot be called so", "'depth'", "(width=4)"]),
+        (
+            "model.py{depth=9}",
+            ["does not take these options", "given: depth=9", "'depth'", "(width=4)"],
+        ),
         ("model.py{width}", ["cannot read the options"]),
         ("model.py{width=", ["cannot read"]),
         ("mine_not.nets:f", ["there is no module mine_not"]),
