@@ -261,15 +261,21 @@ class _Matcher:
     def _first(self, group: ChannelGroup, shares: Shares) -> dict[str, tuple[str, float]]:
         """For each layer that makes the group's channels, the first pattern that matches it.
 
-        A group is called by one of its layers. So the group's name counts for its other layers
-        only where no pattern matches them by their own name.
+        A group is called by one of its layers. So the group's name counts for another layer that
+        makes its channels only where no pattern matches that one by its own name; norms, which
+        only pass channels on, go with the group.
         """
-        own = {}
+        own: dict[str, tuple[str, float]] = {}
+        makers = _parameters(group, (Role.OUT,))
         for parameter in self._making(group):
-            matches = [pair for pair in shares if _matches(parameter, pair[0])]
-            matches += [pair for pair in shares if fnmatchcase(group.name, pair[0])]
+            by_name = [pair for pair in shares if _matches(parameter, pair[0])]
+            by_group = [pair for pair in shares if fnmatchcase(group.name, pair[0])]
+            if parameter in makers:
+                matches = by_name + by_group
+            else:
+                matches = [pair for pair in shares if pair in by_name or pair in by_group]
             if matches:
-                own[_layer(parameter)] = matches[0]
+                own.setdefault(_layer(parameter), matches[0])
         return own
 
     def _making(self, group: ChannelGroup) -> list[str]:

@@ -82,12 +82,12 @@ def test_a_peak_of_memory_outlives_its_process(tmp_path, monkeypatch):
 
     first = KeptPeak(torch.device("cpu"), tmp_path / "run" / "peak")
     held = torch.zeros(2**26)  # too large for the heap
-    first.keep()
     peak = first.bytes()
+    first.keep()  # a little later: a peak only grows
     del held
     again = KeptPeak(torch.device("cpu"), tmp_path / "run" / "peak")
     assert again.here.bytes() < 2**27 < peak
-    assert again.bytes() == peak
+    assert peak <= again.bytes() < peak + 2**20
 
 
 @pytest.mark.slow
