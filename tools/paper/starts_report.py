@@ -39,6 +39,13 @@ the teacher's forward passes. 45,000 of CIFAR-10's training images (as JPEG of q
 trained on. Held out are the other 5,000, on which all choices were made; the 10,000 test images
 were looked at once for each training. SGD with momentum 0.9, weight decay 5e-4, batches of 128, a
 cosine to 0, bfloat16 and NHWC on one thread of a CPU. Widths are not rounded.
+
+The start, [starts/resnet20.safetensors](starts/resnet20.safetensors), was trained for 20 epochs: 12
+of a cosine planned for 30, from 0.2, and 8 of one from 0.15 to 0. `starts.py queue --start FILE
+--plan PLAN` repeats an arm. Arms that are "mended" are refitted; those with "norms measured anew"
+had their batch norms measured before and after that, which the tool no longer does. Of the runs of
+one dense epoch, those two kinds and "utility, uniform widths, one-shot, mended" were scored on 50
+batches, the other one-shot runs of `utility` on 20; `spent` counts it.
 """
 
 
@@ -68,9 +75,8 @@ def best(runs: list[Record]) -> list[Record]:
 def title(case: Case) -> str:
     """Of a table and its figure."""
     network, macs, epochs = case
-    return (
-        f"{network}, CIFAR-10, {macs:g} of the macs, {epochs:g} dense epochs from a trained start"
-    )
+    length = f"{epochs:g} dense epoch{'' if epochs == 1 else 's'}" if epochs else "no training"
+    return f"{network}, CIFAR-10, {macs:g} of the macs, {length} from a trained start"
 
 
 def _table(case: Case, arms: dict[str, list[Record]]) -> str:
@@ -116,7 +122,7 @@ def _figure(case: Case, arms: dict[str, list[Record]], results: Path) -> str:
         axes.plot([statistics.mean(values)], [place], "|", markersize=14, color=colour(arm))
     axes.set_yticks(range(len(order)), order, fontsize=8)
     axes.set_xlabel("test accuracy, %; a dot for each seed")
-    axes.set_title(title(case), fontsize=9)
+    figure.suptitle(title(case), fontsize=9)
     axes.grid(color="0.9", axis="x")
     network, macs, epochs = case
     name = f"starts-{network}-macs-{macs:g}-epochs-{epochs:g}.png"
