@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fxprune.channels.sizes import ModuleSizes, Sizes
 from fxprune.rules.base import Call, Context, Family, Rule
-from fxprune.rules.layout import read_back, spread
+from fxprune.rules.layout import read_back, spread, told_apart
 
 aten = torch.ops.aten
 
@@ -60,7 +60,8 @@ class Index(Rule):
         if all(index is None or n is not None for index, n in zip(indices, numbers, strict=True)):
             carried = []
             for family in context.of(x):
-                moved = call.op(spread(family.labels, family.dim, tuple(x.shape)), numbers)
+                labels = told_apart(context, family.labels)
+                moved = call.op(spread(labels, family.dim, tuple(x.shape)), numbers)
                 found = read_back(context, moved, (family.dim, 0))
                 if found is not None:
                     carried.append(found)

@@ -1,5 +1,7 @@
 """Labels laid out like data: an op moves them, and what it gives is read back."""
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,31 @@ def spread(labels: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
     lone = [1] * len(shape)
     lone[dim] = -1
     return labels.view(lone).expand(shape)
+
+
+def told_apart(context: Context, labels: Tensor) -> Tensor:
+    """Labels that stand in for others of which some repeat: each repetition has its own.
+
+    A channel may stand at several positions with other values at each: [1, 1, 2, 2] after a shuffle.
+    Where these wrap around, as in roll(1) -> [2, 1, 1, 2], the second channel has its halves the
+    other way round, and may not be exchanged for the first.
+
+    Args:
+        context: what is told that they are equal.
+        labels: int64 [n], of one dimension.
+    """
+    count, occurrence = Counter[int](), []
+    for label in labels.tolist():
+        occurrence.append(count[label])
+        count[label] += 1
+    apart, which = labels, torch.tensor(occurrence, dtype=torch.int64)
+    for number in range(1, max(occurrence, default=0) + 1):
+        where = which == number
+        fresh = context.fresh(int(where.sum()))
+        context.repeats(fresh)
+        context.meet(labels[where], fresh)
+        apart = apart.masked_scatter(where, fresh)
+    return apart
 
 
 def read_back(context: Context, moved: Tensor, which: Place) -> Family | None:

@@ -16,7 +16,7 @@ from fxprune.channels.graph import Axis, Widths
 from fxprune.channels.records import Number, Record, Shape
 from fxprune.channels.sizes import CallSizes, argument, input_of, kept_before, plain, set_argument
 from fxprune.rules.base import Call, Context, Family, Rule
-from fxprune.rules.layout import read_back, spread
+from fxprune.rules.layout import read_back, spread, told_apart
 
 aten = torch.ops.aten
 
@@ -71,9 +71,12 @@ class Movement(Rule):
         results = call.results()
         carried: list[list[Family]] = [[] for _ in results]
         for family in context.of(x):
-            moved = _move(call, spread(family.labels, family.dim, tuple(x.shape)), x)
-            for slot, labels in enumerate(moved):
-                found = read_back(context, labels, (family.dim, slot))
+            labels = family.labels
+            if call.op.overloadpacket is aten.roll:
+                labels = told_apart(context, labels)
+            moved = _move(call, spread(labels, family.dim, tuple(x.shape)), x)
+            for slot, part in enumerate(moved):
+                found = read_back(context, part, (family.dim, slot))
                 if found is not None:
                     carried[slot].append(Family(found.dim, found.labels, family.free))
         if call.op.overloadpacket in _WIDENING:
