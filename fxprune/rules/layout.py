@@ -18,7 +18,7 @@ def spread(labels: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
 def told_apart(context: Context, labels: Tensor) -> Tensor:
     """Labels that stand in for others of which some repeat: each repetition has its own.
 
-    A channel may stand at several positions with other values at each: [1, 1, 2, 2] after a shuffle.
+    Behind a shuffle a channel stands at several positions, with other values at each: [1, 1, 2, 2].
     Where these wrap around, as in roll(1) -> [2, 1, 1, 2], the second channel has its halves the
     other way round, and may not be exchanged for the first.
 

@@ -246,7 +246,7 @@
     const made = [];
     const tile = (value, what) => made.push(h("div", { class: "tile" }, h("b", {}, value), h("span", {}, what)));
     const end = last(run.epochs), dense = last(run.dense_epochs), file = run.export && run.export.onnx;
-    if (end) tile(percent(end.val_accuracy), dense ? `accuracy; dense ${percent(dense.val_accuracy)}` : "accuracy, validation");
+    if (end && end.val_accuracy != null) tile(percent(end.val_accuracy), dense ? `accuracy; dense ${percent(dense.val_accuracy)}` : "accuracy, validation");
     tile(percent(run.macs.compact / run.macs.dense, 0), `of the macs: ${short(run.macs.compact)} of ${short(run.macs.dense)}`);
     tile(percent(run.params.compact / run.params.dense, 0), `of the parameters: ${short(run.params.compact)} of ${short(run.params.dense)}`);
     if (file && file.dense) tile(percent(file.compact.latency / file.dense.latency, 0), `of the time in ONNX Runtime: ${ms(file.compact.latency)} of ${ms(file.dense.latency)}`);
@@ -322,7 +322,8 @@
     };
     part.append(table(["run", "policy", "budget", "accuracy", "macs", "parameters", "latency", "macs of the training"], runs.map(line), [0, 1, 2]));
     const points = runs.filter((run) => run.epochs.length);
-    chart(part, "Accuracy against cost: the last epoch of each run", points.map((run, i) => ({ label: run.title, colour: COLOURS[i % COLOURS.length], x: [100 * run.macs.compact / run.macs.dense], y: [100 * last(run.epochs).val_accuracy] })), { unit: " %", xLabel: "% of the dense macs" });
+    const rated = points.filter((run) => last(run.epochs).val_accuracy != null);  // null: own losses without classes
+    chart(part, "Accuracy against cost: the last epoch of each run", rated.map((run, i) => ({ label: run.title, colour: COLOURS[i % COLOURS.length], x: [100 * run.macs.compact / run.macs.dense], y: [100 * last(run.epochs).val_accuracy] })), { unit: " %", xLabel: "% of the dense macs" });
     training(section("training", "Training"), points);
     for (const run of runs) {
       const own = section("run-" + runs.indexOf(run), run.title);
