@@ -29,7 +29,8 @@ from fxprune.report.of_runs import keep_export, write_beside
 from fxprune.runs.run import SUFFIX, Run
 from fxprune.trainer.job import Job
 from fxprune.trainer.loop import EpochMetrics, Tick, fit
-from fxprune.trainer.options import TrainOptions, make_optimizer
+from fxprune.trainer.optimizer import make_optimizer
+from fxprune.trainer.options import TrainOptions
 
 WIDTH = 48
 OPTIONS = TrainOptions(epochs=20, lr=0.05, batch_size=64, device="cpu")

@@ -50,8 +50,8 @@ Mean = Annotated[
     typer.Option(
         metavar="0.5,0.5,0.5",
         help="Mean of each channel that the network was trained with, of pixels in 0 to 1; one "
-        "number for all.  [default: ImageNet's for folder:, else that of the training split]",
-        show_default=False,
+        "number for all.",
+        show_default="ImageNet's for folder:, else that of the training split",
     ),
 ]
 Std = Annotated[
@@ -63,16 +63,16 @@ Resize = Annotated[
     typer.Option(
         metavar="256",
         help="Images of folder: are resized to this before the central crop: 256 is the shorter "
-        "side, 256x256 both, whatever their shape.  [default: 8/7 of the input, both sides]",
-        show_default=False,
+        "side, 256x256 both, whatever their shape.",
+        show_default="8/7 of the input, both sides",
     ),
 ]
 Crop = Annotated[
     Literal["resized", "shift", "center"] | None,
     typer.Option(
         help="What training sees of an image of folder:, a random resized part, a random crop of "
-        "the resized image, or the central crop.  [default: resized]",
-        show_default=False,
+        "the resized image, or the central crop.",
+        show_default="resized",
     ),
 ]
 Flip = Annotated[
@@ -86,7 +86,7 @@ TransformName = Annotated[
     typer.Option(
         "--transform",
         metavar="pkg:factory",
-        help="Your own transform of folder: images instead, as pkg.mod:factory or file.py:factory: "
+        help="Your own transform of folder: images instead, pkg.mod:factory or file.py:factory; "
         "it returns a function from an image of Pillow to a float tensor \\[C, H, W], or two of "
         "them, for evaluation and for training. Give it with each command: what a run names is "
         "never imported.",
@@ -119,9 +119,8 @@ def transform_of(name: str) -> "Transforms | None":
 Threads = Annotated[
     int | None,
     typer.Option(
-        help="Threads of ONNX Runtime in which the latency is measured.  [default: as many as "
-        "torch uses]",
-        show_default=False,
+        help="Threads of ONNX Runtime in which the latency is measured.",
+        show_default="as many as torch uses",
     ),
 ]
 

@@ -67,9 +67,7 @@ def export(
     ] = 200,
     opset: Annotated[
         int | None,
-        typer.Option(
-            help="Version of ONNX's operators.  [default: the exporter's]", show_default=False
-        ),
+        typer.Option(help="Version of ONNX's operators.", show_default="the exporter's"),
     ] = None,
     input_names: Annotated[
         str,

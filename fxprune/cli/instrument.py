@@ -42,9 +42,8 @@ def instrument(
         str | None,
         typer.Option(
             help="How channels are chosen: balance, utility, cucb, magnitude, bn_scale, random, "
-            "fixed; with options in braces: 'cucb{c=0.5}'.  [default: balance, with --weights "
-            "utility]",
-            show_default=False,
+            "fixed; with options in braces: 'cucb{c=0.5}'.",
+            show_default="balance, with --weights utility",
         ),
     ] = None,
     budget: Annotated[
@@ -52,9 +51,8 @@ def instrument(
         typer.Option(
             help="How much may execute, as a share of the dense network: keep=0.5 (channels), "
             "macs=0.25, params=0.11, latency=0.4 (time in ONNX Runtime, measured here), "
-            "speedup=2.5 (the same); several hold at once: macs=0.5,params=0.3.  [default: "
-            "macs=0.25, with --keep what that comes to]",
-            show_default=False,
+            "speedup=2.5 (the same); several hold at once: macs=0.5,params=0.3.",
+            show_default="macs=0.25, with --keep what that comes to",
         ),
     ] = None,
     exclude: Annotated[
@@ -96,8 +94,8 @@ def instrument(
     round_to: Annotated[
         int | None,
         typer.Option(
-            help="Widths are multiples of this.  [default: 8, less in groups of fewer than 32]",
-            show_default=False,
+            help="Widths are multiples of this.",
+            show_default="8, less in groups of fewer than 32",
         ),
     ] = None,
     every: Annotated[int, typer.Option(help="Optimiser steps between two selections.")] = 1,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,9 +25,12 @@ from fxprune.cli.arguments import (
     show_tick,
     transform_of,
 )
+from fxprune.cli.options import NONE_GIVEN, Given, options_of
 from fxprune.errors import OptionError
+from fxprune.trainer.recipe import OPTIONS
 
 
+@options_of(OPTIONS, "epochs", "lr", "batch_size", "seed", "device")
 def prune(
     spec: Spec,
     data: Annotated[
@@ -69,20 +72,7 @@ def prune(
             show_default=False,
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training split.", show_default="10")
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(help="The learning rate at the start; it falls to 0.", show_default="0.05"),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples per step.", show_default="128")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**40, show_default="0")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …", show_default="auto")
-    ] = None,
+    given: Given = NONE_GIVEN,
     shape: Input = None,
     mean: Mean = None,
     std: Std = None,
@@ -137,19 +127,9 @@ def prune(
     from fxprune.trainer.job import Job, absolute
     from fxprune.trainer.prune import Answers, Trial, Watcher
     from fxprune.trainer.prune import prune as prune_model
-    from fxprune.trainer.recipe import OPTIONS
 
     goal = _goal(speedup, macs, budget, max_drop)
-    given: dict[str, Any] = {
-        "epochs": epochs,
-        "lr": lr,
-        "batch_size": batch_size,
-        "seed": seed,
-        "device": device,
-    }
-    options = dataclasses.replace(
-        OPTIONS, **{key: value for key, value in given.items() if value is not None}
-    )
+    options = dataclasses.replace(OPTIONS, **given)
     target = Target(threads, cold, latency_command)
     looks = Preprocess.parse(mean, std, resize, crop, flip)
     job = Job(absolute(data), data_root.expanduser().resolve(), options, looks, transform)

@@ -1,8 +1,9 @@
 """The command train."""
 
+import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,13 +23,23 @@ from fxprune.cli.arguments import (
     show_tick,
     transform_of,
 )
+from fxprune.cli.options import NONE_GIVEN, Given, options_of
 from fxprune.cli.signals import ended, held
 from fxprune.errors import OptionError
+from fxprune.trainer.options import TrainOptions
 
 if TYPE_CHECKING:
     from fxprune.runs.run import Run
 
 
+OPTIONS = [
+    field.name
+    for field in dataclasses.fields(TrainOptions)
+    if field.name not in ("milestones", "decay", "recalibrate")
+]
+
+
+@options_of(TrainOptions(), *OPTIONS)
 def train(
     folder: RunFolder = None,
     data: Annotated[
@@ -66,81 +77,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training split.", show_default="20")
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="The largest learning rate.", show_default="0.1")
-    ] = None,
-    optimizer: Annotated[Literal["sgd", "adamw"] | None, typer.Option(show_default="sgd")] = None,
-    schedule: Annotated[
-        Literal["cosine", "step"] | None,
-        typer.Option(
-            help="cosine falls to 0; step divides by 10 after 50, 75 and 95 %.",
-            show_default="cosine",
-        ),
-    ] = None,
-    lr_warmup: Annotated[
-        float | None,
-        typer.Option(help="Share of the run in which the rate rises from 0.", show_default="0"),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples per step.", show_default="128")
-    ] = None,
-    momentum: Annotated[float | None, typer.Option(help="Of SGD.", show_default="0.9")] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="On all parameters.", show_default="0.0005")
-    ] = None,
-    label_smoothing: Annotated[
-        float | None,
-        typer.Option(help="Share of the target spread over all classes.", show_default="0"),
-    ] = None,
-    augment: Annotated[
-        bool | None,
-        typer.Option("--augment/--no-augment", help="Random crops and flips.", show_default="on"),
-    ] = None,
-    amp: Annotated[
-        Literal["auto", "off", "bfloat16", "float16"] | None,
-        typer.Option(help="Mixed precision; auto is on for a GPU.", show_default="auto"),
-    ] = None,
-    channels_last: Annotated[
-        Literal["auto", "off", "on"] | None,
-        typer.Option(help="NHWC memory; auto where it helps.", show_default="auto"),
-    ] = None,
-    budget_schedule: Annotated[
-        str | None,
-        typer.Option(
-            help="How the network falls from all channels to its budget: constant (the budget "
-            "from the first step on), linear or cubic, with options in braces: "
-            "'linear{begin=0.2,end=0.5}'. auto is constant for the policy balance, and for others "
-            "cubic{begin=0.1,end=0.4}, or an earlier end where the channels settle earlier.",
-            show_default="auto",
-        ),
-    ] = None,
-    train_macs: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="What the whole run may cost, as a share of the dense run's forward macs; plans "
-            "how long the network takes to fall to its budget.",
-            show_default=False,
-        ),
-    ] = None,
-    settle: Annotated[
-        float | None,
-        typer.Option(
-            help="Last share of the run, in which only the channels that are exported train; by "
-            "default 0.75 where auto gives the budget from the first step on, else 0.5.",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, max=2**40, help="Of order and augmentation.", show_default="0"),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …", show_default="auto")
-    ] = None,
+    given: Given = NONE_GIVEN,
     data_root: Annotated[
         Path | None,
         typer.Option(help="Where data sets are, or are put.", show_default="data"),
@@ -156,8 +93,8 @@ def train(
         int | None,
         typer.Option(
             min=0,
-            help="Processes that load images.  [default: one a core for folder:, at most 8]",
-            show_default=False,
+            help="Processes that load images.",
+            show_default="one a core for folder:, at most 8",
         ),
     ] = None,
     log: Annotated[
@@ -210,25 +147,6 @@ def train(
     from fxprune.trainer.loop import EpochMetrics, Stopped, Tick, fit
 
     run = run_of(folder, trust=trust) if origin is None else _branch(origin, folder, trust)
-    given = {
-        "epochs": epochs,
-        "lr": lr,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "lr_warmup": lr_warmup,
-        "batch_size": batch_size,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
-        "augment": augment,
-        "amp": amp,
-        "channels_last": channels_last,
-        "budget_schedule": budget_schedule,
-        "train_macs": train_macs,
-        "settle": settle,
-        "seed": seed,
-        "device": device,
-    }
     with launched(patience) as rank, console.heard(rank == 0):
         looks = {"mean": mean, "std": std, "resize": resize, "crop": crop, "flip": flip}
         own = {"loss": loss, "metric": metric}

@@ -10,7 +10,8 @@ from pydantic import ConfigDict, Field
 
 from fxprune.errors import RunError
 from fxprune.files import fitting, read_bytes, write_bytes
-from fxprune.runs.plan import STRICT, Text
+from fxprune.runs.plan import Text
+from fxprune.runs.schema import STRICT
 
 METRICS = "metrics.jsonl"
 

@@ -18,9 +18,7 @@ from fxprune.channels.graph import ChannelGraph
 from fxprune.errors import OptionError, RunError
 from fxprune.files import fitting
 from fxprune.gated.module import GatedModule
-
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-"""The schema of a dataclass on disk: exact types, no other fields, finite numbers."""
+from fxprune.runs.schema import STRICT
 
 MOST_ELEMENTS = 2**28
 """Of an example input; a damaged plan must not fill the memory."""

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from fxprune.export.bench import Target
 from fxprune.export.latency import Choice
 from fxprune.files import read_record, write_record
-from fxprune.runs.plan import STRICT
+from fxprune.runs.schema import STRICT
 
 FILE = "latency.json"
 

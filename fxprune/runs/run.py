@@ -33,7 +33,8 @@ from fxprune.runs import trust
 from fxprune.runs.contents import most_bytes, tensors_of
 from fxprune.runs.gated_file import GATED, plan_of, save, take_over
 from fxprune.runs.history import METRICS, EpochMetrics, history_of
-from fxprune.runs.plan import STRICT, Plan, Text
+from fxprune.runs.plan import Plan, Text
+from fxprune.runs.schema import STRICT
 from fxprune.runs.writer import LOCK, only_writer
 
 PLAN, CHECKPOINT = "plan.json", "checkpoint.safetensors"

@@ -23,8 +23,9 @@ from fxprune.gated.module import GatedModule
 from fxprune.runs.contents import check_values, is_wild, most_bytes
 from fxprune.runs.gated_file import gated_state, plan_of, take_over, under
 from fxprune.runs.history import EpochMetrics, history_of, keep_metrics
-from fxprune.runs.plan import STRICT, Plan
+from fxprune.runs.plan import Plan
 from fxprune.runs.run import CHECKPOINT, SUFFIX
+from fxprune.runs.schema import STRICT
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.progress import WITHIN, Progress, Within
 

@@ -7,7 +7,7 @@ from torch import Tensor, distributed, nn
 
 from fxprune.data import WHOLE, DataSet, Share, Split
 from fxprune.errors import DataError
-from fxprune.trainer.options import Placement
+from fxprune.trainer.placement import Placement
 from fxprune.trainer.progress import Stopped
 from fxprune.trainer.task import (
     CLASSIFY,

@@ -16,7 +16,7 @@ from fxprune.equivalence import fresh_inputs
 from fxprune.export.low_precision import Lowered, write_fp16, write_int8
 from fxprune.export.onnx import BATCHES, ExportReport, output_names_of, runtime
 from fxprune.trainer.evaluate import score
-from fxprune.trainer.options import Placement
+from fxprune.trainer.placement import Placement
 from fxprune.trainer.task import Scores, Task
 
 TURNS, WARM = 60, 10

@@ -11,8 +11,9 @@ from pydantic import ConfigDict, Field
 from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, Transforms, load, own_data
 from fxprune.errors import DataError, OptionError
 from fxprune.files import read_record, write_record
-from fxprune.runs.plan import STRICT, Text
+from fxprune.runs.plan import Text
 from fxprune.runs.run import Run
+from fxprune.runs.schema import STRICT
 from fxprune.trainer.options import TrainOptions
 
 FILE = "train.json"

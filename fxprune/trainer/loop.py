@@ -34,7 +34,9 @@ from fxprune.runs.writer import only_writer
 from fxprune.trainer import checkpoint
 from fxprune.trainer.churn import Churn
 from fxprune.trainer.evaluate import Stop, check_fit, evaluate, score, summed
-from fxprune.trainer.options import Placement, TrainOptions, learning_rate, make_optimizer
+from fxprune.trainer.optimizer import learning_rate, make_optimizer
+from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.placement import Placement
 from fxprune.trainer.plan import Spending, plan_spending
 from fxprune.trainer.progress import Progress, Stopped
 from fxprune.trainer.task import Loss, Metric, Task, call, examples_of, name_of

@@ -3,56 +3,56 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-import torch
-from pydantic import ConfigDict
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fxprune.budget.schedule import Constant, Cubic, Schedule, parse
 from fxprune.errors import OptionError
-from fxprune.runs.plan import STRICT
-from fxprune.trainer.task import call
+from fxprune.runs.schema import STRICT
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """How a network is trained; the same options give the same bits.
 
+    `fxprune train` has an option for each field but `milestones`, `decay` and `recalibrate`, and
+    shows what is said here as its help.
+
     Attributes:
         epochs: passes over the training split.
         lr: the largest learning rate.
-        optimizer: "sgd" (with momentum) or "adamw".
-        schedule: "cosine" down to 0, or "step": times `decay` at each of `milestones`.
-        milestones: shares of the run at which "step" cuts the learning rate.
-        decay: what "step" multiplies by.
+        optimizer: the method: sgd (with momentum) or adamw.
+        schedule: how the learning rate falls: cosine falls to 0; step multiplies it by 0.1
+            (`decay`) after 50, 75 and 95 % of the run (`milestones`).
+        milestones: shares of the run at which step cuts the learning rate.
+        decay: what step multiplies the learning rate by.
         lr_warmup: share of the run in which the learning rate rises linearly from 0.
         batch_size: examples per step.
         momentum: of SGD.
         weight_decay: L2 for SGD, decoupled for AdamW; on all parameters.
         label_smoothing: share of the target spread over all classes.
         augment: random crops and flips, as the data set says.
-        amp: reduced precision: "auto" is bfloat16 (else float16 with loss scaling) on a GPU, off
+        amp: reduced precision: auto is bfloat16 (else float16 with loss scaling) on a GPU, off
             on a CPU.
-        channels_last: NHWC memory: "auto" is on, but for a GPU in full precision.
-        budget_schedule: how a gated network falls from all channels to its budget, such as
-            "linear{begin=0.1,end=0.6}"; see `fxprune.budget.schedule`. "constant" is the budget
-            from the
-            first step on; "auto" is that for policies that do best with it (`Policy.falls`) unless
-            `train_macs` is given, and for others "cubic" from the first tenth to 0.4 of the run,
-            or earlier where the network settles earlier.
-        train_macs: what the whole run may cost, as a share of the dense run's forward macs; the
-            length of the budget's fall is planned by it. None for no limit.
-        settle: last share of the run, in which a gated network trains on the selection that is
-            exported. None is 0.75 where "auto" gives the budget from the first step on, else 0.5.
+        channels_last: NHWC memory: auto is on, except on a GPU in full precision.
+        budget_schedule: how a gated network falls from all channels to its budget: constant (the
+            budget from the first step on), linear or cubic, with options in braces:
+            linear{begin=0.2,end=0.5}. auto is constant for policies that do best with it
+            (balance) unless `train_macs` is given, and for others cubic{begin=0.1,end=0.4}, or
+            an earlier end where the channels settle earlier.
+        train_macs: what the whole run may cost, as a share of the dense run's forward macs; plans
+            how long the network takes to fall to its budget. Without it there is no limit.
+        settle: last share of the run, in which only the channels that are exported train; by
+            default 0.75 where auto gives the budget from the first step on, else 0.5.
         recalibrate: batches over which batch norms measure their statistics anew at the end;
             0 keeps the running ones.
-        seed: of everything that is random.
-        device: "auto" is a GPU if there is one.
+        seed: of the order of the examples, of augmentation and of dropout.
+        device: where it trains: auto (a GPU if there is one), cpu, cuda, cuda:1 …
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    __pydantic_config__: ClassVar["ConfigDict"] = STRICT
 
     epochs: int = 20
     lr: float = 0.1
@@ -87,6 +87,7 @@ class TrainOptions:
             "label_smoothing": (0, 1),
             "settle": (0, 1),
             "recalibrate": (0, math.inf),
+            "seed": (0, 2**40),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -141,89 +142,3 @@ class TrainOptions:
 
     def _begins_with_the_budget(self, falls: bool) -> bool:
         return self.budget_schedule == "auto" and not falls and self.train_macs is None
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and in which precision the network runs; what the "auto" options came to."""
-
-    device: torch.device
-    amp: torch.dtype | None
-    channels_last: bool
-
-    @staticmethod
-    def of(options: TrainOptions) -> "Placement":
-        """Settles the "auto" options on this machine.
-
-        Raises:
-            OptionError: the device is unknown or not there.
-        """
-        gpu = torch.cuda.is_available()
-        try:
-            device = torch.device(
-                options.device if options.device != "auto" else "cuda" if gpu else "cpu"
-            )
-        except RuntimeError as error:
-            raise OptionError(f"unknown device {options.device!r}", do="auto, cpu, cuda") from error
-        if device.type not in ("cpu", "cuda"):
-            raise OptionError(
-                f"cannot train on the device {options.device!r}",
-                why="the built-in trainer runs on cpu and cuda",
-                do="give one of these, or train in a loop of your own",
-            )
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # the latter where torch is built without
-            raise OptionError(f"there is no device {options.device!r}", do="give cpu") from error
-        amp = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(options.amp)
-        if options.amp == "auto" and device.type == "cuda":
-            amp = torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-        automatic = device.type != "cuda" or amp is not None
-        channels_last = {"off": False, "on": True, "auto": automatic}[options.channels_last]
-        return Placement(device, amp, channels_last)
-
-    def prepare(self, inputs: Any) -> Any:
-        """Inputs with images [B, C, H, W] in the wanted memory format."""
-        if not self.channels_last:
-            return inputs
-
-        def placed(tensor: Tensor) -> Tensor:
-            if tensor.dim() != 4:
-                return tensor
-            return tensor.contiguous(memory_format=torch.channels_last)
-
-        return pytree.tree_map_only(Tensor, placed, inputs)
-
-    def forward(self, model: nn.Module, inputs: Any) -> Any:
-        """What the network returns for the inputs of a batch, in float32."""
-        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            outputs = call(model, self.prepare(inputs))
-        if self.amp is None:
-            return outputs
-        return pytree.tree_map_only(
-            Tensor, lambda found: found.float() if found.is_floating_point() else found, outputs
-        )
-
-
-def learning_rate(options: TrainOptions, share: float) -> float:
-    """The learning rate after `share` (0 to 1) of the run."""
-    if share < options.lr_warmup:
-        return options.lr * share / options.lr_warmup
-    if options.schedule == "step":
-        return options.lr * options.decay ** sum(share >= at for at in options.milestones)
-    rest = (share - options.lr_warmup) / max(1 - options.lr_warmup, 1e-12)
-    return options.lr * (1 + math.cos(math.pi * rest)) / 2
-
-
-def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """The optimiser over all of the model's parameters."""
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(
-            model.parameters(), lr=options.lr, weight_decay=options.weight_decay
-        )
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=options.lr,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-    )

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, distributed
 
 from fxprune.data import Share
-from fxprune.runs.plan import STRICT
+from fxprune.runs.schema import STRICT
 
 WITHIN = "within/"
 """What the names of these tensors begin with in a checkpoint."""

@@ -27,7 +27,8 @@ from fxprune.gated.module import GatedModule
 from fxprune.policies import Policy
 from fxprune.trainer.evaluate import check_fit
 from fxprune.trainer.loop import EpochMetrics, Tick, fit
-from fxprune.trainer.options import Placement, TrainOptions
+from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.placement import Placement
 from fxprune.trainer.recipe import OPTIONS, POLICY, SHORT
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 5000

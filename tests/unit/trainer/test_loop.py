@@ -15,7 +15,7 @@ from fxprune.files import read_tensors
 from fxprune.runs.history import METRICS
 from fxprune.runs.run import CHECKPOINT
 from fxprune.trainer.loop import Placement, Stopped, TrainOptions, evaluate, fit
-from fxprune.trainer.options import learning_rate
+from fxprune.trainer.optimizer import learning_rate
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
 

@@ -13,7 +13,8 @@ from fxprune.data import DataSet, FolderSplit, from_tensors, load
 from fxprune.errors import BudgetError, DataError, OptionError
 from fxprune.gated.module import GatedModule
 from fxprune.trainer.loop import Tick, fit
-from fxprune.trainer.options import Placement, TrainOptions
+from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.placement import Placement
 from fxprune.trainer.prune import Answers, Drop, Trial, Watcher, answers, hold_out, prune
 from fxprune.trainer.recipe import OPTIONS
 from tests.unit.data.test_data import make_folder
