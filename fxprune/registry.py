@@ -84,30 +84,58 @@ def from_text(text: str, known: Mapping[Hashable, type[P]], kind: str) -> P:
     Raises:
         OptionError: the name or a field is unknown, or a value has the wrong type or range.
     """
-    match = re.fullmatch(r"\s*([\w-]+)\s*(?:\{(.*)\})?\s*", text)
-    if match is None:
-        raise OptionError(
-            f"cannot read the {kind} {text!r}",
-            why="it is not of the form name or name{option=value,…}",
-            do=f"known: {', '.join(map(str, known))}",
-        )
-    name, body = match.group(1), match.group(2) or ""
+    advice = f"known: {', '.join(map(str, known))}"
+    name, options = read(text, kind, advice)
+    if not re.fullmatch(r"[\w-]+", name):
+        raise _unreadable(text, kind, advice)
     if name not in known:
-        raise OptionError(f"unknown {kind} {name!r}", do=f"known: {', '.join(map(str, known))}")
-    items = [_item(part, text, kind) for part in body.split(",") if part.strip()]
-    options = dict(items)
-    if len(options) < len(items):
-        raise OptionError(f"an option of the {kind} {text!r} is given twice", do="give it once")
+        raise OptionError(f"unknown {kind} {name!r}", do=advice)
     return build(known[name], options, f"{kind} {name!r}")
 
 
+def read(text: str, kind: str, advice: str = "") -> tuple[str, dict[str, str]]:
+    """Reads `name` or `name{option=value,…}`, the one grammar of all that is named on a line.
+
+    The values stay texts. A comma within brackets or quotes belongs to a value.
+
+    Args:
+        text: the text form.
+        kind: the word for it in messages, such as `"policy"`.
+        advice: what to write instead, for a text that is not of the form.
+
+    Raises:
+        OptionError: the text is not of this form, or an option is given twice.
+
+    >>> read("model.py:build{width=64,sizes=[1,2]}", "model")
+    ('model.py:build', {'width': '64', 'sizes': '[1,2]'})
+    """
+    match = re.fullmatch(r"\s*([^{}]+?)\s*(?:\{(.*)\})?\s*", text)
+    if match is None:
+        raise _unreadable(text, kind, advice)
+    name, body = match.group(1), match.group(2) or ""
+    items = [_item(part, text, kind) for part in split(body)]
+    options = dict(items)
+    if len(options) < len(items):
+        raise OptionError(f"an option of the {kind} {text!r} is given twice", do="give it once")
+    return name, options
+
+
 def split(text: str) -> list[str]:
-    """Splits a list of text forms at its commas; those within braces separate options.
+    """Splits a list at its commas, but for those within brackets, braces and quotes.
 
     >>> split("fold, mine{a=1,b=2}")
     ['fold', 'mine{a=1,b=2}']
     """
-    parts = re.split(r",(?![^{}]*\})", text)
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if char == "," and depth == 0 and not quote:
+            parts.append("")
+            continue
+        parts[-1] += char
+        if quote or char in "'\"":
+            quote = "" if char == quote else quote or char
+        else:
+            depth += (char in "([{") - (char in ")]}")
     return [part.strip() for part in parts if part.strip()]
 
 
@@ -124,6 +152,14 @@ def build(cls: type[P], options: Mapping[str, str], where: str) -> P:
             )
         values[key] = _convert(value, types[key], f"option {key!r} of the {where}")
     return cls(**values)
+
+
+def _unreadable(text: str, kind: str, advice: str) -> OptionError:
+    return OptionError(
+        f"cannot read the {kind} {text!r}",
+        why="it is not of the form name or name{option=value,…}",
+        do=advice,
+    )
 
 
 def _item(part: str, text: str, kind: str) -> tuple[str, str]:

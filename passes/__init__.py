@@ -37,11 +37,11 @@ def parse(text: str | Pass) -> Pass:
     """
     if isinstance(text, Pass):
         return text
-    target, _, body = text.strip().partition("{")
-    if ":" not in target:
+    if ":" not in text.partition("{")[0]:
         return registry.from_text(text, known(), "pass")
-    found = _import(target.strip())
-    return registry.from_text(found.__name__ + _ + body, {found.__name__: found}, "pass")
+    name, options = registry.read(text, "pass")
+    found = _import(name)
+    return registry.build(found, options, f"pass {found.__name__!r}")
 
 
 def run_passes(passes: str | Sequence[str | Pass], program: Program) -> Program:

@@ -29,7 +29,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fxprune.errors import SpecError
+from fxprune.errors import OptionError, SpecError
+from fxprune.registry import read
 from fxprune.user_lines import user_line
 
 T = TypeVar("T")
@@ -189,29 +190,27 @@ def parse_shapes(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _split_options(spec: str) -> tuple[str, dict[str, Any]]:
-    match = re.fullmatch(r"\s*([^{}]+?)\s*(?:\{(.*)\})?\s*", spec)
-    if match is None:
-        raise SpecError(f"cannot read the SPEC {spec!r}", do=f"write {FORMS}")
-    target, body = match.groups()
     try:
-        call = ast.parse(f"f({body or ''})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise ValueError
-        return target, {_key(word): _literal(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError) as error:
+        target, texts = read(spec, "SPEC")
+        return target, {_name(key): _literal(text) for key, text in texts.items()}
+    except (OptionError, SyntaxError, ValueError) as error:
+        if "{" not in spec:
+            raise SpecError(f"cannot read the SPEC {spec!r}", do=f"write {FORMS}") from error
         raise SpecError(
             f"cannot read the options in the SPEC {spec!r}",
             do="write {name=value,…} with plain values, such as {num_classes=10}",
         ) from error
 
 
-def _key(word: ast.keyword) -> str:
-    if word.arg is None:
+def _name(text: str) -> str:
+    if not text.isidentifier():
         raise ValueError
-    return word.arg
+    return text
 
 
-def _literal(value: ast.expr) -> Any:
+def _literal(text: str) -> Any:
+    """Evaluate a value as Python would; a word without quotes is a text."""
+    value = ast.parse(text, mode="eval").body
     return value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
 
 

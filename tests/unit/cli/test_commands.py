@@ -1,6 +1,5 @@
 """The command line, as a user meets it: through a process of its own."""
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -14,7 +13,6 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
-import typer
 
 import fxprune
 from fxprune.cli import commands
@@ -23,7 +21,6 @@ from fxprune.files import write_record
 from fxprune.runs.run import Run
 from fxprune.trainer.loop import fit
 from fxprune.trainer.options import TrainOptions
-from fxprune.trainer.recipe import OPTIONS
 
 MODEL = """\
 import torch
@@ -120,26 +117,6 @@ def test_help_names_every_command_and_the_way_through_them(tmp_path: Path) -> No
     for word in ("inspect", "instrument", "train", "export", "demo"):
         assert f" {word} " in text
     assert "fxprune instrument model.py" in text
-
-
-def test_the_defaults_that_train_shows_are_those_of_the_trainer() -> None:
-    command = typer.main.get_command(commands.app).commands["train"]
-    shown = {option.name: option.show_default for option in command.params}
-    for field in dataclasses.fields(TrainOptions):
-        default = shown.get(field.name)
-        if isinstance(default, str):
-            value = {"on": True, "off": False}.get(default, default)
-            assert str(value) in (
-                str(field.default),
-                f"{field.default:g}" if isinstance(field.default, float) else "",
-            )
-
-
-def test_the_defaults_that_prune_shows_are_those_of_its_recipe() -> None:
-    command = typer.main.get_command(commands.app).commands["prune"]
-    shown = {option.name: option.show_default for option in command.params}
-    for name in ("epochs", "lr", "batch_size", "seed", "device"):
-        assert str(shown[name]) == f"{getattr(OPTIONS, name)}"
 
 
 def test_inspect_shows_groups_and_why_the_rest_is_pinned(folder: Path) -> None:
