@@ -31,11 +31,13 @@ class Made:
         model: plain or gated.
         share: its macs (a gated one's at its budget), as a share of the dense network's.
         spent: dense epochs that finding it took.
+        note: what a reader of the result has to know.
     """
 
     model: nn.Module
     share: float
     spent: float = 0.0
+    note: str = ""
 
 
 Maker = Callable[[nn.Module, float, TensorSplit, int], Made]
@@ -178,7 +180,8 @@ def torch_pruning(importance: str) -> Maker:
         try:
             return _torch_pruned(model, share, split, seed, importance, inner=False)
         except RuntimeError:
-            return _torch_pruned(model, share, split, seed, importance, inner=True)
+            made = _torch_pruned(model, share, split, seed, importance, inner=True)
+            return dataclasses.replace(made, note="within the blocks: pruned whole it does not run")
 
     return make
 

@@ -1,13 +1,14 @@
 """Trained starts: what is left of a trained network at half of its macs, by way of getting there.
 
     python tools/paper/starts.py dense --data cifar10.npz            # trains the start, once
+    python tools/paper/starts.py dense --data cifar10.npz --from START --lr 0.1 --start LONGER
     python tools/paper/starts.py queue --data cifar10.npz --plan tools/paper/starts.plan
 
 A line of the plan is a training: `MACS EPOCHS LR SEED ARM`, with the budget in dense epochs and an
 arm of `start_arms.py`. The queue takes the first line that has no result yet, reads the plan anew
-after each, and stops at its end; what was finished is in results/starts.json, so it goes on where
-it stopped. It works in one process and one thread, and stands still while a timing tool measures
-(`tools/shared/pause.py`).
+after each, and stops at its end; what was finished is in results/starts.json, by the start's file
+name, so it goes on where it stopped. It works in one process and one thread, and stands still while
+a timing tool measures (`tools/shared/pause.py`).
 
 45,000 of the training images are trained on. The last 5,000 are held out, and all choices (of the
 learning rate, of the recipe) are made on them; the test images are looked at once, at the end of a
@@ -64,9 +65,9 @@ class Wanted:
             raise SystemExit(f"no arm {arm!r}; there are: {', '.join(ARMS)}")
         return Wanted(float(macs), float(epochs), float(lr), int(seed), arm)
 
-    def key(self, network: str) -> str:
-        """Of its result."""
-        return f"{network}/{self.macs:g}/{self.epochs:g}/{self.lr:g}/{self.seed}/{self.arm}"
+    def key(self, start: Path) -> str:
+        """Name its result."""
+        return f"{start.stem}/{self.macs:g}/{self.epochs:g}/{self.lr:g}/{self.seed}/{self.arm}"
 
 
 def splits(path: Path, held_out: int) -> tuple[DataSet, DataSet]:
@@ -80,18 +81,22 @@ def splits(path: Path, held_out: int) -> tuple[DataSet, DataSet]:
     )
 
 
-def train_dense(network: str, data: DataSet, epochs: int, work: Path, out: Path) -> None:
-    """Trains the start with the built-in trainer and writes it to `out`."""
+def train_dense(
+    network: str, data: DataSet, epochs: int, lr: float, weights: Path | None, out: Path, work: Path
+) -> None:
+    """Trains the start with the built-in trainer, from `weights` if given; writes it to `out`."""
     options = loop.TrainOptions(
         epochs=epochs,
-        lr=0.2,
-        lr_warmup=0.1,
+        lr=lr,
+        lr_warmup=0.1 if weights is None else 0.05,
         amp="bfloat16",
         channels_last="on",
         device="cpu",
     )
     torch.manual_seed(0)
     model = models.initialised(NETWORKS[network]())
+    if weights is not None:
+        load_weights(model, weights)
 
     def tell(tick: Any) -> None:
         pause.wait()
@@ -125,9 +130,11 @@ def run(wanted: Wanted, network: str, start: Path, held: DataSet, test: DataSet)
     if isinstance(model, fxprune.GatedModule):
         model = fxprune.shrink(model.eval())
     return {
-        "key": wanted.key(network),
+        "key": wanted.key(start),
         "network": network,
+        "start": start.stem,
         "arm": wanted.arm,
+        "note": made.note,
         "budget": wanted.macs,
         "dense_epochs": wanted.epochs,
         "lr": wanted.lr,
@@ -156,10 +163,10 @@ def work_off(
         wanted = [Wanted.parse(line) for line in lines if not line.startswith("#")]
         done = json.loads(results.read_text())["runs"] if results.exists() else []
         known = {record["key"] for record in done} | failed
-        left = [one for one in wanted if one.key(network) not in known]
+        left = [one for one in wanted if one.key(start) not in known]
         if not left:
             return
-        key = left[0].key(network)
+        key = left[0].key(start)
         print(f"{time.strftime('%H:%M:%S')} {key}", flush=True)
         try:
             record = run(left[0], network, start, held, test)
@@ -184,6 +191,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="NAME.npz")
     parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet20")
     parser.add_argument("--epochs", type=int, default=30, help="of the dense training")
+    parser.add_argument("--lr", type=float, default=0.2, help="of the dense training")
+    parser.add_argument("--from", dest="weights", type=Path, help="where the dense training begins")
     parser.add_argument("--held-out", type=int, default=5_000)
     parser.add_argument("--start", type=Path, help="the trained network; results/starts/…")
     parser.add_argument("--plan", type=Path, default=Path(__file__).with_name("starts.plan"))
@@ -196,8 +205,8 @@ def main() -> None:
     start = arguments.start or folder / f"{arguments.network}.safetensors"
     held, test = splits(arguments.data, arguments.held_out)
     if arguments.what == "dense":
-        work = arguments.work / arguments.network
-        train_dense(arguments.network, held, arguments.epochs, work, start)
+        given = arguments.epochs, arguments.lr, arguments.weights
+        train_dense(arguments.network, held, *given, start, arguments.work / start.stem)
     else:
         work_off(arguments.plan, arguments.network, start, held, test, arguments.results)
 

@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 Record = dict[str, Any]
-Case = tuple[str, float, float]  # network, share of the macs, dense epochs
+Case = tuple[str, float, float]  # start, share of the macs, dense epochs
 
 COLOURS = {  # one for a method, in all figures
     "dense": "black",
@@ -54,7 +54,7 @@ def render(results: Path) -> None:
     records = json.loads((results / "starts.json").read_text())["runs"]
     cases: dict[Case, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        case = record["network"], record["budget"], record["dense_epochs"]
+        case = record["start"], record["budget"], record["dense_epochs"]
         cases[case][record["arm"]].append(record)
     parts = [PREAMBLE]
     for case, arms in sorted(cases.items(), key=lambda item: (item[0][0], -item[0][1], item[0][2])):
@@ -74,9 +74,9 @@ def best(runs: list[Record]) -> list[Record]:
 
 def title(case: Case) -> str:
     """Of a table and its figure."""
-    network, macs, epochs = case
+    start, macs, epochs = case
     length = f"{epochs:g} dense epoch{'' if epochs == 1 else 's'}" if epochs else "no training"
-    return f"{network}, CIFAR-10, {macs:g} of the macs, {length} from a trained start"
+    return f"{macs:g} of the macs, {length} from {start}, CIFAR-10"
 
 
 def _table(case: Case, arms: dict[str, list[Record]]) -> str:
@@ -124,8 +124,8 @@ def _figure(case: Case, arms: dict[str, list[Record]], results: Path) -> str:
     axes.set_xlabel("test accuracy, %; a dot for each seed")
     figure.suptitle(title(case), fontsize=9)
     axes.grid(color="0.9", axis="x")
-    network, macs, epochs = case
-    name = f"starts-{network}-macs-{macs:g}-epochs-{epochs:g}.png"
+    start, macs, epochs = case
+    name = f"starts-{start}-macs-{macs:g}-epochs-{epochs:g}.png"
     figure.savefig(results / name, dpi=120)
     pyplot.close(figure)
     return f"![{title(case)}]({name})\n\n`python tools/paper/starts_report.py`\n"
