@@ -1,11 +1,14 @@
 """Damage the files of runs in many ways, and look at what happens when they are read.
 
-    python -m tools.campaigns.mutants --mutants 2000 --valid 200 --seed 0
+    python -m tools.campaigns.mutants --mutants 2000 --valid 200 --seed 0 --keep mutants
 
 Right is: a mutant is refused with an `FxpruneError`, or it loads and says the same as the run that
 it was made of. A mutant that was signed anew (its checksum fits) may also load with other content
 that its schema allows, as long as the network is finite. All valid variants load. Wrong are
 tracebacks, hangs (20 seconds), wrong contents, and valid variants that are refused.
+
+With `--keep` the folder gets the outcomes, one line each, with which a stopped campaign goes on, and
+a copy of each run whose outcome is wrong. Each mutant is drawn from the seed and its own number.
 """
 
 import argparse
@@ -162,7 +165,10 @@ def raw(path: Path, draw: random.Random) -> None:
     if way == 0:
         os.mkfifo(path)
     elif way == 1:
-        path.symlink_to(draw.choice(("/dev/zero", "/dev/urandom", "/", "nowhere")))
+        # What is read before it is written may lead to a device: were it replaced, the machine
+        # would lose it.
+        devices = () if path.name == METRICS else ("/dev/zero", "/dev/urandom")
+        path.symlink_to(draw.choice((*devices, path.parent.parent, "nowhere")))
     elif way == 2:
         with path.open("wb") as file:
             file.write(content[: draw.randrange(len(content) + 1)])
@@ -286,25 +292,44 @@ def outcome(path: Path, number: int, base: Any, is_signed: bool) -> str:
     return f"wrong content: {wild[0]}" if wild else "other content by its schema"
 
 
-def campaign(mutants: int, valid: int, seed: int, bases: int = 10) -> collections.Counter[str]:
-    """Count the outcomes; `valid: …` are those of the variants that have to load."""
-    draw = random.Random(seed)
+def campaign(
+    mutants: int, valid: int, seed: int, bases: int = 10, keep: Path | None = None
+) -> collections.Counter[str]:
+    """Count the outcomes; `valid: …` are those of the variants that have to load.
+
+    Args:
+        mutants: how many damaged runs.
+        valid: how many variants that say the same; they come first.
+        seed: what everything is drawn from.
+        bases: how many runs they are made of.
+        keep: a folder for the outcomes and the wrong ones; what stands there is not tried again.
+    """
     counts: collections.Counter[str] = collections.Counter()
-    with tempfile.TemporaryDirectory() as name:
+    outcomes = keep / "outcomes.txt" if keep else Path(os.devnull)
+    for line in outcomes.read_text().splitlines() if outcomes.exists() else ():
+        counts[line.split(" ", 1)[1]] += 1
+    with tempfile.TemporaryDirectory() as name, outcomes.open("a") as log:
         folder = Path(name)
         made = [make(folder, number) for number in range(min(bases, max(mutants, 1)))]
         known = [look(path, number) for number, path in enumerate(made)]
-        for turn in range(valid + mutants):
+        for turn in range(counts.total(), valid + mutants):
+            draw = random.Random(f"{seed}/{turn}")
             number = draw.randrange(len(made))
             copy = folder / "copy.fxprune"
             shutil.copytree(made[number], copy)
+            is_signed = False
             if turn < valid:
                 vary(copy, draw)
-                counts[f"valid: {outcome(copy, number, known[number], False)}"] += 1
             else:
                 is_signed = mutate(copy, draw)
-                counts[outcome(copy, number, known[number], is_signed)] += 1
-            shutil.rmtree(copy)
+            came = outcome(copy, number, known[number], is_signed)
+            came = f"valid: {came}" if turn < valid else came
+            counts[came] += 1
+            print(turn, " ".join(came.split()), file=log, flush=True)
+            if keep and came not in RIGHT:
+                shutil.copytree(made[number], keep / f"{turn}-base.fxprune")
+                shutil.move(copy, keep / f"{turn}-{number}.fxprune")
+            shutil.rmtree(copy, ignore_errors=True)
     return counts
 
 
@@ -316,10 +341,13 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=2000)
     parser.add_argument("--valid", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder for outcomes and wrong runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()
-    counts = campaign(given.mutants, given.valid, given.seed)
+    if given.keep:
+        given.keep.mkdir(parents=True, exist_ok=True)
+    counts = campaign(given.mutants, given.valid, given.seed, keep=given.keep)
     for what, count in counts.most_common():
         print(f"{count:6}  {what}")
     wrong = sum(count for what, count in counts.items() if what not in RIGHT)
