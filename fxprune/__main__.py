@@ -1,5 +1,7 @@
 """`fxprune`, `python -m fxprune`, and `torchrun -m fxprune train`."""
 
+import sys
+
 from fxprune.cli.signals import ending
 
 
@@ -12,4 +14,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the current folder: a stranger's timm.py there must not be imported
     main()

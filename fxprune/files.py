@@ -54,13 +54,17 @@ T = TypeVar("T")
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by a file that holds `content`, or leave it as it was.
 
-    A file that is replaced keeps its mode, and a symbolic link stays one to a new file.
+    A file that is replaced keeps its mode, and a symbolic link stays one to a new file. Only a
+    regular file is replaced: a link may lead to a device, which a new name would take away.
 
     Raises:
-        RunError: the folder is missing or not writable, the disk is full, or the name is none.
+        RunError: the folder is missing or not writable, the disk is full, the name is none, or
+            something else than a file has it.
     """
     try:
         target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            raise OSError(f"{target} is not a regular file")
         sweep(target.parent)
         handle, temporary = _temporary(target.parent)
         try:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fxprune.export.compare import Comparison
     from fxprune.gated.module import GatedModule
     from fxprune.runs.run import Run
+    from fxprune.trainer.job import Job
     from fxprune.trainer.task import Task
 
 
@@ -148,11 +149,15 @@ def export(
     from fxprune.registry import split
     from fxprune.runs.promise import Promise
     from fxprune.trainer.files import Layout, Lowering
+    from fxprune.trainer.job import Job
 
     texts = (["fold"] if fold else []) + split(passes)
     wanted = [parse(text) for text in dict.fromkeys(texts)]
     folder, named = _targets(targets or [])
     run = run_of(folder, trust=trust)
+    job = Job.read(run)
+    if job is not None:
+        job.require(run)  # before the SPEC is imported
     promise = Promise.read(run.path)
     target = promise.target if promise else Target()
     target = dataclasses.replace(target, command=latency_command)
@@ -177,7 +182,7 @@ def export(
         compact = compact_of(gated, passes=wanted)
         record = records.of_run(run, gated)
         begin()
-        source = _data_of(run, transform_of(transform))
+        source = _data_of(run, job, transform_of(transform))
         data = None if source is None else source[0]
         real = real_inputs(data)
         example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
@@ -258,13 +263,13 @@ def _places(wanted: Path | None, name: str, asked: dict[str, bool]) -> dict[str,
     return {kind: wanted.with_suffix(kind) for kind in kinds}
 
 
-def _data_of(run: "Run", transform: "Transforms | None") -> "tuple[DataSet, Task] | None":
+def _data_of(
+    run: "Run", job: "Job | None", transform: "Transforms | None"
+) -> "tuple[DataSet, Task] | None":
     """The data that the run was trained on, its loss and its metric; None if not at hand."""
     from fxprune.cli.spec import maker
-    from fxprune.trainer.job import Job
     from fxprune.trainer.task import Task
 
-    job = Job.read(run)
     if job is None:
         return None
     try:

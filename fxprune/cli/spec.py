@@ -31,6 +31,7 @@ from torch import nn
 
 from fxprune.errors import OptionError, SpecError
 from fxprune.registry import read
+from fxprune.runs.trust import REGISTRIES
 from fxprune.user_lines import user_line
 
 T = TypeVar("T")
@@ -114,7 +115,7 @@ def build(spec: str) -> Any:
     """
     target, options = _split_options(spec)
     head, colon, _ = target.rpartition(":")
-    if not (colon and head) or head in ("torchvision", "timm"):
+    if not (colon and head) or head in REGISTRIES:
         raise SpecError(f"cannot read {spec!r}", do="write pkg.mod:factory or file.py:factory")
     return _run(_find(target, options, Path.cwd(), spec).build, f"the factory of {spec} raises")
 
@@ -215,6 +216,9 @@ def _literal(text: str) -> Any:
 
 
 def _find(target: str, options: dict[str, Any], base: Path, spec: str) -> _Factory:
+    library, _, listed = target.partition(":")
+    if library in REGISTRIES and listed:  # before files: trust is not asked for these names
+        return _REGISTERED[library](listed, options)
     if target.endswith(".py"):
         return _from_file(base / target, None, options, spec)
     head, colon, name = target.rpartition(":")
@@ -222,10 +226,6 @@ def _find(target: str, options: dict[str, Any], base: Path, spec: str) -> _Facto
         raise SpecError(f"cannot read the SPEC {spec!r}", do=_advice(target))
     if head.endswith(".py"):
         return _from_file(base / head, name, options, spec)
-    if head == "torchvision":
-        return _from_torchvision(name, options)
-    if head == "timm":
-        return _from_timm(name, options)
     return _from_import(head, name, options, base, spec)
 
 
@@ -453,6 +453,9 @@ def _from_timm(name: str, options: dict[str, Any]) -> _Factory:
 
     safe = re.sub(r"[^\w.-]", "_", name)
     return _Factory(safe, lambda: timm.create_model(name, pretrained=False, **options), inputs)
+
+
+_REGISTERED = {"torchvision": _from_torchvision, "timm": _from_timm}
 
 
 def _run(call: Callable[[], T], what: str) -> T:

@@ -225,7 +225,12 @@ def _branch(origin: Path, folder: Path | None, trust: bool) -> "Run":
             "--from is for one process", do="begin the new run without torchrun, with --minutes 0"
         )
     old = run_of(origin, trust=trust)
-    new, job = old.branch(folder), Job.read(old)
+    job = Job.read(old)
+    if job is not None:
+        job.require(old)
+    new = old.branch(folder)
     if job is not None:
         job.write(new)
+        for kind, name in job.code.items():
+            new.record(kind, name)
     return new

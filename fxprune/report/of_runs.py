@@ -1,5 +1,6 @@
 """Reports of run directories: what they say is read from the run alone."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,20 +67,20 @@ def keep_export(run: Run, compared: Comparison) -> None:
 
 
 def commands_of(run: Run) -> list[str]:
-    """List the commands that repeat a run."""
-    plan, name = run.plan, run.path.name
-    shape = f" --input {run.input}" if run.input else ""
+    """List the commands that repeat a run, quoted for a shell."""
+    plan, name = run.plan, shlex.quote(run.path.name)
+    shape = f" --input {shlex.quote(run.input)}" if run.input else ""
     rounding = "" if plan.round_to is None else f" --round-to {plan.round_to}"
     lines = [
-        f"fxprune instrument '{run.spec}'{shape} --policy '{plan.policy}'"
-        f" --budget '{plan.budget}'{rounding} --seed {plan.seed} -o {name}"
+        f"fxprune instrument {shlex.quote(run.spec)}{shape} --policy {shlex.quote(plan.policy)}"
+        f" --budget {shlex.quote(plan.budget)}{rounding} --seed {plan.seed} -o {name}"
     ]
     job = Job.read(run)
     if job is not None:
         options = job.options
         lines.append(
-            f"fxprune train {name} --data {job.data} --epochs {options.epochs} --lr {options.lr:g}"
-            f" --batch-size {options.batch_size} --seed {options.seed}"
+            f"fxprune train {name} --data {shlex.quote(job.data)} --epochs {options.epochs}"
+            f" --lr {options.lr:g} --batch-size {options.batch_size} --seed {options.seed}"
         )
     return [*lines, f"fxprune export {name} --onnx"]
 

@@ -4,7 +4,8 @@ A run directory names code: the SPEC of its model, and perhaps a data factory or
 stranger names code of the stranger's choice. So, as direnv does it, what the user wrote on a
 command line is recorded in the user's own state folder, by a hash of the run's path, the kind of
 the name, the name and the folder that it starts from. Any other name is refused before anything
-is imported, until the user says `--trust`.
+is imported, until the user says `--trust`. What is trusted so is the code as it stands: the named
+file's content is recorded too, and asked for again once it is another one.
 
 Whoever adds a kind of name calls `Run.record` where the user gives it, and `Run.require` before a
 stored one is imported. See docs/reliability/security.md.
@@ -13,29 +14,47 @@ stored one is imported. See docs/reliability/security.md.
 import contextlib
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
 import platformdirs
 
 from fxprune.errors import RunError
+from fxprune.files import read_bytes, write_bytes
 
 REGISTRIES = ("torchvision", "timm")
 """Whose names are looked up in a registry: they execute the library's code only."""
 
-_PLAIN = r"\s*[A-Za-z_]\w*\s*=\s*(-?[\d.]+(e-?\d+)?|True|False|None)\s*"
+_CONTENT = "content "
+"""What the line of a mark begins with that holds the digest of the named file."""
+
+_PLAIN = (
+    r"\s*(?!\w*(weights|pretrained|checkpoint))"
+    r"[A-Za-z_]\w*\s*=\s*(-?[\d.]+(e-?\d+)?|True|False|None)\s*"
+)
 _REGISTERED = re.compile(
-    rf"\s*({'|'.join(REGISTRIES)}):[\w.-]+\s*(\{{({_PLAIN}(,{_PLAIN})*)?,?\}})?\s*"
+    rf"\s*({'|'.join(REGISTRIES)}):[\w.-]+(?<!\.py)\s*(\{{({_PLAIN}(,{_PLAIN})*)?,?\}})?\s*"
 )
 """Numbers and truth values: a text may be the path of a checkpoint, which timm would unpickle."""
 
 
-def record(run: Path, kind: str, name: str, base: Path) -> None:
-    """Remember that the user gave this name to this run; what cannot be written is asked again."""
+def record(run: Path, kind: str, name: str, base: Path, *, content: bool = False) -> None:
+    """Remember that the user gave this name to this run; what cannot be written is asked again.
+
+    Args:
+        run: the run's folder.
+        kind: what the name is for, such as "spec" or "data".
+        name: what would be imported.
+        base: the folder that a file in the name starts from.
+        content: remember what the named file holds as well, and ask again when it changes.
+    """
     mark = _mark(run, kind, name, base)
-    with contextlib.suppress(OSError):
+    lines = [shown(str(run.resolve())), f"{kind} {shown(name)}"]
+    lines += [f"{_CONTENT}{_digest(name, base)}"] if content else []
+    with contextlib.suppress(OSError, RunError):
         mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mark.write_text(f"{shown(str(run.resolve()))}\n{kind} {shown(name)}\n")
+        write_bytes(mark, ("\n".join(lines) + "\n").encode())
 
 
 def require(run: Path, kind: str, name: str, base: Path) -> None:
@@ -48,16 +67,37 @@ def require(run: Path, kind: str, name: str, base: Path) -> None:
         base: the folder that a file in the name starts from.
 
     Raises:
-        RunError: the name was not recorded, and is of no registry.
+        RunError: the name was not recorded, or with other content, and is of no registry; or it is
+            of one, and the run would write to files elsewhere.
     """
-    if _REGISTERED.fullmatch(name) or _mark(run, kind, name, base).is_file():
+    mark = _mark(run, kind, name, base)
+    known = mark.read_text().splitlines() if mark.is_file() else None
+    trusted = [line for line in known or () if line.startswith(_CONTENT)]
+    if known and trusted in ([], [f"{_CONTENT}{_digest(name, base)}"]):
+        return
+    if _REGISTERED.fullmatch(name):
+        _refuse_links(run)
         return
     raise RunError(
-        f"{run} was not made here, and would execute code",
+        f"{run} {'has other code than what you trusted' if known else 'was not made here'},"
+        " and would execute code",
         why=f"its {kind} {shown(name)} would be imported from {shown(str(base))} and called",
         do="read that code; if you trust it, give --trust (in Python trust=True), which is then "
         "remembered for this folder",
     )
+
+
+def _refuse_links(run: Path) -> None:
+    """Refuse links out of a run that was not made here: what is written to it would go there."""
+    inside = run.resolve()
+    for folder, folders, files in os.walk(inside):
+        for path in (Path(folder, entry) for entry in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise RunError(
+                    f"{run} was not made here, and would write to files outside of it",
+                    why=f"{shown(path.name)} is a link to {shown(str(path.resolve()))}",
+                    do="remove the link, or give --trust (in Python trust=True) if it is yours",
+                )
 
 
 def shown(text: str) -> str:
@@ -70,3 +110,18 @@ def _mark(run: Path, kind: str, name: str, base: Path) -> Path:
     told = json.dumps([str(run.resolve()), kind, name, str(base.resolve())])
     folder = platformdirs.user_state_path("fxprune", appauthor=False) / "trust"
     return folder / hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _digest(name: str, base: Path) -> str:
+    """Hash the file that a name would import; of packages that are installed it is "none"."""
+    target = name.partition("{")[0].strip()
+    head, _, _ = target.rpartition(":")
+    if target.endswith(".py") or head.endswith(".py"):
+        places = [base / (target if target.endswith(".py") else head)]
+    else:
+        module = base.joinpath(*(head or target).split("."))
+        places = [module / "__init__.py", module.with_suffix(".py")]
+    for place in places:
+        if place.is_file():
+            return hashlib.sha256(read_bytes(place)).hexdigest()
+    return "none"

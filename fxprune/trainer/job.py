@@ -154,6 +154,15 @@ class Job:
         record = _Record(**{**vars(self), "root": str(self.root)})
         write_record(run.path / FILE, dataclasses.asdict(record))
 
+    def require(self, run: Run) -> None:
+        """Refuse the job's names of code that the user neither gave nor trusts.
+
+        Raises:
+            RunError: there is one.
+        """
+        for kind, name in self.code.items():
+            run.require(kind, name)
+
     def made(self, run: Run, make: Make) -> dict[str, Any]:
         """Makes what the job's names of code stand for: "data", "loss", "metric".
 
@@ -164,8 +173,7 @@ class Job:
         Raises:
             RunError: the run stores a name that the user neither gave nor trusts.
         """
-        for kind, name in self.code.items():
-            run.require(kind, name)
+        self.require(run)
         return {kind: make(name, kind) for kind, name in self.code.items()}
 
     def load(

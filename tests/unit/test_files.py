@@ -260,3 +260,18 @@ def test_names(tmp_path):
             write_bytes(tmp_path / name, b"x")
         with pytest.raises(RunError, match="cannot read"):
             read_bytes(tmp_path / name)
+
+
+def test_only_regular_files_are_replaced(tmp_path):
+    """A link of a run led to /dev/zero, and the device was replaced by metrics."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        (tmp_path / "link").symlink_to(name)
+        for path in (tmp_path / name, tmp_path / "link"):
+            with pytest.raises(RunError, match="is not a regular file"):
+                write_bytes(path, b"new")
+        (tmp_path / "link").unlink()
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "folder").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]

@@ -7,8 +7,9 @@ it was made of. A mutant that was signed anew (its checksum fits) may also load 
 that its schema allows, as long as the network is finite. All valid variants load. Wrong are
 tracebacks, hangs (20 seconds), wrong contents, and valid variants that are refused.
 
-With `--keep` the folder gets the outcomes, one line each, with which a stopped campaign goes on, and
-a copy of each run whose outcome is wrong. Each mutant is drawn from the seed and its own number.
+With `--keep` the folder gets the outcomes, one line each, with which a stopped campaign goes on,
+and a copy of each run whose outcome is wrong. Each mutant is drawn from the seed and its own
+number.
 """
 
 import argparse
