@@ -57,7 +57,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used: torch takes seconds to import (PEP 562)."""
+    """Import a public name when it is first used: torch takes seconds to import (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(f"fxprune.{_HOMES[name]}"), name)

@@ -6,7 +6,7 @@ from fxprune.cli.signals import ending
 
 
 def main() -> None:
-    """Runs the command line; a signal ends it with one line from the first import on."""
+    """Run the command line; a signal ends it with one line from the first import on."""
     with ending():
         from fxprune.cli.commands import main
 

@@ -31,7 +31,7 @@ Inputs = tuple[Any, ...] | Mapping[str, Any]
 def analyze(
     model: nn.Module, example_inputs: Inputs, *, example_kwargs: Mapping[str, Any] | None = None
 ) -> ChannelGraph:
-    """Finds which channel slices of which parameters must live and die together.
+    """Find which channel slices of which parameters must live and die together.
 
     Args:
         model: any network of convolutions; it is not changed.
@@ -69,7 +69,7 @@ def instrument(
     ceiling: Mapping[str, float] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> GatedModule:
-    """Rewrites a network so that each training step executes only a chosen subset of channels.
+    """Rewrite a network so that each training step executes only a chosen subset of channels.
 
     Args:
         model: any network of convolutions; it is not changed, and the result has copies of its
@@ -139,7 +139,7 @@ def fit_latency(
     remeasure: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> "Choice":
-    """Measures in ONNX Runtime, or by a command of the user's, which widths meet a latency budget.
+    """Measure in ONNX Runtime, or by a command of the user's, which widths meet a latency budget.
 
     It takes some seconds for each of about six networks, longer where the machine is busy. What
     was measured without noise is kept in the user's cache directory.
@@ -175,12 +175,12 @@ def fit_latency(
 
 
 def names_of(model: nn.Module) -> list[str]:
-    """The names of all modules of a network, under each of their names."""
+    """Return the names of all modules of a network, under each of their names."""
     return [name for name, _ in model.named_modules(remove_duplicate=False)]
 
 
 def shrink(gated: GatedModule, passes: str | Sequence[str | Pass] = ()) -> fx.GraphModule:
-    """Builds the compact network that the gated one stands for: plain modules, its own tensors.
+    """Build the compact network that the gated one stands for: plain modules, its own tensors.
 
     It has the selection that export takes, and the mode that `gated` is in; `gated` itself does
     not change. In evaluation mode the result is run against `gated` on random inputs.
@@ -200,7 +200,7 @@ def shrink(gated: GatedModule, passes: str | Sequence[str | Pass] = ()) -> fx.Gr
 
 
 def fold(compact: fx.GraphModule) -> fx.GraphModule:
-    """Returns a copy in which batch norms are part of the layers before them.
+    """Copy a network, its batch norms made part of the layers before them.
 
     Args:
         compact: a network in evaluation mode. What `shrink` returned is compared with the result
@@ -221,7 +221,7 @@ def _coupled(model: nn.Module, inputs: Inputs, kwargs: Mapping[str, Any] | None)
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """A graph is a million small objects that live on: looking for garbage in them finds none."""
+    """Suspend garbage collection: a graph is a million small objects that all live on."""
     collected = gc.isenabled()
     gc.disable()
     try:

@@ -63,7 +63,7 @@ class Block(nn.Module):
             self.shortcut = nn.Conv2d(channels, width, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adds what the two convolutions make to the shortcut."""
+        """Add what the two convolutions make to the shortcut."""
         y = functional.relu(self.norm1(self.conv1(x)))
         return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
@@ -81,14 +81,14 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(4 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Averages the last block's channels over the image and weighs them."""
+        """Average the last block's channels over the image and weigh them."""
         x = functional.relu(self.norm(self.stem(x)))
         x = self.block3(self.block2(self.block1(x)))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
 def build_model() -> nn.Module:
-    """The demo's network, untrained."""
+    """Build the demo's network, untrained."""
     return DigitsNet()
 
 
@@ -124,7 +124,7 @@ def run(
     begin: Callable[[str], None],
     progress: Callable[[Tick], None],
 ) -> Demo:
-    """Trains the dense and the gated network, and exports both.
+    """Train the dense and the gated network, and export both.
 
     Args:
         output: a folder for the files; made if it is missing, emptied if a demo wrote it.
@@ -175,7 +175,7 @@ def run(
 
 
 def prepare(output: Path) -> None:
-    """Makes the folder; what an earlier demo wrote into it is removed.
+    """Make the folder; what an earlier demo wrote into it is removed.
 
     Raises:
         RunError: something else is there.
@@ -198,7 +198,7 @@ def prepare(output: Path) -> None:
 def steps_in_turns(
     dense: nn.Module, gated: GatedModule, digits: DataSet, options: TrainOptions
 ) -> tuple[float, float]:
-    """Median seconds of a training step of copies of both, selection and exchange included.
+    """Measure median seconds of a training step of copies of both, selection and exchange included.
 
     In turns, because the speed of a machine drifts by more than what is to be measured.
     """

@@ -18,7 +18,7 @@ They are the same to the bit, but for kernels that add up in no fixed order.
 def fresh_inputs(
     example: Sequence[Tensor], size: int, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
-    """Random inputs in the likeness of the example's.
+    """Draw random inputs in the likeness of the example's.
 
     Args:
         example: the batched ones among them are as long as the first along dim 0.
@@ -46,19 +46,19 @@ def fresh_inputs(
 
 
 def which_batched(example: Sequence[Tensor]) -> list[bool]:
-    """Which inputs have the batch along dim 0."""
+    """Find which inputs have the batch along dim 0."""
     length = example[0].shape[:1]
     return [bool(tensor.dim()) and tensor.shape[:1] == length for tensor in example]
 
 
 def outputs(network: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """The tensors that a network returns, in order; it may write to its inputs, not to these."""
+    """Return the tensors that a network returns, in order; it gets copies of the inputs."""
     result = network(*(tensor.clone() for tensor in inputs))
     return [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
 
 
 def parts(value: Any) -> dict[Any, Any] | None:
-    """What a mapping or an object of a dataclass consists of, by name; None for other values."""
+    """Return the parts of a mapping or of a dataclass's object, by name; None for other values."""
     if isinstance(value, Mapping):
         return dict(value.items())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -67,7 +67,7 @@ def parts(value: Any) -> dict[Any, Any] | None:
 
 
 def leaves(value: Any) -> list[Any]:
-    """What is in lists, tuples, mappings and dataclasses, nested in any way, in order."""
+    """List what is in lists, tuples, mappings and dataclasses, nested in any way, in order."""
     if isinstance(value, (tuple, list)):
         return [leaf for part in value for leaf in leaves(part)]
     named = parts(value)
@@ -83,7 +83,7 @@ def difference(
     example: tuple[Tensor, ...],
     device: torch.device | None = None,
 ) -> float | None:
-    """How far another network is from a model, on random inputs like the example's.
+    """Measure how far another network is from a model, on random inputs like the example's.
 
     Both draw the same random numbers.
 
@@ -117,7 +117,7 @@ def difference(
 
 
 def _furthest(wanted: list[Tensor], found: list[Tensor]) -> float:
-    """The largest difference of two networks' outputs, as a share of the largest value of each."""
+    """Compute the largest difference of outputs, as a share of each one's largest value."""
     if [x.shape for x in wanted] != [x.shape for x in found]:
         return float("inf")
     gaps = [0.0]

@@ -11,7 +11,7 @@ to do about it::
 
 
 def message(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
-    """Formats a refusal; lines that have nothing to say are left out."""
+    """Format a refusal; lines that have nothing to say are left out."""
     lines = [what]
     for label, text in (("at", at), ("why", why), ("do", do)):
         if text:

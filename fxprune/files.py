@@ -163,7 +163,7 @@ def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """Opens a regular file to be read; a pipe or a device would make its reader wait."""
+    """Open a regular file to be read; a pipe or a device would make its reader wait."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -321,7 +321,7 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def _temporary(folder: Path) -> tuple[int, Path]:
-    """Opens and locks a new file; the sweep of another process may remove it before the lock."""
+    """Open and lock a new file; another process's sweep may remove it before the lock."""
     begin, end = TEMPORARY
     while True:
         path = folder / f"{begin}{secrets.token_hex(8)}{end}"
@@ -334,7 +334,7 @@ def _temporary(folder: Path) -> tuple[int, Path]:
 
 
 def _mode(path: Path) -> int:
-    """The mode of the file that is replaced, or what the user's umask leaves of a new one."""
+    """Return the mode of the file that is replaced, or the default one of a new file."""
     with contextlib.suppress(OSError):
         return stat.S_IMODE(path.stat().st_mode)
     mask = os.umask(0)
@@ -347,7 +347,7 @@ def _printable(path: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the renaming itself durable (POSIX; elsewhere a folder cannot be opened)."""
+    """Make the renaming itself durable (POSIX; elsewhere a folder cannot be opened)."""
     if not POSIX:
         return
     handle = os.open(folder, os.O_RDONLY)

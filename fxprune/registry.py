@@ -27,7 +27,7 @@ P = TypeVar("P", bound=Plugin)
 
 
 def collect(package: str, base: type[P]) -> Mapping[Hashable, type[P]]:
-    """Imports every module of `package` and maps each key to the concrete subclass of `base`.
+    """Import every module of `package` and map each key to the concrete subclass of `base`.
 
     Args:
         package: dotted name of the folder, for example `"fxprune.policies"`.
@@ -60,7 +60,7 @@ def collect(package: str, base: type[P]) -> Mapping[Hashable, type[P]]:
 
 
 def to_text(plugin: Any) -> str:
-    """Writes a plug-in with the options that differ from their defaults, to be repeated by it.
+    """Write a plug-in with the options that differ from their defaults, to be repeated by it.
 
     The first of its keys is its name.
     """
@@ -74,7 +74,7 @@ def to_text(plugin: Any) -> str:
 
 
 def from_text(text: str, known: Mapping[Hashable, type[P]], kind: str) -> P:
-    """Builds a plug-in from `name` or `name{field=value,…}`.
+    """Build a plug-in from `name` or `name{field=value,…}`.
 
     Args:
         text: the text form.
@@ -94,7 +94,7 @@ def from_text(text: str, known: Mapping[Hashable, type[P]], kind: str) -> P:
 
 
 def read(text: str, kind: str, advice: str = "") -> tuple[str, dict[str, str]]:
-    """Reads `name` or `name{option=value,…}`, the one grammar of all that is named on a line.
+    """Read `name` or `name{option=value,…}`, the one grammar of all that is named on a line.
 
     The values stay texts. A comma within brackets or quotes belongs to a value.
 
@@ -121,7 +121,7 @@ def read(text: str, kind: str, advice: str = "") -> tuple[str, dict[str, str]]:
 
 
 def split(text: str) -> list[str]:
-    """Splits a list at its commas, but for those within brackets, braces and quotes.
+    """Split a list at its commas, but for those within brackets, braces and quotes.
 
     >>> split("fold, mine{a=1,b=2}")
     ['fold', 'mine{a=1,b=2}']
@@ -140,7 +140,7 @@ def split(text: str) -> list[str]:
 
 
 def build(cls: type[P], options: Mapping[str, str], where: str) -> P:
-    """Builds the dataclass `cls` from texts, converted to the types of its fields."""
+    """Build the dataclass `cls` from texts, converted to the types of its fields."""
     types = typing.get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     values = {}

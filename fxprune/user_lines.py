@@ -12,7 +12,7 @@ from torch import fx
 
 
 def where(node: fx.Node) -> str:
-    """The user's line that made a node, as `file:line   code`; empty where fx did not record it."""
+    """Find the user's line that made a node, as `file:line   code`; empty if fx has none."""
     frames = list(_frames(node.stack_trace or ""))
     own = [frame for frame in frames if "/torch/" not in frame[0] and "/fxprune/" not in frame[0]]
     for path, line, code in reversed(own or frames):
@@ -29,7 +29,7 @@ def _frames(trace: str) -> Iterator[tuple[str, str, str]]:
 
 
 def user_line(error: BaseException) -> str:
-    """Names the innermost line of the user's own code that `error` went through.
+    """Name the innermost line of the user's own code that `error` went through.
 
     Code of the standard library, of installed packages and of fxprune is not the user's; if there
     is nothing else, the innermost line of all is taken. Empty where there is no traceback.

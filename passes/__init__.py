@@ -19,12 +19,12 @@ __all__ = ["Pass", "Program", "apply", "assert_same_function", "known", "parse",
 
 @functools.cache
 def known() -> Mapping[Hashable, type[Pass]]:
-    """All passes by name."""
+    """Map all passes by name."""
     return registry.collect("fxprune.passes", Pass)  # type: ignore[type-abstract]
 
 
 def parse(text: str | Pass) -> Pass:
-    """Builds a pass from `name` or `package.module:Class`, either with `{option=value,…}`.
+    """Build a pass from `name` or `package.module:Class`, either with `{option=value,…}`.
 
     The second form imports the module, with the current folder on the path as Python itself has
     it for a script; a `Pass` is taken as it is.
@@ -45,7 +45,7 @@ def parse(text: str | Pass) -> Pass:
 
 
 def run_passes(passes: str | Sequence[str | Pass], program: Program) -> Program:
-    """Runs passes one after the other; a single text may name several, with commas between."""
+    """Run passes one after the other; a single text may name several, with commas between."""
     texts = registry.split(passes) if isinstance(passes, str) else passes
     for stage in [parse(text) for text in texts]:  # all are read before the first one runs
         program = stage(program)
@@ -53,7 +53,7 @@ def run_passes(passes: str | Sequence[str | Pass], program: Program) -> Program:
 
 
 def _import(target: str) -> type[Pass]:
-    """Imports the class that `package.module:Class` names."""
+    """Import the class that `package.module:Class` names."""
     dotted, _, name = target.partition(":")
     here = str(Path.cwd())
     sys.path.append(here)
@@ -89,5 +89,5 @@ def _import(target: str) -> type[Pass]:
 
 
 def apply(name: str, program: Program, **options: Any) -> Program:
-    """Runs one pass, built from its options, on a program."""
+    """Run one pass, built from its options, on a program."""
     return known()[name](**options)(program)

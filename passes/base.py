@@ -56,15 +56,15 @@ class Pass(abc.ABC):
 
     @abc.abstractmethod
     def requires(self, program: Program) -> None:
-        """Raises an FxpruneError where the pass cannot work on `program`."""
+        """Raise an FxpruneError where the pass cannot work on `program`."""
 
     @abc.abstractmethod
     def run(self, program: Program) -> Program:
-        """Returns the changed program; the given one stays as it is."""
+        """Return the changed program; the given one stays as it is."""
 
     @abc.abstractmethod
     def ensures(self, before: Program, after: Program) -> None:
-        """Checks the pass's promise on its result; raises AssertionError where it is broken.
+        """Check the pass's promise on its result; raise AssertionError where it is broken.
 
         Args:
             before: what the pass was given; it has not changed.
@@ -72,7 +72,7 @@ class Pass(abc.ABC):
         """
 
     def __call__(self, program: Program) -> Program:
-        """Runs the pass, with `requires` before it and the graph's lint and `ensures` after it.
+        """Run the pass, with `requires` before it and the graph's lint and `ensures` after it.
 
         Raises:
             FxpruneError: as `requires` has it.
@@ -95,7 +95,7 @@ class Pass(abc.ABC):
 
 
 def assert_same_function(before: Program, after: Program) -> None:
-    """Asserts that two networks in evaluation mode compute the same on random inputs.
+    """Assert that two networks in evaluation mode compute the same on random inputs.
 
     The inputs are drawn in the likeness of `before.inputs`. Buffers that a forward writes to are
     put back. Nothing is compared where there are no example inputs, on the meta device, or where
@@ -121,7 +121,7 @@ def assert_same_function(before: Program, after: Program) -> None:
 
 @contextlib.contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Puts back the values of buffers that change within the block."""
+    """Restore the values of buffers that change within the block."""
     kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield

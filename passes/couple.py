@@ -72,14 +72,14 @@ class Couple(Pass):
 
 
 def _text(module: TracedModule) -> list[str]:
-    """The module's graphs as they print; equal texts compute the same from the same tensors."""
+    """Print the module's graphs; equal texts compute the same from the same tensors."""
     return [str(graph) for graph in module.graphs]
 
 
 def _propagate(
     module: TracedModule, inputs: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], Labelled]:
-    """Propagates labels, and returns the inputs it took for that.
+    """Propagate labels, and return the inputs it took for that.
 
     A batch norm in training mode refuses a single value; then a batch of two is tried.
     """

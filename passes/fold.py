@@ -57,7 +57,7 @@ class Fold(Pass):
 
 
 def _folded(maker: nn.Module, norm: nn.Module) -> nn.Module | None:
-    """The layer with the norm in it; None where the two do not fold."""
+    """Fold the norm into a copy of the layer; None where the two do not fold."""
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
         return None
     if isinstance(maker, (*_CONVS, *_TRANSPOSED)):

@@ -48,7 +48,7 @@ class Gate(Pass):
         return Program(gated, program.inputs, program.channels)
 
     def ensures(self, before: Program, after: Program) -> None:
-        """Holds the dense values of the gated network, bank included, to those it was given."""
+        """Hold the dense values of the gated network, bank included, to those it was given."""
         assert isinstance(before.module, TracedModule)
         assert isinstance(after.module, GatedModule), "the result is no GatedModule"
         parameters, buffers = tensors_of(before.module)
@@ -60,14 +60,14 @@ class Gate(Pass):
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, NaN counting as equal to itself."""
+    """Tell whether two tensors are equal, NaN counting as equal to itself."""
     if a.is_floating_point():
         a, b = a.detach().nan_to_num(), b.detach().nan_to_num()
     return torch.equal(a, b)
 
 
 def _aliases(module: TracedModule, channels: ChannelGraph) -> dict[int, Tensor]:
-    """For the id of each gated tensor, another on the same memory, of which the bank has a copy."""
+    """Map each gated tensor's id to another on the same memory that the bank has a copy of."""
     parameters, buffers = tensors_of(module)
     tensors = parameters | buffers
     aliases = {}
@@ -79,7 +79,7 @@ def _aliases(module: TracedModule, channels: ChannelGraph) -> dict[int, Tensor]:
 
 
 def _carry_hooks(source: nn.Module, gated: GatedModule) -> None:
-    """Gives the residents the gradient hooks of the parameters; they see narrow gradients."""
+    """Give the residents the gradient hooks of the parameters; they see narrow gradients."""
     residents: dict[str, Any] = dict(gated.named_parameters())
     for name, parameter in tensors_of(source)[0].items():
         resident = residents.get(name)
@@ -93,7 +93,7 @@ def _carry_hooks(source: nn.Module, gated: GatedModule) -> None:
 
 
 def _tap(module: TracedModule, channels: ChannelGraph) -> None:
-    """Puts a tap behind every gate point that is a node of its own."""
+    """Put a tap behind every gate point that is a node of its own."""
     for number, gate in enumerate(channels.gates):
         name, dim = gate.parameters[0]
         points = [
@@ -109,7 +109,7 @@ def _tap(module: TracedModule, channels: ChannelGraph) -> None:
 
 
 def _dim_of(node: fx.Node, axis: Axis) -> int | None:
-    """The dimension of a node's tensor that the axis runs along; None where there is none."""
+    """Find the dimension of a node's tensor that the axis runs along; None where there is none."""
     result = node.meta[KEY].result
     if not isinstance(result, Shape):
         return None

@@ -40,7 +40,7 @@ class Shrink(Pass):
         return Program(compact, inputs)
 
     def ensures(self, before: Program, after: Program) -> None:
-        """Holds the compact network to `gated.eval()`; in training mode that selects otherwise."""
+        """Hold the compact network to `gated.eval()`; in training mode that selects otherwise."""
         own = {type(child).__name__ for child in after.module.modules() if _is_of_gates(child)}
         assert not own, f"it still has modules of the gated network: {', '.join(sorted(own))}"
         if not before.module.training:
@@ -48,7 +48,7 @@ class Shrink(Pass):
 
 
 def examples_of(gated: GatedModule) -> tuple[Tensor, ...]:
-    """Inputs of the shapes and dtypes that the network was made with, all zero, on the CPU."""
+    """Make inputs of the shapes and dtypes that the network was made with, all zero, on the CPU."""
     return tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
 
 
@@ -57,7 +57,7 @@ def _is_of_gates(module: nn.Module) -> bool:
 
 
 def _compact(gated: GatedModule) -> fx.GraphModule:
-    """A plain copy of the network, on its own tensors, in the mode that `gated` is in."""
+    """Copy the network as plain modules on its own tensors, in the mode that `gated` is in."""
     best, dense = gated.best(), gated.dense_tensors()
     places = gated.bank.places(best.channels, best.widths)
     narrow: dict[int, Tensor] = {}
@@ -106,7 +106,7 @@ class CompactModule(TracedModule):
 
 
 def _from_parts(train: fx.GraphModule, evaluation: fx.GraphModule, mode: bool) -> CompactModule:
-    """A compact network from one for each mode, which share their modules."""
+    """Join two compact networks, one for each mode, which share their modules."""
     known = {node.target for node in evaluation.graph.nodes}
     for node in train.graph.nodes:
         if node.op in ("call_module", "get_attr") and node.target not in known:

@@ -44,7 +44,7 @@ class Trace(Pass):
         return Program(module, Signature(program.module, args, kwargs).inputs)
 
     def ensures(self, before: Program, after: Program) -> None:
-        """Holds the trace to the model, on random inputs in evaluation mode.
+        """Hold the trace to the model, on random inputs in evaluation mode.
 
         Raises:
             TraceError: the two compute different things: `forward` does what tracing cannot see.

@@ -31,14 +31,14 @@ class Sharing:
     """
 
     def __init__(self, context: Notebook, module: nn.Module) -> None:
-        """Watches a run of a module; `context` is told of what is pinned."""
+        """Watch a run of a module; `context` takes the pins."""
         self.context, self.module = context, module
         self.copies: list[fx.Node] = []
         self._stepped: dict[int, list[tuple[Tensor, int]]] = defaultdict(list)
         self._copied: dict[int, list[tuple[fx.Node, Tensor]]] = defaultdict(list)
 
     def see(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
-        """Takes note of a call and its result."""
+        """Take note of a call and its result."""
         if func is aten.slice.Tensor:
             if len(args) > 4 and args[4] != 1:
                 self._stepped[_memory(args[0])].append((args[0], args[1]))
@@ -68,14 +68,14 @@ class Sharing:
                 context.pin_all([source], "a copy of them, written in place, may become none")
 
     def _is_plain(self, node: fx.Node) -> bool:
-        """Whether a node does no more than to copy where that is needed."""
+        """Tell whether a node only copies where a copy is needed."""
         if node.op == "call_module":
             return isinstance(self.module.get_submodule(str(node.target)), nn.Flatten)
         return bool(node.args) and node.target in _PLAIN
 
 
 def copy_always(module: TracedModule, nodes: Iterable[fx.Node]) -> bool:
-    """Gives nodes a copy of what they read, in place; returns whether there are any.
+    """Give nodes a copy of what they read, in place; return whether there are any.
 
     Args:
         module: the traced network.
@@ -97,7 +97,7 @@ _PLAIN = ("contiguous", "reshape", "reshape_as", "flatten", "to", torch.reshape,
 
 @cache
 def _written(func: Any) -> tuple[int, ...]:
-    """Which arguments of an op it writes to."""
+    """Tell which arguments of an op it writes to."""
     infos = [argument.alias_info for argument in func._schema.arguments]
     return tuple(place for place, info in enumerate(infos) if info is not None and info.is_write)
 

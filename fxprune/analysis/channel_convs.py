@@ -42,7 +42,7 @@ def spread(module: TracedModule, labelled: Labelled) -> bool:
 
 
 def gather_up(module: TracedModule, fixed: Callable[[str], bool]) -> bool:
-    """Takes back what `spread` did in vain, in place; returns whether there was any.
+    """Take back what `spread` did in vain, in place; return whether there was any.
 
     Args:
         module: the network that was rewritten.
@@ -64,7 +64,7 @@ def gather_up(module: TracedModule, fixed: Callable[[str], bool]) -> bool:
 
 
 def _stays(node: fx.Node) -> bool:
-    """Whether a node has to stay though nothing uses it: all but what `_rewrite` adds."""
+    """Tell whether a node has to stay though nothing uses it: all but what `_rewrite` adds."""
     return node.target not in ("size", "new_zeros")
 
 
@@ -79,7 +79,7 @@ _FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.local_response_norm)
 
 
 def _rank(labelled: Labelled, node: fx.Node) -> int:
-    """The number of dimensions of a node's tensor."""
+    """Return the number of dimensions of a node's tensor."""
     found = (values.get(node.name) for values in labelled.values)
     return next(len(value.shape) for value in found if isinstance(value, Value))
 

@@ -36,14 +36,14 @@ class _Kept:
         self.compared: dict[tuple[int, int], bool] = {}
 
     def of(self, labels: Tensor) -> Tensor:
-        """What is kept of dense labels; the same memory for all that the same channels share."""
+        """Keep what is compared of dense labels, once for all that the same channels share."""
         found = self.found.get(id(labels))
         if found is None:
             found = self.found[id(labels)] = self._select(labels)
         return found
 
     def same(self, labels: Tensor, seen: Tensor) -> bool:
-        """Whether a compact run saw what is kept of dense labels, but for new labels of its own."""
+        """Tell whether a compact run saw the kept dense labels, but for new ones of its own."""
         wanted = self.of(labels)
         if len(wanted) != len(seen):
             return False
@@ -77,7 +77,7 @@ def try_widths(
     solution: Solution,
     inputs: tuple[Tensor, ...],
 ) -> Refusal | None:
-    """Runs a compact network of these widths; returns the node that refuses, and why."""
+    """Run a compact network of these widths; return the node that refuses, and why."""
     kept = _Kept(solution, widths)
     compact = Compact(module, dense, kept.of, dense.context.next_label)
     nodes, modules = compact.running
@@ -96,7 +96,7 @@ def try_widths(
 
 
 def uneven_widths(solution: Solution) -> Iterator[Widths]:
-    """Widths to try: narrower than dense, and far from each other for groups of the same size.
+    """Draw widths to try: narrower than dense, and far apart for groups of the same size.
 
     At widths that are all in proportion, sizes that belong to different groups would fit by
     chance. Small groups have few widths to choose from; those that share an axis with something
@@ -123,12 +123,12 @@ def uneven_widths(solution: Solution) -> Iterator[Widths]:
 
 
 def _spread(index: int, root: int) -> float:
-    """A number in [0, 1), far from those of the indices nearby; `root` is no square."""
+    """Return a number in [0, 1), far from those of the indices nearby; `root` is no square."""
     return (index + 1) * math.sqrt(root) % 1
 
 
 def _crowded(length: Factor, sizes: Widths) -> bool:
-    """Whether a small group shares an axis with another group or with pinned channels."""
+    """Tell whether a small group shares an axis with another group or with pinned channels."""
     parts = len(length.per_channel) + (length.fixed > 0)
     return parts > 1 and any(sizes[group] < _SMALL for group, _ in length.per_channel)
 
@@ -141,7 +141,7 @@ def _named(module: TracedModule, name: str) -> fx.Node | None:
 
 
 def _wrong_shape(module: TracedModule, compact: Labelled, widths: Widths) -> Refusal | None:
-    """The first node whose tensor has another shape than the dense run promises."""
+    """Return the first node whose tensor has another shape than the dense run promises."""
     for graph, values in zip(module.graphs, compact.values, strict=True):
         for node in graph.nodes:
             for promised, seen in _pairs(node.meta[KEY].result, values.get(node.name)):
@@ -153,7 +153,7 @@ def _wrong_shape(module: TracedModule, compact: Labelled, widths: Widths) -> Ref
 def _elsewhere(
     module: TracedModule, solution: Solution, compact: Labelled, kept: _Kept
 ) -> Refusal | None:
-    """The first node that reads other channels than it does in the dense network."""
+    """Return the first node that reads other channels than it does in the dense network."""
     readings = solution.context.readings
     often = Counter(place for place, _ in readings)  # a flattened weight has several in one place
     seen = dict(compact.context.readings)
@@ -167,7 +167,7 @@ def _elsewhere(
 
 
 def _strangers(module: TracedModule, solution: Solution, compact: Labelled) -> Refusal | None:
-    """The first node where the compact network couples channels that the dense one does not."""
+    """Return the first node where the compact network alone couples some channels."""
     edges, known = compact.context.edges, solution.number
     new = np.arange(compact.context.next_label - len(solution.component))
     own = np.concatenate([solution.component, known + new])

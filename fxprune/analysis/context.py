@@ -153,7 +153,7 @@ class Notebook(Context):
     _alive: list[Tensor] = field(default_factory=list)
 
     def read(self, graph: int, op: Hashable, operands: Iterable[Tensor]) -> None:
-        """Notes what the operands of the next call carry."""
+        """Note what the operands of the next call carry."""
         name = self.node.name
         here = graph, name, op
         often = self._calls[here]
@@ -165,11 +165,11 @@ class Notebook(Context):
                 self.readings.append((place, family.labels))
 
     def fresh(self, size: int) -> Tensor:
-        """New labels: int64 [size]."""
+        """Return new labels: int64 [size]."""
         return self.fresh_vectors([size])[0]
 
     def fresh_vectors(self, sizes: Sequence[int]) -> Sequence[Tensor]:
-        """New labels for several dimensions at once: int64 [size] each."""
+        """Return new labels for several dimensions at once: int64 [size] each."""
         total = sum(sizes)
         labels = torch.arange(self.next_label, self.next_label + total)
         vectors = torch.split_with_sizes(labels, sizes)
@@ -179,11 +179,11 @@ class Notebook(Context):
         return vectors
 
     def of(self, tensor: Tensor | None) -> tuple[Family, ...]:
-        """The families a tensor carries."""
+        """Return the families a tensor carries."""
         return () if tensor is None else self._families.get(id(tensor), ())
 
     def carry(self, tensor: Tensor, families: Iterable[Family]) -> None:
-        """Says what a result carries."""
+        """Say what a result carries."""
         kept = tuple(families)
         for family in kept:
             assert tensor.shape[family.dim] == family.labels.numel(), (
@@ -196,7 +196,7 @@ class Notebook(Context):
         self._alive.append(tensor)
 
     def meet(self, a: Tensor | None, b: Tensor | None, reason: str = "") -> None:
-        """Makes two label tensors equal; where one of them is None (fixed), pins the other."""
+        """Make two label tensors equal; where one of them is None (fixed), pin the other."""
         if a is b:
             return
         if a is not None and b is not None:
@@ -207,11 +207,11 @@ class Notebook(Context):
         self.pin(lone, reason or "it meets a dimension of fixed size")
 
     def pin(self, labels: Tensor, reason: str, *, structural: bool = False) -> None:
-        """Pins labels, with the reason a user will read."""
+        """Pin labels, with the reason a user will read."""
         self.pins.append(Pin(labels, reason, self.node, structural))
 
     def choose(self, choice: int, *which: Hashable) -> int:
-        """`choice`, or what an earlier run chose at this place: the compact run has to follow it.
+        """Return `choice`, or what an earlier run chose here: the compact run has to follow it.
 
         Where labels can be coupled in several ways, what is seen of them differs between the runs.
         A call that asks for several things says for `which`.
@@ -221,7 +221,7 @@ class Notebook(Context):
         return self.choices.setdefault(place, choice)
 
     def has_chosen(self, *which: Hashable) -> bool:
-        """Whether an earlier run chose at this place."""
+        """Tell whether an earlier run chose here."""
         return (*self._call, *which) in self.choices
 
     def constant(self, tensor: Tensor) -> Tensor | None:
@@ -244,11 +244,11 @@ class Notebook(Context):
             self.roles.append((labels, Role.OUT))
 
     def is_parametric(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a parameter or computed from parameters alone."""
+        """Tell whether a tensor is a parameter or computed from parameters alone."""
         return id(tensor) in self._parametric
 
     def parametric(self, tensor: Tensor, name: str = "") -> None:
-        """Notes that a tensor is a parameter (of this name) or computed from parameters alone."""
+        """Note that a tensor is a parameter (of this name) or computed from parameters alone."""
         if name:
             self.names[id(tensor)] = name
         self._parametric.add(id(tensor))
@@ -304,19 +304,19 @@ class Notebook(Context):
         self._alive.append(meta)
 
     def overwrite(self, tensor: Tensor) -> None:
-        """Notes that a tensor was written in place."""
+        """Note that a tensor was written in place."""
         self.overwritten.add(id(tensor))
         self._alive.append(tensor)
 
     def ungate(self, out: Tensor, node: Any) -> None:
-        """Takes back what `node` said of the parameters that make the channels of `out`."""
+        """Take back what `node` noted of the parameters that make the channels of `out`."""
         if id(out) in self.gates and self.gates[id(out)][0] is node:
             del self.gates[id(out)]
 
     def multiplies(self, scale: int, *factors: Tensor | int, made: Tensor | None) -> None:
-        """Notes multiply-accumulates of the whole batch: scale times the lengths of `factors`."""
+        """Note multiply-accumulates of the whole batch: scale times the lengths of `factors`."""
         self.products.append(Product(self.node, scale, factors, made))
 
     def mixes(self) -> None:
-        """Notes that the running node mixes statistics across the channels it sees."""
+        """Note that the running node mixes statistics across the channels it sees."""
         self.mixing.append(self.node)

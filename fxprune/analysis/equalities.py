@@ -33,7 +33,7 @@ class Components:
 
 
 def components(context: Notebook, edges: Sequence[tuple[Tensor, Tensor, Any]]) -> Components:
-    """Solves equalities; most of them are between vectors of labels that were made together."""
+    """Solve equalities; most of them are between vectors of labels that were made together."""
     made = {id(labels): place for place, labels in enumerate(context.made)}
     met: dict[int, int] = {}  # for other vectors: the first one that met it
     whole, rest = [], []
@@ -63,7 +63,7 @@ def components(context: Notebook, edges: Sequence[tuple[Tensor, Tensor, Any]]) -
 
 
 def own_labels(context: Notebook, lead: Ints) -> Ints:
-    """The labels that are not in a vector with another lead, rising: int64 [labels].
+    """Return the labels that are not in a vector with another lead, rising: int64 [labels].
 
     There are far fewer of them than labels: what follows is worked out for them alone.
     """
@@ -73,7 +73,7 @@ def own_labels(context: Notebook, lead: Ints) -> Ints:
 
 
 def copy_to_others(context: Notebook, lead: Ints, values: Ints) -> None:
-    """Gives the labels of each vector what those of its lead have, in place: int64 [next_label]."""
+    """Give the labels of each vector what those of its lead have, in place: int64 [next_label]."""
     for place in np.flatnonzero(lead != np.arange(len(lead))).tolist():
         start, source = context.starts[place], context.starts[lead[place]]
         size = len(context.made[place])
@@ -81,12 +81,12 @@ def copy_to_others(context: Notebook, lead: Ints, values: Ints) -> None:
 
 
 def same_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two vectors are one."""
+    """Tell whether two vectors are one."""
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def lowest(size: int, a: Ints, b: Ints) -> Ints:
-    """The lowest of the vertices that each one is connected with, by edges a-b: int64 [size]."""
+    """Return the lowest vertex connected with each one, by edges a-b: int64 [size]."""
     linked = np.zeros(size, dtype=bool)
     differ = a != b
     a, b = a[differ], b[differ]

@@ -22,7 +22,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every ATen call and hands it to the rule of its op."""
 
     def __init__(self, sharing: Sharing, graph: int, seen: dict[Any, Looks]) -> None:
-        """Sees the calls of the graph of this number; `seen` is what is known of earlier ones."""
+        """Note the calls of the graph of this number; `seen` is what is known of earlier ones."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.context, self.sharing, self.graph, self.seen = sharing.context, sharing, graph, seen
 
@@ -38,7 +38,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Hands a call and its result to the rule of its op."""
+        """Hand a call and its result to the rule of its op."""
         context = self.context
         inputs = tensors_in((*args, *kwargs.values()))
         computed = bool(inputs) and all(context.is_parametric(tensor) for tensor in inputs)
@@ -71,7 +71,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs an op; what was seen before is not run again, since meta ops are slow."""
+        """Run an op; what was seen before is not run again, since meta ops are slow."""
         resized = torch.Tag.inplace_view in func.tags
         if func.is_view or resized or not kwargs.keys().isdisjoint(("out", "device")):
             return func(*args, **kwargs)
@@ -95,7 +95,7 @@ def _recipe(result: Tensor, args: tuple[Any, ...]) -> Recipe:
 
 
 def results(look: Looks, args: tuple[Any, ...]) -> Any:
-    """The results of a call that are known to look so."""
+    """Return results that look as a call's are known to look."""
     several, recipes = look
     parts = tuple(made(recipe, args) for recipe in recipes)
     return parts if several else parts[0]
@@ -112,12 +112,12 @@ def _rule(func: Any) -> Rule | None:
 
 @cache
 def rules() -> Mapping[Any, type[Rule]]:
-    """The op rules by what they are found under."""
+    """Map each op to its rule."""
     return collect("fxprune.rules", Rule)  # type: ignore[type-abstract]
 
 
 def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The call's arguments by the names of the op's schema; absent ones have their defaults."""
+    """Bind a call's arguments to the names of the op's schema; absent ones have their defaults."""
     bound = _defaults(func) | kwargs
     bound.update(zip(bound, args, strict=False))
     return bound
@@ -125,7 +125,7 @@ def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
 
 @cache
 def _defaults(func: Any) -> dict[str, Any]:
-    """The op's arguments in their order, each with its default or None."""
+    """Return the op's arguments in their order, each with its default or None."""
     return {
         argument.name: argument.default_value if argument.has_default_value() else None
         for argument in func._schema.arguments
@@ -133,7 +133,7 @@ def _defaults(func: Any) -> dict[str, Any]:
 
 
 def _key(value: Any) -> Any:
-    """What tells one call from another; None where something in it cannot be compared."""
+    """Make a key that tells calls apart; None where something in a call cannot be compared."""
     if isinstance(value, Tensor):
         return (value.shape, value.stride(), value.dtype) if value.is_meta else None
     if isinstance(value, (list, tuple)):
@@ -146,7 +146,7 @@ _NONE = object()
 
 
 def to_meta(tensor: Tensor) -> Tensor:
-    """A meta tensor that looks like another."""
+    """Return a meta tensor that looks like another."""
     if tensor.is_contiguous():  # much the quicker way
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return torch.empty_like(tensor, device="meta", requires_grad=False)

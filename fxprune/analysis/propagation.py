@@ -69,7 +69,7 @@ class Labelled:
     copies: list[fx.Node]
 
     def components(self) -> Components:
-        """Solves the equalities."""
+        """Solve the equalities."""
         return components(self.context, self.context.edges)
 
 
@@ -93,7 +93,7 @@ class Compact:
     first_label: int
 
     def is_plain(self, graph: int, node: fx.Node) -> bool:
-        """Whether the node needs not be run."""
+        """Tell whether a node need not be run."""
         value = self.dense.values[graph].get(node.name)
         return node.op == "output" or (isinstance(value, Value) and value.plain is not None)
 
@@ -114,7 +114,7 @@ class Compact:
         }
 
     def result(self, graph: int, node: fx.Node) -> tuple[Tensor, list[Family]]:
-        """What a plain node comes to: a meta tensor and what it carries."""
+        """Return a plain node's result: a meta tensor and what it carries."""
         value: Value = self.dense.values[graph][node.name]
         assert value.plain is not None
         dtype, memory_format = value.plain
@@ -129,7 +129,7 @@ class Compact:
 def propagate(
     module: TracedModule, inputs: tuple[Tensor, ...], compact: Compact | None = None
 ) -> Labelled:
-    """Runs all of a module's graphs on meta tensors and follows the labels.
+    """Run all of a module's graphs on meta tensors and follow the labels.
 
     Args:
         module: the traced network; its parameters are not touched.
@@ -184,7 +184,7 @@ def propagate(
 
 
 def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]:
-    """The parameters and buffers by name; those only that nodes which have to run can see."""
+    """Return the parameters and buffers by name, of those nodes only that have to run."""
     parameters, buffers = tensors_of(module)
     tensors = parameters | buffers
     if compact is None:
@@ -217,7 +217,7 @@ class _Interpreter(fx.Interpreter):
         before: "_Interpreter | None",
         real: Mapping[int, Tensor],
     ) -> None:
-        """Runs a graph; `real` are the network's own tensors by the id of their meta tensors."""
+        """Run a graph; `real` are the network's own tensors by the id of their meta tensors."""
         super().__init__(module, graph=graph, garbage_collect_values=False)
         self.real = real
         self.mode, self.context, self.compact, self.before = mode, mode.context, compact, before
@@ -243,7 +243,7 @@ class _Interpreter(fx.Interpreter):
         return earlier
 
     def _repeats(self, node: fx.Node, twin: fx.Node, before: "_Interpreter") -> bool:
-        """Whether a node does to the same values what its namesake in the graph before did."""
+        """Tell whether a node does to the same values what its namesake in the graph before did."""
 
         def same(a: Any, b: Any) -> bool:
             if isinstance(a, fx.Node) and isinstance(b, fx.Node):
@@ -260,7 +260,7 @@ class _Interpreter(fx.Interpreter):
         )
 
     def _repeated(self, node: fx.Node, before: "_Interpreter") -> Any:
-        """What a node gives that repeats its namesake; says again what belongs to the graph."""
+        """Return the result of a node that repeats its namesake, and note it for this graph."""
         products, slides, asked = before.said[node.name]
         self.context.products += [replace(product, node=node) for product in products]
         self.context.sliding += [replace(slide, node=node) for slide in slides]
@@ -270,7 +270,7 @@ class _Interpreter(fx.Interpreter):
         return before.env[before.nodes[node.name]]
 
     def _stands_for(self, earlier: Any, result: Any, value: Values) -> bool:
-        """Whether a tensor of the graph before can take the place of one of this graph."""
+        """Tell whether a tensor of the graph before can take the place of one of this graph."""
         if not isinstance(earlier, Tensor) or not isinstance(result, Tensor):
             return False
         families, context = self.context.of(result), self.context
@@ -317,12 +317,12 @@ class _Interpreter(fx.Interpreter):
         return result
 
     def _may_be_opaque(self, node: fx.Node) -> bool:
-        """Whether a node that does not run on meta tensors is a leaf that need not do so."""
+        """Tell whether a node that does not run on meta tensors is a leaf that need not do so."""
         before = None if self.compact is None else self.compact.dense.context.opaque
         return node.op == "call_module" and (before is None or node.name in before)
 
     def _opaque(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Runs a leaf that asks for what is in a tensor on real tensors, and pins all of it."""
+        """Run a leaf that asks for values on real tensors, and pin all of its result."""
         context, module = self.context, self.submodules[str(node.target)]
         context.opaque.add(node.name)
         result, macs = really_run(module, self.real, args, kwargs)
@@ -336,7 +336,7 @@ class _Interpreter(fx.Interpreter):
         return result
 
     def _operand(self, node: fx.Node) -> Any:
-        """What a node gave, or what it would have given."""
+        """Return what a node gave, or would have given."""
         if self.env[node] is _DUE:
             assert self.compact is not None
             tensor, families = self.compact.result(self.mode.graph, node)
@@ -345,7 +345,7 @@ class _Interpreter(fx.Interpreter):
         return self.env[node]
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any) -> AtenCall | None:
-        """The ATen call that a node is, where it is a single one."""
+        """Return the ATen call of a node, where it is a single one."""
         target: Any = node.target
         if node.op == "call_module":
             target = self.submodules.get(target)
@@ -379,7 +379,7 @@ class _Interpreter(fx.Interpreter):
 
 
 def _are_one(a: Sequence[Family], b: Sequence[Family]) -> bool:
-    """Whether two tensors carry the very same labels."""
+    """Tell whether two tensors carry the very same labels."""
     return len(a) == len(b) and all(
         one.dim == other.dim and one.labels is other.labels and one.free == other.free
         for one, other in zip(a, b, strict=True)
@@ -430,7 +430,7 @@ def _fresh_axes(context: Notebook, tensors: Mapping[str, Tensor]) -> dict[str, d
 
 
 def _on_meta(name: str, tensor: Tensor) -> Tensor:
-    """A meta tensor in a tensor's place; a number that forward has made itself keeps its value."""
+    """Make a tensor's stand-in on meta; a number that forward has made itself keeps its value."""
     constant = name.rpartition(".")[2].startswith(CONSTANT) and tensor.dim() == 0
     return tensor.detach().cpu() if constant else to_meta(tensor)
 

@@ -30,7 +30,7 @@ SIZED = frozenset({aten.native_layer_norm.default})
 
 
 def made(recipe: Recipe, args: tuple[Any, ...]) -> Any:
-    """The result that a recipe describes."""
+    """Make the result that a recipe describes."""
     if isinstance(recipe, int):
         return args[recipe]
     shape, stride, dtype = recipe
@@ -41,7 +41,7 @@ def made(recipe: Recipe, args: tuple[Any, ...]) -> Any:
 
 
 def call_of(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AtenCall | None:
-    """The one ATen call that a layer in evaluation mode, or a function, comes to when called.
+    """Return the one ATen call that a layer in evaluation mode, or a function, makes.
 
     A method is a function too, such as `Tensor.relu`.
 
@@ -154,7 +154,7 @@ _FUNCTIONS: Mapping[Any, Any] = MappingProxyType(
 
 
 def foretold(func: Any, args: tuple[Any, ...]) -> tuple[bool, list[Recipe]] | None:
-    """What the results of an ATen call on meta tensors look like, where that is plain to see.
+    """Return the shape and strides of an ATen call's results on meta tensors, where they are plain.
 
     That is so of element-wise floating-point ops among operands that agree in dtype, or are
     Python numbers, where one dense operand is as large as the result; and of convolutions,
@@ -178,7 +178,7 @@ def _same(args: tuple[Any, ...]) -> Results:
 
 
 def _quantised(args: tuple[Any, ...]) -> Results:
-    """Fake quantisation: x and a mask, for which PyTorch has no function on meta tensors."""
+    """Describe fake quantisation: x and a mask. PyTorch has no function for it on meta tensors."""
     x = args[0]
     if not x.is_meta:
         return None
@@ -190,7 +190,7 @@ def _in_place(args: tuple[Any, ...]) -> Results:
 
 
 def _largest(args: tuple[Any, ...]) -> Tensor | None:
-    """The tensor that the others are broadcast to; None where there is none."""
+    """Return the tensor that the others are broadcast to; None where there is none."""
     tensors = [value for value in args if isinstance(value, Tensor)]
     largest = max(tensors, key=Tensor.numel)
     real = largest.dtype.is_floating_point and not any(type(value) is complex for value in args)
@@ -206,7 +206,7 @@ def _largest(args: tuple[Any, ...]) -> Tensor | None:
 
 
 def _alike(args: tuple[Any, ...], largest: Tensor) -> bool:
-    """Whether the result's elements lie as those of the largest operand, which has no gaps."""
+    """Tell whether the result lies in memory like the largest operand, which has no gaps."""
     if largest.is_contiguous():
         return True
     if not largest.is_contiguous(memory_format=torch.channels_last):
@@ -294,7 +294,7 @@ def _concatenated(args: tuple[Any, ...]) -> Results:
 
 
 def _averaged(args: tuple[Any, ...]) -> Results:
-    """The mean over the last two dimensions, which stay, as global pooling takes it."""
+    """Describe the mean over the last two dimensions, which stay, as global pooling takes it."""
     x = args[0]
     if args[1:] != ([-1, -2], True) or x.dim() < 3 or not _dense((x,)):
         return None
@@ -302,13 +302,13 @@ def _averaged(args: tuple[Any, ...]) -> Results:
 
 
 def _agree(tensors: Sequence[Tensor]) -> bool:
-    """Whether all are meta tensors of one floating-point dtype."""
+    """Tell whether all are meta tensors of one floating-point dtype."""
     dtype = tensors[0].dtype
     return dtype.is_floating_point and all(t.is_meta and t.dtype is dtype for t in tensors)
 
 
 def _dense(tensors: Sequence[Tensor]) -> bool:
-    """Whether they agree, and lie in memory as their dimensions say."""
+    """Tell whether they agree, and are contiguous."""
     return _agree(tensors) and all(tensor.is_contiguous() for tensor in tensors)
 
 

@@ -69,7 +69,7 @@ class Solution:
         self._number_channels()
 
     def graph(self) -> ChannelGraph:
-        """The channel dependency graph."""
+        """Build the channel dependency graph."""
         axes = {
             name: dims
             for name, by_dim in self.labelled.axes.items()
@@ -109,7 +109,7 @@ class Solution:
         return replace(channels, mixing=tuple(mixing))
 
     def write_records(self) -> None:
-        """Gives every node its Record, in place of what an earlier solution wrote."""
+        """Give every node its Record, in place of what an earlier solution wrote."""
         for graph, values in zip(self.module.graphs, self.labelled.values, strict=True):
             for node in graph.nodes:
                 old = node.meta.get(KEY)
@@ -120,7 +120,7 @@ class Solution:
                 node.meta[KEY] = Record(result, target, args, kwargs)
 
     def axis(self, labels: Tensor) -> Axis | None:
-        """The axis that labels stand for; None where all of it is fixed."""
+        """Return the axis that labels stand for; None where all of it is fixed."""
         place = self.place.get(id(labels), id(labels))
         if place not in self.axes:
             channel = self.channel_of[self._of(labels)]
@@ -132,24 +132,24 @@ class Solution:
         return self.axes[place]
 
     def _value(self, node: fx.Node) -> Any:
-        """What the dense run saw of a node."""
+        """Return what the dense run saw of a node."""
         found = (values.get(node.name) for values in self.labelled.values)
         return next((value for value in found if value is not None), None)
 
     def _of(self, labels: Tensor) -> Ints:
-        """The component of each label."""
+        """Return the component of each label."""
         found: Ints = self.component[labels.numpy()]
         return found
 
     def owner(self, labels: Tensor) -> tuple[str, int] | None:
-        """The parameter and dimension to which the first label was given."""
+        """Return the parameter and dimension to which the first label was given."""
         first = int(labels[0])
         place = bisect_right(self.starts, first) - 1
         inside = place >= 0 and first < self.starts[place] + self.sizes[place]
         return self.names[place] if inside else None
 
     def around(self, node: fx.Node | None, why: str) -> Pin:
-        """Pins the channels at a node and at its inputs; all of them where it has none."""
+        """Pin the channels at a node and at its inputs; all of them where it has none."""
         near = [] if node is None else [node, *node.all_input_nodes]
         for other in near:  # grows: a size leads to the tensor whose size it is
             if other is not node and not isinstance(self._value(other), Value):
@@ -169,7 +169,7 @@ class Solution:
         return Pin(torch.cat(free), f"the code here does not follow narrow widths: {why}", node)
 
     def _number_channels(self) -> None:
-        """Which components are channels, and which of them are interchangeable."""
+        """Find which components are channels, and which of them are interchangeable."""
         held = np.zeros(self.number, dtype=bool)
         held[self.component[PINNED]] = True
         for pin in self.pins:
@@ -188,7 +188,7 @@ class Solution:
         self.layout = Layout(tuple(np.bincount(place[group]).tolist()) if len(chosen) else ())
 
     def _signatures(self) -> npt.NDArray[np.uint64]:
-        """What tells channels of different groups apart: uint64 [components]."""
+        """Compute what tells channels of different groups apart: uint64 [components]."""
         signatures = np.zeros(self.number, dtype=np.uint64)
         vectors, marks = self._sightings()
         labels, lengths = _joined(vectors), [len(vector) for vector in vectors]
@@ -199,7 +199,7 @@ class Solution:
         return signatures
 
     def _ranks(self) -> Ints:
-        """What tells the labels of a channel apart: where they were made, and which one each is.
+        """Compute what tells a channel's labels apart: where they were made, and which one each is.
 
         A label of a parameter has its own, by the vector that it was made in. Of those of no
         parameter, all are one, such as those of a padding, but for what a concatenation repeats.
@@ -217,7 +217,7 @@ class Solution:
         return ranks
 
     def _sightings(self) -> tuple[list[Ints], npt.NDArray[np.uint64]]:
-        """Every vector of labels that stood anywhere, with a random mark for where it stood.
+        """Return every vector of labels that was seen, with a random mark for where it was seen.
 
         Of parameters that are connected as a whole there is one, with the sum of their marks.
         """
@@ -249,7 +249,7 @@ class Solution:
             yield ChannelGroup(index, name, size, tuple(own), int(macs[index]))
 
     def _positions(self, axis: Axis) -> list[tuple[int, Tensor]]:
-        """The groups along an axis, and the positions of each one's channels."""
+        """Return the groups along an axis, and the positions of each one's channels."""
         order = np.argsort(axis.channel.numpy(), kind="stable")
         end = axis.factor.fixed  # what is fixed comes first
         found = []
@@ -259,7 +259,7 @@ class Solution:
         return found
 
     def _roles(self) -> dict[tuple[str, int], Role]:
-        """The role of each parameter dimension, also of those that a layer's weight comes from."""
+        """Return the role of each parameter dimension, of those behind a layer's weight too."""
         computed = self.context.computed
         tied = components(self.context, computed).of if computed else None
         roles = np.zeros(self.context.next_label, dtype=np.int8)
@@ -308,7 +308,7 @@ class Solution:
             yield Term(product.node.name, scale, tuple(factors))
 
     def _macs_by_group(self) -> Ints:
-        """The dense macs of the layers that make each group's channels."""
+        """Return the dense macs of the layers that make each group's channels."""
         is_channel = self.channel_of != FIXED
         groups = self.layout.groups.numpy()[self.channel_of[is_channel]]
         sizes = len(self.layout.sizes)
@@ -358,7 +358,7 @@ class Solution:
             )
 
     def _holders(self, components: Ints) -> list[str]:
-        """The parameters and buffers that own slices of these components."""
+        """Return the parameters and buffers that own slices of these components."""
         held = np.zeros(self.number, dtype=bool)
         held[components] = True
         if not self.names:
@@ -368,7 +368,7 @@ class Solution:
         return list(dict.fromkeys(self.names[i][0] for i in np.flatnonzero(often)))
 
     def _numbers(self, node: fx.Node, result: Any) -> Any:
-        """Says of the numbers in a node's result what they come from."""
+        """Note what the numbers in a node's result come from."""
         if isinstance(result, Number):
             sources = [n for source in node.all_input_nodes for n in self._sources(node, source)]
             follows, free = (any(getattr(s, k) for s in sources) for k in ("follows", "free"))
@@ -381,7 +381,7 @@ class Solution:
         return result
 
     def _sources(self, node: fx.Node, source: fx.Node) -> list[Number]:
-        """The numbers that a node computes its own from."""
+        """Return the numbers that a node computes its own from."""
         known = source.meta[KEY].result
         place = node.args[1] if len(node.args) > 1 else None
         if isinstance(known, Shape):
@@ -412,7 +412,7 @@ def _joined(vectors: Sequence[Ints]) -> Ints:
 
 
 def _occurrence(lines: Ints, lengths: Sequence[int] | Ints) -> Ints:
-    """How often each entry occurred before in its line; lines follow each other: int64 [n]."""
+    """Count how often each entry occurred before in its line, line after line: int64 [n]."""
     before = np.zeros(len(lines), dtype=np.int64)
     number = np.repeat(np.arange(len(lengths)), lengths)
     repeats = (lines[1:] <= lines[:-1]) & (number[1:] == number[:-1])  # none in a rising line
@@ -430,7 +430,7 @@ def _occurrence(lines: Ints, lengths: Sequence[int] | Ints) -> Ints:
 
 
 def _mixed(occurrence: Ints, rank: Ints) -> npt.NDArray[np.uint64]:
-    """A hash of pairs (splitmix64): uint64 [n], odd."""
+    """Hash pairs (splitmix64): uint64 [n], odd."""
     mixed = (occurrence.astype(np.uint64) << np.uint64(32)) + rank.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
@@ -438,7 +438,7 @@ def _mixed(occurrence: Ints, rank: Ints) -> npt.NDArray[np.uint64]:
 
 
 def families(value: Any) -> Iterator[Tensor]:
-    """All label vectors of a node's values."""
+    """Return all label vectors of a node's values."""
     if isinstance(value, Value):
         yield from (family.labels for family in value.families)
     elif isinstance(value, (tuple, dict)):
@@ -447,7 +447,7 @@ def families(value: Any) -> Iterator[Tensor]:
 
 
 def _given(node: fx.Node) -> Any:
-    """What a Record says of an argument that another node gives."""
+    """Return what a Record keeps of an argument that another node gives."""
     result = node.meta[KEY].result
     return result if isinstance(result, Number) and result.follows and not result.free else None
 
@@ -458,7 +458,7 @@ def _size_of(shape: Shape, dim: int) -> Number:
 
 
 def _share(factor: Factor, batch: int) -> Factor:
-    """The length of one example's part of a dimension that the batch is folded into."""
+    """Return the length of one example's part of a dimension that the batch is folded into."""
     counts = tuple((group, count // batch) for group, count in factor.per_channel)
     return Factor(factor.fixed // batch, counts)
 

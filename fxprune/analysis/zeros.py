@@ -102,7 +102,7 @@ def _compute(step: Computed, values: dict[int, Tensor]) -> None:
 def _is_zero(
     use: Use, values: dict[int, Tensor], channels: Callable[[Tensor], Tensor], gone: Gone
 ) -> bool:
-    """Whether the removed channels' slices of a consumed weight are zero, and all of it finite."""
+    """Tell whether a consumed weight is finite and zero in the removed channels' slices."""
     removed = gone[channels(use.labels)]
     if not removed.any():
         return True

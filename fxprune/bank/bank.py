@@ -50,12 +50,12 @@ class Slots:
         self._source = source.to(device)
 
     def slot(self, axis: Axis) -> Tensor:
-        """The slot of each position of a compact axis, K where fixed; on the CPU: [length]."""
+        """Return the slot of each position of a compact axis, K if fixed: int64 [length], CPU."""
         begin, length = self.spans[id(axis)]
         return self._slot[begin : begin + length]
 
     def line(self, selection: Tensor) -> Tensor:
-        """The dense positions that the compact axes hold, one axis behind the other: int64.
+        """Return the dense positions that the compact axes hold, one axis behind the other: int64.
 
         Args:
             selection: int64 [K].
@@ -64,13 +64,13 @@ class Slots:
         return self._order.index_select(0, filled.mul_(self._step).add_(self._base))
 
     def places(self, line: Tensor) -> dict[int, Tensor]:
-        """The line cut into axes, by the axis's id."""
+        """Cut the line into axes, by the axis's id."""
         lengths = [length for _, length in self.spans.values()]
         return dict(zip(self.spans, line.split_with_sizes(lengths)))
 
 
 def _slots(axis: Axis, widths: Widths) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Slot, order, step and base: position i is order[base[i] + step[i] * selection[slot[i]]]."""
+    """Compute slot, order, step, base: i is order[base[i] + step[i] * selection[slot[i]]]."""
     layout = axis.layout
     slot = template_slots(layout, widths).numpy()[axis.channel.numpy()]
     template = np.flatnonzero(slot >= 0)
@@ -93,7 +93,7 @@ Places = Mapping[int, Tensor]
 
 
 def grid(places: Places, shape: torch.Size) -> tuple[Tensor, ...]:
-    """An index that takes the outer product of the given positions, for tensors of `shape`."""
+    """Make an index of the outer product of the given positions, for tensors of `shape`."""
     last = max(places)
     device = places[last].device
     lines = [
@@ -104,7 +104,7 @@ def grid(places: Places, shape: torch.Size) -> tuple[Tensor, ...]:
 
 
 def take(dense: Tensor, places: Places) -> Tensor:
-    """The compact form of a dense tensor, as a tensor of its own, in its memory format."""
+    """Return the compact form of a dense tensor, as a tensor of its own, in its memory format."""
     if len(places) == 1:
         ((dim, positions),) = places.items()
         compact = dense.index_select(dim, positions)
@@ -116,7 +116,7 @@ def take(dense: Tensor, places: Places) -> Tensor:
 
 
 def put(dense: Tensor, places: Places, compact: Tensor) -> None:
-    """Writes a compact tensor to its places in the dense one, in place."""
+    """Write a compact tensor to its places in the dense one, in place."""
     if len(places) == 1:
         ((dim, positions),) = places.items()
         dense.index_copy_(dim, positions, compact)
@@ -135,7 +135,7 @@ class Bank:
     """
 
     def __init__(self, channels: ChannelGraph, dense: Mapping[str, Tensor]) -> None:
-        """Copies the dense tensors, which are given by name."""
+        """Copy the dense tensors, which are given by name."""
         self.channels = channels
         self._fitted: dict[tuple[Widths, torch.device], Slots] = {}
         self._shapes: tuple[Widths, dict[str, tuple[int, ...]]] = ((), {})
@@ -144,7 +144,7 @@ class Bank:
             self.dense[name] = dense[name].clone()
 
     def slots(self, widths: Widths, device: torch.device) -> Slots:
-        """The slots of all axes at the given widths; kept for the last two asked for."""
+        """Return the slots of all axes at the given widths; kept for the last two asked for."""
         known = self._fitted.get((widths, device))
         if known is None:
             each = (axis for dims in self.channels.axes.values() for axis in dims.values())
@@ -155,23 +155,23 @@ class Bank:
         return known
 
     def shape(self, name: str, widths: Widths) -> tuple[int, ...]:
-        """The compact shape of a tensor; kept until the widths change."""
+        """Return the compact shape of a tensor; kept until the widths change."""
         if self._shapes[0] != widths:
             each = self.channels.axes
             self._shapes = (widths, {n: compact_shape(n, self.channels, widths) for n in each})
         return self._shapes[1][name]
 
     def places(self, selection: Tensor, widths: Widths) -> dict[int, Tensor]:
-        """The dense positions of every axis, by the axis's id, for a selection."""
+        """Return the dense positions of every axis, by the axis's id, for a selection."""
         slots = self.slots(widths, selection.device)
         return slots.places(slots.line(selection))
 
     def of(self, name: str, places: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """The places of one tensor's dimensions."""
+        """Return the positions of one tensor's dimensions."""
         return {dim: places[id(axis)] for dim, axis in self.channels.axes[name].items()}
 
     def state(self, name: str, key: str, like: Tensor) -> Tensor:
-        """The bank of an optimiser state tensor; zeros where the optimiser has not made it yet."""
+        """Return the bank of an optimiser state tensor; zeros until the optimiser has made it."""
         states = self.states.setdefault(name, {})
         old = states.get(key)
         if old is not None and old.dtype != like.dtype:  # the optimiser's was cast
@@ -186,20 +186,20 @@ class Bank:
         return states[key]
 
     def forget_states(self) -> None:
-        """Drops the banks of the optimiser's state; they begin anew when they are asked for."""
+        """Drop the banks of the optimiser's state; they begin anew when they are asked for."""
         self.states.clear()
         for key in [key for key in self._flats if key[1] is not None]:
             del self._flats[key]
 
     def flat(self, pack: Pack, key: str | None, like: Tensor) -> Tensor:
-        """A pack's storage: of the tensors themselves for the key None, else of a state."""
+        """Return a pack's storage: of the tensors themselves for the key None, else of a state."""
         known = (id(pack), key, like.dtype)
         if known not in self._flats:
             self._flats[known] = pack.flat(like, states=key is not None)
         return self._flats[known]
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Applies what `nn.Module.to` and its kind apply to a module's tensors.
+        """Apply what `nn.Module.to` and its kind apply to a module's tensors.
 
         States go along to another device; their dtype is the optimiser's affair.
         """
@@ -224,7 +224,7 @@ class Bank:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _lay(self, dense: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Takes tensors over, into packs those that gain by it."""
+        """Take tensors over, into packs those that gain by it."""
         self.dense, self.states = dict(dense), dict[str, dict[str, Tensor]]()
         self.packs: dict[str, Pack] = {}
         self._flats: dict[tuple[int, str | None, torch.dtype], Tensor] = {}

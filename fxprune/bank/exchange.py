@@ -23,7 +23,7 @@ class Chosen:
     widths: Widths
 
     def to(self, device: torch.device) -> "Chosen":
-        """The selection on a device."""
+        """Return the selection on a device."""
         return Chosen(self.channels.to(device), self.widths)
 
 
@@ -48,19 +48,19 @@ class Home:
     key: str
 
     def tensor(self) -> Tensor:
-        """The tensor that lives here."""
+        """Return the tensor that lives here."""
         tensor = self.table[self.key]
         assert tensor is not None
         return tensor
 
     def install(self, data: Tensor) -> None:
-        """Gives the tensor other data, of any shape; the tensor object stays the same."""
+        """Give the tensor other data, of any shape; the tensor object stays the same."""
         tensor = self.tensor()
         tensor.data = data
         tensor.grad = None
 
     def renew(self) -> None:
-        """Makes autograd take up the tensor's shape.
+        """Make autograd take up the tensor's shape.
 
         While an old graph lives (a loop that keeps its last loss, the reducer of
         DistributedDataParallel), autograd goes on with the shape it knew; it forgets it only when
@@ -74,7 +74,7 @@ class Home:
 
 
 def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
-    """Where each gated parameter and buffer lives, by name."""
+    """Find where each gated parameter and buffer lives, by name."""
     found: dict[str, Home] = {}
     names: dict[int, str] = {}
     for path, child in modules_of(module).items():
@@ -88,7 +88,7 @@ def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
 
 @torch.no_grad()
 def store(items: Iterable[Item], bank: Bank, at: Chosen) -> None:
-    """Writes residents to the bank; they stay as they are."""
+    """Write residents to the bank; they stay as they are."""
     places = bank.places(at.channels, at.widths)
     for item in items:
         put(item.dense, bank.of(item.name, places), item.resident)
@@ -99,7 +99,7 @@ Step = Callable[[], None]
 
 
 def steps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> list[Step]:
-    """Plans how residents move from one selection to another, in place where widths are equal.
+    """Plan how residents move from one selection to another, in place where widths are equal.
 
     Args:
         items: the residents, of the old selection.
@@ -132,7 +132,7 @@ def steps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> list[S
 def taken(
     items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen
 ) -> list[tuple[Callable[[Tensor], None], Tensor]]:
-    """What the residents are at another selection, each with where to put it; all stay in place."""
+    """Return the residents at another selection, each with where to put it; all stay in place."""
     moving = list(items)
     store(moving, bank, old)
     places = bank.places(new.channels, new.widths)
@@ -140,7 +140,7 @@ def taken(
 
 
 def _swaps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> Iterator[Step]:
-    """Packs travel as a whole; of the large tensors outside them only the cells that change."""
+    """Plan swaps: packs as a whole; of other, large tensors only the cells that change."""
     widths, device = new.widths, new.channels.device
     if device.type == "cpu" and torch.equal(old.channels, new.channels):
         return

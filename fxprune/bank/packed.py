@@ -42,7 +42,7 @@ class Seat:
 
     @classmethod
     def of(cls, dense: Tensor, axes: Axes) -> "Seat":
-        """The seat of a tensor; it keeps its memory format."""
+        """Return the seat of a tensor; it keeps its memory format."""
         order = tuple(range(dense.dim()))
         if dense.dim() > 3 and not dense.is_contiguous() and dense.stride(1) == 1:
             order = (0, *order[2:], 1)
@@ -56,23 +56,23 @@ class Seat:
         return math.prod(self.shape[dim] for dim in self.order[: self.lead])
 
     def strides(self) -> list[int]:
-        """By how many dense cells a step along each leading dimension moves."""
+        """Count the dense cells that a step along each leading dimension moves."""
         sizes = [self.shape[dim] for dim in self.order[: self.lead]]
         return [math.prod(sizes[place + 1 :]) for place in range(self.lead)]
 
     def lengths(self, widths: Widths) -> list[int]:
-        """The compact lengths of the leading dimensions."""
+        """Return the compact lengths of the leading dimensions."""
         return [
             self.axes[dim].length(widths) if dim in self.axes else self.shape[dim]
             for dim in self.order[: self.lead]
         ]
 
     def inside_out(self, tensor: Tensor) -> Tensor:
-        """The tensor with its dimensions in the order in which they lie in memory; a view."""
+        """Return a view of the tensor with its dimensions in the order of memory."""
         return tensor if self.order[-1] == len(self.order) - 1 else tensor.permute(self.order)
 
     def shaped(self, rows: Tensor) -> Tensor:
-        """Rows of dense cells, [cells, cell], as a view of the dense shape."""
+        """Return rows of dense cells, [cells, cell], as a view of the dense shape."""
         lying = rows.view([self.shape[dim] for dim in self.order])
         return lying.permute([self.order.index(dim) for dim in range(len(self.order))])
 
@@ -119,7 +119,7 @@ class Tables:
         self._levels = [torch.cat(level).to(device) for level in levels]
 
     def index(self, line: Tensor) -> Tensor:
-        """The dense cell of each compact cell: int64.
+        """Return the dense cell of each compact cell: int64.
 
         Args:
             line: the dense positions of all axes, one behind the other: int64.
@@ -141,7 +141,7 @@ class Pack:
     """
 
     def __init__(self, seats: Mapping[str, Seat], parameters: int) -> None:
-        """`parameters` says how many of the seats are parameters'."""
+        """Lay tensors out; the first `parameters` of them are parameters."""
         self.seats = dict(seats)
         self.names = tuple(seats)
         self.cell = next(iter(seats.values())).cell
@@ -151,18 +151,18 @@ class Pack:
         self._tables: tuple[object, Tables] | None = None
 
     def flat(self, like: Tensor, states: bool = False) -> Tensor:
-        """A storage for all tensors, or zeros for a state of all parameters: [cells, cell]."""
+        """Make a storage for all tensors, or zeros for a state of all parameters: [cells, cell]."""
         if states:
             return like.new_zeros(self._stateful, self.cell)
         return like.new_empty(self._total, self.cell)
 
     def view(self, flat: Tensor, name: str) -> Tensor:
-        """One tensor of a storage, in its dense shape."""
+        """Return one tensor of a storage, in its dense shape."""
         begin, end = self._spans[name]
         return self.seats[name].shaped(flat[begin:end])
 
     def tables(self, widths: Widths, spans: Spans, device: torch.device) -> Tables:
-        """The tables at these widths; kept until the widths change."""
+        """Return the tables at these widths; kept until the widths change."""
         key = (widths, device)
         if self._tables is None or self._tables[0] != key:
             made = Tables(list(self.seats.values()), widths, spans, device)
@@ -170,7 +170,7 @@ class Pack:
         return self._tables[1]
 
     def part(self, index: Tensor, tables: Tables, names: Sequence[str]) -> Tensor:
-        """The index of some of the tensors, in the order of `names`."""
+        """Return the index of some of the tensors, in the order of `names`."""
         names = tuple(names)
         if names == self.names[: len(names)]:
             return index[: tables.ends[len(names) - 1]]
@@ -178,7 +178,7 @@ class Pack:
         return torch.cat([index[ends[name][0] : ends[name][1]] for name in names])
 
     def staged(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The cells of some compact tensors, one behind the other: a copy."""
+        """Return the cells of some compact tensors, one behind the other: a copy."""
         lying = (self.seats[name].inside_out(tensor) for name, tensor in tensors.items())
         return torch.cat([in_cells(tensor.contiguous(), self.cell) for tensor in lying])
 
@@ -190,7 +190,7 @@ class Pack:
         after: Tensor,
         leaving: Tensor,
     ) -> None:
-        """Stores compact tensors in the flat storage and loads others, in place.
+        """Store compact tensors in the flat storage and load others, in place.
 
         Once more with the same arguments does the same, also after it was interrupted.
 
@@ -214,7 +214,7 @@ class Pack:
 
 
 def in_cells(tensor: Tensor, cell: int) -> Tensor:
-    """A contiguous tensor as its cells: [cells, cell], or [cells] of one number each.
+    """Return a contiguous tensor as its cells: [cells, cell], or [cells] of one number each.
 
     PyTorch indexes a line of numbers twice as fast as rows of one.
     """

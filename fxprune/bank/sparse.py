@@ -53,7 +53,7 @@ class Way(NamedTuple):
 
     @classmethod
     def of(cls, before: Line, after: Line) -> "Way":
-        """From the dense positions in all slots."""
+        """Compute the change from the dense positions in all slots."""
         change = before != after
         return cls(before, after, np.flatnonzero(change), np.flatnonzero(~change))
 
@@ -62,7 +62,7 @@ class Moves:
     """One change of selection at equal widths. Tensors that lie alike share what is worked out."""
 
     def __init__(self, before: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> None:
-        """`before` and `after` are the dense positions of every axis, by its id."""
+        """Compare the dense positions of every axis, by its id, `before` and `after`."""
         self._before, self._after = before, after
         self._ways: dict[int, Way] = {}
         self._known: dict[object, list[Part]] = {}
@@ -70,7 +70,7 @@ class Moves:
     def exchanges(
         self, seat: Seat, pairs: Iterable[tuple[Tensor, Tensor]]
     ) -> list[Callable[[], None]]:
-        """Plans to store the cells that leave and to load those that enter, both in place.
+        """Plan to store the cells that leave and to load those that enter, both in place.
 
         A channel rests as a whole, so each cell that enters is complete in the bank.
 
@@ -144,6 +144,6 @@ class _Exchange:
 
 
 def _grid(lines: list[Line], strides: list[int]) -> Line:
-    """The sums of one multiple of a stride from each line, in the order of their grid."""
+    """Add one multiple of a stride from each line, in all combinations, in grid order."""
     multiples = (line * stride for line, stride in zip(lines, strides))
     return reduce(lambda total, line: np.add.outer(total, line).ravel(), multiples)

@@ -27,7 +27,7 @@ class View:
     """
 
     def __init__(self, bank: Bank, residents: Chosen, shown: Chosen) -> None:
-        """Works out where each element comes from.
+        """Work out where each element comes from.
 
         Args:
             bank: where channels rest.
@@ -58,7 +58,7 @@ class View:
             self._parts.append(_Lines.of(name, bank.dense[name], before, after))
 
     def __call__(self, residents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gathers the tensors by name, each one of its own.
+        """Gather the tensors by name, each one of its own.
 
         Args:
             residents: the compact tensors by name, of the selection that was given for them.
@@ -98,7 +98,7 @@ class _Cells(NamedTuple):
         before: Tensor,
         after: Tensor,
     ) -> "_Cells":
-        """From the dense cells that the residents hold, and those to show."""
+        """Compute the plan from the dense cells that the residents hold, and those to show."""
         source = before.new_zeros(len(flat))
         executes = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
         source[before] = torch.arange(len(before), device=flat.device)
@@ -109,7 +109,7 @@ class _Cells(NamedTuple):
         return cls(names, seats, lying, cells, after, source[after], shown)
 
     def gather(self, residents: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor with its name."""
+        """Return each tensor with its name."""
         cell = self.seats[0].cell
         lying = [s.inside_out(residents[n]) for n, s in zip(self.names, self.seats)]
         own = torch.cat([in_cells(tensor.contiguous(), cell) for tensor in lying])
@@ -142,7 +142,7 @@ class _Lines(NamedTuple):
 
     @classmethod
     def of(cls, name: str, dense: Tensor, before: Places, after: Places) -> "_Lines":
-        """From the dense positions that the resident holds, and those to show."""
+        """Compute the plan from the dense positions that the resident holds, and those to show."""
         source, executes = {}, None
         for dim, shown in after.items():
             size, held = dense.shape[dim], before[dim]
@@ -158,7 +158,7 @@ class _Lines(NamedTuple):
         return cls(name, dense, after, source, executes)
 
     def gather(self, residents: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The tensor with its name."""
+        """Return the tensor with its name."""
         own, rests = residents[self.name], self.dense
         if self.executes is None:
             yield self.name, own.clone()

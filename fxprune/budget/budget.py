@@ -50,7 +50,7 @@ class Budget:
     limits: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the fields."""
+        """Check the fields."""
         for kind, value in self.shares:
             if kind not in KINDS:
                 raise _unknown(kind)
@@ -95,7 +95,7 @@ class Budget:
 
     @staticmethod
     def parse(budget: "str | Budget", round_to: int | None = None) -> "Budget":
-        """Reads `kind=share`, or several with commas; the inverse of `str`.
+        """Read `kind=share`, or several with commas; the inverse of `str`.
 
         They may be followed by `,floor=share`, by `,limits=4-16/8-8/…`, and for a latency by
         `,widths=8/16/…`. `speedup=2` is `latency=0.5`.
@@ -143,7 +143,7 @@ class Budget:
         )
 
     def at(self, share: float, sizes: Widths) -> "Budget":
-        """The budget of another share, not below its own.
+        """Make the budget of another share, not below its own.
 
         Measured widths, further budgets and the most that each group may keep grow evenly towards
         the dense network, widths in rounding steps; no latency is measured again.
@@ -168,15 +168,15 @@ class Budget:
         )
 
     def share(self, widths: Widths, cost: CostModel) -> float:
-        """The share of the dense network that the widths cost, counted as the budget counts."""
+        """Compute the share of the dense network that the widths cost, in the budget's measure."""
         return _share(self.kind, widths, cost)
 
     def fits(self, widths: Widths, cost: CostModel) -> bool:
-        """Whether the widths cost no more than the budget, and than those that hold with it."""
+        """Tell whether the widths keep the budget, and those that hold with it."""
         return self.broken(widths, cost) is None
 
     def broken(self, widths: Widths, cost: CostModel) -> tuple[Kind, float] | None:
-        """The first kind that the widths cost more of, and the share that they cost."""
+        """Return the first kind that the widths cost more of, and the share that they cost."""
         for kind, value in self.shares:
             if _count(kind, widths, cost) > value * _count(kind, cost.sizes, cost) + 1e-6:
                 return kind, _share(kind, widths, cost)
@@ -194,7 +194,7 @@ def _count(kind: Kind, widths: Widths, cost: CostModel) -> int:
 
 
 def rounding_step(round_to: int | None, size: int) -> int:
-    """Of what the widths of a group of `size` channels are multiples; see `Budget.round_to`.
+    """Return what the widths of a group of `size` channels are multiples of; see `Budget.round_to`.
 
     >>> [rounding_step(None, size) for size in (3, 8, 12, 16, 24, 32, 512)]
     [1, 2, 2, 4, 4, 8, 8]
@@ -214,7 +214,7 @@ def _number(text: str, budget: str) -> float:
 
 
 def _table(text: str, columns: int, budget: str) -> list[tuple[int, ...]]:
-    """Reads rows of whole numbers: `8/16`, or `4-16/8-8` for two columns."""
+    """Read rows of whole numbers: `8/16`, or `4-16/8-8` for two columns."""
     rows = [row.split("-") for row in text.split("/")] if text else []
     if not all(len(row) == columns and all(map(_is_whole, row)) for row in rows):
         raise BudgetError(f"cannot read the budget {budget!r}", do=EXAMPLE)
@@ -226,7 +226,7 @@ def _is_whole(text: str) -> bool:
 
 
 def _latency_of(speedup: float) -> float:
-    """The share of the dense network's time at which a network is `speedup` times as fast."""
+    """Return the share of the dense network's time that makes a network `speedup` times as fast."""
     if not 1 <= speedup < math.inf:
         raise BudgetError(
             f"a speedup cannot be {speedup:g}",

@@ -49,7 +49,7 @@ class Layers:
     ceiling: Shares = ()
 
     def __post_init__(self) -> None:
-        """Checks the shares."""
+        """Check the shares."""
         for word, shares in self.tables.items():
             for pattern, share in shares:
                 if not 0 < share <= 1:
@@ -72,7 +72,7 @@ class Layers:
         floor: Mapping[str, float] | None = None,
         ceiling: Mapping[str, float] | None = None,
     ) -> "Layers":
-        """Takes lists and dicts, as `fxprune.instrument` has them."""
+        """Take lists and dicts, as `fxprune.instrument` has them."""
         keeps, floors, ceilings = (tuple((x or {}).items()) for x in (keep, floor, ceiling))
         return Layers(_several(exclude), _several(exclude_inputs), keeps, floors, ceilings)
 
@@ -84,7 +84,7 @@ class Layers:
         floor: Sequence[str],
         ceiling: Sequence[str],
     ) -> "Layers":
-        """Reads texts: patterns, and `pattern=share` for those with shares; several with commas.
+        """Read texts: patterns, and `pattern=share` for those with shares; several with commas.
 
         Raises:
             BudgetError: a text cannot be read, or a pattern is given twice.
@@ -145,7 +145,7 @@ def limit(
     channels: ChannelGraph,
     modules: Iterable[str],
 ) -> Limited:
-    """Puts the limits of `layers` on a budget.
+    """Put the limits of `layers` on a budget.
 
     Args:
         layers: the patterns.
@@ -191,7 +191,7 @@ def limit(
 
 
 def _down(widths: Sequence[int], target: float) -> int:
-    """The largest width up to a target; the smallest one where none is as small."""
+    """Return the largest width up to a target; the smallest one where none is as small."""
     return max(width for width in widths if width == widths[0] or width <= target + 1e-6)
 
 
@@ -211,7 +211,7 @@ class _Matcher:
         }
 
     def excluded(self, layers: Layers) -> set[int]:
-        """The groups that stay whole."""
+        """Return the groups that stay whole."""
         whole = set()
         for pattern in layers.exclude:
             self._check("exclude", pattern)
@@ -229,7 +229,7 @@ class _Matcher:
         return whole
 
     def decided(self, word: str, shares: Shares, whole: set[int]) -> dict[int, float]:
-        """The share of each group that a pattern matches, those that stay whole left out."""
+        """Return the share of each group that a pattern matches, those that stay whole left out."""
         found: dict[int, float] = {}
         deciding: set[str] = set()
         for pattern, _ in shares:
@@ -259,7 +259,7 @@ class _Matcher:
         return found
 
     def _first(self, group: ChannelGroup, shares: Shares) -> dict[str, tuple[str, float]]:
-        """For each layer that makes the group's channels, the first pattern that matches it.
+        """Return the first pattern that matches each layer that makes the group's channels.
 
         A group is called by one of its layers. So the group's name counts for another layer that
         makes its channels only where no pattern matches that one by its own name; norms, which
@@ -279,11 +279,11 @@ class _Matcher:
         return own
 
     def _making(self, group: ChannelGroup) -> list[str]:
-        """The parameters of the layers that put the group's channels out: norms are among them."""
+        """Return the parameters of the layers that put the group's channels out, norms included."""
         return _parameters(group, (Role.OUT, Role.ALONG))
 
     def _consuming(self, group: ChannelGroup) -> list[str]:
-        """The parameters of the layers that take the group's channels in.
+        """Return the parameters of the layers that take the group's channels in.
 
         Norms and depthwise layers are among them, but not the bias of a layer that makes them.
         """
@@ -292,7 +292,7 @@ class _Matcher:
         return [*_parameters(group, (Role.IN,)), *passing]
 
     def _note_others(self, group: ChannelGroup, patterns: tuple[str, ...], text: str) -> None:
-        """Says so where the group has layers that make its channels and that no pattern matches."""
+        """Note where a group has layers that make its channels and that no pattern matches."""
         others = [
             _layer(name)
             for name in _parameters(group, (Role.OUT,))
@@ -305,7 +305,7 @@ class _Matcher:
             )
 
     def _check(self, word: str, pattern: str) -> None:
-        """Refuses a pattern that matches nothing."""
+        """Refuse a pattern that matches nothing."""
         if any(fnmatchcase(name, pattern) for name in self.names):
             return
         near = difflib.get_close_matches(pattern, sorted(self.names), n=3, cutoff=0.4)
@@ -317,7 +317,7 @@ class _Matcher:
         )
 
     def _refuse_idle(self, word: str, pattern: str) -> None:
-        """Refuses a pattern whose layers make no channels that could be removed."""
+        """Refuse a pattern whose layers make no channels that could be removed."""
         if any(self._first(group, ((pattern, 1.0),)) for group in self.channels.groups):
             return
         reasons = {
@@ -333,12 +333,12 @@ class _Matcher:
 
 
 def _parameters(group: ChannelGroup, roles: Collection[Role]) -> list[str]:
-    """The parameters that are in one of the roles to the group's channels, without repeats."""
+    """Return the parameters in one of the roles to the group's channels, without repeats."""
     return list(dict.fromkeys(m.parameter for m in group.members if m.role in roles))
 
 
 def _layer(parameter: str) -> str:
-    """The name of the layer that holds a parameter; its own, where the network itself does."""
+    """Name the layer that holds a parameter; a parameter of the network itself, by its own name."""
     return parameter.rpartition(".")[0] or parameter
 
 
@@ -347,6 +347,6 @@ def _any(parameters: Iterable[str], pattern: str) -> bool:
 
 
 def _matches(parameter: str, pattern: str) -> bool:
-    """Whether a pattern names a parameter, its layer, or a module around it."""
+    """Tell whether a pattern names a parameter, its layer, or a module around it."""
     parts = parameter.split(".")
     return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))

@@ -32,7 +32,7 @@ class Schedule(abc.ABC):
     changes: int = 20
 
     def __post_init__(self) -> None:
-        """Checks the options."""
+        """Check the options."""
         if not 0 <= self.begin <= self.end <= 1:  # refuses nan too
             raise OptionError(
                 f"a budget schedule cannot begin at {self.begin} and end at {self.end}",
@@ -47,10 +47,10 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def left(self, way: float) -> float:
-        """How far above the budget it is, from 1 to 0, when `way` of the fall, 0 to 1, is done."""
+        """Return how far above the budget it is, from 1 to 0, after the share `way` of the fall."""
 
     def plan(self, budget: float, steps: int) -> "Pace":
-        """What executes in each step of a run.
+        """Compute what executes in each step of a run.
 
         Args:
             budget: the share of the dense network that the budget allows.
@@ -78,7 +78,7 @@ class Pace:
     shares: tuple[float, ...]
 
     def share(self, step: int) -> float:
-        """What executes in a step, counted from 0."""
+        """Return what executes in a step, counted from 0."""
         return self.shares[bisect.bisect_right(self.starts, step) - 1]
 
 
@@ -89,12 +89,12 @@ class Constant(Schedule):
     keys: ClassVar[tuple[Hashable, ...]] = ("constant",)
 
     def left(self, way: float) -> float:
-        """Nothing."""
+        """Return 0."""
         del way
         return 0.0
 
     def plan(self, budget: float, steps: int) -> Pace:
-        """One share."""
+        """Return a single share."""
         del steps
         return Pace((0,), (budget,))
 
@@ -106,7 +106,7 @@ class Linear(Schedule):
     keys: ClassVar[tuple[Hashable, ...]] = ("linear",)
 
     def left(self, way: float) -> float:
-        """1 - way."""
+        """Return 1 - way."""
         return 1 - way
 
 
@@ -121,7 +121,7 @@ class Cubic(Schedule):
     keys: ClassVar[tuple[Hashable, ...]] = ("cubic",)
 
     def left(self, way: float) -> float:
-        """(1 - way)^3."""
+        """Return (1 - way)^3."""
         return (1 - way) ** 3
 
 
@@ -129,7 +129,7 @@ KNOWN: Mapping[Hashable, type[Schedule]] = {cls.keys[0]: cls for cls in (Constan
 
 
 def parse(schedule: str | Schedule) -> Schedule:
-    """Reads a schedule's text form; a `Schedule` is taken as it is.
+    """Read a schedule's text form; a `Schedule` is taken as it is.
 
     Raises:
         OptionError: the name or an option is unknown or out of its range.

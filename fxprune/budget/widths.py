@@ -35,7 +35,7 @@ from fxprune.errors import BudgetError
 
 
 def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
-    """The widths at which every group keeps the same share of its channels.
+    """Compute the widths at which every group keeps the same share of its channels.
 
     `keep=r` gives each group of n channels r * n, rounded down to an allowed width, and at least
     the smallest one: no group is more than one rounding step away from r * n. `macs` and
@@ -78,7 +78,7 @@ def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
 
 
 def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tensor) -> Widths:
-    """The widths that one threshold over the scores of all channels, by their prices, gives.
+    """Compute the widths that one threshold over all channels' scores, per price, gives.
 
     Every group keeps at least its floor: the smallest allowed width that is no less than
     `budget.floor` of its size. The cost does not exceed the budget, and it would if every group
@@ -114,7 +114,7 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
 
 
 def _prices(budget: Budget, cost: CostModel) -> list[float]:
-    """What a channel of each group costs in the budget's measure, above 0."""
+    """Compute what a channel of each group costs in the budget's measure, above 0."""
     if budget.kind == "keep":
         return [1.0] * len(cost.sizes)
     prices = cost.macs_per_channel if budget.kind == "macs" else cost.params_per_channel
@@ -143,7 +143,7 @@ def _of_another(budget: Budget, field: str, layout: Layout) -> BudgetError:
 
 
 def allowed_widths(budget: Budget, layout: Layout, floor: float = 0.0) -> list[list[int]]:
-    """The widths that each group may have, in rising order.
+    """List the widths that each group may have, in rising order.
 
     They are multiples of the rounding step, or the group's size, within the budget's limits; a
     limit itself is allowed too.
@@ -172,7 +172,7 @@ def _spend(
     allowed: list[list[int]],
     urgency: Callable[[int, int, int], float],
 ) -> Widths:
-    """Climbs the steps in falling order of `urgency(group, from, to)`, as the module tells."""
+    """Climb the steps in falling order of `urgency(group, from, to)`; see the module."""
     least = tuple(widths[0] for widths in allowed)
     if not budget.fits(least, cost):
         raise _impossible(budget, least, cost)
@@ -206,7 +206,7 @@ def _spend(
 def _in_order(
     allowed: list[list[int]], urgency: Callable[[int, int, int], float]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """All steps, most urgent first: the group of each and the width that it climbs to."""
+    """List all steps, most urgent first: the group of each and the width that it climbs to."""
     steps: list[tuple[float, int, int]] = []
     for group, widths in enumerate(allowed):
         before = math.inf  # the last bit of a mean must not put a later step first

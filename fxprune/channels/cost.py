@@ -33,7 +33,7 @@ class CostModel:
     sizes: Widths
 
     def macs(self, widths: Widths) -> int:
-        """Multiply-accumulates of one example.
+        """Count multiply-accumulates of one example.
 
         Args:
             widths: how many channels of each group execute.
@@ -44,7 +44,7 @@ class CostModel:
         return self._macs.at(self._checked(widths))
 
     def params(self, widths: Widths) -> int:
-        """Elements of all parameters at the widths; raises as `macs` does."""
+        """Count elements of all parameters at the widths; raises as `macs` does."""
         return self._params.at(self._checked(widths))
 
     @cached_property

@@ -80,7 +80,7 @@ class Layout:
         return torch.repeat_interleave(torch.arange(len(self.sizes)), sizes)
 
     def group_of(self, device: torch.device | str = "cpu") -> Tensor:
-        """The group of each channel: int64 [N]."""
+        """Return the group of each channel: int64 [N]."""
         return self.groups.to(device)
 
 
@@ -103,7 +103,7 @@ class Term:
 
 @lru_cache(maxsize=8)
 def template_slots(layout: Layout, widths: Widths) -> Tensor:
-    """The slot of each channel in the template, which keeps the first channels of each group.
+    """Return each channel's slot in the template, which keeps the first channels of each group.
 
     Returns:
         int64 [N + 1], -1 for channels that are not kept. The last entry stands for FIXED: it is
@@ -155,12 +155,12 @@ class Axis:
         return order, place
 
     def length(self, widths: Widths) -> int:
-        """The dimension's length at these widths."""
+        """Compute the dimension's length at these widths."""
         factor = self.factor
         return factor.fixed + sum(count * widths[group] for group, count in factor.per_channel)
 
     def blocks(self, count: int, widths: Widths) -> int:
-        """How many of the `count` blocks of a grouped convolution's inputs are left.
+        """Count which of the `count` blocks of a grouped convolution's inputs are left.
 
         Either blocks are removed whole, or each of them loses the same positions.
         """
@@ -169,7 +169,7 @@ class Axis:
         return count * self.length(widths) // len(self.channel) if whole else count
 
     def template(self, widths: Widths) -> Tensor:
-        """The positions that the template keeps, in order: int64 [length]."""
+        """Return the positions that the template keeps, in order: int64 [length]."""
         return (template_slots(self.layout, widths)[self.channel] >= 0).nonzero().flatten()
 
 
@@ -264,12 +264,12 @@ class GroupedInput:
     groups: int
 
     def length(self, widths: Widths) -> int:
-        """The number of input channels at these widths."""
+        """Count the input channels at these widths."""
         known = self.channels
         return known.length(widths) if isinstance(known, Axis) else known
 
     def blocks(self, widths: Widths) -> int:
-        """The number of groups at these widths."""
+        """Count the groups at these widths."""
         known = self.channels
         return known.blocks(self.groups, widths) if isinstance(known, Axis) else self.groups
 
@@ -323,7 +323,7 @@ class ChannelGraph:
         return tuple(Gate((place,)) for place in made)
 
     def to_networkx(self) -> nx.MultiDiGraph[str]:
-        """Groups and parameters as nodes, members as edges: producer -> group -> consumer.
+        """Build a networkx graph: groups and parameters as nodes, producer -> group -> consumer.
 
         Group nodes are called `group 0`, `group 1`, …, with their name as `label`; parameters have
         their names. An edge has the attributes `dim` and `role`.
@@ -382,6 +382,6 @@ class ChannelGraph:
 
 
 def _layers(members: Iterable[Member]) -> list[str]:
-    """The layers that own some members: `conv` for `conv.weight`, once each."""
+    """Return the layers that own some members: `conv` for `conv.weight`, once each."""
     names = (member.parameter for member in members)
     return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))

@@ -23,7 +23,7 @@ class Shape:
     axes: Mapping[int, Axis]
 
     def at(self, widths: Widths) -> tuple[int, ...]:
-        """The sizes at these widths."""
+        """Compute the sizes at these widths."""
         return tuple(
             self.axes[dim].length(widths) if dim in self.axes else size
             for dim, size in enumerate(self.sizes)
@@ -69,6 +69,6 @@ class Record:
 
 
 def compact_shape(name: str, channels: ChannelGraph, widths: Widths) -> tuple[int, ...]:
-    """The shape of a parameter or buffer at these widths."""
+    """Compute the shape of a parameter or buffer at these widths."""
     axes = channels.axes.get(name, {})
     return Shape(channels.shapes[name], axes).at(widths)

@@ -21,7 +21,7 @@ from fxprune.tracing.module import TracedModule, modules_of, tensors_of
 
 
 def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None:
-    """Sets all sizes that are written into `module` to what the widths ask for, in place.
+    """Set all sizes that are written into `module` to what the widths ask for, in place.
 
     The parameters are the caller's business, and so is `recompile`, without which the module runs
     the code of its old graph.
@@ -37,7 +37,7 @@ def resize_parts(
     channels: ChannelGraph,
     widths: Widths,
 ) -> None:
-    """Sets the sizes that are written into some modules and some nodes of `module`."""
+    """Set the sizes that are written into some modules and some nodes of `module`."""
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
     for path, child in modules:
@@ -60,7 +60,7 @@ def resize_parts(
 
 
 def _follows(node: fx.Node) -> bool:
-    """Whether the node's tensors, or those it reads, have axes that follow the widths."""
+    """Tell whether the node's tensors, or those it reads, have axes that follow the widths."""
     records = [n.meta[KEY] for n in (node, *node.all_input_nodes) if KEY in n.meta]
     return any(shape.axes for record in records for shape in _shapes(record.result))
 
@@ -76,7 +76,7 @@ def _shapes(result: Any) -> list[Shape]:
 
 
 def _other(node: fx.Node, record: Record) -> None:
-    """Numbers that are no sizes (`x / c ** 0.5`) stay what they are in the dense network."""
+    """Leave numbers that are no sizes (`x / c ** 0.5`) as they are in the dense network."""
     if isinstance(record.result, Shape):
         pairs = zip(record.args, node.args, strict=True)
         node.args = tuple(plain(d) if isinstance(d, Number) else now for d, now in pairs)
@@ -85,20 +85,20 @@ def _other(node: fx.Node, record: Record) -> None:
 
 
 def _assertion(node: fx.Node, record: Record) -> None:
-    """What the code asserts of widths was true of the dense ones."""
+    """Replace an assertion of the code's: it held for the dense widths."""
     if isinstance(record.args[0], Number):
         node.args = (True, *node.args[1:])
 
 
 @cache
 def _calls() -> Mapping[Hashable, CallSizes]:
-    """What is known of the literals in calls, by function or name of a method."""
+    """Map each function, or method's name, to what is known of its literals."""
     found = collect("fxprune.rules", CallSizes)  # type: ignore[type-abstract]
     return {key: rule() for key, rule in found.items()}
 
 
 @cache
 def _attributes(kind: Any) -> ModuleSizes | None:
-    """What is known of the attributes of a class of modules."""
+    """Map each class of modules to what is known of its attributes."""
     found: Mapping[Any, Any] = collect("fxprune.rules", ModuleSizes)
     return next((rule() for base, rule in found.items() if issubclass(kind, base)), None)

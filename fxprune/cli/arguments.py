@@ -96,7 +96,7 @@ TransformName = Annotated[
 
 
 def transform_of(name: str) -> "Transforms | None":
-    """The user's own transform, or one for evaluation and one for training.
+    """Make the user's own transform, or one for evaluation and one for training.
 
     Raises:
         OptionError: the factory returns something else.
@@ -173,7 +173,7 @@ Trust = Annotated[
 
 
 def run_of(folder: Path | None, *, trust: bool = False) -> "Run":
-    """The run that is meant, with a note if there was a choice.
+    """Open the run that is meant, with a note if there was a choice.
 
     Raises:
         RunError: there is none, or the user neither named its SPEC nor trusts it.
@@ -193,7 +193,7 @@ def run_of(folder: Path | None, *, trust: bool = False) -> "Run":
 def print_result(
     record: dict[str, Any], show: Callable[[dict[str, Any]], Any], as_json: bool
 ) -> None:
-    """Prints a record as JSON, or as the table that `show` makes of it."""
+    """Print a record as JSON, or as the table that `show` makes of it."""
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
@@ -201,7 +201,7 @@ def print_result(
 
 
 def show_tick(bar: console.Bar, tick: "Tick") -> None:
-    """Moves a progress bar, and prints a line at the end of an epoch."""
+    """Move a progress bar, and print a line at the end of an epoch."""
     from fxprune.cli import tables
 
     bar.moved(tick.steps_done, tick.steps)

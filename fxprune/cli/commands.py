@@ -57,7 +57,7 @@ for command in (inspect, prune, instrument, train, export, report, demo, env):
 
 
 def main() -> None:
-    """Runs the command line; a refusal is one message on stderr and its error's exit code."""
+    """Run the command line; a refusal is one message on stderr and its error's exit code."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of torch and its exporter; -W brings them back
         warnings.simplefilter("always", FxpruneWarning)

@@ -36,18 +36,18 @@ QUIET_SECONDS = 60.0  # after which a log without a bar says how far it is
 
 
 def stdout() -> Console:
-    """The console for results."""
+    """Return the console for results."""
     width = None if sys.stdout.isatty() else _width()
     return Console(width=width, highlight=False, soft_wrap=False)
 
 
 def stderr() -> Console:
-    """The console for bars and notes."""
+    """Return the console for bars and notes."""
     return Console(stderr=True, width=None if sys.stderr.isatty() else _width(), highlight=False)
 
 
 def _width() -> int | None:
-    """Columns of what is piped: those of the terminal that it ends in, such as that of a pager.
+    """Return the columns of a pipe: those of the terminal that it ends in, such as a pager's.
 
     None leaves it to rich, which reads COLUMNS.
     """
@@ -66,18 +66,18 @@ class Name:
     text: str
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Says how narrow and how wide it may become."""
+        """Say how narrow and how wide it may become."""
         del console, options
         return Measurement(min(len(self.text), NAME_WIDTH), len(self.text))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Gives as much of it as fits."""
+        """Give as much of it as fits."""
         del console
         yield Text(middle(self.text, options.max_width), no_wrap=True, overflow="crop")
 
 
 def middle(text: str, width: int) -> str:
-    """Leaves out the middle of a text that is longer than `width`.
+    """Shorten a text to `width` by leaving out its middle.
 
     >>> middle("layer3.0.conv1", 11), middle("layer3.0.conv2", 11), middle("conv1", 11)
     ('layer…conv1', 'layer…conv2', 'conv1')
@@ -90,7 +90,7 @@ def middle(text: str, width: int) -> str:
 
 @contextlib.contextmanager
 def heard(wanted: bool) -> Iterator[None]:
-    """Keeps silent meanwhile, unless it is wanted: one of several processes speaks for all."""
+    """Silence notes and bars where not wanted: one of several processes speaks for all."""
     if wanted:
         yield
         return
@@ -103,12 +103,12 @@ def heard(wanted: bool) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Says something beside the result."""
+    """Say something beside the result."""
     stderr().print(f"[dim]note[/dim]  {escape(text)}", soft_wrap=True)
 
 
 def big(value: float) -> str:
-    """A count for people.
+    """Format a count for people.
 
     >>> big(1204), big(40_551_936), big(2.7e9)
     ('1,204', '40.55 M', '2.70 G')
@@ -120,7 +120,7 @@ def big(value: float) -> str:
 
 
 def size(count: int) -> str:
-    """A size in bytes for people.
+    """Format a size in bytes for people.
 
     >>> size(512), size(1_300_000)
     ('512 B', '1.3 MB')
@@ -132,7 +132,7 @@ def size(count: int) -> str:
 
 
 def share(value: float, precision: int = 1) -> str:
-    """A share as a percentage.
+    """Format a share as a percentage.
 
     >>> share(0.256)
     '25.6 %'
@@ -141,7 +141,7 @@ def share(value: float, precision: int = 1) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """A short time, with three digits.
+    """Format a short time, with three digits.
 
     >>> milliseconds(0.0000164), milliseconds(0.00123), milliseconds(0.0421), milliseconds(1.2)
     ('0.0164 ms', '1.23 ms', '42.1 ms', '1,200 ms')
@@ -151,14 +151,14 @@ def milliseconds(seconds: float) -> str:
 
 
 def heading(text: str) -> Text:
-    """What stands above a table."""
+    """Print what stands above a table."""
     return Text(text, style="bold")
 
 
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[str] = ()
 ) -> Table:
-    """A table whose columns hold figures, but for those named in `text`: names, or words."""
+    """Make a table whose columns hold figures, but for those named in `text`: names, or words."""
     result = Table(box=box.SIMPLE_HEAD, show_header=any(column.strip() for column in columns))
     for column in columns:
         figures = column not in text
@@ -202,7 +202,7 @@ class Bar:
     said: float = field(default_factory=time.monotonic)
 
     def moved(self, done: int, total: int, remark: str | None = None) -> None:
-        """Shows that `done` of `total` steps are done."""
+        """Show that `done` of `total` steps are done."""
         self.progress.update(self.task, completed=done, total=total)
         if remark is not None:
             self.progress.update(self.task, remark=escape(remark))
@@ -211,19 +211,19 @@ class Bar:
             self.say(f"{self.what}: {done:,} of {total:,} steps, {share(done / max(total, 1))}")
 
     def rename(self, what: str) -> None:
-        """Says what the steps are from now on, and begins anew."""
+        """Name what the steps are from now on, and begin anew."""
         self.what = what
         self.progress.reset(self.task, description=escape(what), total=None, remark="")
 
     def say(self, line: str) -> None:
-        """Prints a line above the bar."""
+        """Print a line above the bar."""
         self.said = time.monotonic()
         self.progress.console.print(escape(line), soft_wrap=True)
 
 
 @contextlib.contextmanager
 def bar(what: str) -> Iterator[Bar]:
-    """Shows a bar."""
+    """Show a bar."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -239,7 +239,7 @@ def bar(what: str) -> Iterator[Bar]:
 
 
 def _progress(columns: Sequence[ProgressColumn]) -> Progress:
-    """Bars that move, and go when they are done; nothing but the lines said above them in a log."""
+    """Make bars that move, and go when they are done; in a log only the lines said above them."""
     console = stderr()
     return Progress(
         *columns,
@@ -261,13 +261,13 @@ class Phases:
         self.task = progress.add_task("", total=len(names))
 
     def __call__(self) -> None:
-        """Begins the next phase."""
+        """Begin the next phase."""
         self.name = next(self.names, "")
         self.begun += 1
         self.progress.update(self.task, completed=self.begun, description=escape(self.name))
 
     def remark(self, text: str) -> None:
-        """Says how far the phase is; where there is no terminal, in a line a minute."""
+        """Say how far the phase is; where there is no terminal, in a line a minute."""
         line = escape(f"{self.name}: {text}")
         self.progress.update(self.task, description=line)
         silent = time.monotonic() - self.said > QUIET_SECONDS
@@ -278,7 +278,7 @@ class Phases:
 
 @contextlib.contextmanager
 def phases(names: Sequence[str]) -> Iterator[Phases]:
-    """Shows a bar over a few named phases."""
+    """Show a bar over a few named phases."""
     columns = (
         SpinnerColumn(),
         BarColumn(bar_width=24),

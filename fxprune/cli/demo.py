@@ -15,7 +15,7 @@ def demo(
     ] = Path("fxprune-demo"),
     as_json: Json = False,
 ) -> None:
-    """The whole way in one go: a small residual CNN learns digits, dense and gated, side by side.
+    """Show the whole way in one go: a small CNN learns digits, dense and gated, side by side.
 
     Under two minutes on two cores. Needs scikit-learn, which the extra "demo" brings.
     """

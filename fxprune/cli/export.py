@@ -230,7 +230,7 @@ def export(
 
 
 def _targets(targets: list[str]) -> tuple[Path | None, Path | None]:
-    """Tells the run from the file to write, by the file's ending."""
+    """Tell the run from the file to write, by the file's ending."""
     files = [Path(target) for target in targets if Path(target).suffix in FORMATS]
     folders = [Path(target) for target in targets if Path(target).suffix not in FORMATS]
     if len(files) > 1 or len(folders) > 1:
@@ -245,7 +245,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _places(wanted: Path | None, name: str, asked: dict[str, bool]) -> dict[str, Path]:
-    """The file to write for each format that is asked for, by its ending; ONNX if none is."""
+    """Choose the file to write for each format asked for, by its ending; ONNX if none is."""
     ending = wanted.suffix if wanted is not None and wanted.suffix in FORMATS else None
     kinds = [kind for kind, on in asked.items() if on] or [ending or ".onnx"]
     if ending is not None and ending not in kinds:
@@ -266,7 +266,7 @@ def _places(wanted: Path | None, name: str, asked: dict[str, bool]) -> dict[str,
 def _data_of(
     run: "Run", job: "Job | None", transform: "Transforms | None"
 ) -> "tuple[DataSet, Task] | None":
-    """The data that the run was trained on, its loss and its metric; None if not at hand."""
+    """Load the data that the run was trained on, its loss and its metric; None if not at hand."""
     from fxprune.cli.spec import maker
     from fxprune.trainer.task import Task
 
@@ -282,7 +282,7 @@ def _data_of(
 
 
 def real_inputs(data: "DataSet | None") -> "tuple[Tensor, ...]":
-    """A few inputs of the data."""
+    """Take a few inputs of the data."""
     from torch import Tensor
     from torch.utils import _pytree as pytree
 
@@ -300,7 +300,7 @@ def real_inputs(data: "DataSet | None") -> "tuple[Tensor, ...]":
 
 
 def notes_of(run: "Run", data: "DataSet | None") -> dict[str, str]:
-    """What stands in the file beside its figures: the run, the classes and the preprocessing."""
+    """Collect what the file says beside its figures: the run, the classes and the preprocessing."""
     notes = {"spec": run.spec, "policy": run.plan.policy, "budget": run.plan.budget}
     if data is not None:
         notes["classes"] = json.dumps(list(data.classes))
@@ -311,7 +311,7 @@ def notes_of(run: "Run", data: "DataSet | None") -> dict[str, str]:
 def _check_calibration(
     source: "tuple[DataSet, Task] | None", example: "tuple[Tensor, ...]", dynamic_hw: bool
 ) -> None:
-    """Refuses, before anything is written, data that int8 cannot be calibrated on."""
+    """Refuse, before anything is written, data that int8 cannot be calibrated on."""
     from fxprune.trainer.files import calibration_batches
 
     if source is None:
@@ -332,7 +332,7 @@ def _check_calibration(
 
 
 def _keep(run: "Run", gated: "GatedModule", compared: "Comparison") -> None:
-    """Keeps the figures of the export for the run's report, and writes that anew."""
+    """Keep the figures of the export for the run's report, and write that anew."""
     from fxprune.report.of_runs import keep_export, write_beside
 
     try:

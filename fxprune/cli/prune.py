@@ -226,7 +226,7 @@ def prune(
 def _goal(
     speedup: float | None, macs: float | None, budget: str | None, max_drop: float | None
 ) -> str | None:
-    """The budget's text; None where the accuracy is the goal.
+    """Compose the budget's text; None where the accuracy is the goal.
 
     Raises:
         OptionError: not exactly one goal is given.

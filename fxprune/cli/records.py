@@ -29,7 +29,7 @@ STEP = 3
 
 
 def of_graph(source: Source, graph: ChannelGraph) -> Record:
-    """What `fxprune inspect` found."""
+    """Make the record of `fxprune inspect`."""
     cost = CostModel(graph.macs_terms, graph.params_terms, graph.layout.sizes)
     macs = max(cost.dense_macs, 1)
     return {
@@ -73,7 +73,7 @@ def _of_pinned(graph: ChannelGraph, macs: int) -> list[Record]:
 
 
 def of_widths(graph: ChannelGraph, cost: CostModel, widths: Widths) -> Record:
-    """What `fxprune instrument` made of the groups."""
+    """Make the record of what `fxprune instrument` made of the groups."""
     return {
         "groups": [
             {"name": group.name, "dense": group.size, "gated": width}
@@ -86,7 +86,7 @@ def of_widths(graph: ChannelGraph, cost: CostModel, widths: Widths) -> Record:
 
 
 def of_latency(choice: Choice) -> Record:
-    """What was measured for a latency budget; shares of the dense network's time."""
+    """Make the record of a latency budget; shares are of the dense network's time."""
     return {
         **timing_record(choice.known.timing, choice.target),
         "asked": choice.budget.value,
@@ -102,7 +102,7 @@ def of_latency(choice: Choice) -> Record:
 
 
 def of_training(run: Run, job: Job, gated: GatedModule, history: list[EpochMetrics]) -> Record:
-    """What `fxprune train` came to."""
+    """Make the record of `fxprune train`."""
     return {
         **of_run(run, gated),
         "data": job.data,
@@ -121,7 +121,7 @@ def of_training(run: Run, job: Job, gated: GatedModule, history: list[EpochMetri
 
 
 def _step_seconds(history: list[EpochMetrics], dense: int) -> Record:
-    """Medians of the epochs with all channels, and with as few as the run came down to, if any.
+    """Compute median step seconds of the epochs with all channels, and of those with the fewest.
 
     An epoch counts if all of its steps were such, going by its last one and the one before it.
     """
@@ -135,7 +135,7 @@ def _step_seconds(history: list[EpochMetrics], dense: int) -> Record:
 
 
 def of_run(run: Run, gated: GatedModule) -> Record:
-    """The run, and what its network costs as export would take it now."""
+    """Make the record of a run, and of what its network costs as export would take it now."""
     best, cost = gated.best().widths, gated.cost
     metrics = run.metrics()
     return {
@@ -157,7 +157,7 @@ def of_pruned(
     fitted: Choice | None,
     max_drop: float | None,
 ) -> Record:
-    """What `fxprune prune` came to."""
+    """Make the record of `fxprune prune`."""
     return {
         **of_run(run, pruned.gated),
         "accuracy": {"dense": pruned.dense.accuracy, "compact": pruned.compact.accuracy},
@@ -175,17 +175,17 @@ def of_pruned(
 
 
 def of_file(report: Scored | PlainReport) -> Record:
-    """What was written as one of the other formats."""
+    """Make the record of a file of one of the other formats."""
     return {**asdict(report), "path": str(report.path)}
 
 
 def of_pt2(report: Pt2Report) -> Record:
-    """What was written as .pt2."""
+    """Make the record of a .pt2 file."""
     return {**asdict(report), "path": str(report.path)}
 
 
 def of_demo(demo: Demo) -> Record:
-    """What `fxprune demo` showed."""
+    """Make the record of `fxprune demo`."""
     onnx = demo.exported.record()
     files = (demo.run, demo.run_of_dense, demo.exported.report.path, demo.dense_onnx, demo.report)
     both = {

@@ -61,7 +61,7 @@ def held() -> Iterator[Callable[[], bool]]:
 
 
 def ended(said: str) -> Ended:
-    """The signal that waits, as an exception that says more."""
+    """Return the signal that waits, as an exception that says more."""
     return Ended(_State.number or signal.SIGINT, said)
 
 
@@ -88,7 +88,7 @@ def ending() -> Iterator[None]:
 
 
 def _leave(ended: Ended) -> NoReturn:
-    """Ends the process at once: half-imported libraries cannot be trusted to end it well."""
+    """End the process at once: half-imported libraries cannot be trusted to end it well."""
     for number in WORDS:
         signal.signal(number, signal.SIG_IGN)
     if os.environ.get("RANK", "0") == "0":

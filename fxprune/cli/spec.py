@@ -71,7 +71,7 @@ class _Factory:
 
 
 def resolve(spec: str, input: str | None = None, *, base: Path | None = None) -> Source:  # noqa: A002
-    """Builds the network that `spec` names.
+    """Build the network that `spec` names.
 
     Args:
         spec: see the head of this module.
@@ -105,7 +105,7 @@ def resolve(spec: str, input: str | None = None, *, base: Path | None = None) ->
 
 
 def build(spec: str) -> Any:
-    """Builds what a file or a module names, which need not be a network.
+    """Build what a file or a module names, which need not be a network.
 
     Args:
         spec: `pkg.mod:factory` or `file.py:factory`, with options in braces.
@@ -121,7 +121,7 @@ def build(spec: str) -> Any:
 
 
 def load_object(text: str, kind: str, *, base: Path | None = None, call: bool = False) -> Any:
-    """Imports what `file.py:name` or `pkg.mod:name` names: a data factory, a loss, a metric.
+    """Import what `file.py:name` or `pkg.mod:name` names: a data factory, a loss, a metric.
 
     A class is made, with the options in braces; a function is returned as it is, or called with
     the options if `call` says so. Anything else is returned.
@@ -163,12 +163,12 @@ def load_object(text: str, kind: str, *, base: Path | None = None, call: bool = 
 
 
 def maker(base: Path) -> Callable[[str, str], Any]:
-    """Makes what a run's names of code stand for; see `load_object`. Data factories are called."""
+    """Return the function that makes what a run's names of code stand for, by `load_object`."""
     return lambda text, kind: load_object(text, kind, base=base, call=kind == "data")
 
 
 def parse_shapes(text: str) -> tuple[tuple[int, ...], ...]:
-    """Reads shapes without their batch: `"3x32x32"`, or `"3x32x32,10"` for two inputs.
+    """Read shapes without their batch: `"3x32x32"`, or `"3x32x32,10"` for two inputs.
 
     Raises:
         SpecError: the text is none, or a size is not positive.
@@ -303,7 +303,7 @@ def _module_of_name(dotted: str, base: Path, spec: str) -> ModuleType:
 def _pick(
     module: ModuleType, name: str | None, options: dict[str, Any], spec: str, where: str
 ) -> Callable[[], Any]:
-    """Finds what makes the network in `module`, and says what there is if nothing does."""
+    """Find what makes the network in `module`; refuse, with what there is, if nothing does."""
     wanted = ("build_model", "model") if name is None else (name,)
     for candidate in wanted:
         value = getattr(module, candidate, None)
@@ -334,7 +334,7 @@ def _builder(value: Any, options: dict[str, Any], spec: str, what: str) -> Calla
 
 
 def _why_not(value: Any) -> str:
-    """Says what `value` is, if it cannot be what makes a network; else nothing."""
+    """Say what `value` is, if it cannot be what makes a network; else nothing."""
     inner = value
     while isinstance(inner, functools.partial):
         inner = inner.func
@@ -352,7 +352,7 @@ def _why_not(value: Any) -> str:
 
 
 def _offers(module: ModuleType) -> list[str]:
-    """The names that `module` itself defines and that could make a network."""
+    """List the names that `module` itself defines and that could make a network."""
     return [
         name
         for name, value in vars(module).items()
@@ -366,7 +366,7 @@ def _offers(module: ModuleType) -> list[str]:
 
 
 def _called(factory: Callable[..., Any], options: dict[str, Any], spec: str) -> Any:
-    """Calls `factory`; options that do not fit are told apart from errors inside of it."""
+    """Call `factory`; options that do not fit are told apart from errors inside of it."""
     try:
         signature = inspect.signature(factory)
     except ValueError:  # built in: no signature to ask
@@ -459,7 +459,7 @@ _REGISTERED = {"torchvision": _from_torchvision, "timm": _from_timm}
 
 
 def _run(call: Callable[[], T], what: str) -> T:
-    """Runs code of the user; what it prints goes to stderr, what it raises becomes a SpecError."""
+    """Run code of the user; what it prints goes to stderr, what it raises becomes a SpecError."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return call()
@@ -474,7 +474,7 @@ def _run(call: Callable[[], T], what: str) -> T:
 
 @contextlib.contextmanager
 def _first_on_path(folder: Path) -> Iterator[None]:
-    """Puts `folder` first on sys.path, as for a script; afterwards last.
+    """Put `folder` first on sys.path, as for a script; afterwards last.
 
     So a file finds its neighbours, also later, and these cannot hide the packages that torch or
     fxprune have yet to import.

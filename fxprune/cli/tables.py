@@ -22,7 +22,7 @@ HOLDS = 0.01
 
 
 def show_graph(record: Record) -> RenderableType:
-    """The tables of `fxprune inspect`."""
+    """Lay out what `fxprune inspect` found."""
     pinned_channels = sum(pinned["channels"] for pinned in record["pinned"])
     shapes = ", ".join("x".join(map(str, shape[1:])) for shape in record["inputs"])
     head = Text.assemble(
@@ -74,7 +74,7 @@ def _pinned(rows: list[Record]) -> RenderableType:
 
 
 def show_widths(record: Record) -> RenderableType:
-    """The tables of `fxprune instrument`."""
+    """Lay out what `fxprune instrument` made."""
     groups = console.table(
         ("group", "dense", "gated", "kept"),
         [
@@ -125,7 +125,7 @@ def _latency(record: Record) -> str:
 
 
 def _promise(asked: float, quotient: Record) -> str:
-    """What a latency budget asked for beside what is: "asked 50 %, is 52 % (50–54)"."""
+    """Format what a latency budget asked for beside what is: "asked 50 %, is 52 % (50–54)"."""
     low, high = (f"{100 * quotient[end]:.0f}" for end in ("low", "high"))
     found = console.share(quotient["median"], 0)
     return f"asked {console.share(asked, 0)} of the dense network's time, is {found} ({low}–{high})"
@@ -155,7 +155,7 @@ def _times(kind: str, timing: Record) -> str:
 
 
 def remarks_on_data(data: DataSet, options: TrainOptions) -> list[str]:
-    """What a user should know of the data before the training."""
+    """List what a user should know of the data before the training."""
     if options.batch_size * 5 <= len(data.train):
         return []
     return [
@@ -166,19 +166,19 @@ def remarks_on_data(data: DataSet, options: TrainOptions) -> list[str]:
 
 
 def data_line(data: DataSet) -> str:
-    """What the network sees of the data, in a line."""
+    """Describe what the network sees of the data, in a line."""
     looks = ", ".join(f"{name} {value}" for name, value in data.preprocessing.items())
     return f"{data.name}: {len(data.train):,} and {len(data.val):,} images; {looks}"
 
 
 def latency_line(record: Record) -> str:
-    """What a latency budget came to before the training, in a line."""
+    """Describe what a latency budget came to before the training, in a line."""
     cached = f", from the cache of {record['date']}" if record["cached"] else ""
     return f"{_promise(record['asked'], record[record['binds']])}, {_where(record)}{cached}"
 
 
 def dense_lines(dense: Answers) -> list[str]:
-    """What the dense network can do, before anything is changed."""
+    """Describe the dense network's accuracy, before anything is changed."""
     count = len(dense.labels)
     lines = [
         f"the dense network is right on {console.share(dense.accuracy, 2)} of {count:,} "
@@ -194,7 +194,7 @@ def dense_lines(dense: Answers) -> list[str]:
 
 
 def trial_line(trial: Trial) -> str:
-    """What a short run of a search showed."""
+    """Describe a short run of a search, in a line."""
     return (
         f"macs={trial.macs:.3g}: {trial.drop.points:+.2f} points lost on the images held out "
         f"({trial.drop.low:+.2f} to {trial.drop.high:+.2f})"
@@ -202,7 +202,7 @@ def trial_line(trial: Trial) -> str:
 
 
 def show_pruned(record: Record) -> RenderableType:
-    """The table before and after of `fxprune prune`."""
+    """Lay out the table before and after of `fxprune prune`."""
     accuracy, onnx = record["accuracy"], record["onnx"]
     figures = {side: onnx[side] or {} for side in SIDES}
     rows = [
@@ -249,7 +249,7 @@ def _lost(record: Record) -> str:
 
 
 def epoch_line(metrics: EpochMetrics, fall_ends: int | None = None) -> str:
-    """How one epoch ended, in a line.
+    """Describe how one epoch ended, in a line.
 
     Args:
         metrics: what it showed.
@@ -269,7 +269,7 @@ def epoch_line(metrics: EpochMetrics, fall_ends: int | None = None) -> str:
 
 
 def _scored(metrics: EpochMetrics, split: str) -> str:
-    """The accuracy or the own metric of a split, whichever there is."""
+    """Format the accuracy or the own metric of a split, whichever there is."""
     accuracy, own = getattr(metrics, f"{split}_accuracy"), metrics.val_metric
     if own is not None and split == "val":
         return f", {metrics.metric} {own:.4f}"
@@ -281,7 +281,7 @@ def _loss(value: float | None) -> str:
 
 
 def show_training(record: Record) -> RenderableType:
-    """The table of `fxprune train`."""
+    """Lay out the table of `fxprune train`."""
     last, cost = record["history"][-1], record["macs"]
     rows = [
         ("epochs", f"{record['epochs']} of {record['of_epochs']}"),
@@ -297,7 +297,7 @@ def show_training(record: Record) -> RenderableType:
 
 
 def _scores(last: Record) -> list[tuple[str, str]]:
-    """What the last epoch scored on the validation split, by name."""
+    """List what the last epoch scored on the validation split, by name."""
     if last["val_metric"] is not None:
         return [(f"{last['metric']} on the validation split", f"{last['val_metric']:.4f}")]
     names = {"val_accuracy": "right on the validation split", "val_top5": "among the first five"}
@@ -306,7 +306,7 @@ def _scores(last: Record) -> list[tuple[str, str]]:
 
 
 def remarks_on_training(record: Record) -> list[str]:
-    """What a user should know of a training beside its figures."""
+    """List what a user should know of a training beside its figures."""
     seconds = record["step_seconds_of"]
     if None in seconds.values() or seconds["chosen"] < seconds["all"]:
         return []
@@ -328,7 +328,7 @@ def _run_macs(macs: Record) -> str:
 
 
 def show_export(record: Record) -> RenderableType:
-    """The tables of `fxprune export`."""
+    """Lay out the tables of `fxprune export`."""
     parts: list[RenderableType] = [console.heading(record["run"])]
     onnx, pt2 = record.get("onnx"), record.get("pt2")
     if onnx is None:
@@ -361,7 +361,7 @@ def show_export(record: Record) -> RenderableType:
 
 
 def _timed(timing: Record | None) -> list[tuple[str, str, str, str]]:
-    """Rows of a table; none if nothing was timed."""
+    """Make the rows of timings; none if nothing was timed."""
     if timing is None:
         return []
     return [
@@ -376,7 +376,7 @@ def _timed(timing: Record | None) -> list[tuple[str, str, str, str]]:
 
 
 def _files(record: Record) -> RenderableType:
-    """The ONNX files of each precision side by side."""
+    """Lay out the ONNX files of each precision side by side."""
     rows = [
         (
             file["kind"],
@@ -399,7 +399,7 @@ def _validated(file: Record) -> str:
 
 
 def show_demo(record: Record) -> RenderableType:
-    """The table of `fxprune demo`."""
+    """Lay out the table of `fxprune demo`."""
     onnx, accuracy = record["onnx"], record["accuracy"]
     points = 100 * (accuracy["compact"] - accuracy["dense"])
     both = {key: {**record[key]} for key in ("step_seconds", "train_seconds")}
@@ -437,7 +437,7 @@ def _proof(onnx: Record) -> str:
 
 
 def remarks(record: Record) -> list[str]:
-    """What a user should know of an export beside its figures."""
+    """List what a user should know of an export beside its figures."""
     lines = []
     if record["steps"] == 0:
         lines.append("the network was never trained: the file holds its first selection")
@@ -474,11 +474,11 @@ def _compared(name: str, dense: int, compact: int) -> tuple[str, str, str, str]:
 
 
 def _short(where: str) -> str:
-    """A source line without the folders that are the same for all."""
+    """Shorten a source line by the folders that are the same for all."""
     return where.replace(f"{Path.cwd()}/", "").rpartition("site-packages/")[2]
 
 
 def _names(parameters: list[str]) -> str:
-    """Parameters by the modules that hold them, without repeats."""
+    """Name parameters by the modules that hold them, without repeats."""
     short = [name.removesuffix(".weight") for name in parameters]
     return ", ".join(dict.fromkeys(short)) or "–"

@@ -168,7 +168,7 @@ def train(
             console.note(line)
 
         def keep() -> None:
-            """For the next call; not what was refused."""
+            """Keep the job for the next call; not if it was refused."""
             if rank == 0:
                 job.write(run)
 
@@ -213,7 +213,7 @@ def train(
 
 
 def _branch(origin: Path, folder: Path | None, trust: bool) -> "Run":
-    """Begins a new run from another one's checkpoint."""
+    """Begin a new run from another one's checkpoint."""
     from fxprune.trainer.job import Job
 
     if folder is None:

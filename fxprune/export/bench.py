@@ -56,7 +56,7 @@ class Target:
     command: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the fields."""
+        """Check the fields."""
         if self.threads is not None and self.threads < 1:
             raise OptionError(f"threads cannot be {self.threads}", do="give 1 or more")
         if self.command and MODEL not in self.command:
@@ -66,7 +66,7 @@ class Target:
             )
 
     def settled(self) -> "Target":
-        """The same with a number of threads."""
+        """Settle the number of threads."""
         return self if self.threads else replace(self, threads=torch.get_num_threads())
 
 
@@ -83,7 +83,7 @@ def measure(
     effort: Effort = USUAL,
     progress: Progress = lambda _: None,
 ) -> Timing:
-    """Times two ONNX files in turns, in sessions of their own.
+    """Time two ONNX files in turns, in sessions of their own.
 
     Args:
         dense: content of the dense network's file.
@@ -113,7 +113,7 @@ def measure(
 
 
 def timing_record(timing: Timing, target: Target) -> dict[str, Any]:
-    """Gives the quotients and the seconds as values that JSON can hold."""
+    """Give the quotients and the seconds as values that JSON can hold."""
     seconds = {
         kind: {"dense": timing.dense[i], "compact": timing.compact[i]}
         for i, kind in enumerate(("hot", "cold"))
@@ -155,7 +155,7 @@ def _measure_by_command(dense: bytes, compact: bytes, command: str, progress: Pr
 
 
 def _run_command(command: str, path: Path) -> float:
-    """Seconds that the user's command prints, as milliseconds, for a file.
+    """Run the user's command on a file, and read the seconds from what it prints as milliseconds.
 
     Raises:
         BudgetError: it fails, or does not print a number above 0 last.
@@ -215,7 +215,7 @@ class Bench:
         remeasure: bool = False,
         progress: Progress = lambda _: None,
     ) -> None:
-        """Takes the network over.
+        """Take the network over.
 
         Args:
             program: the coupled network with all channels gated; see `passes/gate`.
@@ -238,12 +238,12 @@ class Bench:
         self._folder = Path()
 
     def __enter__(self) -> Self:
-        """Makes room for the networks that are exported."""
+        """Make room for the networks that are exported."""
         self._folder = self._exits.enter_context(scratch())
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Removes the networks that were exported."""
+        """Remove the networks that were exported."""
         self._exits.close()
 
     @property
@@ -252,7 +252,7 @@ class Bench:
         return self.gated.channels.layout.sizes
 
     def __call__(self, widths: Widths) -> Known:
-        """The time at the widths, from the file if it is there.
+        """Return the time at the widths, from the file if it is there.
 
         Raises:
             BudgetError: the machine is too busy.
@@ -262,7 +262,7 @@ class Bench:
         return self.known[widths] if widths in self.known else self._measure(widths, USUAL)
 
     def afresh(self, widths: Widths) -> Known:
-        """The time at the widths, measured once more and for longer; raises as a call does."""
+        """Measure the time at the widths once more and for longer; raises as a call does."""
         return self._measure(widths, LONGER, confirmed=True)
 
     def _measure(self, widths: Widths, effort: Effort, *, confirmed: bool = False) -> Known:
@@ -314,7 +314,7 @@ class Bench:
 
 
 def _read(path: Path) -> dict[Widths, Known]:
-    """What was measured, by widths.
+    """Read what was measured, by widths.
 
     Raises:
         RunError: the file is damaged.
@@ -338,6 +338,6 @@ def _read(path: Path) -> dict[Widths, Known]:
 
 
 def cache_folder() -> Path:
-    """Where measurements are kept: `fxprune/latency` in the user's cache directory."""
+    """Tell where measurements are kept: `fxprune/latency` in the user's cache directory."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "fxprune" / "latency"

@@ -63,7 +63,7 @@ class Comparison:
     target: Target
 
     def record(self) -> dict[str, Any]:
-        """Gives all figures as values that JSON can hold, with the file's SHA-256."""
+        """Give all figures as values that JSON can hold, with the file's SHA-256."""
         return {
             **asdict(self.report),
             "path": str(self.report.path),
@@ -76,7 +76,7 @@ class Comparison:
 
 
 def compact_of(gated: GatedModule, *, passes: Sequence[str | Pass] = ()) -> fx.GraphModule:
-    """Builds the compact network in eval mode; `gated` is put into eval mode as well.
+    """Build the compact network in eval mode; `gated` is put into eval mode as well.
 
     Args:
         gated: the network.
@@ -99,7 +99,7 @@ def compare_onnx(
     options: OnnxOptions = DEFAULT,
     begin: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Writes `compact` as ONNX, checked against `reference_of`, and measures it beside `dense`.
+    """Write `compact` as ONNX, checked against `reference_of`, and measure it beside `dense`.
 
     Args:
         gated: the network that was trained, in eval mode.

@@ -45,7 +45,7 @@ def _product(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """conv2d: input [n, groups * c, h, w], weight [groups * o, c, kh, kw] -> [n, groups * o, …]."""
+    """Convolve input [n, groups * c, h, w] by weight [groups * o, c, kh, kw]."""
     c, size = weight.shape[1], tuple(weight.shape[2:])
     steps = [(x, x) if isinstance(x, int) else tuple(x) for x in (padding, dilation, stride)]
     image = input.shape[2:]

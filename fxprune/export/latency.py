@@ -52,10 +52,10 @@ class Measure(Protocol):
         """On what is measured."""
 
     def __call__(self, widths: Widths) -> Known:
-        """The time at the widths; what was measured before is not measured again."""
+        """Return the time at the widths; what was measured before is not measured again."""
 
     def afresh(self, widths: Widths) -> Known:
-        """The time at the widths, measured once more and for longer."""
+        """Return the time at the widths, measured once more and for longer."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Choice:
 
 
 def choose(budget: Budget, layout: Layout, cost: CostModel, measure: Measure) -> Choice:
-    """Finds widths whose latency is the budget's.
+    """Find widths whose latency is the budget's.
 
     Groups keep about the same share of their channels, as in `uniform_widths`.
 
@@ -156,7 +156,7 @@ class _Search:
     doubted: set[tuple[int, int]] = field(default_factory=set)
 
     def ask(self, at: int, *, afresh: bool = False) -> float:
-        """The share at a place; a contradiction with its neighbours is measured once more."""
+        """Measure the share at a point of the chain; once more if its neighbours contradict it."""
         known = self.measure.afresh(self.chain[at]) if afresh else self.measure(self.chain[at])
         self.shares[at] = known.timing.bound(self.measure.target.cold).median
         self._doubt(at)
@@ -180,7 +180,7 @@ class _Search:
         return narrow.low > wide.high
 
     def approach(self) -> None:
-        """Measures where the model expects the budget, until it is as expected."""
+        """Measure where the model expects the budget, until it is as expected."""
         for _ in range(MEASUREMENTS):
             at = self.nearest()
             if at in self.shares:
@@ -189,7 +189,7 @@ class _Search:
                 return
 
     def nearest(self) -> int:
-        """The place where the model is nearest to the budget, and not above its tolerance."""
+        """Find the point where the model is nearest to the budget, and not above its tolerance."""
         model = self._model()
         fitting = np.flatnonzero(model <= (1 + TOLERANCE / 2) * self.budget.value)
         if len(fitting) == 0:
@@ -197,7 +197,7 @@ class _Search:
         return int(fitting[np.argmin(np.abs(model[fitting] - self.budget.value))])
 
     def _model(self) -> Floats:
-        """Shares of the dense time at all places of the chain, rising; float64 [places]."""
+        """Compute shares of the dense time at all points of the chain, rising; float64 [points]."""
         features = self._features
         places = [*sorted(self.shares), len(self.chain)]  # the last one is the dense network
         values = np.array([*(self.shares[place] for place in places[:-1]), 1.0])
@@ -230,7 +230,7 @@ class _Search:
         )
 
     def choice(self, at: int, known: Known) -> Choice:
-        """The end of the search."""
+        """Make the choice that the search ended in."""
         self.shares[at] = known.timing.bound(self.measure.target.cold).median
         slower = [pair for pair in sorted(self.doubted) if self._contradict(*pair)]
         return Choice(
@@ -243,7 +243,7 @@ class _Search:
 
 
 def _chain(budget: Budget, layout: Layout) -> list[Widths]:
-    """Widths from the least to the widest, one group a step wider each time, all together."""
+    """List widths from the least to the widest, one group a step wider each time, all together."""
     allowed = allowed_widths(budget, layout)
     widths = [steps[0] for steps in allowed]
     climbs = sorted(

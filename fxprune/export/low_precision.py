@@ -71,7 +71,7 @@ class Lowered:
 
 
 def write_fp16(source: Path, path: Path, trials: Sequence[Sequence[Tensor]]) -> Lowered:
-    """Writes a float32 ONNX file anew in half precision.
+    """Write a float32 ONNX file anew in half precision.
 
     Args:
         source: the float32 file.
@@ -101,7 +101,7 @@ def write_int8(
     trials: Sequence[Sequence[Tensor]],
     calibration: Sequence[Sequence[Tensor]],
 ) -> Lowered:
-    """Writes a float32 ONNX file anew with int8 weights and uint8 activations.
+    """Write a float32 ONNX file anew with int8 weights and uint8 activations.
 
     Args:
         source: the float32 file.
@@ -155,7 +155,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         )
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next batch by the names of the inputs; None at the end."""
+        """Return the next batch by the names of the inputs; None at the end."""
         return next(self.batches, None)
 
 
@@ -218,7 +218,7 @@ def _written(
 
 
 def _gap(run: Runner, wanted: Runner, trial: Sequence[Tensor]) -> float:
-    """The largest difference of an output, as a share of the largest value that is wanted."""
+    """Compute the largest difference of an output, as a share of the largest value wanted."""
     arrays = [tensor.detach().cpu().numpy() for tensor in trial]
     gaps = [0.0]
     for found, own in zip(run(arrays), wanted(arrays), strict=True):

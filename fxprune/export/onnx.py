@@ -77,7 +77,7 @@ class OnnxOptions:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the fields."""
+        """Check the fields."""
         if self.batch is not None and self.batch < 1:
             raise OptionError(f"batch cannot be {self.batch}", do="give 1 or more examples")
         for words in (self.input_names, self.output_names):
@@ -134,7 +134,7 @@ def export_onnx(
     notes: Mapping[str, object] | None = None,
     options: OnnxOptions = DEFAULT,
 ) -> ExportReport:
-    """Writes `model`, in eval mode, as an ONNX file with a dynamic batch.
+    """Write `model`, in eval mode, as an ONNX file with a dynamic batch.
 
     Args:
         model: a module that torch.export takes, usually what `shrink` returned; not changed.
@@ -202,7 +202,7 @@ def export_onnx(
 
 
 def onnx_content(model: nn.Module, example_inputs: Sequence[Tensor]) -> bytes:
-    """Makes the content of an ONNX file of `model`, in eval mode, unchecked: only to be timed.
+    """Make the content of an ONNX file of `model`, in eval mode, unchecked: only to be timed.
 
     Raises:
         ExportError: torch cannot export the network with a dynamic batch.
@@ -214,12 +214,12 @@ def onnx_content(model: nn.Module, example_inputs: Sequence[Tensor]) -> bytes:
 
 
 def _first(real: Sequence[Tensor], example: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
-    """The first `size` real examples."""
+    """Return the first `size` real examples."""
     return tuple(t[:size] if batched else t for t, batched in zip(real, which_batched(example)))
 
 
 def _larger(example: tuple[Tensor, ...], network: Network) -> tuple[Tensor, ...]:
-    """Examples whose images are 32 pixels larger each way.
+    """Make examples whose images are 32 pixels larger each way.
 
     Raises:
         OptionError: the network itself takes no other size.
@@ -241,7 +241,7 @@ def _larger(example: tuple[Tensor, ...], network: Network) -> tuple[Tensor, ...]
 
 
 def _varying(tensor: Tensor, batched: bool, options: OnnxOptions) -> dict[int, str] | None:
-    """The names of the dimensions that may vary."""
+    """Return the names of the dimensions that may vary."""
     names = {0: "batch"} if batched and options.batch is None else {}
     if options.dynamic_hw and tensor.dim() == 4:
         names |= {2: "height", 3: "width"}
@@ -249,7 +249,7 @@ def _varying(tensor: Tensor, batched: bool, options: OnnxOptions) -> dict[int, s
 
 
 def _names_of(result: Any) -> list[str]:
-    """The keys of a dict that a network returns, one for each tensor; else none."""
+    """Return the keys of a dict that a network returns, one for each tensor; else none."""
     if not isinstance(result, Mapping):
         return []
     leaves, _ = pytree.tree_flatten_with_path(result)
@@ -261,7 +261,7 @@ def _names_of(result: Any) -> list[str]:
 
 
 def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptions) -> Any:
-    """The checked ModelProto, without the exporter's notes (they hold paths of this machine)."""
+    """Export the checked ModelProto, without the exporter's notes, which hold local paths."""
     # An example of 1 would make torch.export take the batch for a constant.
     size = options.batch or 2
     pair = tuple(
@@ -317,7 +317,7 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptio
 
 
 def _check_options(program: Any, options: OnnxOptions) -> None:
-    """Refuses options that the exporter did not follow.
+    """Refuse options that the exporter did not follow.
 
     Raises:
         OptionError: an operator is not in the operator set that was asked for, or there are more
@@ -343,7 +343,7 @@ def _check_options(program: Any, options: OnnxOptions) -> None:
 
 
 def _name_nodes(graph: Any) -> None:
-    """Names each node by the module that it is of: `/layer1.0.conv1/Conv`."""
+    """Name each node by the module that it is of: `/layer1.0.conv1/Conv`."""
     seen: Counter[str] = Counter()
     for node in graph.node:
         notes = {entry.key: entry.value for entry in node.metadata_props}
@@ -356,7 +356,7 @@ def _name_nodes(graph: Any) -> None:
 
 
 def _strip(program: Any) -> None:
-    """Removes the notes of the exporter from nodes, values and weights."""
+    """Remove the notes of the exporter from nodes, values and weights."""
     graph = program.graph
     for part in (graph.node, graph.value_info, graph.input, graph.output, graph.initializer):
         for entry in part:
@@ -367,7 +367,7 @@ def _strip(program: Any) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, in its first line, or two if the first announces the second."""
+    """Return the innermost cause, in its first line, or two if the first announces the second."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -380,7 +380,7 @@ Runner = Callable[[Sequence[np.ndarray[Any, Any]]], list[np.ndarray[Any, Any]]]
 
 
 def runtime(content: bytes, threads: int | None = None, *, optimised: bool = True) -> Runner:
-    """ONNX Runtime on the CPU, as a function of the inputs in their order.
+    """Load content into ONNX Runtime on the CPU, as a function of the inputs in their order.
 
     Args:
         content: of an ONNX file.
@@ -407,7 +407,7 @@ def runtime(content: bytes, threads: int | None = None, *, optimised: bool = Tru
 
 
 def output_names_of(content: bytes) -> list[str]:
-    """The names of the outputs of an ONNX file's content."""
+    """Read the names of the outputs of an ONNX file's content."""
     return [entry.name for entry in load_model_from_string(content).graph.output]
 
 
@@ -433,12 +433,12 @@ class _Gap:
 
 
 def _excess(gap: _Gap) -> float:
-    """By how much a gap is over its tolerance."""
+    """Compute by how much a gap is over its tolerance."""
     return gap.relative - gap.tolerance
 
 
 def _refusal(path: Path, worst: _Gap, plain: _Gap, rounding: float) -> ParityError:
-    """What to say of a gap, given that without ONNX Runtime's graph optimisations, and rounding."""
+    """Make the refusal of a gap, given that without ONNX Runtime's optimisations, and rounding."""
     why = (
         f"the largest difference is {worst.relative:.1e} of the largest output, "
         f"more than {worst.tolerance:.0e}"
@@ -465,7 +465,7 @@ def _refusal(path: Path, worst: _Gap, plain: _Gap, rounding: float) -> ParityErr
 
 @torch.no_grad()
 def _rounding(network: Network, trials: Sequence[tuple[Tensor, ...]]) -> float:
-    """How far a network's outputs are from those in float64, as `_Gap.relative`; 0 if unknown."""
+    """Measure how far a network's outputs are from float64's, as `_Gap.relative`; 0 if unknown."""
     if not isinstance(network, nn.Module):
         return 0.0
     exact = copied(network, {}).double()
@@ -482,7 +482,7 @@ def _rounding(network: Network, trials: Sequence[tuple[Tensor, ...]]) -> float:
 
 @torch.no_grad()
 def _gaps(expected: Network, run: Runner, trial: tuple[Tensor, ...]) -> list[_Gap]:
-    """One gap for each output.
+    """Measure one gap for each output.
 
     Raises:
         ParityError: the outputs do not correspond, or are not finite.

@@ -65,7 +65,7 @@ class PlainReport:
 
 
 def export_plain(compact: nn.Module, example: tuple[Tensor, ...], path: Path) -> PlainReport:
-    """Writes a compact network as code and weights.
+    """Write a compact network as code and weights.
 
     Args:
         compact: what `shrink` returned.
@@ -94,7 +94,7 @@ def export_plain(compact: nn.Module, example: tuple[Tensor, ...], path: Path) ->
 
 
 def _state(compact: nn.Module) -> dict[str, Tensor]:
-    """The tensors, each with memory of its own."""
+    """Copy the tensors, each into memory of its own."""
     return {name: tensor.clone() for name, tensor in compact.state_dict().items()}
 
 
@@ -119,7 +119,7 @@ def _code(compact: fx.GraphModule) -> str:
 
 
 def _layers(module: nn.Module, path: str) -> Iterator[str]:
-    """The lines that make the modules and tensors of a network."""
+    """Write the lines that make the modules and tensors of a network."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
             made = f"torch.empty({list(parameter.shape)}, dtype={parameter.dtype})"
@@ -142,7 +142,7 @@ def _layers(module: nn.Module, path: str) -> Iterator[str]:
 
 
 def _made(layer: nn.Module) -> str:
-    """How a layer of torch is made, as its own repr says."""
+    """Write how a layer of torch is made, as its own repr says."""
     text = repr(layer)
     if "\n" in text or not re.fullmatch(r"\w+\(.*\)", text):
         raise _foreign(f"the layer {type(layer).__name__}")
@@ -160,7 +160,7 @@ def _foreign(what: str) -> ExportError:
 def _check(
     compact: fx.GraphModule, code: str, tensors: dict[str, Tensor], example: tuple[Tensor, ...]
 ) -> float:
-    """Runs the code as it is written; its largest difference from the network.
+    """Run the code as it is written; return its largest difference from the network.
 
     Raises:
         ExportError: it does not run.

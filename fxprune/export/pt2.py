@@ -42,7 +42,7 @@ def export_pt2(
     *,
     reference: nn.Module | None = None,
 ) -> Pt2Report:
-    """Writes `model`, in eval mode, as a .pt2 file with a dynamic batch.
+    """Write `model`, in eval mode, as a .pt2 file with a dynamic batch.
 
     `torch.export.load(path).module()` is the network again.
 
@@ -99,7 +99,7 @@ def _exported(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
 
 @torch.no_grad()
 def _gap(expected: Callable[..., Any], loaded: nn.Module, trial: tuple[Tensor, ...]) -> float:
-    """The largest difference of an output, as a share of its largest value.
+    """Compute the largest difference of an output, as a share of its largest value.
 
     Raises:
         ParityError: it is more than the tolerance, or an output is not finite.

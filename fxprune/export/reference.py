@@ -9,7 +9,7 @@ from fxprune.tracing.deepcopy import copied
 
 
 def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
-    """The dense network that the compact one has to equal: removed channels count for nothing.
+    """Make the dense network that the compact one has to equal: removed channels count for nothing.
 
     Where removing a channel changes the others (`gated.channels.mixing`) there is none, and
     `gated` itself says what to equal; see `reference_of`.

@@ -75,7 +75,7 @@ class Quotient:
 
     @staticmethod
     def of(values: Sequence[float]) -> "Quotient":
-        """Sums up the quotients of two rounds or more."""
+        """Sum up the quotients of two rounds or more."""
         low, middle, high = quantiles(values, n=4, method="inclusive")
         return Quotient(middle, low, high, len(values))
 
@@ -110,16 +110,16 @@ class Timing:
     quiet: bool
 
     def bound(self, cold: bool) -> Quotient:
-        """The quotient that a budget binds."""
+        """Return the quotient that a budget binds."""
         return self.cold if cold else self.hot
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` reads them."""
+        """Convert to plain values; `from_json` reads them."""
         return asdict(self)
 
     @staticmethod
     def from_json(value: Any) -> "Timing":
-        """Reads what `to_json` gave.
+        """Read what `to_json` gave.
 
         Raises:
             TypeError, KeyError, ValueError: it is something else.
@@ -145,7 +145,7 @@ def compare(
     effort: Effort = USUAL,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Timing:
-    """Times two networks in turns until their quotient is known well enough.
+    """Time two networks in turns until their quotient is known well enough.
 
     Args:
         dense: runs the dense network once.
@@ -195,7 +195,7 @@ class _Turn:
         self.calls = min(max(int(BLOCK / once), fewest if once < SLOW else SLOW_CALLS), most)
 
     def __call__(self) -> tuple[float, float]:
-        """Median seconds of a hot call, and the seconds of the cold one before them."""
+        """Time a network: median seconds of hot calls, and seconds of the cold one before."""
         cold = self._timed()
         return median(self._timed() for _ in range(self.calls)), cold
 
@@ -212,14 +212,14 @@ class _Foreign:
         self.wall, self.busy, self.own = time.monotonic(), _busy_seconds(), time.process_time()
 
     def cores(self) -> float:
-        """Cores, on average."""
+        """Count the cores that were busy, on average."""
         own = time.process_time() - self.own
         wall = time.monotonic() - self.wall
         return max(_busy_seconds() - self.busy - own, 0.0) / max(wall, 1e-9)
 
 
 def _busy_seconds() -> float:
-    """Seconds that all cores were busy for, or taken from this virtual machine."""
+    """Read the seconds that all cores were busy, or taken from this virtual machine."""
     try:
         fields = Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
     except OSError:

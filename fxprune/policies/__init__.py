@@ -15,12 +15,12 @@ __all__ = ["Policy", "keep_slots", "known", "parse", "top"]
 
 @functools.cache
 def known() -> Mapping[Hashable, type[Policy]]:
-    """All policies by name."""
+    """Map all policies by name."""
     return registry.collect("fxprune.policies", Policy)  # type: ignore[type-abstract]
 
 
 def parse(policy: str | Policy) -> Policy:
-    """Builds a policy from `name` or `name{option=value,…}`; a `Policy` is taken as it is.
+    """Build a policy from `name` or `name{option=value,…}`; a `Policy` is taken as it is.
 
     Raises:
         OptionError: the name or an option is unknown, or a value is out of range.

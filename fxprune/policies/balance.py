@@ -57,7 +57,7 @@ class Balance(Policy):
     saliency: Taylor = "batch"
 
     def __post_init__(self) -> None:
-        """Checks the options."""
+        """Check the options."""
         check_range(self, "decay", 0, 1)
         check_range(self, "grow", 0, 1e9)
         check_range(self, "reallocate", 1, 1e9)
@@ -74,7 +74,7 @@ class Balance(Policy):
         return False
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
-        """Adds `worth`, `weight`, float32 [N], and `last`, int64 [N]: when it was observed last."""
+        """Add `worth`, `weight`, float32 [N], and `last`, int64 [N]: when it was observed last."""
         state = super().start(layout, prior, seed)
         state["worth"] = torch.zeros_like(state["prior"])
         state["weight"] = torch.zeros_like(state["prior"])
@@ -82,7 +82,7 @@ class Balance(Policy):
         return state
 
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
-        """Adds to the discounted means of the executed channels."""
+        """Add to the discounted means of the executed channels."""
         value, valid = per_sum(saliency, selection, layout)
         if not layout.total:
             return
@@ -94,7 +94,7 @@ class Balance(Policy):
         mark_seen(state, selection, valid)
 
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
-        """What the place of a channel in its group is worth."""
+        """Return the worth of each channel in its group."""
         rows, columns = len(layout.sizes), max(layout.sizes, default=0)
         cells = place(layout, state["prior"].device)
         newest = state["last"].amax() if layout.total else 0

@@ -61,7 +61,7 @@ class Policy(abc.ABC):
         return True
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
-        """The state before the first step.
+        """Make the state before the first step.
 
         Args:
             layout: the channel groups.
@@ -79,7 +79,7 @@ class Policy(abc.ABC):
 
     @abc.abstractmethod
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
-        """Updates the state in place with one step's measurement.
+        """Update the state in place with one step's measurement.
 
         Args:
             state: what `start` returned.
@@ -91,7 +91,7 @@ class Policy(abc.ABC):
 
     @abc.abstractmethod
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
-        """What the selection ranks by.
+        """Return the scores by which the selection ranks channels.
 
         Args:
             state: the state; it is not changed.
@@ -105,29 +105,29 @@ class Policy(abc.ABC):
         """
 
     def milestone(self, state: State) -> None:  # noqa: B027 - most policies do not mind
-        """Takes note, in the state, that the learning rate was cut."""
+        """Take note, in the state, that the learning rate was cut."""
 
 
 def mark_seen(state: State, selection: Tensor, valid: Tensor) -> None:
-    """Adds the channels `selection` [K] to the seen ones where `valid`, bool [K], holds."""
+    """Add the channels `selection` [K] to the seen ones where `valid`, bool [K], holds."""
     seen = state["seen"]
     seen.index_copy_(0, selection, seen[selection] | valid)
 
 
 def unseen_first(score: Tensor, state: State) -> Tensor:
-    """Lifts the never observed channels above all others, by prior; float [N] >= 0 -> [N]."""
+    """Lift the never observed channels above all others, by prior; float [N] >= 0 -> [N]."""
     known = torch.where(state["seen"], score, 0.0)
     above = known.amax() + 1 if known.numel() else known.sum()
     return torch.where(state["seen"], score, above + state["prior"])
 
 
 def unseen_last(score: Tensor, state: State) -> Tensor:
-    """Puts the never observed channels below all others, by prior; float [N] >= 0 -> [N]."""
+    """Put the never observed channels below all others, by prior; float [N] >= 0 -> [N]."""
     return torch.where(state["seen"], score, state["prior"] - 2)
 
 
 def check_range(policy: Policy, option: str, low: float, high: float) -> None:
-    """Checks that an option's value lies in [low, high].
+    """Check that an option's value lies in [low, high].
 
     Raises:
         OptionError: it does not, or is not a number.
@@ -142,7 +142,7 @@ def check_range(policy: Policy, option: str, low: float, high: float) -> None:
 
 
 def check_choice(policy: Policy, option: str, choices: object) -> None:
-    """Checks that an option's value is one of the Literal `choices`.
+    """Check that an option's value is one of the Literal `choices`.
 
     Raises:
         OptionError: it is not.

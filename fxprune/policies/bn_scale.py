@@ -25,13 +25,13 @@ class BnScale(Policy):
         return "bn_scale"
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
-        """Adds `bn_scale`, float32 [N]."""
+        """Add `bn_scale`, float32 [N]."""
         state = super().start(layout, prior, seed)
         state["bn_scale"] = torch.zeros_like(state["prior"])
         return state
 
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
-        """Takes the executed channels' new scales."""
+        """Take the executed channels' new scales."""
         del layout
         value = saliency.float()
         valid = torch.isfinite(value)
@@ -40,7 +40,7 @@ class BnScale(Policy):
         mark_seen(state, selection, valid)
 
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
-        """The scale last measured."""
+        """Return the scale last measured."""
         del layout
         place = unseen_first if explore else unseen_last
         return place(state["bn_scale"], state)

@@ -53,7 +53,7 @@ class Cucb(Policy):
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the options."""
+        """Check the options."""
         check_range(self, "c", 0, 1e6)
         check_range(self, "discount", 0.5, 1)
         check_choice(self, "saliency", Taylor)
@@ -65,7 +65,7 @@ class Cucb(Policy):
         return self.saliency
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
-        """Adds `mean` and `plays`, float32 [N], and `rounds`, float32 []."""
+        """Add `mean` and `plays`, float32 [N], and `rounds`, float32 []."""
         state = super().start(layout, prior, seed)
         state["mean"] = torch.zeros_like(state["prior"])
         state["plays"] = torch.zeros_like(state["prior"])
@@ -73,7 +73,7 @@ class Cucb(Policy):
         return state
 
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
-        """Counts the play and moves the mean of each executed channel."""
+        """Count the play and move the mean of each executed channel."""
         reward, valid = per_group_max(saliency, selection, layout)
         if self.discount < 1:
             state["plays"].mul_(self.discount)
@@ -87,7 +87,7 @@ class Cucb(Policy):
         mark_seen(state, selection, valid)
 
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
-        """The upper confidence bound, or without exploration the mean reward."""
+        """Compute the upper confidence bound, or without exploration the mean reward."""
         del layout
         if not explore:
             return unseen_last(state["mean"], state)

@@ -27,7 +27,7 @@ class Fixed(Policy):
     choice: Choice = "magnitude"
 
     def __post_init__(self) -> None:
-        """Checks the option."""
+        """Check the option."""
         check_choice(self, "choice", Choice)
 
     @property
@@ -36,7 +36,7 @@ class Fixed(Policy):
         return "none"
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
-        """Adds `order`, float32 [N], the score for good."""
+        """Add `order`, float32 [N], the score for good."""
         state = super().start(layout, prior, seed)
         channels = torch.arange(layout.total, device=prior.device)
         if self.choice == "magnitude":
@@ -48,11 +48,11 @@ class Fixed(Policy):
         return state
 
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
-        """Notes only which channels executed."""
+        """Note only which channels executed."""
         del layout
         mark_seen(state, selection, torch.isfinite(saliency))
 
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
-        """The order of the start, whatever happened since."""
+        """Return the order of the start, whatever happened since."""
         del layout, explore
         return state["order"].clone()

@@ -22,13 +22,13 @@ class Magnitude(Policy):
         return "magnitude"
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
-        """Adds `magnitude`, float32 [N], which starts as the prior itself."""
+        """Add `magnitude`, float32 [N], which starts as the prior itself."""
         state = super().start(layout, prior, seed)
         state["magnitude"] = torch.where(torch.isfinite(prior), prior, 0).float()
         return state
 
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
-        """Takes the executed channels' new magnitudes."""
+        """Take the executed channels' new magnitudes."""
         del layout
         value = saliency.float()
         valid = torch.isfinite(value)
@@ -38,6 +38,6 @@ class Magnitude(Policy):
         mark_seen(state, selection, valid)
 
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
-        """The magnitude last measured."""
+        """Return the magnitude last measured."""
         del layout
         return state["magnitude"].clone() if explore else unseen_last(state["magnitude"], state)

@@ -23,20 +23,20 @@ class Random(Policy):
         return "none"
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
-        """Adds `seed` and `step`, int64 []."""
+        """Add `seed` and `step`, int64 []."""
         state = super().start(layout, prior, seed)
         state["seed"] = torch.tensor(seed % 2**32, dtype=torch.int64, device=prior.device)
         state["step"] = torch.zeros_like(state["seed"])
         return state
 
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
-        """Counts the step."""
+        """Count the step."""
         del layout
         state["step"].add_(1)
         mark_seen(state, selection, torch.isfinite(saliency))
 
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
-        """This step's draw from [0, 1), or without exploration that of step 0."""
+        """Draw this step's numbers from [0, 1), or without exploration those of step 0."""
         channels = torch.arange(layout.total, device=state["seed"].device)
         if explore:
             return draw(state["seed"], state["step"], channels)

@@ -12,14 +12,14 @@ Widths = tuple[int, ...]
 
 @functools.lru_cache(maxsize=64)
 def group_of(layout: Layout, device: torch.device) -> Tensor:
-    """The group of each channel: int64 [N]. Not to be written to."""
+    """Return the group of each channel: int64 [N]. Not to be written to."""
     with torch.inference_mode(False):
         return layout.group_of(device)
 
 
 @functools.lru_cache(maxsize=64)
 def place(layout: Layout, device: torch.device) -> Tensor:
-    """Where each channel lies in a matrix [G, largest group], flattened: int64 [N].
+    """Find where each channel lies in a matrix [G, largest group], flattened: int64 [N].
 
     The matrix makes reductions within groups exact to the bit on every device: no atomic adds.
     """
@@ -32,7 +32,7 @@ def place(layout: Layout, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def heads(layout: Layout, widths: Widths, device: torch.device) -> Tensor:
-    """The first widths[g] positions of each group g in the row of all channels: int64 [K]."""
+    """Index the first widths[g] positions of each group g in the row of all channels: int64 [K]."""
     with torch.inference_mode(False):
         positions = [
             torch.arange(offset, offset + width)

@@ -12,7 +12,7 @@ from fxprune.policies.rows import group_of, place
 
 
 def per_group_max(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Divides by the largest of the group: v / max(v), in [0, 1] (arXiv 2007.01486).
+    """Divide by the largest of the group: v / max(v), in [0, 1] (arXiv 2007.01486).
 
     Args:
         saliency: float [K] >= 0.
@@ -31,7 +31,7 @@ def per_group_max(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[
 
 
 def per_group_l2(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Divides by the group's L2 norm: v / sqrt(sum of v^2); takes and gives as `per_group_max`."""
+    """Divide by the group's L2 norm: v / sqrt(sum of v^2); takes and gives as `per_group_max`."""
     value, valid = per_group_max(saliency, selection, layout)  # the squares cannot overflow
     if not value.numel():
         return value, valid
@@ -40,7 +40,7 @@ def per_group_l2(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[T
 
 
 def per_sum(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Divides by the sum over all groups; takes and gives as `per_group_max`.
+    """Divide by the sum over all groups; takes and gives as `per_group_max`.
 
     The Taylor saliency is a first-order change of the loss in any layer, so what is left are
     shares of it that add up to 1, and groups keep what sets them apart.
@@ -53,14 +53,14 @@ def per_sum(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[Tensor
 
 
 def _finite(saliency: Tensor) -> tuple[Tensor, Tensor]:
-    """As float32, 0 where it was not finite; and bool, where it was."""
+    """Convert to float32, 0 where not finite; and bool, where it was finite."""
     value = saliency.float()
     valid = torch.isfinite(value)
     return torch.where(valid, value, 0.0), valid
 
 
 def _by_group(value: Tensor, selection: Tensor, layout: Layout) -> Tensor:
-    """Lays values [K] out as [G, largest group], zeros elsewhere."""
+    """Lay values [K] out as [G, largest group], zeros elsewhere."""
     rows, columns = len(layout.sizes), max(layout.sizes)
     matrix = value.new_zeros(rows * columns)
     matrix.index_copy_(0, place(layout, selection.device)[selection], value)

@@ -14,7 +14,7 @@ from fxprune.policies.rows import Widths, group_of, heads
 
 
 def top(scores: Tensor, layout: Layout, widths: Widths) -> Tensor:
-    """The channels with the highest scores of each group.
+    """Choose the channels with the highest scores of each group.
 
     Args:
         scores: float32 [N]. A NaN counts as -inf; of equals the lower channel number comes first.
@@ -29,7 +29,7 @@ def top(scores: Tensor, layout: Layout, widths: Widths) -> Tensor:
 
 
 def keep_slots(current: Tensor, chosen: Tensor, layout: Layout, widths: Widths) -> Tensor:
-    """Reorders a selection so that the channels that stay keep their slots.
+    """Reorder a selection so that the channels that stay keep their slots.
 
     A channel of `current` that is also chosen stays where it is; those newly chosen take the
     slots of those that leave their group.
@@ -63,7 +63,7 @@ def keep_slots(current: Tensor, chosen: Tensor, layout: Layout, widths: Widths) 
 
 
 def _ordered(scores: Tensor) -> Tensor:
-    """Whole numbers in (-2^31, 2^31) in the order of the scores: float32 [N] -> int64 [N].
+    """Map scores to whole numbers in (-2^31, 2^31) of the same order: float32 [N] -> int64 [N].
 
     The bits of a float, read as a number of sign and size, have the float's order. Sorting group
     and score as one whole number takes less than half the time of two sorts.

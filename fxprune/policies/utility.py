@@ -68,7 +68,7 @@ class Utility(Policy):
     reallocate: int = 100
 
     def __post_init__(self) -> None:
-        """Checks the options."""
+        """Check the options."""
         check_range(self, "decay", 0, 1)
         check_range(self, "decay_step", 0, 1)
         check_choice(self, "scale", Scale)
@@ -82,14 +82,14 @@ class Utility(Policy):
         return self.saliency
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:
-        """Adds `utility`, float32 [N], and `milestones`, int64 []."""
+        """Add `utility`, float32 [N], and `milestones`, int64 []."""
         state = super().start(layout, prior, seed)
         state["utility"] = torch.zeros_like(state["prior"])
         state["milestones"] = torch.zeros((), dtype=torch.int64, device=prior.device)
         return state
 
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:
-        """Decays the utility of the executed channels and adds their saliency."""
+        """Decay the utility of the executed channels and add their saliency."""
         value, valid = SCALES[self.scale](saliency, selection, layout)
         decay = (self.decay + self.decay_step * state["milestones"]).clamp_max(1.0)
         old = state["utility"][selection]
@@ -97,10 +97,10 @@ class Utility(Policy):
         mark_seen(state, selection, valid)
 
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
-        """The utility; there is no bonus for the little known."""
+        """Return the utility; there is no bonus for channels that are little known."""
         del layout, explore
         return unseen_last(state["utility"], state)
 
     def milestone(self, state: State) -> None:
-        """Raises lambda by `decay_step`."""
+        """Raise lambda by `decay_step`."""
         state["milestones"].add_(1)

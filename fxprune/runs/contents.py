@@ -35,7 +35,7 @@ def tensors_of(model: nn.Module) -> list[Tensor]:
 
 
 def most_bytes(tensors: Iterable[Tensor]) -> int:
-    """The largest checkpoint that a network with these tensors can have."""
+    """Compute the size of the largest checkpoint that a network with these tensors can have."""
     tensors = list(tensors)
     if any(is_lazy(tensor) for tensor in tensors):  # sizes that are not known yet
         return TENSOR_BYTES

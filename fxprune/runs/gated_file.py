@@ -18,7 +18,7 @@ GATED = "gated/"
 
 
 def save(gated: GatedModule, path: str | Path) -> None:
-    """Writes a gated network to one file: its state and the plan, but not its code.
+    """Write a gated network to one file: its state and the plan, but not its code.
 
     The optimiser's own state is not in it; that of resting channels is.
 
@@ -33,7 +33,7 @@ def save(gated: GatedModule, path: str | Path) -> None:
 
 
 def load(path: str | Path, model: nn.Module) -> GatedModule:
-    """Reads what `save` wrote.
+    """Read what `save` wrote.
 
     Args:
         path: the file.
@@ -53,7 +53,7 @@ def load(path: str | Path, model: nn.Module) -> GatedModule:
 
 
 def plan_of(meta: Mapping[str, Any], path: Path) -> Plan:
-    """The plan in the meta of a gated file; `path` is for the message.
+    """Read the plan in the meta of a gated file; `path` is for the message.
 
     Raises:
         RunError: there is none, or it is damaged.
@@ -84,11 +84,11 @@ def take_over(gated: GatedModule, tensors: Mapping[str, Tensor], path: Path) -> 
 
 
 def gated_state(gated: GatedModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the meta of a gated file."""
+    """Collect the tensors and the meta of a gated file."""
     tensors = {f"{GATED}{name}": value for name, value in gated.training_state().items()}
     return tensors, {"plan": dataclasses.asdict(Plan.of(gated))}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those tensors whose names begin with `prefix`, without it."""
+    """Select the tensors whose names begin with `prefix`, and drop it from their names."""
     return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

@@ -73,7 +73,7 @@ class EpochMetrics:
 
 
 def history_of(meta: dict[str, Any], path: Path) -> list[EpochMetrics]:
-    """The epochs that a checkpoint's meta holds; `path` is for the message.
+    """Read the epochs that a checkpoint's meta holds; `path` is for the message.
 
     Raises:
         RunError: they are damaged.

@@ -31,7 +31,7 @@ Size = Annotated[int, Field(ge=1, le=MOST_ELEMENTS)]
 
 
 def fingerprint(channels: ChannelGraph) -> str:
-    """Identifies the channel groups of a network: sizes, members, and the parameters' shapes."""
+    """Identify the channel groups of a network: sizes, members, and the parameters' shapes."""
     digest = hashlib.sha256()
     for group in channels.groups:
         digest.update(f"\n{group.size}".encode())
@@ -70,7 +70,7 @@ class Plan:
 
     @staticmethod
     def of(gated: GatedModule) -> "Plan":
-        """The plan of a gated network."""
+        """Make the plan of a gated network."""
         settings = gated.settings
         return Plan(
             inputs=tuple((s, str(dtype).removeprefix("torch.")) for s, dtype in gated.inputs),
@@ -85,7 +85,7 @@ class Plan:
 
     @staticmethod
     def from_json(value: Any, path: Path) -> "Plan":
-        """Takes what `dataclasses.asdict` became in JSON; `path` is for the message.
+        """Check what `dataclasses.asdict` became in JSON; `path` is for the message.
 
         Raises:
             RunError: a field is missing, unknown, of another kind or out of its range.
@@ -93,7 +93,7 @@ class Plan:
         return fitting(Plan, value, path, "plan")
 
     def instrument(self, model: nn.Module, path: Path) -> GatedModule:
-        """Does it again; `path` is for the message.
+        """Instrument a model again by the plan; `path` is for the message.
 
         Raises:
             RunError: the model has other channel groups, or the plan names what is not known.

@@ -42,7 +42,7 @@ class Promise:
 
     @staticmethod
     def keep(run: Path, choice: Choice | None) -> None:
-        """Writes the promise of a choice into a run's folder; without one none is left there."""
+        """Write the promise of a choice into a run's folder; without one none is left there."""
         if choice is None:
             (run / FILE).unlink(missing_ok=True)
             return
@@ -54,7 +54,7 @@ class Promise:
 
     @staticmethod
     def read(run: Path) -> "Promise | None":
-        """Reads it from a run's folder; None if the run has no measured latency budget.
+        """Read it from a run's folder; None if the run has no measured latency budget.
 
         Raises:
             RunError: the file is damaged.

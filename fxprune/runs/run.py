@@ -105,7 +105,7 @@ class Run:
 
     @staticmethod
     def create(path: Path, gated: GatedModule, spec: str, input: str | None = None) -> "Run":  # noqa: A002
-        """Writes a new run. A folder with a run that was never trained is written anew.
+        """Write a new run. A folder with a run that was never trained is written anew.
 
         Args:
             path: the folder; made if it is missing, but not what it is in.
@@ -125,7 +125,7 @@ class Run:
 
     @staticmethod
     def open(path: Path, *, trust: bool = False) -> "Run":
-        """Reads an existing run; nothing that it names is imported.
+        """Read an existing run; nothing that it names is imported.
 
         Args:
             path: its folder.
@@ -148,7 +148,7 @@ class Run:
 
     @staticmethod
     def find(folder: Path, *, trust: bool = False) -> tuple["Run", str]:
-        """The run that is meant where none is named: the folder itself, or one inside it.
+        """Find the run that is meant where none is named: the folder itself, or one inside it.
 
         Args:
             folder: where to look.
@@ -203,7 +203,7 @@ class Run:
 
     @contextlib.contextmanager
     def _begun(self) -> Iterator[Callable[[], None]]:
-        """Makes the folder; what is yielded writes plan.json, after the checkpoint."""
+        """Make the folder; what is yielded writes plan.json, after the checkpoint."""
         path = self.path
         refuse_what_is_there(path)
         try:
@@ -217,7 +217,7 @@ class Run:
             yield lambda: write_record(path / PLAN, record)
 
     def load(self, model: nn.Module) -> GatedModule:
-        """The gated network as the run left it.
+        """Load the gated network as the run left it.
 
         Args:
             model: what the SPEC builds.
@@ -237,7 +237,7 @@ class Run:
         return gated
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The metrics of each epoch so far, as the checkpoint has them; none before training.
+        """Read the metrics of each epoch so far from the checkpoint; none before training.
 
         Raises:
             RunError: the checkpoint is missing or damaged.
@@ -246,7 +246,7 @@ class Run:
 
 
 def read_history(checkpoint: Path) -> list[EpochMetrics]:
-    """Reads the metrics of each epoch from a checkpoint; none before the first.
+    """Read the metrics of each epoch from a checkpoint; none before the first.
 
     Raises:
         RunError: it is missing or damaged.
@@ -255,7 +255,7 @@ def read_history(checkpoint: Path) -> list[EpochMetrics]:
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """Reads the metrics of each epoch in the folder of a training; none before its first.
+    """Read the metrics of each epoch in the folder of a training; none before its first.
 
     Where there is no checkpoint, they are those of metrics.jsonl.
 
@@ -272,7 +272,7 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def refuse_what_is_there(path: Path) -> None:
-    """Checks that a new run can be made of a folder.
+    """Check that a new run can be made of a folder.
 
     Raises:
         RunError: it holds something else, or a trained run.

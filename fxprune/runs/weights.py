@@ -28,7 +28,7 @@ SHOWN = 3  # names of each kind in a message
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Gives `model` the parameters and buffers that a file holds for it.
+    """Give `model` the parameters and buffers that a file holds for it.
 
     Args:
         model: a network; after a refusal it is not to be used.
@@ -71,7 +71,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU; see `load_weights`.
+    """Return the tensors of a file by name, on the CPU; see `load_weights`.
 
     Raises:
         RunError: the file is missing, damaged, or of another kind.
@@ -121,7 +121,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _named(found: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a file held, without the names of wrappers."""
+    """Find the state dict in what a file held, without the names of wrappers."""
     for key in INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
@@ -139,7 +139,7 @@ def _named(found: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_odd_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuses tensors that hold no numbers to begin with, and numbers that are none."""
+    """Refuse tensors that hold no numbers, and numbers that are not finite."""
     for name, tensor in weights.items():
         do = "save model.state_dict() of the float network"
         if tensor.is_meta:
@@ -161,7 +161,7 @@ def _refuse_odd_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _family(tensor: Tensor) -> str:
-    """Tells numbers that one may stand for the other."""
+    """Name the kind of numbers that a dtype belongs to, within which one may stand for another."""
     if tensor.is_complex():
         return "complex"
     if tensor.is_floating_point():

@@ -59,7 +59,7 @@ class _Looks:
 
     @staticmethod
     def of(data: DataSet) -> "_Looks":
-        """What a data set looks like."""
+        """Describe a data set."""
         return _Looks(data.name, len(data.train), len(data.val), data.classes, data.shape)
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ class Trained:
     def of(
         model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> "Trained":
-        """Begins with a model that is not trained yet."""
+        """Begin with a model that is not trained yet."""
         tensors, _ = _state_of(model)
         wild = frozenset(name for name, tensor in tensors.items() if is_wild(tensor))
         return Trained(model, optimizer, scaler, wild)
@@ -118,7 +118,7 @@ class Trained:
         processes: int,
         kept: tuple[dict[str, Tensor], Within] | None,
     ) -> None:
-        """Writes the checkpoint, then metrics.jsonl from the same history.
+        """Write the checkpoint, then metrics.jsonl from the same history.
 
         Args:
             run: the folder.
@@ -161,7 +161,7 @@ class Trained:
     def load(
         self, run: Path, options: TrainOptions, data: DataSet, share: Share
     ) -> tuple[list[EpochMetrics], Progress | None]:
-        """Takes up the state of `run`, if it has one.
+        """Take up the state of `run`, if it has one.
 
         All options but the epochs have to be what they were; of these there may be more.
 
@@ -258,7 +258,7 @@ class Trained:
 
 
 def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A network's tensors and the meta, as a checkpoint has them."""
+    """Collect a network's tensors and the meta, as a checkpoint has them."""
     if isinstance(model, GatedModule):
         return gated_state(model)
     return {f"{MODEL}{key}": value for key, value in model.state_dict().items()}, {}
@@ -269,7 +269,7 @@ def _processes(count: int) -> str:
 
 
 def _settled(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an optimiser's group that do not change from step to step."""
+    """Return the settings of an optimiser's group that do not change from step to step."""
     return {key: value for key, value in group.items() if key != "lr"}
 
 

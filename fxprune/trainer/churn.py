@@ -13,7 +13,7 @@ class Churn:
     """Counts the channels that change hands, step by step, without making a GPU wait."""
 
     def __init__(self, gated: GatedModule | None, before: Sequence[float] = ()) -> None:
-        """Goes on with an epoch of a gated network; a plain one (None) has no figures.
+        """Go on with an epoch of a gated network; a plain one (None) has no figures.
 
         Args:
             gated: the network.
@@ -25,7 +25,7 @@ class Churn:
         self._shares: list[Tensor] = [*torch.tensor(before, device=device).float()]
 
     def step(self) -> None:
-        """Notes what one optimiser step exchanged; steps that change widths do not count."""
+        """Note what one optimiser step exchanged; steps that change widths do not count."""
         if self._gated is None or self._before is None:
             return
         now = self._gated.executing
@@ -36,11 +36,11 @@ class Churn:
         self._before = now
 
     def shares(self) -> list[float]:
-        """The shares that the steps so far exchanged."""
+        """Return the shares that the steps so far exchanged."""
         return torch.stack(self._shares).tolist() if self._shares else []
 
     def figures(self) -> dict[str, Any]:
-        """Gives `widths` and `churn` as `EpochMetrics` has them; empty for a plain network."""
+        """Give `widths` and `churn` as `EpochMetrics` has them; empty for a plain network."""
         if self._gated is None:
             return {}
         mean = float(torch.stack(self._shares).mean()) if self._shares else 0.0

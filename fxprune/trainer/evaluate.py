@@ -31,7 +31,7 @@ def score(
     stop: Stop | None = None,
     task: Task = CLASSIFY,
 ) -> Scores:
-    """Scores a network on a split, in `model.eval()`.
+    """Score a network on a split, in `model.eval()`.
 
     The model is left in the mode in which it came. Several processes that give the share of each
     share the work; all get the figures of the whole split.
@@ -61,14 +61,14 @@ def evaluate(
     share: Share = WHOLE,
     stop: Stop | None = None,
 ) -> tuple[float, float]:
-    """Mean cross-entropy and share of right answers; arguments and errors are those of `score`."""
+    """Compute mean cross-entropy and share of right answers; arguments are those of `score`."""
     scores = score(model, split, placement, batch_size, share, stop)
     assert scores.accuracy is not None  # targets are classes
     return scores.loss, scores.accuracy
 
 
 def summed(share: Share, *figures: Tensor) -> list[Tensor]:
-    """The sums of some figures, each [], over all processes."""
+    """Add figures, each [], over all processes."""
     if share.of > 1:
         for figure in figures:
             distributed.all_reduce(figure)
@@ -77,7 +77,7 @@ def summed(share: Share, *figures: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def check_fit(model: nn.Module, data: DataSet, placement: Placement, task: Task = CLASSIFY) -> None:
-    """Refuses, before any training, data that the model or the loss cannot take."""
+    """Refuse, before any training, data that the model or the loss cannot take."""
     was_training = model.training
     model.eval()
     inputs, targets = next(data.val.batches(2, device=placement.device))

@@ -39,7 +39,7 @@ class Layout:
 
 
 def score_file(path: Path, split: Split, task: Task, layout: Layout) -> Scores:
-    """Scores an ONNX file on a split, in ONNX Runtime on the CPU.
+    """Score an ONNX file on a split, in ONNX Runtime on the CPU.
 
     Raises:
         ExportError: ONNX Runtime cannot run it.
@@ -68,13 +68,13 @@ class _File(nn.Module):
 
 
 def _filled(batch: Tensor, size: int) -> Tensor:
-    """A batch that is filled up to a size by its last example."""
+    """Fill a batch up to a size by its last example."""
     missing = size - len(batch)
     return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
 
 
 def calibration_batches(data: DataSet, count: int, size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of the inputs of `count` training examples, drawn at random, not augmented.
+    """Yield batches of `count` training examples' inputs, drawn at random, not augmented.
 
     Args:
         data: the data of the run.
@@ -144,7 +144,7 @@ class Lowering:
     def write(
         self, path: Path, report: ExportReport, begin: Callable[[], None] = lambda: None
     ) -> list[Scored]:
-        """Writes the files beside a float32 file; returns all, with accuracy and latency.
+        """Write the files beside a float32 file; return all, with accuracy and latency.
 
         Args:
             path: the float32 file.
@@ -185,7 +185,7 @@ class Lowering:
 
 
 def latencies(paths: Sequence[Path], trial: Sequence[Tensor]) -> list[float]:
-    """The median time of each ONNX file on the same inputs, measured in turns, in seconds."""
+    """Measure the median time of each ONNX file on the same inputs, in turns, in seconds."""
     runs = [runtime(path.read_bytes()) for path in paths]
     arrays = [tensor.numpy() for tensor in trial]
     times: list[list[float]] = [[] for _ in runs]

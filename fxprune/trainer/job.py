@@ -83,7 +83,7 @@ class Job:
         own: Mapping[str, str | None] | None = None,
         val_split: float | None = None,
     ) -> "Job":
-        """The last call's job with what is given now; None stands for not given.
+        """Make the last call's job with what is given now; None stands for not given.
 
         What of code is given now is trusted from now on.
 
@@ -138,7 +138,7 @@ class Job:
 
     @staticmethod
     def read(run: Run) -> "Job | None":
-        """The job of the last call; None if there was none.
+        """Read the job of the last call; None if there was none.
 
         Raises:
             RunError: the file is damaged.
@@ -150,7 +150,7 @@ class Job:
         return Job(**{**vars(found), "root": Path(found.root)})
 
     def write(self, run: Run) -> None:
-        """Keeps the job for the next call."""
+        """Keep the job for the next call."""
         record = _Record(**{**vars(self), "root": str(self.root)})
         write_record(run.path / FILE, dataclasses.asdict(record))
 
@@ -164,7 +164,7 @@ class Job:
             run.require(kind, name)
 
     def made(self, run: Run, make: Make) -> dict[str, Any]:
-        """Makes what the job's names of code stand for: "data", "loss", "metric".
+        """Make what the job's names of code stand for: "data", "loss", "metric".
 
         Args:
             run: the run.
@@ -185,7 +185,7 @@ class Job:
         workers: int | None = None,
         transform: Transforms | None = None,
     ) -> DataSet:
-        """Loads the data; images of `folder:` take the size of the network's first input.
+        """Load the data; images of `folder:` take the size of the network's first input.
 
         Args:
             shape: of that input, with its batch.
@@ -220,6 +220,6 @@ class Job:
 
 
 def absolute(data: str) -> str:
-    """`folder:DIR` as another call, from another folder, will need it."""
+    """Make the path of `folder:DIR` absolute, for a call from another folder."""
     kind, colon, folder = data.partition(":")
     return f"{kind}:{Path(folder).expanduser().resolve()}" if kind + colon == FOLDER else data

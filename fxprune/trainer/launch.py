@@ -61,7 +61,7 @@ def launched(patience: float = PATIENCE) -> Iterator[int]:
 
 
 def _speaks() -> bool:
-    """Tells whether this process is the first to fail; torchrun's store outlives each of them."""
+    """Tell whether this process is the first to fail; torchrun's store outlives each of them."""
     with contextlib.suppress(Exception):
         store = distributed.distributed_c10d._get_default_store()
         return bool(store.add("fxprune/failed", 1) == 1)
@@ -70,7 +70,7 @@ def _speaks() -> bool:
 
 @contextmanager
 def first_alone(rank: int, wanted: bool) -> Iterator[None]:
-    """Lets the first rank go first, if that is wanted; the others find what it has fetched."""
+    """Let the first rank go first, if that is wanted; the others find what it has fetched."""
     wanted = wanted and distributed.is_available() and distributed.is_initialized()
     if wanted and rank > 0:
         distributed.barrier()

@@ -76,7 +76,7 @@ def fit(
     minutes: float | None = None,
     stop: Stop | None = None,
 ) -> list[EpochMetrics]:
-    """Trains `model` in place, and leaves it in eval mode.
+    """Train `model` in place, and leave it in eval mode.
 
     The processes of a torch.distributed process group, if there is one, share each batch; the
     first of them writes.
@@ -188,7 +188,7 @@ class _Session:
             )
 
     def resume(self, run: Path) -> list[EpochMetrics]:
-        """Takes up the state of `run`, if it has one, and returns its history."""
+        """Take up the state of `run`, if it has one, and return its history."""
         history, so_far = self.trained.load(run, self.options, self.data, self.share)
         if history and self.share.rank == 0:
             keep_metrics(run, history)  # of a process that was killed before it had written them
@@ -201,7 +201,7 @@ class _Session:
         return history
 
     def save(self, run: Path | None, history: Sequence[EpochMetrics]) -> None:
-        """Writes the checkpoint, with the epoch that is on its way; all processes have to call."""
+        """Write the checkpoint, with the epoch that is on its way; all processes have to call."""
         if run is None:
             return
         kept = self.so_far.keep(self.share, self.spent) if self.so_far.step else None
@@ -209,7 +209,7 @@ class _Session:
             self.trained.save(run, self.options, self.data, history, self.share.of, kept)
 
     def asked(self, stop: Stop | None) -> bool:
-        """Whether any process was asked to stop."""
+        """Tell whether any process was asked to stop."""
         if stop is None or self.share.of == 1:
             return stop is not None and stop()
         any_of_them = torch.tensor(int(stop()))
@@ -217,12 +217,12 @@ class _Session:
         return bool(any_of_them)
 
     def wrap(self) -> None:
-        """Makes the network one of several equal ones, if there are several processes."""
+        """Make the network one of several equal ones, if there are several processes."""
         if self.share.of > 1:
             self.network = DistributedDataParallel(self.model)
 
     def agree(self, answer: bool) -> bool:
-        """The first process's answer, on all of them."""
+        """Return the first process's answer, on all of them."""
         if self.share.of == 1:
             return answer
         first = torch.tensor(int(answer), device=self.placement.device)
@@ -232,7 +232,7 @@ class _Session:
     def epoch(
         self, epoch: int, progress: Callable[[Tick], None] | None, stop: Stop | None
     ) -> EpochMetrics | None:
-        """Trains and evaluates once, or goes on with that; `epoch` counts from 0.
+        """Train and evaluate once, or go on with that; `epoch` counts from 0.
 
         Returns:
             The metrics; None if `stop` said so, and `so_far` holds what is done.
@@ -343,13 +343,13 @@ class _Session:
         return loss.detach(), outputs
 
     def _settle(self, done: int) -> None:
-        """Fixes the selection of a gated network once the last share of the run is reached."""
+        """Fix the selection of a gated network once the last share of the run is reached."""
         gated = self.gated
         if gated is not None and not gated.settled and done >= self._settles_at(gated):
             gated.settle()
 
     def _spend(self, done: int) -> None:
-        """Gives a gated network the widths that are planned for a step, and counts its macs."""
+        """Give a gated network the widths that are planned for a step, and count its macs."""
         if self.gated is None or self.spending is None:
             return
         self.gated.spend(self.spending.pace.share(done))
@@ -357,7 +357,7 @@ class _Session:
             self.spent += self._examples * self.gated.cost.macs(self.gated.widths)
 
     def _fall_ends(self, done: int) -> int | None:
-        """The epoch in which the budget is reached, if that is not yet so."""
+        """Return the epoch in which the budget is reached, if that is not yet so."""
         if self.spending is None:
             return None
         reached = self.spending.pace.starts[-1]
@@ -372,7 +372,7 @@ class _Session:
         return min(self.options.batch_size, len(self.data.train))
 
     def _cost(self, done: int) -> dict[str, int | None]:
-        """What the last step executed, and what `done` steps cost, as `EpochMetrics` has it."""
+        """Return the last step's cost and that of `done` steps, as fields of `EpochMetrics`."""
         if self.gated is None or self.spending is None:
             return {}
         widths, cost = self.gated.widths, self.gated.cost
@@ -395,7 +395,7 @@ class _Session:
         )
 
     def _recalibrate(self, generator: torch.Generator) -> None:
-        """Batch norms measure the statistics of the network as it now is, on whole batches."""
+        """Measure batch norms' statistics of the network as it now is, on whole batches."""
         batches = islice(self._train_batches(generator), self.options.recalibrate)
         if self.options.recalibrate:
             with torch.autocast(
@@ -406,7 +406,7 @@ class _Session:
 
 
 def _share(examples: int, batch_size: int) -> Share:
-    """What this process takes of every batch."""
+    """Return what this process takes of every batch."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return WHOLE
     share = Share(distributed.get_rank(), distributed.get_world_size())
@@ -458,7 +458,7 @@ class _Clock:
             self.events[-1][1].record()
 
     def all(self) -> list[float]:
-        """The times of all steps so far, seconds."""
+        """Return the times of all steps so far, seconds."""
         if self.on_gpu:
             torch.cuda.synchronize()
             return [*self.before, *(a.elapsed_time(b) / 1000 for a, b in self.events)]

@@ -9,7 +9,7 @@ from fxprune.trainer.options import TrainOptions
 
 
 def learning_rate(options: TrainOptions, share: float) -> float:
-    """The learning rate after `share` (0 to 1) of the run."""
+    """Compute the learning rate after `share` (0 to 1) of the run."""
     if share < options.lr_warmup:
         return options.lr * share / options.lr_warmup
     if options.schedule == "step":
@@ -19,7 +19,7 @@ def learning_rate(options: TrainOptions, share: float) -> float:
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """The optimiser over all of the model's parameters."""
+    """Make the optimiser over all of the model's parameters."""
     if options.optimizer == "adamw":
         return torch.optim.AdamW(
             model.parameters(), lr=options.lr, weight_decay=options.weight_decay

@@ -122,7 +122,7 @@ class TrainOptions:
             )
 
     def schedule_of_budget(self, falls: bool) -> Schedule:
-        """The budget's schedule, what "auto" stands for included; `falls` is the policy's."""
+        """Make the budget's schedule, what "auto" stands for included; `falls` is the policy's."""
         if self.budget_schedule != "auto":
             return parse(self.budget_schedule)
         if self._begins_with_the_budget(falls):
@@ -131,13 +131,13 @@ class TrainOptions:
         return Cubic(begin=end / 4, end=end)
 
     def settled_share(self, falls: bool) -> float:
-        """`settle`, what None stands for included; `falls` is the policy's."""
+        """Return `settle`, what None stands for included; `falls` is the policy's."""
         if self.settle is not None:
             return self.settle
         return 0.75 if self._begins_with_the_budget(falls) else 0.5
 
     def settles_at(self, steps: int, falls: bool) -> int:
-        """The step, of all steps of a run, from which on the selection is fixed."""
+        """Return the step, of all steps of a run, from which on the selection is fixed."""
         return steps - int(self.settled_share(falls) * steps)
 
     def _begins_with_the_budget(self, falls: bool) -> bool:

@@ -22,7 +22,7 @@ class Placement:
 
     @staticmethod
     def of(options: TrainOptions) -> "Placement":
-        """Settles the "auto" options on this machine.
+        """Settle the "auto" options on this machine.
 
         Raises:
             OptionError: the device is unknown or not there.
@@ -52,7 +52,7 @@ class Placement:
         return Placement(device, amp, channels_last)
 
     def prepare(self, inputs: Any) -> Any:
-        """Inputs with images [B, C, H, W] in the wanted memory format."""
+        """Put images [B, C, H, W] among the inputs into the wanted memory format."""
         if not self.channels_last:
             return inputs
 
@@ -64,7 +64,7 @@ class Placement:
         return pytree.tree_map_only(Tensor, placed, inputs)
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
-        """What the network returns for the inputs of a batch, in float32."""
+        """Run the network on the inputs of a batch; its outputs are in float32."""
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             outputs = call(model, self.prepare(inputs))
         if self.amp is None:

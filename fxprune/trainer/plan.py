@@ -36,12 +36,12 @@ class Spending:
     steps: int
 
     def macs(self, steps: int) -> int | None:
-        """Macs of one example, summed over the first `steps` steps; None if not known."""
+        """Count macs of one example, summed over the first `steps` steps; None if not known."""
         return None if self.spans is None else _sum(self.spans, steps)
 
 
 def plan_spending(gated: GatedModule, options: TrainOptions, steps: int) -> Spending:
-    """Plans a run; if it may cost only a share of the dense run, by how long the budget falls.
+    """Plan a run; if it may cost only a share of the dense run, by how long the budget falls.
 
     With `options.train_macs` the fall of the schedule is stretched or compressed, its beginning
     in proportion, until the run costs as much of that share as it can: at most so long that it

@@ -74,7 +74,7 @@ class Progress:
 
     @staticmethod
     def begin(device: torch.device) -> "Progress":
-        """An epoch without steps."""
+        """Make an epoch without steps."""
         zero = torch.zeros((), dtype=torch.float64, device=device)
         return Progress(zero, zero.to(torch.int64))
 
@@ -93,7 +93,7 @@ class Progress:
             self.random_of_gpu = torch.cuda.get_rng_state(self.loss.device)[None]
 
     def keep(self, share: Share, spent: int | None) -> tuple[dict[str, Tensor], Within]:
-        """What a checkpoint keeps of it, for all processes; each of them has to call."""
+        """Collect what a checkpoint keeps of it, for all processes; each of them has to call."""
         assert self.random is not None  # there was a pause
         random = _of_all(self.random[0].to(self.loss.device), share)
         sums = [self.loss.clone(), self.right.clone(), torch.full_like(self.right, self.seen)]
@@ -110,7 +110,7 @@ class Progress:
     def read(
         tensors: Mapping[str, Tensor], within: Within, share: Share, device: torch.device
     ) -> "Progress":
-        """What `keep` gave; the first process goes on with the sums of all.
+        """Take what `keep` gave; the first process goes on with the sums of all.
 
         Raises:
             KeyError, RuntimeError: a tensor is missing, or of another kind.

@@ -84,7 +84,7 @@ class Drop:
 
     @staticmethod
     def between(dense: Answers, compact: Answers) -> "Drop":
-        """The drop on the same images.
+        """Compare answers on the same images.
 
         With b images that only the dense network names right and c that only the compact one
         does, of n: (b - c) / n, with the variance (b + c - (b - c)^2 / n) / n^2 of a difference
@@ -185,7 +185,7 @@ def prune(
     round_to: int | None = None,
     watcher: Watcher = SILENT,
 ) -> Pruned:
-    """Makes a trained network smaller: instruments it, trains it for a short while, shrinks it.
+    """Make a trained network smaller: instrument it, train it for a short while, shrink it.
 
     Args:
         model: the trained network; it is not changed.
@@ -255,7 +255,7 @@ def prune(
 
 @torch.no_grad()
 def answers(model: nn.Module, split: Split, placement: Placement, batch_size: int = 128) -> Answers:
-    """Runs a network over a split, in `model.eval()`; its mode is left as it was."""
+    """Run a network over a split, in `model.eval()`; its mode is left as it was."""
     was_training = model.training
     model.eval()
     right, labels = [], []
@@ -282,7 +282,7 @@ class _Work:
     def run(
         self, budget: Budget, data: DataSet, options: TrainOptions, *, finish: bool
     ) -> tuple[GatedModule, list[EpochMetrics]]:
-        """Instruments the network and trains it; what is finished gets a folder."""
+        """Instrument the network and train it; what is finished gets a folder."""
         self.watcher.began(f"instrumenting for {budget.kind}={budget.value:.3g}")
         example = tuple(tensor.to(_device_of(self.model)) for tensor in self.example_inputs)
         gated = api.instrument(self.model, example, self.policy, budget, self.round_to)
@@ -291,7 +291,7 @@ class _Work:
         return gated, fit(gated, data, options, run=folder, progress=self.watcher.ticked)
 
     def search(self, max_drop: float, dense: Answers) -> Pruned:
-        """Halves the room between sizes that lose too much and sizes that do not, then finishes."""
+        """Halve the room between sizes that lose too much and sizes that do not, then finish."""
         rest, held_out = hold_out(self.data)
         judged = self._answers(self.model, held_out)
         short = dataclasses.replace(self.options, epochs=min(SHORT, self.options.epochs))
@@ -334,13 +334,13 @@ class _Work:
         dense: Answers,
         history: Sequence[EpochMetrics],
     ) -> Pruned:
-        """The compact network, with its answers on the validation split."""
+        """Shrink the network, with its answers on the validation split."""
         compact = api.shrink(gated.eval())
         return Pruned(compact, gated, budget, dense, self._answers(compact, self.data.val), history)
 
 
 def hold_out(data: DataSet) -> tuple[DataSet, Split]:
-    """Splits the training images, the same ones each time: what still trains, and what judges.
+    """Split the training images, the same ones each time: what still trains, and what judges.
 
     Raises:
         DataError: the data cannot be split, or are too few.

@@ -28,13 +28,13 @@ class Accumulating(Protocol):
     """A metric that is computed from all batches, as those of torchmetrics are."""
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Takes a batch in."""
+        """Take a batch in."""
 
     def compute(self) -> Any:
-        """The metric of all batches so far: one number."""
+        """Return the metric of all batches so far: one number."""
 
     def reset(self) -> None:
-        """Forgets them."""
+        """Forget them."""
 
 
 Metric = Callable[[Any, Any], Any] | Accumulating
@@ -56,7 +56,7 @@ class Task:
     metric: Metric | None = None
 
     def __post_init__(self) -> None:
-        """Checks that they can be called."""
+        """Check that they can be called."""
         for word, value in (("loss", self.loss), ("metric", self.metric)):
             if value is not None and not callable(value) and not _accumulates(value):
                 raise OptionError(
@@ -66,7 +66,7 @@ class Task:
                 )
 
     def minimised(self, outputs: Any, targets: Any, smoothing: float = 0.0) -> Tensor:
-        """The loss of a batch, a scalar.
+        """Compute the loss of a batch, a scalar.
 
         Raises:
             ModelError: the network returns something else than the one tensor that cross-entropy
@@ -96,7 +96,7 @@ class Task:
         return loss
 
     def right(self, outputs: Any, targets: Any) -> Tensor:
-        """How many examples of a batch are right, int64 []; 0 where they do not have one class."""
+        """Count the right examples of a batch, int64 []; 0 where they do not have one class."""
         own = self.metric is not None or not isinstance(outputs, Tensor)
         if own or not isinstance(targets, Tensor) or outputs.dim() != 2:
             return torch.zeros((), dtype=torch.int64)
@@ -143,7 +143,7 @@ class Meter:
 
     @torch.no_grad()
     def add(self, outputs: Any, targets: Any, loss: Tensor, examples: int) -> None:
-        """Takes a batch in; `loss` is its mean, a scalar."""
+        """Take a batch in; `loss` is its mean, a scalar."""
         metric = self.task.metric
         sums = [torch.full_like(loss, examples), examples * loss.double()]
         if metric is None:
@@ -156,7 +156,7 @@ class Meter:
             self.sums[at] += figure.detach().double()
 
     def _right(self, outputs: Any, targets: Any, examples: int) -> list[Tensor]:
-        """How many examples are right, and right among the first five; empty if not classes."""
+        """Count the right examples, and those right among the first five; empty if not classes."""
         if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.dim() > 1):
             return []
         labels = targets
@@ -175,7 +175,7 @@ class Meter:
         return [right.double() * examples / number for right in found]
 
     def scores(self, sums: Tensor) -> Scores:
-        """The means of what was added up, `sums`, over all processes."""
+        """Average what was added up, `sums`, over all processes."""
         examples, loss, metric, top5 = sums.tolist()
         own = self.task.metric
         if own is not None:
@@ -190,12 +190,12 @@ class Meter:
 
 
 def _accumulates(metric: Any) -> TypeIs[Accumulating]:
-    """Whether a metric is an object that takes batches in."""
+    """Tell whether a metric is an object that takes batches in."""
     return all(hasattr(metric, word) for word in ("update", "compute", "reset"))
 
 
 def one_tensor(outputs: Any, training: bool = True) -> Tensor:
-    """The logits of a network.
+    """Return the logits of a network.
 
     Raises:
         ModelError: it returns something else than one tensor.
@@ -211,19 +211,19 @@ def one_tensor(outputs: Any, training: bool = True) -> Tensor:
 
 
 def call(network: nn.Module, inputs: Any) -> Any:
-    """Calls a network with the inputs of a batch: a tensor, a tuple, or a dict of keywords."""
+    """Call a network with the inputs of a batch: a tensor, a tuple, or a dict of keywords."""
     if isinstance(inputs, Mapping):
         return network(**inputs)
     return network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)
 
 
 def examples_of(inputs: Any) -> int:
-    """The number of examples of a batch: the length of its first tensor."""
+    """Return the number of examples of a batch: the length of its first tensor."""
     return len(next(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)))
 
 
 def shapes(value: Any) -> str:
-    """What a value holds, by kinds and shapes, for messages."""
+    """Describe what a value holds, by kinds and shapes, for messages."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, Mapping):
@@ -234,7 +234,7 @@ def shapes(value: Any) -> str:
 
 
 def name_of(value: Any) -> str:
-    """The name of a function, or of an object's class."""
+    """Return the name of a function, or of an object's class."""
     return str(getattr(value, "__name__", type(value).__name__))
 
 
