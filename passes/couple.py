@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxprune.analysis.aliasing import copy_always
-from fxprune.analysis.channel_convs import gather_up, spread
+from fxprune.analysis.channel_convs import drop_unused_positions, run_at_dense_positions
 from fxprune.analysis.compact_trial import try_widths, uneven_widths
 from fxprune.analysis.context import Pin
 from fxprune.analysis.propagation import Labelled, propagate
@@ -39,10 +39,10 @@ class Couple(Pass):
         inputs, labelled = _propagate(module, program.inputs)
         if copy_always(module, labelled.copies):
             labelled = propagate(module, inputs)
-        if spread(module, labelled):
+        if run_at_dense_positions(module, labelled):
             labelled = propagate(module, inputs)
             axes = Solution(labelled, module, []).graph().axes
-            if gather_up(module, lambda places: places not in axes):
+            if drop_unused_positions(module, lambda places: places not in axes):
                 labelled = propagate(module, inputs)
         extra: list[Pin] = []
         while True:

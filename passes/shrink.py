@@ -59,7 +59,7 @@ def _is_of_gates(module: nn.Module) -> bool:
 def _compact(gated: GatedModule) -> fx.GraphModule:
     """Copy the network as plain modules on its own tensors, in the mode that `gated` is in."""
     best, dense = gated.best(), gated.dense_tensors()
-    places = gated.bank.places(best.channels, best.widths)
+    places = gated.bank.positions(best.channels, best.widths)
     narrow: dict[int, Tensor] = {}
     for name, tensor in (*gated.named_parameters(), *gated.named_buffers()):
         data = dense[name].detach()

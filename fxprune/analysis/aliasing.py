@@ -23,7 +23,7 @@ from fxprune.tracing.module import TracedModule
 aten = torch.ops.aten
 
 
-class Sharing:
+class Aliasing:
     """Watches the calls of a run.
 
     Attributes:
@@ -79,7 +79,7 @@ def copy_always(module: TracedModule, nodes: Iterable[fx.Node]) -> bool:
 
     Args:
         module: the traced network.
-        nodes: those of `Sharing.copies`.
+        nodes: those of `Aliasing.copies`.
     """
     names = {node.name for node in nodes}
     for graph in module.graphs:

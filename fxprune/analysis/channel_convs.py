@@ -21,11 +21,11 @@ from fxprune.analysis.context import Slide
 from fxprune.analysis.propagation import Labelled, Value
 from fxprune.tracing.module import TracedModule
 
-PLACES = "fxprune_places_"
+POSITIONS = "fxprune_places_"
 """The buffers are the network's own; their names are this and a number."""
 
 
-def spread(module: TracedModule, labelled: Labelled) -> bool:
+def run_at_dense_positions(module: TracedModule, labelled: Labelled) -> bool:
     """Rewrite layers that slide along channels, in place; return whether there are any.
 
     Args:
@@ -33,22 +33,24 @@ def spread(module: TracedModule, labelled: Labelled) -> bool:
         labelled: a run of it.
     """
     device = next((tensor.device for tensor in module.parameters()), None)
-    mine = [slide for slide in labelled.context.sliding if _is_spread(module, slide.node)]
+    mine = [slide for slide in labelled.context.sliding if _is_rewritable(module, slide.node)]
     for number, slide in enumerate(mine):
         places = torch.arange(len(slide.labels), device=device)
-        module.register_buffer(f"{PLACES}{number}", places)
-        _rewrite(slide, f"{PLACES}{number}", _rank(labelled, slide.node.args[0]))
+        module.register_buffer(f"{POSITIONS}{number}", places)
+        _rewrite(slide, f"{POSITIONS}{number}", _rank(labelled, slide.node.args[0]))
     return bool(mine)
 
 
-def gather_up(module: TracedModule, fixed: Callable[[str], bool]) -> bool:
-    """Take back what `spread` did in vain, in place; return whether there was any.
+def drop_unused_positions(module: TracedModule, fixed: Callable[[str], bool]) -> bool:
+    """Undo `run_at_dense_positions` for pinned channels, in place; return whether any were.
 
     Args:
         module: the network that was rewritten.
         fixed: whether all channels of a buffer of places are pinned.
     """
-    vain = [name for name, _ in module.named_buffers() if name.startswith(PLACES) and fixed(name)]
+    vain = [
+        name for name, _ in module.named_buffers() if name.startswith(POSITIONS) and fixed(name)
+    ]
     for name in vain:
         delattr(module, name)
     for graph in module.graphs:
@@ -68,7 +70,7 @@ def _stays(node: fx.Node) -> bool:
     return node.target not in ("size", "new_zeros")
 
 
-def _is_spread(module: TracedModule, node: fx.Node) -> bool:
+def _is_rewritable(module: TracedModule, node: fx.Node) -> bool:
     if node.op == "call_module":  # and no leaf, whose convolutions are out of reach
         return isinstance(module.get_submodule(str(node.target)), _LAYERS)
     return node.op == "call_function" and node.target in _FUNCTIONS

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.analysis.aliasing import Sharing
+from fxprune.analysis.aliasing import Aliasing
 from fxprune.analysis.context import Computed
-from fxprune.analysis.shape_functions import Recipe, foretold, made
+from fxprune.analysis.shape_functions import ResultForm, known_results, made
 from fxprune.registry import collect
 from fxprune.rules.base import Call, Rule, tensors_in
 
-Looks = tuple[bool, list[Recipe]]
+Looks = tuple[bool, list[ResultForm]]
 """Whether an op returns a tuple, and how to make each of its results."""
 
 
 class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every ATen call and hands it to the rule of its op."""
 
-    def __init__(self, sharing: Sharing, graph: int, seen: dict[Any, Looks]) -> None:
+    def __init__(self, aliasing: Aliasing, graph: int, seen: dict[Any, Looks]) -> None:
         """Note the calls of the graph of this number; `seen` is what is known of earlier ones."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.context, self.sharing, self.graph, self.seen = sharing.context, sharing, graph, seen
+        self.context, self.aliasing, self.graph, self.seen = aliasing.context, aliasing, graph, seen
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -49,7 +49,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
         elif tensors_in((out,)):
             context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
-        self.sharing.see(func, args, kwargs, out)
+        self.aliasing.see(func, args, kwargs, out)
         if computed:
             context.computed += context.edges[known:]
             context.tape.append(Computed(func, args, kwargs, out))
@@ -75,7 +75,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         resized = torch.Tag.inplace_view in func.tags
         if func.is_view or resized or not kwargs.keys().isdisjoint(("out", "device")):
             return func(*args, **kwargs)
-        if not kwargs and (look := foretold(func, args)) is not None:
+        if not kwargs and (look := known_results(func, args)) is not None:
             return results(look, args)
         key = _key((func, args, tuple(kwargs.items())))
         if key is None:
@@ -84,20 +84,20 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = func(*args, **kwargs)
             parts = out if isinstance(out, tuple) else (out,)
             if all(isinstance(part, Tensor) and part.is_meta for part in parts):
-                self.seen[key] = isinstance(out, tuple), [_recipe(part, args) for part in parts]
+                self.seen[key] = isinstance(out, tuple), [_form(part, args) for part in parts]
             return out
         return results(self.seen[key], args)
 
 
-def _recipe(result: Tensor, args: tuple[Any, ...]) -> Recipe:
+def _form(result: Tensor, args: tuple[Any, ...]) -> ResultForm:
     same = next((place for place, value in enumerate(args) if value is result), None)
     return (result.shape, result.stride(), result.dtype) if same is None else same
 
 
 def results(look: Looks, args: tuple[Any, ...]) -> Any:
     """Return results that look as a call's are known to look."""
-    several, recipes = look
-    parts = tuple(made(recipe, args) for recipe in recipes)
+    several, forms = look
+    parts = tuple(made(form, args) for form in forms)
     return parts if several else parts[0]
 
 

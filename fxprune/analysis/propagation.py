@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.analysis.aliasing import Sharing
+from fxprune.analysis.aliasing import Aliasing
 from fxprune.analysis.context import Notebook, Product, Slide
 from fxprune.analysis.equalities import Components, components
 from fxprune.analysis.label_mode import LabelMode, results, rules, to_meta
-from fxprune.analysis.shape_functions import SIZED, AtenCall, call_of, foretold
+from fxprune.analysis.shape_functions import SIZED, AtenCall, call_of, known_results
 from fxprune.errors import TraceError
 from fxprune.rules.base import Family, Place, tensors_in
 from fxprune.tracing.data_dependent import really_run
@@ -37,7 +37,7 @@ class Value:
     Attributes:
         shape: its sizes.
         families: what it carried.
-        plain: its dtype and memory format where the node is a single call that was foretold, and
+        plain: its dtype and memory format where shape functions know the node's single call, and
             whose rule only ties dimensions to each other: then it comes to the same at any widths.
     """
 
@@ -59,7 +59,7 @@ class Labelled:
         axes: for each parameter and buffer, the labels of each of its dimensions longer than 1.
         values: for each graph (in the order of `TracedModule.graphs`), each node's values.
         batch: the length of the first dimension of the first input.
-        copies: those of `Sharing`.
+        copies: those of `Aliasing`.
     """
 
     context: Notebook
@@ -77,8 +77,8 @@ class Labelled:
 class Compact:
     """A compact network that is run with the labels of the dense one.
 
-    What the dense run foretold is not run again: its results are made of what is kept of their
-    labels, and only where a node that has to run asks for them.
+    What shape functions knew in the dense run is not run again: its results are made of what is
+    kept of their labels, and only where a node that has to run asks for them.
 
     Attributes:
         module: the network.
@@ -173,14 +173,14 @@ def propagate(
         seen: dict[Any, Any] = {}
         runs: list[_Interpreter] = []
         real = {id(meta[name]): tensor for name, tensor in tensors.items()}
-        sharing = Sharing(context, module)
+        aliasing = Aliasing(context, module)
         for number, graph in enumerate(module.graphs):
-            mode = LabelMode(sharing, number, seen)
+            mode = LabelMode(aliasing, number, seen)
             first = runs[0] if runs and compact is None else None
             runs.append(_Interpreter(module, graph, mode, compact, first, real))
             _run(runs[-1], inputs)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    return Labelled(context, axes, tuple(run.values for run in runs), batch, sharing.copies)
+    return Labelled(context, axes, tuple(run.values for run in runs), batch, aliasing.copies)
 
 
 def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]:
@@ -290,7 +290,7 @@ class _Interpreter(fx.Interpreter):
         args = fx.map_arg(n.args, operand)
         kwargs = fx.map_arg(n.kwargs, operand) if n.kwargs else {}
         call = self._call(n, args, kwargs)
-        look = None if call is None else foretold(*call)
+        look = None if call is None else known_results(*call)
         if call is not None and look is not None:
             out = results(look, call[1])
             self.mode.follow(*call, {}, out)

@@ -1,7 +1,7 @@
-"""What plain calls come to, so that they need not be run: PyTorch takes long for tiny ones.
+"""Shape functions: what common calls return, so that meta tensors need not run through them.
 
 A call of a common layer or function is one ATen call, and what its result looks like is plain to
-see where its operands are regular. Of all others nothing is foretold, and PyTorch is asked.
+see where its operands are regular. For all others PyTorch is asked.
 `aten.linear` counts as one call, though PyTorch makes several of it: a rule knows it as such.
 """
 
@@ -21,7 +21,7 @@ AtenCall = tuple[Any, tuple[Any, ...]]
 Look = tuple[torch.Size | tuple[int, ...], tuple[int, ...], torch.dtype]
 """A tensor's shape, strides and dtype."""
 
-Recipe = int | Look
+ResultForm = int | Look
 """How to make a result without its op: the argument that it is, or the look of a new tensor."""
 
 
@@ -29,11 +29,11 @@ SIZED = frozenset({aten.native_layer_norm.default})
 """Ops that are told sizes beside their tensors, which have to be changed with the widths."""
 
 
-def made(recipe: Recipe, args: tuple[Any, ...]) -> Any:
-    """Make the result that a recipe describes."""
-    if isinstance(recipe, int):
-        return args[recipe]
-    shape, stride, dtype = recipe
+def made(form: ResultForm, args: tuple[Any, ...]) -> Any:
+    """Make the result that a form describes."""
+    if isinstance(form, int):
+        return args[form]
+    shape, stride, dtype = form
     return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
@@ -153,7 +153,7 @@ _FUNCTIONS: Mapping[Any, Any] = MappingProxyType(
 # --- which results ---------------------------------------------------------------------------
 
 
-def foretold(func: Any, args: tuple[Any, ...]) -> tuple[bool, list[Recipe]] | None:
+def known_results(func: Any, args: tuple[Any, ...]) -> tuple[bool, list[ResultForm]] | None:
     """Return the shape and strides of an ATen call's results on meta tensors, where they are plain.
 
     That is so of element-wise floating-point ops among operands that agree in dtype, or are
@@ -161,13 +161,13 @@ def foretold(func: Any, args: tuple[Any, ...]) -> tuple[bool, list[Recipe]] | No
     norms, linear layers, concatenations and global pooling of tensors that fit.
 
     Returns:
-        Whether the op returns a tuple, and a recipe for each result.
+        Whether the op returns a tuple, and a form for each result.
     """
     known = _RESULTS.get(func.overloadpacket)
     return None if known is None else known(args)
 
 
-Results = tuple[bool, list[Recipe]] | None
+Results = tuple[bool, list[ResultForm]] | None
 
 
 def _same(args: tuple[Any, ...]) -> Results:
@@ -275,7 +275,7 @@ def _layer_normed(args: tuple[Any, ...]) -> Results:
     if any(tensor.shape != inner for tensor in tensors[1:]):
         return None
     outer = (*x.shape[: x.dim() - len(inner)], *[1] * len(inner))
-    return True, [_recipe(x.shape, x), *[_recipe(outer, x)] * 2]
+    return True, [_form(x.shape, x), *[_form(outer, x)] * 2]
 
 
 def _concatenated(args: tuple[Any, ...]) -> Results:
@@ -313,10 +313,10 @@ def _dense(tensors: Sequence[Tensor]) -> bool:
 
 
 def _new(shape: tuple[int, ...], like: Tensor) -> Results:
-    return False, [_recipe(shape, like)]
+    return False, [_form(shape, like)]
 
 
-def _recipe(shape: tuple[int, ...], like: Tensor) -> Look:
+def _form(shape: tuple[int, ...], like: Tensor) -> Look:
     stride, step = [], 1
     for size in reversed(shape):
         stride.append(step)

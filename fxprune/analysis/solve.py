@@ -25,6 +25,7 @@ from fxprune.analysis.propagation import Labelled, Value
 from fxprune.analysis.zeros import without_zeros
 from fxprune.channels.graph import (
     FIXED,
+    Axes,
     Axis,
     ChannelGraph,
     ChannelGroup,
@@ -42,7 +43,7 @@ from fxprune.rules.base import PINNED
 from fxprune.tracing.module import TracedModule, tensors_of
 from fxprune.user_lines import where
 
-Axes = Mapping[str, Mapping[int, Axis]]
+AxesByName = Mapping[str, Axes]
 
 
 class Solution:
@@ -232,7 +233,7 @@ class Solution:
             np.add.at(sums, [number[known] for known in keys], marks)
         return [labels.numpy() for labels in vectors.values()], sums
 
-    def _groups(self, axes: Axes) -> Iterator[ChannelGroup]:
+    def _groups(self, axes: AxesByName) -> Iterator[ChannelGroup]:
         roles = self._roles()
         members: list[list[Member]] = [[] for _ in self.layout.sizes]
         laid_out = {id(axis): axis for dims in axes.values() for axis in dims.values()}
@@ -270,7 +271,7 @@ class Solution:
         first = roles[starts if tied is None else tied[starts]].tolist()
         return {place: Role(role) for place, role in zip(self.names, first, strict=True) if role}
 
-    def _gates(self, axes: Axes) -> Iterator[Gate]:
+    def _gates(self, axes: AxesByName) -> Iterator[Gate]:
         nodes: dict[tuple[tuple[str, int], ...], list[str]] = {}  # a shared layer has several
         for node, vectors in self.context.gates.values():
             owners = dict.fromkeys(o for vector in vectors if (o := self.owner(vector)) is not None)
@@ -329,7 +330,7 @@ class Solution:
         axis = self.axis(labels)
         return Factor(len(labels)) if axis is None else axis.factor
 
-    def _factors(self, name: str, shape: tuple[int, ...], axes: Axes) -> tuple[Factor, ...]:
+    def _factors(self, name: str, shape: tuple[int, ...], axes: AxesByName) -> tuple[Factor, ...]:
         dims = axes.get(name, {})
         return tuple(
             dims[dim].factor if dim in dims else Factor(size) for dim, size in enumerate(shape)

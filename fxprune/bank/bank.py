@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.bank.packed import Pack, Seat
+from fxprune.bank.packed import MemoryLayout, Pack
 from fxprune.channels.graph import FIXED, Axis, ChannelGraph, Widths, template_slots
 from fxprune.channels.records import compact_shape
 
@@ -63,7 +63,7 @@ class Slots:
         filled = selection.index_select(0, self._source)
         return self._order.index_select(0, filled.mul_(self._step).add_(self._base))
 
-    def places(self, line: Tensor) -> dict[int, Tensor]:
+    def positions(self, line: Tensor) -> dict[int, Tensor]:
         """Cut the line into axes, by the axis's id."""
         lengths = [length for _, length in self.spans.values()]
         return dict(zip(self.spans, line.split_with_sizes(lengths)))
@@ -88,40 +88,40 @@ def _slots(axis: Axis, widths: Widths) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return slots, orders, steps, bases
 
 
-Places = Mapping[int, Tensor]
+Positions = Mapping[int, Tensor]
 """For each gated dimension of a tensor, the dense positions that its compact form holds."""
 
 
-def grid(places: Places, shape: torch.Size) -> tuple[Tensor, ...]:
+def grid(positions: Positions, shape: torch.Size) -> tuple[Tensor, ...]:
     """Make an index of the outer product of the given positions, for tensors of `shape`."""
-    last = max(places)
-    device = places[last].device
+    last = max(positions)
+    device = positions[last].device
     lines = [
-        places[dim] if dim in places else torch.arange(shape[dim], device=device)
+        positions[dim] if dim in positions else torch.arange(shape[dim], device=device)
         for dim in range(last + 1)
     ]
     return torch.meshgrid(*lines, indexing="ij") if last else (lines[0],)
 
 
-def take(dense: Tensor, places: Places) -> Tensor:
+def take(dense: Tensor, positions: Positions) -> Tensor:
     """Return the compact form of a dense tensor, as a tensor of its own, in its memory format."""
-    if len(places) == 1:
-        ((dim, positions),) = places.items()
-        compact = dense.index_select(dim, positions)
+    if len(positions) == 1:
+        ((dim, line),) = positions.items()
+        compact = dense.index_select(dim, line)
     else:
-        compact = dense[grid(places, dense.shape)] if places else dense.clone()
+        compact = dense[grid(positions, dense.shape)] if positions else dense.clone()
     if dense.dim() == 4 and not dense.is_contiguous() and dense.stride(1) == 1:
         return compact.contiguous(memory_format=torch.channels_last)
     return compact
 
 
-def put(dense: Tensor, places: Places, compact: Tensor) -> None:
-    """Write a compact tensor to its places in the dense one, in place."""
-    if len(places) == 1:
-        ((dim, positions),) = places.items()
-        dense.index_copy_(dim, positions, compact)
+def put(dense: Tensor, positions: Positions, compact: Tensor) -> None:
+    """Write a compact tensor into the dense one, at its positions, in place."""
+    if len(positions) == 1:
+        ((dim, line),) = positions.items()
+        dense.index_copy_(dim, line, compact)
     else:
-        dense[grid(places, dense.shape)] = compact
+        dense[grid(positions, dense.shape)] = compact
 
 
 class Bank:
@@ -130,7 +130,7 @@ class Bank:
     Attributes:
         dense: the bank of each gated parameter and buffer; those of a pack are views of it.
         states: for each gated parameter, the bank of each of its optimiser's state tensors.
-        seats: how each of them lies in memory.
+        layouts: how each of them lies in memory.
         packs: the pack of each tensor that has one, by name.
     """
 
@@ -161,14 +161,14 @@ class Bank:
             self._shapes = (widths, {n: compact_shape(n, self.channels, widths) for n in each})
         return self._shapes[1][name]
 
-    def places(self, selection: Tensor, widths: Widths) -> dict[int, Tensor]:
+    def positions(self, selection: Tensor, widths: Widths) -> dict[int, Tensor]:
         """Return the dense positions of every axis, by the axis's id, for a selection."""
         slots = self.slots(widths, selection.device)
-        return slots.places(slots.line(selection))
+        return slots.positions(slots.line(selection))
 
-    def of(self, name: str, places: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    def of(self, name: str, positions: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Return the positions of one tensor's dimensions."""
-        return {dim: places[id(axis)] for dim, axis in self.channels.axes[name].items()}
+        return {dim: positions[id(axis)] for dim, axis in self.channels.axes[name].items()}
 
     def state(self, name: str, key: str, like: Tensor) -> Tensor:
         """Return the bank of an optimiser state tensor; zeros until the optimiser has made it."""
@@ -228,13 +228,15 @@ class Bank:
         self.dense, self.states = dict(dense), dict[str, dict[str, Tensor]]()
         self.packs: dict[str, Pack] = {}
         self._flats: dict[tuple[int, str | None, torch.dtype], Tensor] = {}
-        self.seats = {name: Seat.of(t, self.channels.axes[name]) for name, t in dense.items()}
+        self.layouts = {
+            name: MemoryLayout.of(t, self.channels.axes[name]) for name, t in dense.items()
+        }
         parameters = {term.name for term in self.channels.params_terms}
-        alike: dict[tuple[int, torch.dtype], dict[str, Seat]] = {}
+        alike: dict[tuple[int, torch.dtype], dict[str, MemoryLayout]] = {}
         for name in sorted(dense, key=lambda name: name not in parameters):
-            seat, tensor = self.seats[name], dense[name]
-            if seat.lead and (tensor.device.type != "cpu" or tensor.numel() < LARGE):
-                alike.setdefault((seat.cell, tensor.dtype), {})[name] = seat
+            layout, tensor = self.layouts[name], dense[name]
+            if layout.lead and (tensor.device.type != "cpu" or tensor.numel() < LARGE):
+                alike.setdefault((layout.cell, tensor.dtype), {})[name] = layout
         for members in alike.values():
             pack = Pack(members, sum(name in parameters for name in members))
             for name in members:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.bank.bank import Bank, put, take
 from fxprune.bank.packed import Pack
-from fxprune.bank.sparse import Moves
+from fxprune.bank.sparse import SparseSwap
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.tracing.module import modules_of
 
@@ -89,9 +89,9 @@ def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
 @torch.no_grad()
 def store(items: Iterable[Item], bank: Bank, at: Chosen) -> None:
     """Write residents to the bank; they stay as they are."""
-    places = bank.places(at.channels, at.widths)
+    positions = bank.positions(at.channels, at.widths)
     for item in items:
-        put(item.dense, bank.of(item.name, places), item.resident)
+        put(item.dense, bank.of(item.name, positions), item.resident)
 
 
 Step = Callable[[], None]
@@ -115,8 +115,8 @@ def steps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> list[S
     if new.widths == old.widths:
         return list(_swaps(items, bank, old, new))
     moving = list(items)
-    before = bank.places(old.channels, old.widths)
-    after = bank.places(new.channels, new.widths)
+    before = bank.positions(old.channels, old.widths)
+    after = bank.positions(new.channels, new.widths)
 
     def leave() -> None:
         for item in moving:
@@ -135,8 +135,8 @@ def taken(
     """Return the residents at another selection, each with where to put it; all stay in place."""
     moving = list(items)
     store(moving, bank, old)
-    places = bank.places(new.channels, new.widths)
-    return [(item.install, take(item.dense, bank.of(item.name, places))) for item in moving]
+    positions = bank.positions(new.channels, new.widths)
+    return [(item.install, take(item.dense, bank.of(item.name, positions))) for item in moving]
 
 
 def _swaps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> Iterator[Step]:
@@ -155,9 +155,9 @@ def _swaps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> Itera
         else:
             packed.setdefault((pack, key, resident.dtype), {})[name] = resident
     if large:
-        moves = Moves(slots.places(before), slots.places(after))
+        swap = SparseSwap(slots.positions(before), slots.positions(after))
         for name, pairs in large.items():
-            yield from moves.exchanges(bank.seats[name], pairs)
+            yield from swap.exchanges(bank.layouts[name], pairs)
     indices: dict[Pack, tuple[Tensor, Tensor]] = {}
     for (pack, key, _), tensors in packed.items():
         tables = pack.tables(widths, slots.spans, device)

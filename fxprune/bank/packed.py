@@ -15,15 +15,14 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from fxprune.channels.graph import Axis, Widths
+from fxprune.channels.graph import Axes, Widths
 
-Axes = Mapping[int, Axis]
 Spans = Mapping[int, tuple[int, int]]
 """By the id of an axis, where its positions begin in the line of all axes, and their number."""
 
 
 @dataclass(frozen=True, eq=False)
-class Seat:
+class MemoryLayout:
     """How one tensor lies in memory, dense and compact alike.
 
     Attributes:
@@ -41,8 +40,8 @@ class Seat:
     cell: int
 
     @classmethod
-    def of(cls, dense: Tensor, axes: Axes) -> "Seat":
-        """Return the seat of a tensor; it keeps its memory format."""
+    def of(cls, dense: Tensor, axes: Axes) -> "MemoryLayout":
+        """Return the layout of a tensor; it keeps its memory format."""
         order = tuple(range(dense.dim()))
         if dense.dim() > 3 and not dense.is_contiguous() and dense.stride(1) == 1:
             order = (0, *order[2:], 1)
@@ -58,7 +57,7 @@ class Seat:
     def strides(self) -> list[int]:
         """Count the dense cells that a step along each leading dimension moves."""
         sizes = [self.shape[dim] for dim in self.order[: self.lead]]
-        return [math.prod(sizes[place + 1 :]) for place in range(self.lead)]
+        return [math.prod(sizes[level + 1 :]) for level in range(self.lead)]
 
     def lengths(self, widths: Widths) -> list[int]:
         """Return the compact lengths of the leading dimensions."""
@@ -80,38 +79,46 @@ class Seat:
 class Tables:
     """Where the compact cells of some tensors lie among their dense cells, at fixed widths.
 
-    The tensors' dense cells follow each other, and so do the compact ones.
+    The tensors' dense cells follow each other, and so do the compact ones. Each compact cell's
+    dense number is a sum of entries, one for each leading dimension:
+
+        weight [4, 3], cells of 1: cell (i, j) is 3 * i + j
+        selection: rows 1 and 3, columns 0 and 2    entries: 0 | 3, 9 | 0, 2
+        compact cells, by row and column            first level 1 1 2 2, second level 3 4 3 4
+        their dense numbers                         3 + 0, 3 + 2, 9 + 0, 9 + 2 = 3, 5, 9, 11
+
+    Entry 0 is 0: it stands for the levels that a tensor of fewer dimensions lacks.
 
     Attributes:
         ends: for each tensor, one past its last compact cell.
     """
 
     def __init__(
-        self, seats: Sequence[Seat], widths: Widths, spans: Spans, device: torch.device
+        self, layouts: Sequence[MemoryLayout], widths: Widths, spans: Spans, device: torch.device
     ) -> None:
-        begins = accumulate((seat.cells for seat in seats), initial=0)
+        begins = accumulate((layout.cells for layout in layouts), initial=0)
         nothing = torch.zeros(1, dtype=torch.int64)
         # An entry for each position of each leading dimension; the first stands for no dimension.
         source, times, plus = [nothing], [nothing], [nothing]
-        depth = max(seat.lead for seat in seats)
+        depth = max(layout.lead for layout in layouts)
         levels: list[list[Tensor]] = [[] for _ in range(depth)]
         entries, ends = 1, []
-        for seat, begin in zip(seats, begins):
-            lengths = seat.lengths(widths)
-            for place, (length, stride) in enumerate(zip(lengths, seat.strides())):
+        for layout, begin in zip(layouts, begins):
+            lengths = layout.lengths(widths)
+            for level, (length, stride) in enumerate(zip(lengths, layout.strides())):
                 line = torch.arange(length)
-                axis = seat.axes.get(seat.order[place])
-                base = torch.full_like(line, begin if place == 0 else 0)
+                axis = layout.axes.get(layout.order[level])
+                base = torch.full_like(line, begin if level == 0 else 0)
                 source.append(0 * line if axis is None else line + spans[id(axis)][0])
                 times.append(torch.full_like(line, 0 if axis is None else stride))
                 plus.append(base + stride * line if axis is None else base)
                 own = [1] * len(lengths)
-                own[place] = length
-                levels[place].append((line + entries).int().view(own).expand(lengths).flatten())
+                own[level] = length
+                levels[level].append((line + entries).int().view(own).expand(lengths).flatten())
                 entries += length
             count = math.prod(lengths)
-            for place in range(len(lengths), depth):
-                levels[place].append(torch.zeros(count, dtype=torch.int32))
+            for level in range(len(lengths), depth):
+                levels[level].append(torch.zeros(count, dtype=torch.int32))
             ends.append(count)
         self.ends = tuple(accumulate(ends))
         self._source = torch.cat(source).to(device)
@@ -136,17 +143,17 @@ class Pack:
     """Tensors whose cells have one size and dtype.
 
     Attributes:
-        seats: the tensors by name; parameters first, then buffers.
+        layouts: the tensors by name; parameters first, then buffers.
         cell: the size of a cell.
     """
 
-    def __init__(self, seats: Mapping[str, Seat], parameters: int) -> None:
+    def __init__(self, layouts: Mapping[str, MemoryLayout], parameters: int) -> None:
         """Lay tensors out; the first `parameters` of them are parameters."""
-        self.seats = dict(seats)
-        self.names = tuple(seats)
-        self.cell = next(iter(seats.values())).cell
-        ends = list(accumulate((seat.cells for seat in seats.values()), initial=0))
-        self._spans = dict(zip(seats, pairwise(ends)))
+        self.layouts = dict(layouts)
+        self.names = tuple(layouts)
+        self.cell = next(iter(layouts.values())).cell
+        ends = list(accumulate((layout.cells for layout in layouts.values()), initial=0))
+        self._spans = dict(zip(layouts, pairwise(ends)))
         self._total, self._stateful = ends[-1], ends[parameters]
         self._tables: tuple[object, Tables] | None = None
 
@@ -159,13 +166,13 @@ class Pack:
     def view(self, flat: Tensor, name: str) -> Tensor:
         """Return one tensor of a storage, in its dense shape."""
         begin, end = self._spans[name]
-        return self.seats[name].shaped(flat[begin:end])
+        return self.layouts[name].shaped(flat[begin:end])
 
     def tables(self, widths: Widths, spans: Spans, device: torch.device) -> Tables:
         """Return the tables at these widths; kept until the widths change."""
         key = (widths, device)
         if self._tables is None or self._tables[0] != key:
-            made = Tables(list(self.seats.values()), widths, spans, device)
+            made = Tables(list(self.layouts.values()), widths, spans, device)
             self._tables = (key, made)
         return self._tables[1]
 
@@ -179,7 +186,7 @@ class Pack:
 
     def staged(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the cells of some compact tensors, one behind the other: a copy."""
-        lying = (self.seats[name].inside_out(tensor) for name, tensor in tensors.items())
+        lying = (self.layouts[name].inside_out(tensor) for name, tensor in tensors.items())
         return torch.cat([in_cells(tensor.contiguous(), self.cell) for tensor in lying])
 
     def swap(
@@ -190,7 +197,7 @@ class Pack:
         after: Tensor,
         leaving: Tensor,
     ) -> None:
-        """Store compact tensors in the flat storage and load others, in place.
+        """Store compact tensors in the flat storage and load others, in level.
 
         Once more with the same arguments does the same, also after it was interrupted.
 
@@ -201,7 +208,7 @@ class Pack:
             after: likewise, of those to be loaded.
             leaving: what `staged` returned of the tensors.
         """
-        lying = [self.seats[name].inside_out(tensor) for name, tensor in tensors.items()]
+        lying = [self.layouts[name].inside_out(tensor) for name, tensor in tensors.items()]
         cells = [in_cells(tensor.contiguous(), self.cell) for tensor in lying]
         dense = in_cells(flat, self.cell)
         dense.index_copy_(0, before, leaving)

@@ -1,4 +1,4 @@
-"""Moves: of a large tensor, only the cells of the channels that change are exchanged.
+"""Swaps of large tensors: only the cells of the channels that change are exchanged.
 
 This is for the CPU, where a tensor's size in bytes is what an exchange costs, and where to ask
 which slots changed is free; on a GPU the answer would have to be waited for. See
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fxprune.bank.packed import Seat, in_cells
+from fxprune.bank.packed import MemoryLayout, in_cells
 
 Line = npt.NDArray[np.int64]
 
@@ -26,7 +26,7 @@ class Part(NamedTuple):
     Attributes:
         compact: their numbers in the compact tensor; those of whole rows where `rows`.
         leaving: the dense cells that they are stored to.
-        entering: the dense cells that are loaded in their place.
+        entering: the dense cells that are loaded instead.
         rows: whether they are whole slices along the outermost dimension, which lie together.
     """
 
@@ -36,100 +36,106 @@ class Part(NamedTuple):
     rows: bool
 
 
-class Way(NamedTuple):
+class AxisChange(NamedTuple):
     """What becomes of one axis; slots are those of its compact positions.
 
     Attributes:
         before: the dense position in each slot.
-        after: that which comes in its place.
-        changes: the slots in which the two differ.
-        stays: the slots in which they do not.
+        after: the one that replaces it.
+        changed: the slots in which the two differ.
+        kept: the slots in which they do not.
     """
 
     before: Line
     after: Line
-    changes: Line
-    stays: Line
+    changed: Line
+    kept: Line
 
     @classmethod
-    def of(cls, before: Line, after: Line) -> "Way":
+    def of(cls, before: Line, after: Line) -> "AxisChange":
         """Compute the change from the dense positions in all slots."""
         change = before != after
         return cls(before, after, np.flatnonzero(change), np.flatnonzero(~change))
 
 
-class Moves:
+class SparseSwap:
     """One change of selection at equal widths. Tensors that lie alike share what is worked out."""
 
     def __init__(self, before: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> None:
         """Compare the dense positions of every axis, by its id, `before` and `after`."""
         self._before, self._after = before, after
-        self._ways: dict[int, Way] = {}
+        self._changes: dict[int, AxisChange] = {}
         self._known: dict[object, list[Part]] = {}
 
     def exchanges(
-        self, seat: Seat, pairs: Iterable[tuple[Tensor, Tensor]]
+        self, layout: MemoryLayout, pairs: Iterable[tuple[Tensor, Tensor]]
     ) -> list[Callable[[], None]]:
-        """Plan to store the cells that leave and to load those that enter, both in place.
+        """Plan to store the cells that leave and to load those that enter, both in depth.
 
         A channel rests as a whole, so each cell that enters is complete in the bank.
 
         Args:
-            seat: how the tensors lie.
+            layout: how the tensors lie.
             pairs: compact tensors, each with its bank.
 
         Returns:
             What does it, for each pair; it may be called again after it was interrupted.
         """
-        key = (seat.shape, seat.order, tuple((dim, id(axis)) for dim, axis in seat.axes.items()))
+        key = (
+            layout.shape,
+            layout.order,
+            tuple((dim, id(axis)) for dim, axis in layout.axes.items()),
+        )
         parts = self._known.get(key)
         if parts is None:
-            parts = self._known[key] = self._parts(seat)
-        return [_Exchange(seat, parts, *pair) for pair in pairs] if parts else []
+            parts = self._known[key] = self._parts(layout)
+        return [_Exchange(layout, parts, *pair) for pair in pairs] if parts else []
 
-    def _parts(self, seat: Seat) -> list[Part]:
-        ways = [self._way(seat, dim) for dim in seat.order[: seat.lead]]
-        lengths = [len(way.before) for way in ways]
-        strides = [math.prod(lengths[place + 1 :]) for place in range(seat.lead)]
+    def _parts(self, layout: MemoryLayout) -> list[Part]:
+        changes = [self._change(layout, dim) for dim in layout.order[: layout.lead]]
+        lengths = [len(change.before) for change in changes]
+        strides = [math.prod(lengths[depth + 1 :]) for depth in range(layout.lead)]
         parts = []
-        for place, way in enumerate(ways):
-            if not len(way.changes):
+        for depth, change in enumerate(changes):
+            if not len(change.changed):
                 continue
             # What changes along this dimension, without what also does along an earlier one.
-            takes = [earlier.stays for earlier in ways[:place]]
-            takes += [way.changes, *(np.arange(length) for length in lengths[place + 1 :])]
-            lines = [way.before[take] for way, take in zip(ways, takes)]
-            leaving = _grid(lines, seat.strides())
-            lines = [way.after[take] for way, take in zip(ways, takes)]
-            entering = _grid(lines, seat.strides())
-            compact = way.changes if place == 0 else _grid(takes, strides)
+            takes = [earlier.kept for earlier in changes[:depth]]
+            takes += [change.changed, *(np.arange(length) for length in lengths[depth + 1 :])]
+            lines = [change.before[take] for change, take in zip(changes, takes)]
+            leaving = _grid(lines, layout.strides())
+            lines = [change.after[take] for change, take in zip(changes, takes)]
+            entering = _grid(lines, layout.strides())
+            compact = change.changed if depth == 0 else _grid(takes, strides)
             compact_cells, stored, loaded = map(torch.from_numpy, (compact, leaving, entering))
-            parts.append(Part(compact_cells, stored, loaded, rows=place == 0))
+            parts.append(Part(compact_cells, stored, loaded, rows=depth == 0))
         return parts
 
-    def _way(self, seat: Seat, dim: int) -> Way:
-        axis = seat.axes.get(dim)
+    def _change(self, layout: MemoryLayout, dim: int) -> AxisChange:
+        axis = layout.axes.get(dim)
         if axis is None:
-            line = np.arange(seat.shape[dim])
-            return Way.of(line, line)
-        if id(axis) not in self._ways:
+            line = np.arange(layout.shape[dim])
+            return AxisChange.of(line, line)
+        if id(axis) not in self._changes:
             before, after = self._before[id(axis)], self._after[id(axis)]
-            self._ways[id(axis)] = Way.of(before.numpy(), after.numpy())
-        return self._ways[id(axis)]
+            self._changes[id(axis)] = AxisChange.of(before.numpy(), after.numpy())
+        return self._changes[id(axis)]
 
 
 class _Exchange:
     """The exchange of one tensor's cells; it may be called again after it was interrupted."""
 
-    def __init__(self, seat: Seat, parts: list[Part], resident: Tensor, dense: Tensor) -> None:
-        self._seat, self._parts, self._resident, self._dense = seat, parts, resident, dense
+    def __init__(
+        self, layout: MemoryLayout, parts: list[Part], resident: Tensor, dense: Tensor
+    ) -> None:
+        self._layout, self._parts, self._resident, self._dense = layout, parts, resident, dense
         self._leaving: list[Tensor] | None = None
 
     def __call__(self) -> None:
-        lying, cell = self._seat.inside_out(self._resident), self._seat.cell
+        lying, cell = self._layout.inside_out(self._resident), self._layout.cell
         own = lying.contiguous()
         cells, rows = in_cells(own, cell), own.view(len(own), -1)
-        bank = in_cells(self._seat.inside_out(self._dense), cell)
+        bank = in_cells(self._layout.inside_out(self._dense), cell)
         views = [rows if part.rows else cells for part in self._parts]
         pairs = list(zip(self._parts, views, strict=True))  # no cell is in two of them
         if self._leaving is None:

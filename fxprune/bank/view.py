@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxprune.bank.bank import LARGE, Bank, Places
+from fxprune.bank.bank import LARGE, Bank, Positions
 from fxprune.bank.exchange import Chosen
-from fxprune.bank.packed import Pack, Seat, in_cells
+from fxprune.bank.packed import MemoryLayout, Pack, in_cells
 from fxprune.channels.records import compact_shape
 
 Shape = tuple[int, ...]
@@ -50,11 +50,11 @@ class View:
                 tables = pack.tables(each.widths, own.spans, device)
                 index.append(pack.part(tables.index(line), tables, names))
             flat = bank.flat(pack, None, bank.dense[names[0]])
-            seats = [pack.seats[name] for name in names]
-            self._parts.append(_Cells.of(names, seats, shapes, flat, *index))
-        places = [s.places(line) for s, line in zip(slots, lines)]
+            layouts = [pack.layouts[name] for name in names]
+            self._parts.append(_Cells.of(names, layouts, shapes, flat, *index))
+        positions = [s.positions(line) for s, line in zip(slots, lines)]
         for name in bank.dense.keys() - {*small}:
-            before, after = (bank.of(name, each) for each in places)
+            before, after = (bank.of(name, each) for each in positions)
             self._parts.append(_Lines.of(name, bank.dense[name], before, after))
 
     def __call__(self, residents: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ class _Cells(NamedTuple):
 
     Attributes:
         names: of the tensors.
-        seats: how each lies in memory.
+        layouts: how each lies in memory.
         shapes: of the shown tensors, dimensions from the outermost to the innermost.
         flat: the pack's storage.
         resting: int64 [cells], the dense cell of each cell shown.
@@ -81,7 +81,7 @@ class _Cells(NamedTuple):
     """
 
     names: Sequence[str]
-    seats: Sequence[Seat]
+    layouts: Sequence[MemoryLayout]
     shapes: Sequence[Shape]
     flat: Tensor
     resting: Tensor
@@ -92,7 +92,7 @@ class _Cells(NamedTuple):
     def of(
         cls,
         names: Sequence[str],
-        seats: Sequence[Seat],
+        layouts: Sequence[MemoryLayout],
         shapes: Mapping[str, Shape],
         flat: Tensor,
         before: Tensor,
@@ -103,23 +103,23 @@ class _Cells(NamedTuple):
         executes = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
         source[before] = torch.arange(len(before), device=flat.device)
         executes[before] = True
-        shown = executes[after] if seats[0].cell == 1 else executes[after].unsqueeze(1)
-        lying = [tuple(shapes[n][d] for d in s.order) for n, s in zip(names, seats, strict=True)]
-        cells = in_cells(flat, seats[0].cell)
-        return cls(names, seats, lying, cells, after, source[after], shown)
+        shown = executes[after] if layouts[0].cell == 1 else executes[after].unsqueeze(1)
+        lying = [tuple(shapes[n][d] for d in s.order) for n, s in zip(names, layouts, strict=True)]
+        cells = in_cells(flat, layouts[0].cell)
+        return cls(names, layouts, lying, cells, after, source[after], shown)
 
     def gather(self, residents: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Return each tensor with its name."""
-        cell = self.seats[0].cell
-        lying = [s.inside_out(residents[n]) for n, s in zip(self.names, self.seats)]
+        cell = self.layouts[0].cell
+        lying = [s.inside_out(residents[n]) for n, s in zip(self.names, self.layouts)]
         own = torch.cat([in_cells(tensor.contiguous(), cell) for tensor in lying])
         rests = self.flat.index_select(0, self.resting)
         shown = torch.where(self.executes, own.index_select(0, self.source), rests)
         sizes = [torch.Size(shape).numel() // cell for shape in self.shapes]
-        for name, seat, shape, part in zip(
-            self.names, self.seats, self.shapes, shown.split_with_sizes(sizes)
+        for name, layout, shape, part in zip(
+            self.names, self.layouts, self.shapes, shown.split_with_sizes(sizes)
         ):
-            back = [seat.order.index(dim) for dim in range(len(shape))]
+            back = [layout.order.index(dim) for dim in range(len(shape))]
             yield name, part.view(shape).permute(back)
 
 
@@ -136,12 +136,12 @@ class _Lines(NamedTuple):
 
     name: str
     dense: Tensor
-    resting: Places
-    source: Places
+    resting: Positions
+    source: Positions
     executes: Tensor | None
 
     @classmethod
-    def of(cls, name: str, dense: Tensor, before: Places, after: Places) -> "_Lines":
+    def of(cls, name: str, dense: Tensor, before: Positions, after: Positions) -> "_Lines":
         """Compute the plan from the dense positions that the resident holds, and those to show."""
         source, executes = {}, None
         for dim, shown in after.items():

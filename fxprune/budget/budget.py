@@ -6,7 +6,8 @@ import typing
 from dataclasses import dataclass
 from typing import Literal
 
-from fxprune.channels.cost import CostModel, Widths
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import Widths
 from fxprune.errors import BudgetError
 
 Kind = Literal["keep", "macs", "params", "latency"]

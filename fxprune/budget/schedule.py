@@ -49,7 +49,7 @@ class Schedule(abc.ABC):
     def left(self, way: float) -> float:
         """Return how far above the budget it is, from 1 to 0, after the share `way` of the fall."""
 
-    def plan(self, budget: float, steps: int) -> "Pace":
+    def plan(self, budget: float, steps: int) -> "StepSchedule":
         """Compute what executes in each step of a run.
 
         Args:
@@ -62,11 +62,11 @@ class Schedule(abc.ABC):
             left = self.left(change / self.changes)
             shares[math.ceil(at * steps - 1e-9)] = budget + (1 - budget) * left
         shares[max(shares)] = budget
-        return Pace(tuple(sorted(shares)), tuple(shares[start] for start in sorted(shares)))
+        return StepSchedule(tuple(sorted(shares)), tuple(shares[start] for start in sorted(shares)))
 
 
 @dataclass(frozen=True)
-class Pace:
+class StepSchedule:
     """The share of the dense network that executes in each step of a run.
 
     Attributes:
@@ -93,10 +93,10 @@ class Constant(Schedule):
         del way
         return 0.0
 
-    def plan(self, budget: float, steps: int) -> Pace:
+    def plan(self, budget: float, steps: int) -> StepSchedule:
         """Return a single share."""
         del steps
-        return Pace((0,), (budget,))
+        return StepSchedule((0,), (budget,))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.channels.graph import Factor, Term
+from fxprune.channels.graph import Factor, Term, Widths
 from fxprune.errors import GateError
-
-Widths = tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from torch import Tensor
 from fxprune.channels import display
 
 Widths = tuple[int, ...]
+"""How many channels of each group execute."""
 FIXED = -1
 """Stands where a position belongs to no channel: it is pinned, and stays."""
 
@@ -148,11 +149,11 @@ class Axis:
 
     @cached_property
     def order(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The positions sorted by channel, and the place of each in that order: int64 [size]."""
+        """The positions sorted by channel, and the rank of each in that order: int64 [size]."""
         order = self.channel.numpy().argsort(kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        return order, place
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        return order, rank
 
     def length(self, widths: Widths) -> int:
         """Compute the dimension's length at these widths."""
@@ -171,6 +172,10 @@ class Axis:
     def template(self, widths: Widths) -> Tensor:
         """Return the positions that the template keeps, in order: int64 [length]."""
         return (template_slots(self.layout, widths)[self.channel] >= 0).nonzero().flatten()
+
+
+Axes = Mapping[int, Axis]
+"""The axes of a tensor, by the dimensions that belong to channels."""
 
 
 @dataclass(frozen=True)

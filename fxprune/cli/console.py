@@ -89,9 +89,9 @@ def middle(text: str, width: int) -> str:
 
 
 @contextlib.contextmanager
-def heard(wanted: bool) -> Iterator[None]:
-    """Silence notes and bars where not wanted: one of several processes speaks for all."""
-    if wanted:
+def silenced(when: bool) -> Iterator[None]:
+    """Print nothing within the block, if `when` says so: one of several processes speaks."""
+    if not when:
         yield
         return
     with (

@@ -5,8 +5,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from fxprune.channels.cost import CostModel, Widths
-from fxprune.channels.graph import ChannelGraph, Member
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import ChannelGraph, Member, Widths
 from fxprune.cli.spec import Source
 from fxprune.demo import Demo
 from fxprune.export.bench import timing_record

@@ -147,7 +147,7 @@ def train(
     from fxprune.trainer.loop import EpochMetrics, Stopped, Tick, fit
 
     run = run_of(folder, trust=trust) if origin is None else _branch(origin, folder, trust)
-    with launched(patience) as rank, console.heard(rank == 0):
+    with launched(patience) as rank, console.silenced(rank != 0):
         looks = {"mean": mean, "std": std, "resize": resize, "crop": crop, "flip": flip}
         own = {"loss": loss, "metric": metric}
         job = Job.of(run, data, data_root, given, looks, transform, own=own, val_split=val_split)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxprune.bank.exchange import Chosen
-from fxprune.channels.cost import Widths
+from fxprune.channels.graph import Widths
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import BudgetError, OptionError, RunError
 from fxprune.export.onnx import onnx_content, runtime

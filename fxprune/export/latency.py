@@ -24,8 +24,8 @@ from scipy.optimize import isotonic_regression, nnls
 
 from fxprune.budget.budget import Budget
 from fxprune.budget.widths import allowed_widths
-from fxprune.channels.cost import CostModel, Widths
-from fxprune.channels.graph import Layout
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import Layout, Widths
 from fxprune.errors import BudgetError
 from fxprune.export.bench import Known, Target
 

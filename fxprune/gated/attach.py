@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.budget.schedule import Pace, Schedule, parse
+from fxprune.budget.schedule import Schedule, StepSchedule, parse
 from fxprune.errors import GateError, OptionError
 from fxprune.gated.ddp import refuse_shards
 from fxprune.gated.module import GatedModule
@@ -147,7 +147,7 @@ def _skips(optimizer: Optimizer) -> bool:
     return found is not None and bool(found)
 
 
-def _pace(gated: GatedModule, schedule: Schedule, steps: int | None) -> Pace:
+def _pace(gated: GatedModule, schedule: Schedule, steps: int | None) -> StepSchedule:
     if steps is None or steps < 1:
         raise OptionError(
             f"a schedule cannot be planned for {'no' if steps is None else steps} steps",

@@ -139,8 +139,8 @@ class Evaluation:
         bank, trained = residents.bank, self._trained
         assert self.shown is not None
         assert trained is not None
-        before = bank.places(trained.channels, trained.widths)
-        after = bank.places(self.shown.channels, self.shown.widths)
+        before = bank.positions(trained.channels, trained.widths)
+        after = bank.positions(self.shown.channels, self.shown.widths)
         own = residents.tensors()
         for name, value in written.items():
             put(bank.dense[name], bank.of(name, before), own[name])

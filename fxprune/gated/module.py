@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fxprune import registry
 from fxprune.bank import exchange
 from fxprune.bank.exchange import Chosen
-from fxprune.budget.schedule import Pace
+from fxprune.budget.schedule import StepSchedule
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
@@ -137,7 +137,7 @@ class GatedModule(TracedModule):
             dimensions: int64 [kept] on the CPU, in the order of the compact tensor.
         """
         best = self.best()
-        places = self.bank.places(best.channels, best.widths)
+        places = self.bank.positions(best.channels, best.widths)
         return {
             name: {dim: line.cpu() for dim, line in self.bank.of(name, places).items()}
             for name, tensor in self._residents.tensors().items()
@@ -225,7 +225,7 @@ class GatedModule(TracedModule):
 
     # --- what happens around an optimiser step --------------------------------------------
 
-    def track(self, optimizer: torch.optim.Optimizer, pace: Pace | None = None) -> None:
+    def track(self, optimizer: torch.optim.Optimizer, pace: StepSchedule | None = None) -> None:
         """Makes the optimiser's per-element state follow its channels, and its steps drive them.
 
         It takes the place of those that hold some of the same parameters.

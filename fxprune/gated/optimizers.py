@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.budget.schedule import Pace
+from fxprune.budget.schedule import StepSchedule
 
 
 class Rounds:
     """The optimisers whose steps drive a network's selection."""
 
     def __init__(self) -> None:
-        self._paces: weakref.WeakKeyDictionary[Optimizer, Pace | None]
+        self._paces: weakref.WeakKeyDictionary[Optimizer, StepSchedule | None]
         self._paces = weakref.WeakKeyDictionary()
         self._stepped: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         # those with gradients newer than their last step, if several are attached
@@ -36,11 +36,11 @@ class Rounds:
         return Rounds()  # a copy of a network has no optimiser
 
     @property
-    def paces(self) -> Iterator[Pace]:
+    def paces(self) -> Iterator[StepSchedule]:
         """The shares of the network that their steps spend by themselves."""
         return (pace for pace in [*self._paces.values()] if pace is not None)
 
-    def add(self, optimizer: Optimizer, pace: Pace | None) -> None:
+    def add(self, optimizer: Optimizer, pace: StepSchedule | None) -> None:
         """Attaches one, in place of those that hold some of the same parameters."""
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for other in [*self._paces]:

@@ -140,7 +140,7 @@ class Residents:
 
     def load(self, at: Chosen) -> None:
         """Fills the residents from the bank, whatever was in them."""
-        places = self.bank.places(at.channels, at.widths)
+        places = self.bank.positions(at.channels, at.widths)
         for name, home in self._homes.items():
             home.install(take(self.bank.dense[name], self.bank.of(name, places)))
 

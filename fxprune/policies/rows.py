@@ -5,9 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from fxprune.channels.graph import Layout
-
-Widths = tuple[int, ...]
+from fxprune.channels.graph import Layout, Widths
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from fxprune.channels.graph import Layout
+from fxprune.channels.graph import Layout, Widths
 from fxprune.errors import GateError
-from fxprune.policies.rows import Widths, group_of, heads
+from fxprune.policies.rows import group_of, heads
 
 
 def top(scores: Tensor, layout: Layout, widths: Widths) -> Tensor:

@@ -37,7 +37,7 @@ from fxprune.trainer.evaluate import Stop, check_fit, evaluate, score, summed
 from fxprune.trainer.optimizer import learning_rate, make_optimizer
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
-from fxprune.trainer.plan import Spending, plan_spending
+from fxprune.trainer.plan import RunPlan, plan_run
 from fxprune.trainer.progress import Progress, Stopped
 from fxprune.trainer.task import Loss, Metric, Task, call, examples_of, name_of
 
@@ -175,10 +175,10 @@ class _Session:
         self.steps_per_epoch = steps_of(data.train, options.batch_size)
         self.steps = self.steps_per_epoch * options.epochs
         self.gated = model if isinstance(model, GatedModule) else None
-        self.spending: Spending | None = None
+        self.plan: RunPlan | None = None
         self.spent: int | None = 0
         if self.gated is not None:
-            self.spending = plan_spending(self.gated, options, self.steps)
+            self.plan = plan_run(self.gated, options, self.steps)
             attach(self.gated, optimizer)
         elif options.train_macs is not None:
             raise OptionError(
@@ -350,17 +350,17 @@ class _Session:
 
     def _spend(self, done: int) -> None:
         """Give a gated network the widths that are planned for a step, and count its macs."""
-        if self.gated is None or self.spending is None:
+        if self.gated is None or self.plan is None:
             return
-        self.gated.spend(self.spending.pace.share(done))
+        self.gated.spend(self.plan.by_step.share(done))
         if self.spent is not None:
             self.spent += self._examples * self.gated.cost.macs(self.gated.widths)
 
     def _fall_ends(self, done: int) -> int | None:
         """Return the epoch in which the budget is reached, if that is not yet so."""
-        if self.spending is None:
+        if self.plan is None:
             return None
-        reached = self.spending.pace.starts[-1]
+        reached = self.plan.by_step.starts[-1]
         return None if reached < done else reached // self.steps_per_epoch + 1
 
     def _settles_at(self, gated: GatedModule) -> int:
@@ -373,10 +373,10 @@ class _Session:
 
     def _cost(self, done: int) -> dict[str, int | None]:
         """Return the last step's cost and that of `done` steps, as fields of `EpochMetrics`."""
-        if self.gated is None or self.spending is None:
+        if self.gated is None or self.plan is None:
             return {}
         widths, cost = self.gated.widths, self.gated.cost
-        planned = self.spending.macs(done)
+        planned = self.plan.macs(done)
         return {
             "macs": cost.macs(widths),
             "params": cost.params(widths),

@@ -1,4 +1,4 @@
-"""What a training spends: the forward macs of its steps, planned beforehand.
+"""What a training costs: the forward macs of its steps, planned beforehand.
 
 The measure is the macs of one example in the forward pass, summed over the training steps and
 times the examples of a batch. Forward and backward together cost about three times as much, of a
@@ -12,7 +12,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from fxprune.budget.schedule import Pace, Schedule
+from fxprune.budget.schedule import Schedule, StepSchedule
 from fxprune.budget.widths import uniform_widths
 from fxprune.errors import OptionError
 from fxprune.gated.module import GatedModule
@@ -20,18 +20,18 @@ from fxprune.trainer.options import TrainOptions
 
 
 @dataclass(frozen=True)
-class Spending:
+class RunPlan:
     """Which share of a network executes in each step of a run, and what that costs.
 
     Attributes:
-        pace: the shares by step.
+        by_step: the share of each step.
         spans: (first step, macs of one example in each step from there on), rising; for a policy
             that allocates the widths by its scores the macs are the most that it may spend. None
             where they cannot be known beforehand.
         steps: of the run.
     """
 
-    pace: Pace
+    by_step: StepSchedule
     spans: tuple[tuple[int, int], ...] | None
     steps: int
 
@@ -40,7 +40,7 @@ class Spending:
         return None if self.spans is None else _sum(self.spans, steps)
 
 
-def plan_spending(gated: GatedModule, options: TrainOptions, steps: int) -> Spending:
+def plan_run(gated: GatedModule, options: TrainOptions, steps: int) -> RunPlan:
     """Plan a run; if it may cost only a share of the dense run, by how long the budget falls.
 
     With `options.train_macs` the fall of the schedule is stretched or compressed, its beginning
@@ -64,13 +64,13 @@ def plan_spending(gated: GatedModule, options: TrainOptions, steps: int) -> Spen
     limit = options.train_macs * gated.cost.dense_macs * steps
     longest = 1 - options.settled_share(falls)
 
-    def stretched(part: float) -> Spending:
+    def stretched(part: float) -> RunPlan:
         start = schedule.begin / schedule.end if schedule.end > 0 else 0.0
         end = part * longest
         return price.of(dataclasses.replace(schedule, begin=start * end, end=end))
 
-    def fits(spending: Spending) -> bool:
-        macs = spending.macs(steps)
+    def fits(plan: RunPlan) -> bool:
+        macs = plan.macs(steps)
         if macs is None:
             raise _unknown(gated)
         return macs <= limit
@@ -99,12 +99,14 @@ class _Price:
         limited = gated.settings.budget.value == 1  # limits of layers hold at the budget itself
         self.known: dict[float, int | None] = {} if limited else {1.0: gated.cost.dense_macs}
 
-    def of(self, schedule: Schedule) -> Spending:
+    def of(self, schedule: Schedule) -> RunPlan:
         budget = self.gated.settings.budget.value
-        pace = schedule.plan(budget, self.steps)
+        by_step = schedule.plan(budget, self.steps)
         warm = min(self.gated.settings.policy.warmup, self.settles_at)
         shares = {0: 1.0} if warm else {}
-        shares |= {start: pace.share(start) for start in (*pace.starts, warm) if start >= warm}
+        shares |= {
+            start: by_step.share(start) for start in (*by_step.starts, warm) if start >= warm
+        }
         if self.settles_at < self.steps:
             shares = {start: s for start, s in shares.items() if start < self.settles_at}
             shares[self.settles_at] = budget
@@ -112,9 +114,9 @@ class _Price:
         for start in sorted(shares):
             macs = self.at(shares[start])
             if macs is None:
-                return Spending(pace, None, self.steps)
+                return RunPlan(by_step, None, self.steps)
             spans.append((start, macs))
-        return Spending(pace, tuple(spans), self.steps)
+        return RunPlan(by_step, tuple(spans), self.steps)
 
     def at(self, share: float) -> int | None:
         if share not in self.known:
@@ -146,7 +148,7 @@ def _unknown(gated: GatedModule) -> OptionError:
     )
 
 
-def _impossible(gated: GatedModule, options: TrainOptions, least: Spending) -> OptionError:
+def _impossible(gated: GatedModule, options: TrainOptions, least: RunPlan) -> OptionError:
     steps, dense = least.steps, gated.cost.dense_macs
     needed = math.ceil((least.macs(steps) or 0) / (dense * steps) * 1e4) / 1e4
     warmup = gated.settings.policy.warmup

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from fxprune import api
 from fxprune.budget.budget import Budget
-from fxprune.channels.cost import Widths
+from fxprune.channels.graph import Widths
 from fxprune.data import DataSet, Split, load
 from fxprune.errors import BudgetError, DataError, OptionError
 from fxprune.gated.module import GatedModule

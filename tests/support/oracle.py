@@ -94,7 +94,9 @@ class Oracle:
 def moments(gated: GatedModule, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state of all channels, at its dense places: the bank and what executes."""
     state = gated.training_state()
-    places = gated.bank.places(state["trained/channels"], tuple(state["trained/widths"].tolist()))
+    places = gated.bank.positions(
+        state["trained/channels"], tuple(state["trained/widths"].tolist())
+    )
     found = {}
     for name, parameter in gated.named_parameters():
         for key, tensor in optimizer.state[parameter].items():

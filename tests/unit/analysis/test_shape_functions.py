@@ -1,4 +1,4 @@
-"""What is foretold of calls is what PyTorch itself does on meta tensors."""
+"""Shape functions give what PyTorch itself does on meta tensors."""
 
 import operator
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.analysis.shape_functions import call_of, foretold
+from fxprune.analysis.shape_functions import call_of, known_results
 
 aten = torch.ops.aten
 X = torch.empty(2, 4, 3, 3, device="meta")
@@ -64,16 +64,16 @@ def looks(out: Any) -> list[tuple[Any, ...]]:
     ids=str,
 )
 def test_the_result_looks_like_pytorchs(op: Any, args: tuple[Any, ...]) -> None:
-    told = foretold(op, args)
+    told = known_results(op, args)
     assert told is not None
-    several, recipes = told
+    several, forms = told
     assert not several
-    assert [tuple(recipes[0])] == [*looks(op(*args))]  # type: ignore[arg-type]
+    assert [tuple(forms[0])] == [*looks(op(*args))]  # type: ignore[arg-type]
 
 
 def test_the_first_result_of_a_batch_norm_looks_like_pytorchs() -> None:
     args = (X, *[VECTOR] * 4, True, 0.1, 1e-5)
-    told, out = foretold(aten.native_batch_norm.default, args), aten.native_batch_norm(*args)
+    told, out = known_results(aten.native_batch_norm.default, args), aten.native_batch_norm(*args)
     assert told is not None
     assert told[0]
     assert len(told[1]) == len(out)
@@ -81,8 +81,8 @@ def test_the_first_result_of_a_batch_norm_looks_like_pytorchs() -> None:
 
 
 def test_what_works_in_place_gives_its_argument() -> None:
-    assert foretold(aten.add_.Tensor, (X, GATE)) == (False, [0])
-    assert foretold(aten.add_.Tensor, (GATE, X)) is None
+    assert known_results(aten.add_.Tensor, (X, GATE)) == (False, [0])
+    assert known_results(aten.add_.Tensor, (GATE, X)) is None
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_what_works_in_place_gives_its_argument() -> None:
     ids=str,
 )
 def test_what_is_not_plain_is_left_to_pytorch(op: Any, args: tuple[Any, ...]) -> None:
-    assert foretold(op, args) is None
+    assert known_results(op, args) is None
 
 
 LAYERS = [
@@ -199,7 +199,7 @@ def test_a_plain_call_comes_to_what_pytorch_makes_of_it(
     assert told[0] is func
     assert listed(told[1]) == listed(given)
     assert not named
-    results = foretold(*told)
+    results = known_results(*told)
     assert results is not None
     first = results[1][0]
     assert out is told[1][first] if isinstance(first, int) else first == looks(out)[0]
@@ -251,6 +251,6 @@ def test_a_linear_layer_looks_like_what_pytorch_takes_apart(x: Tensor, bias: boo
     call = call_of(layer, (x,), {})
     assert call is not None
     assert call[0] is aten.linear.default
-    told = foretold(*call)
+    told = known_results(*call)
     assert told is not None
     assert told[1] == looks(layer(x))

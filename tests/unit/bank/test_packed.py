@@ -24,7 +24,7 @@ def nets(*names: str) -> pytest.MarkDecorator:
 
 
 def assert_loaded(gated: GatedModule, wanted: dict[str, torch.Tensor]) -> None:
-    places = gated.bank.places(gated.executing, gated.widths)
+    places = gated.bank.positions(gated.executing, gated.widths)
     for name, tensor in (*gated.named_parameters(), *gated.named_buffers()):
         if name in gated.channels.axes:
             assert torch.equal(tensor, take(wanted[name], gated.bank.of(name, places))), name

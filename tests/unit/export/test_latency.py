@@ -16,8 +16,8 @@ import fxprune
 from fxprune import api
 from fxprune.budget.budget import Budget
 from fxprune.budget.widths import allowed_widths, uniform_widths
-from fxprune.channels.cost import CostModel, Widths
-from fxprune.channels.graph import Layout
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import Layout, Widths
 from fxprune.errors import BudgetError, OptionError, RunError
 from fxprune.export.bench import HERE, Bench, Known, Target, measure
 from fxprune.export.latency import CONFIRMATIONS, MEASUREMENTS, Choice, choose

@@ -118,7 +118,7 @@ def test_parameters_get_the_gradients_of_an_evaluation() -> None:
     for step in range(3):
         train_step(gated, optimizer, NET, step)
     dense = gated.selection()
-    places = gated.bank.places(gated.executing, gated.widths)
+    places = gated.bank.positions(gated.executing, gated.widths)
     compact = shrink(gated)
     for network in (gated.eval(), compact.eval()):
         network.zero_grad()

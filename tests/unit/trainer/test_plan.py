@@ -22,7 +22,7 @@ from fxprune.gated.module import GatedModule
 from fxprune.runs.run import CHECKPOINT
 from fxprune.trainer.loop import fit
 from fxprune.trainer.options import TrainOptions
-from fxprune.trainer.plan import Spending, plan_spending
+from fxprune.trainer.plan import RunPlan, plan_run
 
 FAST = TrainOptions(epochs=3, lr=0.05, batch_size=64, recalibrate=2, device="cpu", seed=3)
 STEPS = 66  # of FAST on the digits
@@ -44,14 +44,14 @@ def make(weights: int = 0, **how: object) -> GatedModule:
         return fxprune.instrument(model, (torch.zeros(2, 1, 8, 8),), **how)  # type: ignore[arg-type]
 
 
-def total(spending: Spending) -> int:
-    macs = spending.macs(spending.steps)
+def total(plan: RunPlan) -> int:
+    macs = plan.macs(plan.steps)
     assert macs is not None
     return macs
 
 
 GATED = make(budget="macs=0.25")
-LEAST = total(plan_spending(GATED, FAST, 1000)) / (1000 * GATED.cost.dense_macs)
+LEAST = total(plan_run(GATED, FAST, 1000)) / (1000 * GATED.cost.dense_macs)
 
 
 @settings(deadline=None)
@@ -66,24 +66,24 @@ def test_a_plan_takes_what_it_is_given(
 ) -> None:
     options = TrainOptions(train_macs=share, budget_schedule=schedule, settle=settle)
     limit = share * GATED.cost.dense_macs * steps
-    spending = plan_spending(GATED, options, steps)
-    assert total(spending) <= limit
+    plan = plan_run(GATED, options, steps)
+    assert total(plan) <= limit
     longest = dataclasses.replace(options, train_macs=1.0)
-    if schedule != "constant" and total(plan_spending(GATED, longest, steps)) > limit:
+    if schedule != "constant" and total(plan_run(GATED, longest, steps)) > limit:
         # a few steps more at each of its widths would be too much
-        assert total(spending) > limit - 25 * GATED.cost.dense_macs
-    assert spending.pace.share(options.settles_at(steps, falls=True)) == 0.25
+        assert total(plan) > limit - 25 * GATED.cost.dense_macs
+    assert plan.by_step.share(options.settles_at(steps, falls=True)) == 0.25
 
 
 def test_balance_has_the_budget_from_the_first_step_on() -> None:
     gated = make(budget="macs=0.25", policy="balance")
-    assert plan_spending(gated, TrainOptions(), 100).pace.starts == (0,)
+    assert plan_run(gated, TrainOptions(), 100).by_step.starts == (0,)
     told = TrainOptions(budget_schedule="cubic{begin=0.1,end=0.4}")
-    assert plan_spending(gated, told, 100).pace.share(5) == 1
-    limited = plan_spending(gated, TrainOptions(train_macs=0.4), 100)
-    assert limited.pace.share(0) == 1
+    assert plan_run(gated, told, 100).by_step.share(5) == 1
+    limited = plan_run(gated, TrainOptions(train_macs=0.4), 100)
+    assert limited.by_step.share(0) == 1
     assert 0.3 * 100 < total(limited) / gated.cost.dense_macs <= 0.4 * 100
-    assert plan_spending(GATED, TrainOptions(), 100).pace.share(5) == 1
+    assert plan_run(GATED, TrainOptions(), 100).by_step.share(5) == 1
 
 
 def test_what_begins_with_the_budget_settles_early() -> None:
@@ -96,17 +96,17 @@ def test_what_begins_with_the_budget_settles_early() -> None:
 
 def test_without_a_limit_the_schedule_is_taken_as_it_is() -> None:
     options = TrainOptions(budget_schedule="linear{begin=0.1,end=0.6,changes=5}", settle=0.1)
-    spending = plan_spending(GATED, options, 100)
-    assert spending.pace.starts == (0, 20, 30, 40, 50, 60)
-    assert spending.spans is not None
+    plan = plan_run(GATED, options, 100)
+    assert plan.by_step.starts == (0, 20, 30, 40, 50, 60)
+    assert plan.spans is not None
     dense = GATED.cost.dense_macs
-    assert spending.spans[0] == (0, dense)
-    assert all(one[1] > two[1] for one, two in itertools.pairwise(spending.spans[:-1]))
-    assert spending.macs(20) == 20 * dense
-    assert spending.macs(25) == 20 * dense + 5 * spending.spans[1][1]
-    shares = [spending.pace.share(step) for step in range(100)]
+    assert plan.spans[0] == (0, dense)
+    assert all(one[1] > two[1] for one, two in itertools.pairwise(plan.spans[:-1]))
+    assert plan.macs(20) == 20 * dense
+    assert plan.macs(25) == 20 * dense + 5 * plan.spans[1][1]
+    shares = [plan.by_step.share(step) for step in range(100)]
     widths = [uniform_widths(Budget("macs", s), GATED.channels.layout, GATED.cost) for s in shares]
-    assert total(spending) == sum(GATED.cost.macs(w) for w in widths)
+    assert total(plan) == sum(GATED.cost.macs(w) for w in widths)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_run_from_before_there_were_schedules_goes_on(digits: DataSet, tmp_pat
 def test_what_cannot_be_met_is_refused(how: dict[str, object], share: float, message: str) -> None:
     options = dataclasses.replace(FAST, train_macs=share)
     with pytest.raises(OptionError) as caught:
-        plan_spending(make(**how), options, STEPS)
+        plan_run(make(**how), options, STEPS)
     assert str(caught.value).startswith(message)
 
 
