@@ -25,7 +25,8 @@ from fxprune.export.onnx import BATCHES
 from fxprune.files import write_bytes
 from fxprune.gated.attach import attach
 from fxprune.gated.module import GatedModule
-from fxprune.report.of_runs import keep_export, write_beside
+from fxprune.report.exported import Exported
+from fxprune.report.of_runs import write_beside
 from fxprune.runs.run import SUFFIX, Run
 from fxprune.trainer.job import Job
 from fxprune.trainer.loop import EpochMetrics, Tick, fit
@@ -160,7 +161,7 @@ def run(
         twin=output / "dense.onnx",
         real=(images,),
     )
-    keep_export(folder, exported)
+    Exported.keep(folder, exported)
     report = write_beside(folder, gated, [dataclasses.asdict(metrics) for metrics in full])
     return Demo(
         run=folder.path,

@@ -211,7 +211,7 @@ def export(
                 begin=begin,
             )
             record["onnx"] = compared.record()
-            _keep(run, gated, compared)
+            keep_export(run, gated, compared)
             record["asked"] = promise.asked if promise else None
             if lowered:
                 layout = Layout(isinstance(compact(*example), dict), batch)
@@ -331,12 +331,13 @@ def _check_calibration(
             )
 
 
-def _keep(run: "Run", gated: "GatedModule", compared: "Comparison") -> None:
-    """Keep the figures of the export for the run's report, and write that anew."""
-    from fxprune.report.of_runs import keep_export, write_beside
+def keep_export(run: "Run", gated: "GatedModule", compared: "Comparison") -> None:
+    """Keep the figures of an export for the run's report, and write that anew."""
+    from fxprune.report.exported import Exported
+    from fxprune.report.of_runs import write_beside
 
     try:
-        keep_export(run, compared)
+        Exported.keep(run, compared)
         write_beside(run, gated)
     except RunError as error:  # the file itself is written, and the run may be read-only
         console.note(f"the report of {run.path} was not written: {error.what}")

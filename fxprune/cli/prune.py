@@ -115,12 +115,13 @@ def prune(
     from fxprune import api
     from fxprune.budget.budget import Budget
     from fxprune.cli import records, tables
-    from fxprune.cli.export import notes_of, real_inputs
+    from fxprune.cli.export import keep_export, notes_of, real_inputs
     from fxprune.cli.spec import resolve
     from fxprune.data import Preprocess
     from fxprune.export.bench import Target
     from fxprune.export.compare import compact_of, compare_onnx
     from fxprune.gated.module import GatedModule
+    from fxprune.report.of_runs import PAGE
     from fxprune.runs.promise import Promise
     from fxprune.runs.run import SUFFIX, Run, refuse_what_is_there
     from fxprune.runs.weights import load_weights
@@ -217,10 +218,12 @@ def prune(
             target=target,
             begin=begin,
         )
+    keep_export(run, pruned.gated, compared)
     record = records.of_pruned(run, pruned, compared, fitted, max_drop)
     print_result(record, tables.show_pruned, as_json)
     for line in tables.remarks(record):
         console.note(line)
+    console.note(f"report: {run.path / PAGE}")
 
 
 def _goal(

@@ -137,14 +137,15 @@ def _step_seconds(history: list[EpochMetrics], dense: int) -> Record:
 def of_run(run: Run, gated: GatedModule) -> Record:
     """Make the record of a run, and of what its network costs as export would take it now."""
     best, cost = gated.best().widths, gated.cost
-    metrics = run.metrics()
+    last, trained_on = run.last_metrics()
     return {
         "run": str(run.path),
         "spec": run.spec,
         "policy": run.plan.policy,
         "budget": run.plan.budget,
         "steps": gated.steps,
-        "val_accuracy": metrics[-1]["val_accuracy"] if metrics else None,
+        "val_accuracy": None if last is None or trained_on else last.val_accuracy,
+        "stopped_in_epoch": (last.epoch if last else 0) + 1 if trained_on else None,
         "params": {"dense": cost.dense_params, "compact": cost.params(best)},
         "macs": {"dense": cost.dense_macs, "compact": cost.macs(best)},
     }

@@ -441,6 +441,11 @@ def remarks(record: Record) -> list[str]:
     lines = []
     if record["steps"] == 0:
         lines.append("the network was never trained: the file holds its first selection")
+    if record["stopped_in_epoch"] is not None:
+        lines.append(
+            f"the training was stopped within epoch {record['stopped_in_epoch']}: nothing says how "
+            f"accurate the network is as it stands; fxprune train {record['run']} goes on"
+        )
     onnx = record.get("onnx")
     timing = onnx and onnx["timing"]
     if timing and not timing["quiet"]:

@@ -32,6 +32,7 @@ class Subject:
         history: the epochs of its training.
         dense_history: the epochs of the dense network's training; empty where there was none.
         export: what `fxprune export` found, as `--json` prints it; empty where it was not run.
+        latency: what was measured for a latency budget, seconds: "asked", "dense", "compact".
         commands: the commands that repeat it.
     """
 
@@ -41,6 +42,7 @@ class Subject:
     history: History = ()
     dense_history: History = ()
     export: Mapping[str, Any] | None = None
+    latency: Mapping[str, Any] | None = None
     commands: Sequence[str] = ()
 
 
@@ -74,6 +76,7 @@ def summarize(subject: Subject, gated: GatedModule) -> Record:
         "pinned": _pinned(graph, cost.dense_macs),
         "mixing": list(graph.mixing),
         "export": dict(subject.export) if subject.export else None,
+        "latency": dict(subject.latency) if subject.latency else None,
     }
 
 
@@ -100,6 +103,7 @@ def length_of(term: Term, widths: Widths) -> int:
 _SHOWN = (
     *("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "macs"),
     *("run_macs", "run_macs_dense", "step_seconds", "seconds", "widths", "churn"),
+    *("metric", "val_metric"),
 )
 
 

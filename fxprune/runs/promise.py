@@ -26,6 +26,8 @@ class Promise:
         threads: of ONNX Runtime.
         cold: whether the time right after another network's is meant.
         by_command: a command of the user's measured.
+        dense: seconds of a call of the dense network, measured with those
+        compact: of the network whose widths were chosen; None in runs of older versions.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -34,6 +36,8 @@ class Promise:
     threads: Annotated[int, Field(ge=1, le=4096)]
     cold: bool
     by_command: bool
+    dense: Annotated[float, Field(ge=0)] | None = None
+    compact: Annotated[float, Field(ge=0)] | None = None
 
     @property
     def target(self) -> Target:
@@ -47,8 +51,14 @@ class Promise:
             (run / FILE).unlink(missing_ok=True)
             return
         target = choice.target.settled()
+        timing, kind = choice.known.timing, int(target.cold)
         promise = Promise(
-            choice.budget.value, target.threads or 1, target.cold, bool(target.command)
+            choice.budget.value,
+            target.threads or 1,
+            target.cold,
+            bool(target.command),
+            timing.dense[kind],
+            timing.compact[kind],
         )
         write_record(run / FILE, asdict(promise))
 

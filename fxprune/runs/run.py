@@ -244,6 +244,16 @@ class Run:
         """
         return [asdict(metrics) for metrics in read_history(self.checkpoint)]
 
+    def last_metrics(self) -> tuple[EpochMetrics | None, bool]:
+        """Read the last whole epoch's metrics, and whether the network was trained on since.
+
+        Raises:
+            RunError: the checkpoint is missing or damaged.
+        """
+        meta = read_tensors(self.checkpoint)[1]
+        history = history_of(meta, self.checkpoint)
+        return (history[-1] if history else None), meta.get("within") is not None
+
 
 def read_history(checkpoint: Path) -> list[EpochMetrics]:
     """Read the metrics of each epoch from a checkpoint; none before the first.

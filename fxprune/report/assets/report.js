@@ -103,7 +103,9 @@
       const xLabel = by === "macs" ? "macs spent, in dense epochs" : "epoch";
       const grid = h("div", { class: "two" });
       place.append(grid);
-      chart(grid, "Accuracy on the validation split", lines("val_accuracy", by, 100), { unit: " %", xLabel });
+      const own = shown.map((run) => last(run.epochs).metric).find((name) => name);
+      if (own) chart(grid, `${own} on the validation split`, lines("val_metric", by, 1), { xLabel });
+      else chart(grid, "Accuracy on the validation split", lines("val_accuracy", by, 100), { unit: " %", xLabel });
       chart(grid, "Training loss", lines("train_loss", by, 1), { xLabel });
       return redraw.slice(before);
     }
@@ -241,15 +243,19 @@
       folded("The groups as a table", table(["group", "kept", "of", "made by", "consumed by"], run.groups.map((g) => [g.name, g.width, g.size, g.makes.join(", "), g.consumes.join(", ")]), [0, 3, 4])));
   }
 
+  const scored = (epoch) => epoch.val_metric != null ? `${epoch.metric} ${epoch.val_metric.toPrecision(4)}` : percent(epoch.val_accuracy);
+
   // --- one run ------------------------------------------------------------------------------
   function tiles(run) {
     const made = [];
     const tile = (value, what) => made.push(h("div", { class: "tile" }, h("b", {}, value), h("span", {}, what)));
     const end = last(run.epochs), dense = last(run.dense_epochs), file = run.export && run.export.onnx;
-    if (end && end.val_accuracy != null) tile(percent(end.val_accuracy), dense ? `accuracy; dense ${percent(dense.val_accuracy)}` : "accuracy, validation");
+    if (end && end.val_metric != null) tile(end.val_metric.toPrecision(4), `${end.metric}, validation, after epoch ${end.epoch}`);
+    else if (end && end.val_accuracy != null) tile(percent(end.val_accuracy), `accuracy, validation, after epoch ${end.epoch}` + (dense ? `; dense ${percent(dense.val_accuracy)}` : ""));
     tile(percent(run.macs.compact / run.macs.dense, 0), `of the macs: ${short(run.macs.compact)} of ${short(run.macs.dense)}`);
     tile(percent(run.params.compact / run.params.dense, 0), `of the parameters: ${short(run.params.compact)} of ${short(run.params.dense)}`);
-    if (file && file.dense) tile(percent(file.compact.latency / file.dense.latency, 0), `of the time in ONNX Runtime: ${ms(file.compact.latency)} of ${ms(file.dense.latency)}`);
+    const times = file && file.dense ? [file.dense.latency, file.compact.latency] : run.latency ? [run.latency.dense, run.latency.compact] : null;
+    if (times) tile(percent(times[1] / times[0], 0), `of the time in ONNX Runtime: ${ms(times[1])} of ${ms(times[0])}` + (run.latency ? `; asked for ${percent(run.latency.asked, 0)}` : ""));
     if (end && end.run_macs && end.run_macs_dense) tile(percent(end.run_macs / end.run_macs_dense, 0), "of the dense training's macs");
     if (file) tile(small(file.max_rel_error), `largest difference of the ONNX file; ${small(file.tolerance)} is allowed`);
     return h("div", { class: "tiles" }, ...made);
@@ -260,7 +266,7 @@
     if (run.epochs.length) {
       const part = section("training", "Training");
       training(part, [run]);
-      part.append(folded("All epochs as a table", table(["epoch", "learning rate", "loss", "accuracy", "macs of a step", "churn", "step"], run.epochs.map((e) => [e.epoch, e.lr.toPrecision(3), e.train_loss.toPrecision(4), percent(e.val_accuracy), short(e.macs), e.churn == null ? "–" : percent(e.churn, 2), ms(e.step_seconds)]))));
+      part.append(folded("All epochs as a table", table(["epoch", "learning rate", "loss", last(run.epochs).metric || "accuracy", "macs of a step", "churn", "step"], run.epochs.map((e) => [e.epoch, e.lr.toPrecision(3), e.train_loss.toPrecision(4), scored(e), short(e.macs), e.churn == null ? "–" : percent(e.churn, 2), ms(e.step_seconds)]))));
     }
     const layers = run.layers.filter((layer) => layer.width[0]);
     if (layers.length) {
@@ -318,7 +324,7 @@
     const part = section("compare", "Side by side");
     const line = (run) => {
       const end = last(run.epochs), file = run.export && run.export.onnx;
-      return [run.title, run.policy, run.budget, end ? percent(end.val_accuracy) : "–", percent(run.macs.compact / run.macs.dense), percent(run.params.compact / run.params.dense), file && file.dense ? percent(file.compact.latency / file.dense.latency) : "–", end && end.run_macs ? percent(end.run_macs / end.run_macs_dense) : "–"];
+      return [run.title, run.policy, run.budget, end ? scored(end) : "–", percent(run.macs.compact / run.macs.dense), percent(run.params.compact / run.params.dense), file && file.dense ? percent(file.compact.latency / file.dense.latency) : "–", end && end.run_macs ? percent(end.run_macs / end.run_macs_dense) : "–"];
     };
     part.append(table(["run", "policy", "budget", "accuracy", "macs", "parameters", "latency", "macs of the training"], runs.map(line), [0, 1, 2]));
     const points = runs.filter((run) => run.epochs.length);

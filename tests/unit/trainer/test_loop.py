@@ -10,8 +10,8 @@ from torch import nn
 
 from fxprune import instrument
 from fxprune.data import DataSet, TensorSplit, load
-from fxprune.errors import DataError, ModelError, OptionError, RunError
-from fxprune.files import read_tensors
+from fxprune.errors import DataError, FxpruneWarning, ModelError, OptionError, RunError
+from fxprune.files import read_tensors, write_tensors
 from fxprune.runs.history import METRICS
 from fxprune.runs.run import CHECKPOINT
 from fxprune.trainer.loop import Placement, Stopped, TrainOptions, evaluate, fit
@@ -375,8 +375,19 @@ def test_other_options_are_refused(digits, tmp_path):
 def test_a_shorter_run_is_refused(digits, tmp_path):
     """It would have settled and saved earlier than it did."""
     fit(small_net(), digits, dataclasses.replace(FAST, epochs=3), run=tmp_path, minutes=0)
-    with pytest.raises(RunError, match=r"epochs 3 \(now 2\)\n  do   .* for more epochs"):
+    with pytest.raises(RunError, match=r"epochs 3 \(now 2\)\n  do   .* for more epochs") as caught:
         fit(small_net(), digits, FAST, run=tmp_path)
+    assert f"fxprune train NEW.fxprune --from {tmp_path}, with the options" in str(caught.value)
+
+
+def test_another_number_of_processes_is_told(digits, tmp_path):
+    with pytest.raises(Stopped):
+        fit(small_net(), digits, FAST, run=tmp_path, stop=stopped_after(3))
+    tensors, meta = read_tensors(tmp_path / CHECKPOINT)
+    write_tensors(tmp_path / CHECKPOINT, tensors, {**meta, "processes": 2})
+    told = r"was trained by 2 processes so far, and goes on in one process: it does not end in the"
+    with pytest.warns(FxpruneWarning, match=told):
+        assert len(fit(small_net(), digits, FAST, run=tmp_path)) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""The figures of an export stand in the run under a checksum and a schema."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.errors import RunError
+from fxprune.export.bench import Target
+from fxprune.export.compare import Comparison, Figures
+from fxprune.export.onnx import ExportReport
+from fxprune.export.timing import Quotient, Timing
+from fxprune.files import write_record
+from fxprune.report.exported import FILE, Exported
+from fxprune.report.of_runs import commands_of
+from fxprune.runs.run import Run
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    gated = fxprune.instrument(model, (torch.zeros(2, 1, 8, 8),))
+    made = Run.create(Path("a.fxprune"), gated, "model.py")
+    (tmp_path / "a.onnx").write_bytes(b"the file")
+    report = ExportReport(Path("a.onnx"), 8, 18, 3, 1e-6, 1e-7, 2e-5, (1, 2, 7), 2**60 + 1, 7)
+    quotient = Quotient(0.5, 0.4, 0.6, 9)
+    timing = Timing(quotient, quotient, (2e-3, 3e-3), (1e-3, 2e-3), 1, True)
+    small = Figures(3, 4, 8, 1e-3)
+    Exported.keep(made, Comparison(report, "the network", small, small, timing, Target()))
+    return made
+
+
+def refused(run: Run) -> str:
+    with pytest.raises(RunError) as caught:
+        Exported.read(run)
+    return str(caught.value)
+
+
+def test_they_come_back(run: Run) -> None:
+    found = Exported.read(run)
+    assert found is not None
+    onnx = found["onnx"]
+    assert (onnx["path"], onnx["bytes"], onnx["batches"]) == ("a.onnx", 8, [1, 2, 7])
+    assert onnx["seed"] == str(2**60 + 1)  # a number of JavaScript is exact to 2**53
+    assert onnx["timing"]["hot"]["dense"] == 2e-3
+
+
+def test_an_edit_by_hand_is_noticed(run: Run) -> None:
+    path = run.path / FILE
+    path.write_text(path.read_text().replace('"max_abs_error": 1e-06', '"max_abs_error": 1e-09'))
+    assert "the checksum does not match" in refused(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bytes", -1),
+        ("bytes", "many"),
+        ("batches", 3),
+        ("compact", None),
+        ("sha256", 5),
+        ("surprise", 1),
+        ("tolerance", True),
+    ],
+)
+def test_other_content_under_a_new_checksum(run: Run, key: str, value: object) -> None:
+    content: dict[str, Any] = json.loads((run.path / FILE).read_text())
+    content["onnx"][key] = value
+    write_record(run.path / FILE, {"onnx": content["onnx"]})
+    assert f"its content is damaged: onnx: {key}" in refused(run)
+
+
+def test_a_run_without_an_export(run: Run) -> None:
+    (run.path / FILE).unlink()
+    assert Exported.read(run) is None
+    (run.path / FILE).symlink_to("nowhere")
+    refused(run)
+
+
+def test_commands_are_quoted_for_a_shell(tmp_path: Path, run: Run) -> None:
+    odd = Run(run.path, "m.py:f{a='$(id)'}", "1x8x8", tmp_path, run.plan)
+    assert commands_of(odd)[0].startswith(
+        """fxprune instrument 'm.py:f{a='"'"'$(id)'"'"'}' --input 1x8x8 --policy """
+    )
