@@ -157,7 +157,11 @@ def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {_printable(path)}", why=str(error)) from error
     if len(content) != size:
-        raise RunError(f"cannot read {path}", why="it changed while it was read", do="try again")
+        raise RunError(
+            f"cannot read {path}",
+            why="it changed while it was read",
+            do="wait until its writer is done",
+        )
     return content
 
 

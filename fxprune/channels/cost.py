@@ -73,12 +73,16 @@ class CostModel:
 
     def _checked(self, widths: Widths) -> Widths:
         if len(widths) != len(self.sizes):
-            raise GateError(f"{len(widths)} widths were given for {len(self.sizes)} channel groups")
+            raise GateError(
+                f"{len(widths)} widths were given for {len(self.sizes)} channel groups",
+                do=f"give a width for each group; the dense ones are {self.sizes}",
+            )
         for group, (width, size) in enumerate(zip(widths, self.sizes)):
             if not 1 <= width <= size:
                 raise GateError(
                     f"channel group {group} cannot have width {width}",
                     why=f"it has {size} channels, and at least one must stay",
+                    do=f"give a whole number from 1 to {size}",
                 )
         return widths
 

@@ -250,7 +250,9 @@ def _places(wanted: Path | None, name: str, asked: dict[str, bool]) -> dict[str,
     kinds = [kind for kind, on in asked.items() if on] or [ending or ".onnx"]
     if ending is not None and ending not in kinds:
         raise OptionError(
-            f"{wanted} ends in {ending}", why=f"what is asked for is {' and '.join(kinds)}"
+            f"{wanted} ends in {ending}",
+            why=f"what is asked for is {' and '.join(kinds)}",
+            do=f"name a folder or a file that ends in {kinds[0]}, or ask for {ending} as well",
         )
     if ending is None:
         folder = wanted or Path()

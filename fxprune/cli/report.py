@@ -53,7 +53,11 @@ def report(
 
     runs = [run_of(folder, trust=trust) for folder in folders or (None,)]
     if dense is not None and len(runs) > 1:
-        raise OptionError("--dense goes with one run", why=f"{len(runs)} runs are given")
+        raise OptionError(
+            "--dense goes with one run",
+            why=f"{len(runs)} runs are given",
+            do="name one of them, or leave --dense out",
+        )
     target = output or (runs[0].path / PAGE if len(runs) == 1 else Path(PAGE))
     if target.is_dir():
         raise OptionError(f"{target} is a folder", do="give -o the name of a file")

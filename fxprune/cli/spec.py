@@ -321,7 +321,10 @@ def _pick(
 def _builder(value: Any, options: dict[str, Any], spec: str, what: str) -> Callable[[], Any]:
     if isinstance(value, nn.Module):
         if options:
-            raise SpecError(f"{what} is a module: it takes no options")
+            raise SpecError(
+                f"{what} is a module: it takes no options",
+                do=f"leave {{{', '.join(options)}}} out, or name the class {type(value).__name__}",
+            )
         return lambda: value
     refusal = _why_not(value)
     if refusal:

@@ -202,7 +202,11 @@ def train(
             for one in logs:
                 one.close()
         if not history:
-            raise OptionError("no epoch was trained", why=f"--minutes {minutes} is over")
+            raise OptionError(
+                "no epoch was trained",
+                why=f"--minutes {minutes} is over",
+                do="give more minutes, or leave --minutes out",
+            )
         record = records.of_training(run, job, gated, history)
         print_result(record, tables.show_training, as_json)
         for line in tables.remarks_on_training(record):

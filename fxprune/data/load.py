@@ -229,6 +229,7 @@ def _folder(
         raise DataError(
             f"{path}/train and {path}/val do not have the same classes",
             why=f"only in one of them: {', '.join(odd)}",
+            do="put a folder of the same name for each class into both",
         )
     classes = tuple(train.plain.classes)
     return DataSet(f"{FOLDER}{path}", train, val, classes, (3, *size), described)

@@ -274,7 +274,7 @@ class _Decoded(Dataset[Any]):
             return DataError(
                 f"cannot read the image {self.images.samples[index][0]}",
                 why=str(error),
-                do="mend it, or take it out of its folder",
+                do="write the image file anew, or take it out of its folder",
             )
 
 

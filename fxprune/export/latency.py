@@ -271,5 +271,5 @@ def _unsteady(budget: Budget, shares: list[float]) -> BudgetError:
     return BudgetError(
         f"no widths are known to meet the budget {budget}",
         why=f"measured afresh, those chosen took {found} of the dense network's time",
-        do="let the machine rest, and try again with --remeasure",
+        do="end other programs on this machine, then measure anew with --remeasure",
     )

@@ -124,4 +124,8 @@ def is_wild(tensor: Tensor | None) -> bool:
 
 
 def _wrong(path: Path, name: str, why: str) -> RunError:
-    return RunError(f"cannot read {path}", why=f"it is damaged: {name!r}: {why}")
+    return RunError(
+        f"cannot read {path}",
+        why=f"it is damaged: {name!r}: {why}",
+        do="take an earlier copy of it, or train again in another folder",
+    )

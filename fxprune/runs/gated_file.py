@@ -59,7 +59,11 @@ def plan_of(meta: Mapping[str, Any], path: Path) -> Plan:
         RunError: there is none, or it is damaged.
     """
     if "plan" not in meta:
-        raise RunError(f"{path} holds no gated network")
+        raise RunError(
+            f"{path} holds no gated network",
+            why="it has no plan of how one was instrumented",
+            do="give a file that fxprune.save wrote, or the folder of a run",
+        )
     return Plan.from_json(meta["plan"], path)
 
 
@@ -80,7 +84,11 @@ def take_over(gated: GatedModule, tensors: Mapping[str, Tensor], path: Path) -> 
     try:
         gated.restore(state)
     except (GateError, RuntimeError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
+        raise RunError(
+            f"cannot read {path}",
+            why=f"it is damaged: {error}",
+            do="take an earlier copy of it, or instrument again",
+        ) from error
 
 
 def gated_state(gated: GatedModule) -> tuple[dict[str, Tensor], dict[str, Any]]:

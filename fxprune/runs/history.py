@@ -80,7 +80,11 @@ def history_of(meta: dict[str, Any], path: Path) -> list[EpochMetrics]:
     """
     history = fitting(list[EpochMetrics], meta.get("history", []), path, "history")
     if [metrics.epoch for metrics in history] != list(range(1, len(history) + 1)):
-        raise RunError(f"cannot read {path}", why="its history is damaged: epochs are missing")
+        raise RunError(
+            f"cannot read {path}",
+            why="its history is damaged: epochs are missing",
+            do="take an earlier copy of it, or train again in another folder",
+        )
     return history
 
 

@@ -103,7 +103,11 @@ class Plan:
             budget = Budget.parse(self.budget, self.round_to)
             gated = instrument(model, inputs, self.policy, budget, every=self.every, seed=self.seed)
         except OptionError as error:
-            raise RunError(f"cannot read {path}", why=f"its plan is damaged: {error}") from error
+            raise RunError(
+                f"cannot read {path}",
+                why=f"its plan is damaged: {error}",
+                do="take an earlier copy of it, or instrument again",
+            ) from error
         if fingerprint(gated.channels) != self.fingerprint:
             raise RunError(
                 f"{path} belongs to another network",

@@ -188,7 +188,11 @@ class Run:
         self.require("spec", self.spec)
         tensors, meta = read_tensors(self.checkpoint)
         if plan_of(meta, self.checkpoint) != self.plan:
-            raise RunError(f"{self.checkpoint} does not belong to {self.path / PLAN}")
+            raise RunError(
+                f"{self.checkpoint} does not belong to {self.path / PLAN}",
+                why="it was made by another plan",
+                do="instrument again, into another folder",
+            )
         kept = {
             name: tensor
             for name, tensor in tensors.items()
@@ -209,7 +213,11 @@ class Run:
         try:
             path.mkdir(exist_ok=True)
         except (OSError, ValueError) as error:
-            raise RunError(f"cannot make the folder {path}", why=str(error)) from error
+            raise RunError(
+                f"cannot make the folder {path}",
+                why=str(error),
+                do="give another one with -o",
+            ) from error
         base = os.path.relpath(self.base, path.resolve())
         record = asdict(_Record(self.spec, self.input, base, self.plan))
         with only_writer(path):
