@@ -246,7 +246,9 @@ def test_an_image_that_cannot_be_read(tmp_path, workers, damage):
     broken = sorted((tmp_path / "train" / "dog").iterdir())[2]
     broken.write_bytes(damage(broken.read_bytes()))
     found = load(f"folder:{tmp_path}", image_size=(8, 8), workers=workers)
-    with pytest.raises(DataError, match=f"cannot read the image {broken}\n  why  .*\n  do   write the image"):
+    with pytest.raises(
+        DataError, match=f"cannot read the image {broken}\n  why  .*\n  do   write the image"
+    ):
         list(found.train.batches(4))
 
 
