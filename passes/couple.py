@@ -15,7 +15,9 @@ from fxprune.analysis.aliasing import copy_always
 from fxprune.analysis.channel_convs import drop_unused_positions, run_at_dense_positions
 from fxprune.analysis.compact_trial import try_widths, uneven_widths
 from fxprune.analysis.context import Pin
+from fxprune.analysis.describe import Description
 from fxprune.analysis.propagation import Labelled, propagate
+from fxprune.analysis.records import write_records
 from fxprune.analysis.solve import Solution
 from fxprune.channels.records import KEY
 from fxprune.errors import TraceError
@@ -41,14 +43,15 @@ class Couple(Pass):
             labelled = propagate(module, inputs)
         if run_at_dense_positions(module, labelled):
             labelled = propagate(module, inputs)
-            axes = Solution(labelled, module, []).graph().axes
+            axes = Description(Solution(labelled, module, [])).graph().axes
             if drop_unused_positions(module, lambda places: places not in axes):
                 labelled = propagate(module, inputs)
         extra: list[Pin] = []
         while True:
             solution = Solution(labelled, module, extra)
-            channels = solution.graph()
-            solution.write_records()
+            description = Description(solution)
+            channels = description.graph()
+            write_records(solution)
             if not channels.groups:  # nothing is left to refuse
                 return Program(module, program.inputs, channels)
             trials = (
@@ -57,7 +60,7 @@ class Couple(Pass):
             )
             refusal = next((refusal for refusal in trials if refusal), None)
             if refusal is None:
-                return Program(module, program.inputs, solution.with_lost_zeros(channels))
+                return Program(module, program.inputs, description.with_lost_zeros(channels))
             extra.append(solution.around(*refusal))
 
     def ensures(self, before: Program, after: Program) -> None:
