@@ -202,8 +202,8 @@ def print_result(
 
 def show_tick(bar: console.Bar, tick: "Tick") -> None:
     """Move a progress bar, and print a line at the end of an epoch."""
-    from fxprune.cli import tables
+    from fxprune.cli import lines
 
     bar.moved(tick.steps_done, tick.steps)
     if tick.metrics is not None:
-        bar.say(tables.epoch_line(tick.metrics, tick.fall_ends))
+        bar.say(lines.epoch_line(tick.metrics, tick.fall_ends))

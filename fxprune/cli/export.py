@@ -137,7 +137,7 @@ def export(
     """
     import torch
 
-    from fxprune.cli import records, tables
+    from fxprune.cli import lines, records, tables
     from fxprune.cli.spec import resolve
     from fxprune.export.bench import Target
     from fxprune.export.compare import compact_of, compare_onnx
@@ -221,7 +221,7 @@ def export(
                     for file in lowering.write(paths[".onnx"], compared.report, begin)
                 ]
     print_result(record, tables.show_export, as_json)
-    for line in tables.remarks(record):
+    for line in lines.remarks(record):
         console.note(line)
     if promise and promise.by_command and not latency_command:
         console.note(

@@ -114,7 +114,7 @@ def prune(
 
     from fxprune import api
     from fxprune.budget.budget import Budget
-    from fxprune.cli import records, tables
+    from fxprune.cli import lines, records, tables
     from fxprune.cli.export import keep_export, notes_of, real_inputs
     from fxprune.cli.spec import resolve
     from fxprune.data import Preprocess
@@ -161,20 +161,20 @@ def prune(
                 progress=begin.remark,
             )
             spent = fitted.budget
-    for line in (tables.data_line(images), *tables.remarks_on_data(images, options)):
+    for line in (lines.data_line(images), *lines.remarks_on_data(images, options)):
         console.note(line)
     if fitted is not None:
-        console.note(tables.latency_line(records.of_latency(fitted)))
+        console.note(lines.latency_line(records.of_latency(fitted)))
     runs: list[Run] = []
 
     with console.bar("the dense network's accuracy") as bar:
 
         def measured(dense: Answers) -> None:
-            for line in tables.dense_lines(dense):
+            for line in lines.dense_lines(dense):
                 bar.say(line)
 
         def tried(trial: Trial) -> None:
-            bar.say(tables.trial_line(trial))
+            bar.say(lines.trial_line(trial))
 
         def made(gated: GatedModule) -> Path:
             runs.append(Run.create(place, gated, spec, shape))
@@ -221,7 +221,7 @@ def prune(
     keep_export(run, pruned.gated, compared)
     record = records.of_pruned(run, pruned, compared, fitted, max_drop)
     print_result(record, tables.show_pruned, as_json)
-    for line in tables.remarks(record):
+    for line in lines.remarks(record):
         console.note(line)
     console.note(f"report: {run.path / PAGE}")
 

@@ -8,11 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxprune.cli import console
+from fxprune.cli.lines import format_loss, measured_where, promise
 from fxprune.cli.records import STEP, Record
-from fxprune.data import DataSet
-from fxprune.trainer.loop import EpochMetrics
-from fxprune.trainer.options import TrainOptions
-from fxprune.trainer.prune import Answers, Trial
 
 SHORT = 0.1
 """By how much the share of macs may exceed the square of the share of channels, as it does in
@@ -116,26 +113,13 @@ def _latency(record: Record) -> str:
     close = "" if record["met"] else "; of the widths tried, none are closer"
     cached = f", from the cache of {record['date']}" if record["cached"] else ""
     lines = [
-        f"{_promise(record['asked'], record[record['binds']])}{close}",
-        f"{_where(record)}, measured at {len(record['measured'])} choices of widths{cached}:",
+        f"{promise(record['asked'], record[record['binds']])}{close}",
+        f"{measured_where(record)}, measured at {len(record['measured'])} choices of widths"
+        f"{cached}:",
         *(_times(kind, record) for kind in _kinds(record)),
     ]
     lines += [f"{low} is slower than {high}, measured twice" for low, high in record["slower"]]
     return "\n".join(lines)
-
-
-def _promise(asked: float, quotient: Record) -> str:
-    """Format what a latency budget asked for beside what is: "asked 50 %, is 52 % (50–54)"."""
-    low, high = (f"{100 * quotient[end]:.0f}" for end in ("low", "high"))
-    found = console.share(quotient["median"], 0)
-    return f"asked {console.share(asked, 0)} of the dense network's time, is {found} ({low}–{high})"
-
-
-def _where(timing: Record) -> str:
-    if timing["command"]:
-        return f"one example, by {timing['command']}"
-    threads = f"{timing['threads']} thread" + ("" if timing["threads"] == 1 else "s")
-    return f"ONNX Runtime, one example, {threads}"
 
 
 def _kinds(timing: Record) -> tuple[str, ...]:
@@ -151,53 +135,6 @@ def _times(kind: str, timing: Record) -> str:
         f"  {name}: dense {console.milliseconds(times['dense'])}, "
         f"compact {console.milliseconds(times['compact'])}, "
         f"{console.share(times['median'])} ({low}–{high} in half of the rounds)"
-    )
-
-
-def remarks_on_data(data: DataSet, options: TrainOptions) -> list[str]:
-    """List what a user should know of the data before the training."""
-    if options.batch_size * 5 <= len(data.train):
-        return []
-    return [
-        f"a batch of {options.batch_size} is more than a fifth of the {len(data.train):,} training "
-        f"images: an epoch has {max(len(data.train) // options.batch_size, 1)} steps; a smaller "
-        "--batch-size makes more of them"
-    ]
-
-
-def data_line(data: DataSet) -> str:
-    """Describe what the network sees of the data, in a line."""
-    looks = ", ".join(f"{name} {value}" for name, value in data.preprocessing.items())
-    return f"{data.name}: {len(data.train):,} and {len(data.val):,} images; {looks}"
-
-
-def latency_line(record: Record) -> str:
-    """Describe what a latency budget came to before the training, in a line."""
-    cached = f", from the cache of {record['date']}" if record["cached"] else ""
-    return f"{_promise(record['asked'], record[record['binds']])}, {_where(record)}{cached}"
-
-
-def dense_lines(dense: Answers) -> list[str]:
-    """Describe the dense network's accuracy, before anything is changed."""
-    count = len(dense.labels)
-    lines = [
-        f"the dense network is right on {console.share(dense.accuracy, 2)} of {count:,} "
-        "validation images"
-    ]
-    if dense.near_chance:
-        lines.append(
-            f"warning: that is near chance ({console.share(dense.chance, 1)} are of the most "
-            "frequent class): look at --weights, at the order of the classes, and at how the "
-            "images were prepared when it was trained (--mean --std --resize --crop --transform)"
-        )
-    return lines
-
-
-def trial_line(trial: Trial) -> str:
-    """Describe a short run of a search, in a line."""
-    return (
-        f"macs={trial.macs:.3g}: {trial.drop.points:+.2f} points lost on the images held out "
-        f"({trial.drop.low:+.2f} to {trial.drop.high:+.2f})"
     )
 
 
@@ -223,7 +160,7 @@ def show_pruned(record: Record) -> RenderableType:
     ]
     lines = [_lost(record)]
     if record["asked"] and onnx["timing"]:
-        lines.append(_promise(record["asked"], onnx["timing"][onnx["timing"]["binds"]]))
+        lines.append(promise(record["asked"], onnx["timing"][onnx["timing"]["binds"]]))
     return Group(
         console.heading(f"{record['run']}   {record['budget']}"),
         console.table(("", "before", "after", "share"), rows, text=("",)),
@@ -248,45 +185,13 @@ def _lost(record: Record) -> str:
     )
 
 
-def epoch_line(metrics: EpochMetrics, fall_ends: int | None = None) -> str:
-    """Describe how one epoch ended, in a line.
-
-    Args:
-        metrics: what it showed.
-        fall_ends: the epoch in which the network comes down to its budget, while it has not.
-    """
-    early = (
-        ""
-        if fall_ends is None
-        else f": at the final widths, not yet trained; the fall ends in epoch {fall_ends}"
-    )
-    return (
-        f"epoch {metrics.epoch:3}   lr {metrics.lr:.4f}   "
-        f"train loss {metrics.train_loss:.4f}{_scored(metrics, 'train')}   "
-        f"val loss {_loss(metrics.val_loss)}{_scored(metrics, 'val')}"
-        f"{early}   {console.milliseconds(metrics.step_seconds)} a step, {metrics.seconds:.1f} s"
-    )
-
-
-def _scored(metrics: EpochMetrics, split: str) -> str:
-    """Format the accuracy or the own metric of a split, whichever there is."""
-    accuracy, own = getattr(metrics, f"{split}_accuracy"), metrics.val_metric
-    if own is not None and split == "val":
-        return f", {metrics.metric} {own:.4f}"
-    return "" if accuracy is None else f", right {console.share(accuracy, 2)}"
-
-
-def _loss(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"
-
-
 def show_training(record: Record) -> RenderableType:
     """Lay out the table of `fxprune train`."""
     last, cost = record["history"][-1], record["macs"]
     rows = [
         ("epochs", f"{record['epochs']} of {record['of_epochs']}"),
         *_scores(last),
-        ("loss on the validation split", _loss(last["val_loss"])),
+        ("loss on the validation split", format_loss(last["val_loss"])),
         ("macs, of the dense network's", console.share(cost["compact"] / max(cost["dense"], 1))),
         ("forward macs of the run", _run_macs(record["run_macs"])),
         ("a training step", console.milliseconds(record["step_seconds"])),
@@ -303,18 +208,6 @@ def _scores(last: Record) -> list[tuple[str, str]]:
     names = {"val_accuracy": "right on the validation split", "val_top5": "among the first five"}
     found = {name: last[key] for key, name in names.items() if last[key] is not None}
     return [(name, console.share(value, 2)) for name, value in found.items()]
-
-
-def remarks_on_training(record: Record) -> list[str]:
-    """List what a user should know of a training beside its figures."""
-    seconds = record["step_seconds_of"]
-    if None in seconds.values() or seconds["chosen"] < seconds["all"]:
-        return []
-    return [
-        f"a step with the chosen channels took {console.milliseconds(seconds['chosen'])}, one with "
-        f"all channels {console.milliseconds(seconds['all'])}: pruning does not make this training "
-        "faster here; larger batches may help (docs: What a step costs)"
-    ]
 
 
 def _run_macs(macs: Record) -> str:
@@ -348,7 +241,7 @@ def show_export(record: Record) -> RenderableType:
         parts.append(console.table(COLUMNS, rows, text=("",)))
         if record.get("asked") and onnx["timing"]:
             timing = onnx["timing"]
-            parts.append(Text(_promise(record["asked"], timing[timing["binds"]])))
+            parts.append(Text(promise(record["asked"], timing[timing["binds"]])))
         parts.append(Text(_proof(onnx)))
     if "files" in record:
         parts.append(_files(record))
@@ -366,7 +259,7 @@ def _timed(timing: Record | None) -> list[tuple[str, str, str, str]]:
         return []
     return [
         (
-            f"{_where(timing)}, {kind}",
+            f"{measured_where(timing)}, {kind}",
             console.milliseconds(timing[kind]["dense"]),
             console.milliseconds(timing[kind]["compact"]),
             console.share(timing[kind]["median"]),
@@ -434,28 +327,6 @@ def _proof(onnx: Record) -> str:
         f"largest difference {onnx['max_abs_error']:.1e}, {onnx['max_rel_error']:.1e} of the "
         f"largest output (at most {onnx['tolerance']:.0e} is let through)"
     )
-
-
-def remarks(record: Record) -> list[str]:
-    """List what a user should know of an export beside its figures."""
-    lines = []
-    if record["steps"] == 0:
-        lines.append("the network was never trained: the file holds its first selection")
-    if record["stopped_in_epoch"] is not None:
-        lines.append(
-            f"the training was stopped within epoch {record['stopped_in_epoch']}: nothing says how "
-            f"accurate the network is as it stands; fxprune train {record['run']} goes on"
-        )
-    onnx = record.get("onnx")
-    timing = onnx and onnx["timing"]
-    if timing and not timing["quiet"]:
-        lines.append("other programs kept the machine busy: the latency is uncertain")
-    elif timing and timing[timing["binds"]]["median"] > 0.95:
-        lines.append(
-            "the compact file is not faster than the dense one here; "
-            "a smaller budget, or --round-to 16, may help"
-        )
-    return lines
 
 
 SIDES = ("dense", "compact")

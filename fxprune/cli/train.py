@@ -138,7 +138,7 @@ def train(
     Examples: [bold]fxprune train model.fxprune --data cifar10 --download --epochs 30[/bold],
     [bold]torchrun --nproc-per-node 2 -m fxprune train model.fxprune --data cifar10[/bold].
     """
-    from fxprune.cli import records, tables
+    from fxprune.cli import lines, records, tables
     from fxprune.cli.spec import maker, resolve
     from fxprune.report.of_runs import write_beside
     from fxprune.trainer.job import Job
@@ -164,7 +164,7 @@ def train(
                 )
             begin()
             gated = run.load(resolve(run.spec, run.input, base=run.base).model)
-        for line in (tables.data_line(images), *tables.remarks_on_data(images, job.options)):
+        for line in (lines.data_line(images), *lines.remarks_on_data(images, job.options)):
             console.note(line)
 
         def keep() -> None:
@@ -209,7 +209,7 @@ def train(
             )
         record = records.of_training(run, job, gated, history)
         print_result(record, tables.show_training, as_json)
-        for line in tables.remarks_on_training(record):
+        for line in lines.remarks_on_training(record):
             console.note(line)
         if rank == 0:
             console.note(f"report: {write_beside(run, gated)}")

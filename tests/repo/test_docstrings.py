@@ -13,7 +13,7 @@ from tests.repo.test_imports import MODULES
 
 VERBS = set(
     """
-    Add Apply Assert Attach Average Begin Bind Build Call Check Choose Clear Climb Close
+    Add Apply Ask Assert Attach Average Begin Bind Build Call Check Choose Clear Climb Close
     Collect Compare Compose Compute Convert Convolve Copy Count Couple Crop Cut Decay Decode
     Describe Detach Divide Download Draw Drop End Evaluate Execute Export Fetch Fill Find Finish Fix
     Flip Fold Follow Forget Format Gather Give Go Halve Hand Hash Hold Identify Import Index

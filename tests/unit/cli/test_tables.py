@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from fxprune.cli import records, tables
+from fxprune.cli import lines, records
 from fxprune.data import from_tensors
 from fxprune.trainer.loop import EpochMetrics
 from fxprune.trainer.options import TrainOptions
@@ -43,27 +43,27 @@ def test_steps_with_all_channels_and_with_the_chosen_ones(
 
 def test_a_training_that_pruning_does_not_make_faster_is_named() -> None:
     slow = {"step_seconds_of": {"all": 0.010, "chosen": 0.012}}
-    (line,) = tables.remarks_on_training(slow)
+    (line,) = lines.remarks_on_training(slow)
     assert line.startswith(
         "a step with the chosen channels took 12 ms, one with all channels 10 ms"
     )
     for all_, chosen in ((0.010, 0.009), (None, 0.012), (0.010, None)):
         seconds = {"all": all_, "chosen": chosen}
-        assert not tables.remarks_on_training({"step_seconds_of": seconds})
+        assert not lines.remarks_on_training({"step_seconds_of": seconds})
 
 
 def test_validation_at_widths_that_were_not_trained_yet_is_marked() -> None:
     (metrics,) = history([(500, 0.1)])
-    early = tables.epoch_line(metrics, fall_ends=2)
+    early = lines.epoch_line(metrics, fall_ends=2)
     assert "right 50.00 %: at the final widths, not yet trained; the fall ends in epoch 2" in early
-    assert "final widths" not in tables.epoch_line(metrics)
+    assert "final widths" not in lines.epoch_line(metrics)
 
 
 def test_a_batch_of_more_than_a_fifth_of_the_data_is_remarked_on() -> None:
     images, labels = torch.zeros(100, 1, 4, 4, dtype=torch.uint8), torch.zeros(100).long()
     data = from_tensors("a", (images, labels), (images, labels), ("x",))
-    assert not tables.remarks_on_data(data, TrainOptions(batch_size=20))
-    (line,) = tables.remarks_on_data(data, TrainOptions(batch_size=40))
+    assert not lines.remarks_on_data(data, TrainOptions(batch_size=20))
+    (line,) = lines.remarks_on_data(data, TrainOptions(batch_size=40))
     assert "a batch of 40 is more than a fifth of the 100 training images" in line
     assert "an epoch has 2 steps" in line
 
@@ -84,7 +84,7 @@ def asked(low: float, middle: float, high: float) -> records.Record:
 
 
 def test_a_latency_is_told_beside_what_was_asked() -> None:
-    line = tables.latency_line(asked(0.501, 0.52, 0.538))
+    line = lines.latency_line(asked(0.501, 0.52, 0.538))
     assert line == (
         "asked 50 % of the dense network's time, is 52 % (50–54), "
         "ONNX Runtime, one example, 2 threads, from the cache of 2026-11-28"
