@@ -27,7 +27,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from fxprune.errors import DataError, ExportError, ParityError
-from fxprune.export.onnx import Runner, runtime
+from fxprune.export.onnx import runtime
+from fxprune.export.parity import Runner
 from fxprune.files import write_bytes
 
 Kind = Literal["float32", "fp16", "int8"]

@@ -12,7 +12,7 @@ import copy
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,29 +29,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from fxprune.equivalence import fresh_inputs, outputs, which_batched
-from fxprune.errors import ExportError, OptionError, ParityError
+from fxprune.equivalence import fresh_inputs, which_batched
+from fxprune.errors import ExportError, OptionError
 from fxprune.export.condconv import BatchedConvs
+from fxprune.export.parity import Network, Runner, excess, gaps, refusal, rounding
 from fxprune.files import write_bytes
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.signature import flat_inputs, flat_network, signature_of
 
-Network = Callable[..., Any]
-"""A function of tensors, in the order of the file's inputs."""
-
 BATCHES = (1, 2, 7)
 """The batch sizes at which every export is compared."""
-
-TOLERANCE: Mapping[torch.dtype, float] = {
-    torch.float64: 1e-13,
-    torch.float32: 2e-5,
-    torch.float16: 5e-3,
-}
-"""Largest |ONNX - torch| of an output, as a share of its largest |torch|.
-
-Sums of thousands of products in another order differ by about 1e-6 of the scale in float32
-(seen: 1e-7 to 1.2e-6 from ResNet-20 to DenseNet-121).
-"""
 
 
 @dataclass(frozen=True)
@@ -178,18 +165,24 @@ def export_onnx(
 
     content = program.SerializeToString()
     run = runtime(content)
-    gaps = [gap for trial in trials for gap in _gaps(expected, run, trial)]
-    worst = max(gaps, key=_excess)
-    if _excess(worst) > 0:
+    found = [gap for trial in trials for gap in gaps(expected, run, trial)]
+    worst = max(found, key=excess)
+    if excess(worst) > 0:
         plain = runtime(content, optimised=False)
-        others = [gap for trial in trials for gap in _gaps(expected, plain, trial)]
-        raise _refusal(path, worst, max(others, key=_excess), _rounding(expected, trials))
+        others = [gap for trial in trials for gap in gaps(expected, plain, trial)]
+        raise refusal(
+            path,
+            worst,
+            max(others, key=excess),
+            rounding(expected, trials),
+            f"ONNX Runtime {onnxruntime.__version__}",
+        )
     figures: dict[str, Any] = {
         "opset": next(entry.version for entry in program.opset_import if not entry.domain),
         "params": sum(parameter.numel() for parameter in network.parameters()),
-        "max_abs_error": max(gap.absolute for gap in gaps),
-        "max_rel_error": max(gap.relative for gap in gaps),
-        "tolerance": max(gap.tolerance for gap in gaps),
+        "max_abs_error": max(gap.absolute for gap in found),
+        "max_rel_error": max(gap.relative for gap in found),
+        "tolerance": max(gap.tolerance for gap in found),
         "batches": options.batches,
         "seed": seed,
         "real_examples": sum(real_sizes),
@@ -376,9 +369,6 @@ def _reason(error: BaseException) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-Runner = Callable[[Sequence[np.ndarray[Any, Any]]], list[np.ndarray[Any, Any]]]
-
-
 def runtime(content: bytes, threads: int | None = None, *, optimised: bool = True) -> Runner:
     """Load content into ONNX Runtime on the CPU, as a function of the inputs in their order.
 
@@ -421,97 +411,3 @@ def _runtime_errors() -> Any:
             why=_reason(error),
             do="ONNX Runtime's CPU kernels are for float32 above all: try model.float()",
         ) from error
-
-
-@dataclass(frozen=True)
-class _Gap:
-    """How far one output of ONNX Runtime is from torch's."""
-
-    absolute: float
-    relative: float
-    tolerance: float
-
-
-def _excess(gap: _Gap) -> float:
-    """Compute by how much a gap is over its tolerance."""
-    return gap.relative - gap.tolerance
-
-
-def _refusal(path: Path, worst: _Gap, plain: _Gap, rounding: float) -> ParityError:
-    """Make the refusal of a gap, given that without ONNX Runtime's optimisations, and rounding."""
-    why = (
-        f"the largest difference is {worst.relative:.1e} of the largest output, "
-        f"more than {worst.tolerance:.0e}"
-    )
-    do = "this is a fault of fxprune or of the exporter; please report it with the network"
-    if rounding >= worst.relative / 2:
-        why += f"; rounding alone makes {rounding:.1e} of it in the network itself"
-        do = (
-            "nothing can be proven where rounding is amplified so much: look for differences of "
-            "numbers that are nearly the same, and for norms over a few values"
-        )
-    elif _excess(plain) <= 0:
-        why += f"; {plain.relative:.1e} without ONNX Runtime's graph optimisations, which change it"
-        do = (
-            f"ONNX Runtime {onnxruntime.__version__} is at fault: write differently what it takes "
-            "for something else, such as a padding with zeros before a max pooling"
-        )
-    return ParityError(
-        f"the ONNX file would not compute what the network computes; {path} is not written",
-        why=why,
-        do=do,
-    )
-
-
-@torch.no_grad()
-def _rounding(network: Network, trials: Sequence[tuple[Tensor, ...]]) -> float:
-    """Measure how far a network's outputs are from float64's, as `_Gap.relative`; 0 if unknown."""
-    if not isinstance(network, nn.Module):
-        return 0.0
-    exact = copied(network, {}).double()
-    found = [0.0]
-    for trial in trials:
-        precise = tuple(x.double() if x.is_floating_point() else x for x in trial)
-        try:
-            pairs = zip(outputs(network, trial), outputs(exact, precise), strict=True)
-            found += [_gap("", wanted.double(), given.double()).relative for wanted, given in pairs]
-        except (RuntimeError, ValueError, AssertionError, ParityError):  # it insists on its dtype
-            return 0.0
-    return max(found)
-
-
-@torch.no_grad()
-def _gaps(expected: Network, run: Runner, trial: tuple[Tensor, ...]) -> list[_Gap]:
-    """Measure one gap for each output.
-
-    Raises:
-        ParityError: the outputs do not correspond, or are not finite.
-    """
-    wanted = outputs(expected, trial)
-    found = run([tensor.numpy() for tensor in trial])
-    if not wanted or len(wanted) != len(found):
-        raise ParityError(
-            f"the ONNX file has {len(found)} outputs, the network {len(wanted)}",
-            why="there is none, one is not a tensor, or two are the same",
-        )
-    return [
-        _gap(f"output {i}", a, torch.from_numpy(b)) for i, (a, b) in enumerate(zip(wanted, found))
-    ]
-
-
-def _gap(name: str, wanted: Tensor, found: Tensor) -> _Gap:
-    if wanted.shape != found.shape or wanted.dtype != found.dtype:
-        raise ParityError(
-            f"{name} of the ONNX file is {found.dtype} {tuple(found.shape)}, "
-            f"of the network {wanted.dtype} {tuple(wanted.shape)}"
-        )
-    if not (wanted.isfinite().all() and found.isfinite().all()):
-        raise ParityError(
-            f"{name} of the network is not finite",
-            why="nothing can be proven of infinity and NaN; the training may have diverged",
-        )
-    tolerance = TOLERANCE.get(wanted.dtype, 0.0)
-    if wanted.numel() == 0:
-        return _Gap(0.0, 0.0, tolerance)
-    absolute = float((wanted.double() - found.double()).abs().max())
-    return _Gap(absolute, absolute / (float(wanted.double().abs().max()) or 1.0), tolerance)

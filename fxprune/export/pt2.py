@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fxprune.equivalence import fresh_inputs, outputs
 from fxprune.errors import ExportError, ParityError
-from fxprune.export.onnx import BATCHES, TOLERANCE
+from fxprune.export.onnx import BATCHES
+from fxprune.export.parity import TOLERANCE
 from fxprune.files import write_bytes
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.signature import flat_inputs, flat_network, signature_of
@@ -55,7 +56,7 @@ def export_pt2(
 
     Raises:
         ExportError: torch cannot export the network with a dynamic batch.
-        ParityError: an output differs by more than `fxprune.export.onnx.TOLERANCE`.
+        ParityError: an output differs by more than `fxprune.export.parity.TOLERANCE`.
         RunError: the file cannot be written.
     """
     signature = signature_of(model)

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import update_bn
 
 from fxprune.data import WHOLE, Batch, DataSet, Share
 from fxprune.data.own import steps_of
@@ -33,13 +32,15 @@ from fxprune.runs.history import EpochMetrics, keep_metrics
 from fxprune.runs.writer import only_writer
 from fxprune.trainer import checkpoint
 from fxprune.trainer.churn import Churn
+from fxprune.trainer.clock import Clock
 from fxprune.trainer.evaluate import Stop, check_fit, evaluate, score, summed
 from fxprune.trainer.optimizer import learning_rate, make_optimizer
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.plan import RunPlan, plan_run
 from fxprune.trainer.progress import Progress, Stopped
-from fxprune.trainer.task import Loss, Metric, Task, call, examples_of, name_of
+from fxprune.trainer.recalibration import recalibrate
+from fxprune.trainer.task import Loss, Metric, Task, examples_of, name_of
 
 __all__ = ["EpochMetrics", "Placement", "Stopped", "Tick", "TrainOptions", "evaluate", "fit"]
 
@@ -241,7 +242,7 @@ class _Session:
         device, so_far = self.placement.device, self.so_far
         seed = self.options.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
-        clock = _Clock(device, so_far.seconds)
+        clock = Clock(device, so_far.seconds)
         churn = Churn(self.gated, so_far.churn)
         self.model.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -396,13 +397,9 @@ class _Session:
 
     def _recalibrate(self, generator: torch.Generator) -> None:
         """Measure batch norms' statistics of the network as it now is, on whole batches."""
-        batches = islice(self._train_batches(generator), self.options.recalibrate)
-        if self.options.recalibrate:
-            with torch.autocast(
-                self.placement.device.type, self.placement.amp, enabled=bool(self.placement.amp)
-            ):
-                prepared = (_Inputs(self.placement.prepare(inputs)) for inputs, _ in batches)
-                update_bn(prepared, _Called(self.model))
+        count = self.options.recalibrate
+        if count:
+            recalibrate(self.model, islice(self._train_batches(generator), count), self.placement)
 
 
 def _share(examples: int, batch_size: int) -> Share:
@@ -416,50 +413,3 @@ def _share(examples: int, batch_size: int) -> Share:
             do="give a batch size that is a multiple of their number",
         )
     return share
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The inputs of a batch as one thing: torch's update_bn would take the first of several."""
-
-    of_batch: Any
-
-
-class _Called(nn.Module):
-    """Calls a network with `_Inputs`."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, inputs: _Inputs) -> Any:
-        return call(self.network, inputs.of_batch)
-
-
-class _Clock:
-    """Times steps without making a GPU wait for its host."""
-
-    def __init__(self, device: torch.device, before: Sequence[float] = ()) -> None:
-        self.on_gpu = device.type == "cuda"
-        self.before = before
-        self.seconds: list[float] = []
-        self.events: list[tuple[torch.Event, torch.Event]] = []
-
-    def __enter__(self) -> None:
-        if self.on_gpu:
-            pair = torch.Event("cuda", enable_timing=True), torch.Event("cuda", enable_timing=True)
-            pair[0].record()
-            self.events.append(pair)
-        self.began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds.append(time.perf_counter() - self.began)
-        if self.on_gpu:
-            self.events[-1][1].record()
-
-    def all(self) -> list[float]:
-        """Return the times of all steps so far, seconds."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
-            return [*self.before, *(a.elapsed_time(b) / 1000 for a, b in self.events)]
-        return [*self.before, *self.seconds]

@@ -9,7 +9,8 @@ from torch import nn
 
 from fxprune.errors import ExportError, ParityError, RunError
 from fxprune.export import onnx as our_onnx
-from fxprune.export.onnx import BATCHES, TOLERANCE, export_onnx, onnx_content, runtime
+from fxprune.export.onnx import BATCHES, export_onnx, onnx_content, runtime
+from fxprune.export.parity import TOLERANCE
 
 
 class Residual(nn.Module):
