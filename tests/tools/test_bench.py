@@ -15,7 +15,6 @@ from torch import nn
 
 import fxprune
 
-ROOT = Path(__file__).parents[2]
 CONTENDERS = (
     *("dense", "masked", "gathered", "gated", "gated every=10", "settled"),
     *("narrow", "compact", "torch-pruning"),
@@ -23,8 +22,7 @@ CONTENDERS = (
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
-    monkeypatch.syspath_prepend(ROOT / "tools")
+def bench() -> dict[str, ModuleType]:
     names = ("models", "contenders", "worker", "step")
     return {name: importlib.import_module(f"bench_{name}") for name in names}
 

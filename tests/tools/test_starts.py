@@ -4,18 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import fxprune
-from tests.tools.test_tools import ROOT, data_file  # noqa: F401 - a fixture
 
-
-@pytest.fixture(autouse=True)
-def tools(monkeypatch):
-    for folder in ("", "shared", "paper"):
-        monkeypatch.syspath_prepend(ROOT / "tools" / folder)
+ROOT = Path(__file__).parents[2]
 
 
 def images(count=256, side=8):
@@ -122,7 +118,7 @@ def queue(data, folder, what):
 
 
 @pytest.mark.slow
-def test_a_queue_goes_on_where_it_stopped(data_file, tmp_path):  # noqa: F811 - the fixture
+def test_a_queue_goes_on_where_it_stopped(data_file, tmp_path):
     queue(data_file, tmp_path, "dense")
     (tmp_path / "plan").write_text("# macs epochs lr seed arm\n0.5 6 0.05 0 utility\n")
     queue(data_file, tmp_path, "queue")

@@ -15,25 +15,6 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory):
-    """64 and 32 noisy images, each a JPEG file, laid end to end."""
-    random = np.random.default_rng(0)
-    arrays = {}
-    for name, count in (("train", 64), ("test", 32)):
-        files = []
-        for _ in range(count):
-            file = io.BytesIO()
-            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "jpeg")
-            files.append(file.getvalue())
-        arrays[f"{name}_jpeg"] = np.frombuffer(b"".join(files), dtype=np.uint8)
-        arrays[f"{name}_offsets"] = np.cumsum([0, *map(len, files)])
-        arrays[f"{name}_labels"] = random.integers(0, 10, count, dtype=np.uint8)
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(path, **arrays)
-    return path
-
-
 def command(data_file, folder, *arguments):
     return [
         *(sys.executable, ROOT / "tools" / "paper" / "reproduce.py", "--data", data_file),
@@ -76,8 +57,7 @@ def test_a_table_goes_on_where_it_stopped(data_file, tmp_path):
     assert kept == records, "what was not asked for stays in the table"
 
 
-def test_a_peak_of_memory_outlives_its_process(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
+def test_a_peak_of_memory_outlives_its_process(tmp_path):
     from memory import KeptPeak
 
     first = KeptPeak(torch.device("cpu"), tmp_path / "run" / "peak")
@@ -104,8 +84,7 @@ def test_no_training_goes_on_without_the_tool(data_file, tmp_path):
     tool.communicate(timeout=20)
 
 
-def test_the_images_are_decoded_in_order(data_file, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
+def test_the_images_are_decoded_in_order(data_file):
     import cifar
 
     images = cifar.load(data_file, None, torch.device("cpu"))

@@ -15,11 +15,6 @@ from fxprune.errors import TraceError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-
-
 def test_one_network_all_the_way() -> None:
     import zoo_check
     import zoo_models
@@ -54,7 +49,7 @@ def test_a_sweep_leaves_stages_for_another_run(tmp_path: Path) -> None:
 
     out = tmp_path / "zoo.jsonl"
     command = [
-        *(sys.executable, str(ROOT / "tools" / "zoo.py"), "--jobs", "1", "--out", str(out)),
+        *(sys.executable, str(ROOT / "tools" / "zoo" / "zoo.py"), "--jobs", "1", "--out", str(out)),
         *("--only", "timm:test_byobnet", "--skip", "onnx", "law", "step"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -182,7 +177,7 @@ def test_the_page_says_what_failed_and_why(monkeypatch: pytest.MonkeyPatch) -> N
     ]
     entries = [e for e in zoo_models.entries() if e.spec in {r["spec"] for r in records}]
     monkeypatch.setattr(zoo_models, "entries", lambda: entries)
-    page = zoo_report.page(records, "python tools/zoo.py")
+    page = zoo_report.page(records, "python tools/zoo/zoo.py")
     assert "fxprune: 1 of 2 convolutional networks right, 0 of 0 with attention" in page
     assert "it is a test: 2 networks, 60 % of the macs" in page
     assert "| 60 % it is a test: of a reason | 1e-15 |" in page

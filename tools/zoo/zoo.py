@@ -1,9 +1,9 @@
 """Sweeps the model zoos of torchvision and timm, and says what works, what does not, and why.
 
-    python tools/zoo.py                          all networks, the small ones first
-    python tools/zoo.py --only 'timm:res*'       some of them
-    python tools/zoo.py --peer torch-pruning     the same networks through Torch-Pruning as well
-    python tools/zoo.py --table                  writes the table again from what is known
+    python tools/zoo/zoo.py                          all networks, the small ones first
+    python tools/zoo/zoo.py --only 'timm:res*'       some of them
+    python tools/zoo/zoo.py --peer torch-pruning     the same networks through Torch-Pruning as well
+    python tools/zoo/zoo.py --table                  writes the table again from what is known
 
 Each network has a process of its own, with a limit of time and one of memory. Results are lines
 of JSON, one a network and tool; what is there already is not done again. Networks that fail have
@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # the sweep holds networks to the law that the tests state
 
@@ -84,6 +84,7 @@ def examine(tool: str, spec: str, skip: frozenset[str], pipe: Connection) -> Non
     """What the process of one network does: all stages but those to skip."""
     import warnings
 
+    import _paths  # noqa: F401 - the tools that all share
     import torch
     import zoo_check
     import zoo_models
@@ -219,9 +220,7 @@ def accept(records: list[Record], path: Path = EXPECTED) -> None:
     """Writes the failures of these records as the expected ones; others stay."""
     done = {record["spec"]: record.get("failed", "") for record in records}
     merged = {s: m for s, m in {**expect(path), **done}.items() if m}
-    head = (
-        "# Networks that tools/zoo.py is known to fail on, with the exact message.\n\n[fxprune]\n"
-    )
+    head = "# Networks on which tools/zoo/zoo.py fails, with the exact message.\n\n[fxprune]\n"
     lines = [f"{json.dumps(spec)} = {json.dumps(merged[spec])}\n" for spec in sorted(merged)]
     path.write_text(head + "".join(lines))
 
@@ -285,7 +284,7 @@ def main() -> int:
         accept([record for record in mine if record["tool"] == TOOLS[0]])
     print("\n".join(zoo_report.summary(mine)))
     if args.only == ["*"] and not args.skip:
-        command = shlex.join(["python", "tools/zoo.py", *sys.argv[1:]])
+        command = shlex.join(["python", "tools/zoo/zoo.py", *sys.argv[1:]])
         TABLE.write_text(zoo_report.page(mine, command))
     wrong = surprises(mine, expect())
     for text in wrong:

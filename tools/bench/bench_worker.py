@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import _paths  # noqa: F401 - the tools that all share
 import torch
 from bench_contenders import CONTENDERS, Case
 from bench_models import NETWORKS

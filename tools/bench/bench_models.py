@@ -11,6 +11,7 @@ images and the classes.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import _paths  # noqa: F401 - the tools that all share
 import models
 import torch
 from models import scaled

@@ -1,7 +1,7 @@
 """What a training step costs: dense, masked, gated …, as ratios to the plain narrow network.
 
-    python tools/bench_step.py --networks resnet20 vgg16_bn --batch 64 --keep 0.5 --minutes 9 \
-        --json step.json --plot step.png
+    python tools/bench/bench_step.py --networks resnet20 vgg16_bn --batch 64 --keep 0.5 \
+        --minutes 9 --json step.json --plot step.png
 
 Every contender (`bench_contenders.py`) runs in a process of its own, so that its peak memory is its
 own, and they take turns in one run, so that a busy machine slows all of them alike. Printed are

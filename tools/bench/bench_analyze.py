@@ -1,6 +1,6 @@
 """How long analysis takes: fxprune, Torch-Pruning's graph, and torch.fx's own trace, side by side.
 
-    python tools/bench_analyze.py [--only resnet18 chain-1000] [--repeat 3] [--json FILE]
+    python tools/bench/bench_analyze.py [--only resnet18 chain-1000] [--repeat 3] [--json FILE]
 
 All contenders analyse the same model in one run, each in turn and `--repeat` times; the table
 shows medians as ratios to `torch.fx.symbolic_trace` of that model. Torch-Pruning runs once, warmed

@@ -1,4 +1,4 @@
-"""The zoo sweep's results in words: a line a network, totals, and the page tools/zoo.md."""
+"""The zoo sweep's results in words: a line a network, totals, and the page tools/zoo/zoo.md."""
 
 import platform
 from collections import defaultdict
@@ -107,7 +107,7 @@ def causes(records: list[Record]) -> list[str]:
 
 
 def page(records: list[Record], command: str) -> str:
-    """tools/zoo.md."""
+    """tools/zoo/zoo.md."""
     by_tool: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in records:
         by_tool[record["tool"]][record["spec"]] = record
