@@ -403,6 +403,7 @@ class GatedModule(TracedModule):
             self, self.channels, self._residents, self._selection, shown, self.settled
         )
 
+    @_lasting
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
@@ -466,6 +467,7 @@ class GatedModule(TracedModule):
         cls.forward = _by_mode(cls.forward)
         return code
 
+    @_lasting
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.bank.apply(fn)

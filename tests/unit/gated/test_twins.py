@@ -154,3 +154,20 @@ def test_a_gated_network_refuses_pickle() -> None:
     gated, _ = build("random")
     with pytest.raises(GateError, match=r"fxprune\.save\(gated, path\)"):
         torch.save(gated, io.BytesIO())  # noqa: TID251 - it is refused
+
+
+@pytest.mark.parametrize("done", ["double", "deepcopy", "eval"])
+def test_an_average_that_a_validator_took_up_in_inference_mode_goes_on(done: str) -> None:
+    """Validators of trainers convert or copy the average within torch.inference_mode."""
+    gated, optimizer = build("random", lr=0.0)
+    average = copy.deepcopy(gated)
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+        averaged(average, gated, values)
+        with torch.inference_mode():
+            seen = copy.deepcopy(average) if done == "deepcopy" else getattr(average, done)()
+            seen(*NET.inputs())
+    one, two = average.dense_state_dict(), gated.dense_state_dict()
+    for name, _ in gated.named_parameters():
+        assert torch.equal(one[name], two[name])
+    assert not any(tensor.is_inference() for tensor in average.dense_tensors().values())
