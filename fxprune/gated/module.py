@@ -86,6 +86,7 @@ class GatedModule(TracedModule):
         self._copies: weakref.WeakSet[GatedModule] = weakref.WeakSet()
         self._twin: Twin | None = None
         self._settled: Chosen | None = None
+        self._is_early = False  # gradients of this round come one by one, see `_observe_early`
         self._residents = Residents(self, channels)
         self.bank = self._residents.bank
         for path, module in modules_of(self).items():
@@ -240,7 +241,8 @@ class GatedModule(TracedModule):
         self._twin = None  # it trains on its own
         self._residents.refind(self._selection)
         self.attached.add(optimizer, pace)
-        self._residents.track(optimizer, self.attached)
+        held = weakref.ref(self)
+        self._residents.track(optimizer, self.attached, lambda: _saving(held()))
 
     def join(self, wrapper: DistributedDataParallel) -> None:
         """Becomes one of the equal replicas of a data-parallel wrapper, which is being made.
@@ -302,15 +304,19 @@ class GatedModule(TracedModule):
         Where several are attached, the first of each round shows the gradients to the policy.
         """
         if self.attached.begins(optimizer):
+            self._observe_early()  # of a round that did not end
             self._chooser.note_rate(rate)
             self.observe()
         elif optimizer in self.attached:
             self._residents.gradients.check()
+            if self._is_early:
+                self._residents.meter(self._selection).read_early(self._residents.tensors())
 
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """To be called after it. The last of a round exchanges the channels."""
         if not self.attached.ends(optimizer):
             return
+        self._observe_early()
         self._residents.gradients.used()
         if not self.training:  # trained in evaluation mode: go on with what is shown
             self._select(self.best())
@@ -330,6 +336,7 @@ class GatedModule(TracedModule):
         """
         self._finish()
         self._residents.gradients.check()
+        self._residents.put_in_order(self._selection)
         self._residents.begin(self.attached)
         self._chooser.steps += 1
         self._evaluation.stale = True
@@ -338,10 +345,25 @@ class GatedModule(TracedModule):
             follower._catch_up()
         for copy in [*self._copies]:
             copy._keep_in_step(self)
-        if self._settled is None:
-            self._chooser.observe(self._selection.channels, self._saliency())
-        else:
+        if self._settled is not None:
             seen(self)  # or it would add up until the policy chooses again
+            return
+        if self.attached.are_several and self.settings.policy.observes in ("batch", "sample"):
+            meter = self._residents.meter(self._selection)
+            self._is_early = meter.read_early(self._residents.tensors())
+            if not self._is_early:
+                meter.forget_early()
+        if not self._is_early:
+            self._chooser.observe(self._selection.channels, self._saliency())
+
+    @torch.no_grad()
+    def _observe_early(self) -> None:
+        """Show the policy the gradients of a round whose optimisers stepped inside backward."""
+        if not self._is_early:
+            return
+        self._is_early = False
+        self._chooser.observe(self._selection.channels, self._saliency())
+        self._residents.meter(self._selection).forget_early()
 
     def advance(self) -> None:
         """Takes the next selection if one is due. Call it after the optimiser's step."""
@@ -586,6 +608,8 @@ class GatedModule(TracedModule):
     def _exchange(self, chosen: Chosen) -> None:
         """Parameters, buffers and the optimisers' state become those of another selection."""
         self._finish()
+        self._observe_early()
+        self._residents.put_in_order(self._selection)
         torch.clear_autocast_cache()  # of casts of what leaves
         old = self._selection
         items = itertools.chain(self._residents.states(old.widths), self._residents.parameters())
@@ -653,6 +677,16 @@ class GatedModule(TracedModule):
         for number, tap in taps(self).items():
             name, dim = self.channels.gates[number].parameters[0]
             tap.fit(tensors[name].shape[dim], tensors[name].device)
+
+
+@_lasting
+def _saving(gated: GatedModule | None) -> Chosen | None:
+    """The selection in whose order an optimiser's state is saved; None without a network."""
+    if gated is None:
+        return None
+    gated._finish()
+    gated._residents.put_in_order(gated._selection)
+    return gated._selection
 
 
 def _by_mode(code: Callable[..., Any]) -> Callable[..., Any]:

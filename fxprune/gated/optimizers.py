@@ -1,11 +1,11 @@
 """Rounds: each of the attached optimisers steps once, then channels change places.
 
-Before the first step of a round the policy sees the gradients; after the last one channels may be
-exchanged. In between they may not, since an optimiser that has not stepped holds gradients of the
-channels that execute. One whose parameters are all frozen is not waited for. Optimisers that step
-in a backward hook, one for each parameter, make a round of a backward. A round in which one is
-missing, since GradScaler skipped it or since it steps seldom, ends without an exchange when there
-are new gradients. Optimisers are held weakly.
+Before the first step of a round the policy sees the gradients, or before each step those that are
+there by then; after the last one channels may be exchanged. In between they may not, since an
+optimiser that has not stepped holds gradients of the channels that execute. One whose parameters
+are all frozen is not waited for. Optimisers that step in a backward hook, one for each parameter,
+make a round of a backward. A round in which one is missing, since GradScaler skipped it or since
+it steps seldom, ends without an exchange when there are new gradients. Optimisers are held weakly.
 """
 
 import weakref
@@ -61,7 +61,7 @@ class Rounds:
             mark.remove()
         several = [*self._paces] if len(self._paces) > 1 else []
         self._marks = [
-            parameter.register_post_accumulate_grad_hook(self._marking(optimizer))
+            parameter.register_hook(self._marking(optimizer))  # before any hook that steps
             for optimizer in several
             for group in optimizer.param_groups
             for parameter in group["params"]
@@ -77,6 +77,11 @@ class Rounds:
                 self._fresh.add(one)
 
         return mark
+
+    @property
+    def are_several(self) -> bool:
+        """Whether a step may be one of several in a round."""
+        return len(self._paces) > 1
 
     def begins(self, optimizer: Optimizer) -> bool:
         """Whether a step that it is about to take is the first of a round."""

@@ -5,20 +5,22 @@ Optimisers are held weakly.
 
 import weakref
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.bank.bank import Bank, Slots, take
-from fxprune.bank.exchange import Chosen, Item, homes, store
+from fxprune.bank.exchange import Chosen, Item, homes, store, taken
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.errors import GateError
 from fxprune.gated import optimizer_state
 from fxprune.gated.gradients import Pending
 from fxprune.gated.saliency import Meter
+from fxprune.gated.slot_order import key_of, take_order, with_order
 
 
 @dataclass(eq=False)
@@ -31,14 +33,17 @@ class _Tracked:
         stepped: whether its state is of the selection at hand: a step was taken since it was
             attached, and none was loaded since.
         told: whether it was told that some of its state does not follow.
-        handle: of the hook by which loading is noticed.
+        order: the selection in whose order its loaded state lies; None where that is the one at
+            hand, or unknown.
+        handles: of the hooks by which saving and loading are noticed.
     """
 
     optimizer: weakref.ref[Optimizer]
     attached: weakref.ref[Optimizer]
     stepped: bool = False
     told: bool = False
-    handle: RemovableHandle | None = None
+    order: Chosen | None = None
+    handles: list[RemovableHandle] = field(default_factory=list)
 
 
 class Residents:
@@ -171,24 +176,57 @@ class Residents:
                 )
         self._homes.update(found)
 
-    def track(self, optimizer: Optimizer, attached: Container[object]) -> None:
-        """From now on this optimiser's state travels, and that of those it wraps.
+    def put_in_order(self, at: Chosen) -> None:
+        """Bring states that were saved at another selection into the order of the one at hand.
+
+        Args:
+            at: the selection of the residents.
+        """
+        for tracked, optimizer in self._optimizers():
+            saved, tracked.order = tracked.order, None
+            if saved is None or torch.equal(saved.channels, at.channels):
+                continue
+            moving: list[Item] = []
+            for name, home in self._homes.items():
+                state = optimizer.state.get(home.tensor())
+                if state:
+                    moving += self._states_of(name, optimizer, state, saved.widths)
+            for install, tensor in taken(moving, self.bank, saved, at):
+                install(tensor)
+
+    def track(
+        self,
+        optimizer: Optimizer,
+        attached: Container[object],
+        saving: Callable[[], Chosen | None],
+    ) -> None:
+        """Let this optimiser's state travel from now on, and that of those it wraps.
 
         Of the others, only what is attached goes on.
+
+        Args:
+            optimizer: the optimiser.
+            attached: what is attached, among it this one.
+            saving: called before its state is saved; brings states in order and returns the
+                selection at hand, or None where the network is gone.
         """
         inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
         kept = []
         for tracked, one in self._optimizers():
             outer = tracked.attached()
             if outer is optimizer or one in (optimizer, *inner) or outer not in attached:
-                if tracked.handle is not None:
-                    tracked.handle.remove()
+                for handle in tracked.handles:
+                    handle.remove()
             else:
                 kept.append(tracked)
         for one in (optimizer, *inner):
             tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer))
+            tracked.order = self._order(one)
             if hasattr(one, "_optimizer_load_state_dict_post_hooks"):  # not all call super()
-                tracked.handle = one.register_load_state_dict_post_hook(_forgets_steps(tracked))
+                tracked.handles = [
+                    one.register_load_state_dict_post_hook(self._loaded(tracked)),
+                    one.register_state_dict_post_hook(self._saved(saving)),
+                ]
             kept.append(tracked)
         self._tracked = kept
 
@@ -212,20 +250,37 @@ class Residents:
                 for parameter in strays:
                     del optimizer.state[parameter]
 
+    def _loaded(self, tracked: _Tracked) -> Callable[[Optimizer], None]:
+        """What is called when an optimiser's state was loaded."""
+
+        def loaded(optimizer: Optimizer) -> None:
+            tracked.stepped, tracked.order = False, self._order(optimizer)
+
+        return loaded
+
+    def _saved(
+        self, saving: Callable[[], Chosen | None]
+    ) -> Callable[[Optimizer, dict[str, Any]], dict[str, Any]]:
+        """What is called when an optimiser's state is saved."""
+
+        def saved(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            at = saving()
+            if at is None or not state.get("param_groups"):
+                return state
+            return with_order(state, key_of(optimizer, self.tensors().values()), at)
+
+        return saved
+
+    def _order(self, optimizer: Optimizer) -> Chosen | None:
+        """The selection in whose order a state lies that was loaded, if it says so."""
+        own = [*self.tensors().values()]
+        return take_order(optimizer, key_of(optimizer, own), own[0].device)
+
     def _optimizers(self) -> Iterator[tuple[_Tracked, Optimizer]]:
         for tracked in self._tracked:
             optimizer = tracked.optimizer()
             if optimizer is not None:
                 yield tracked, optimizer
-
-
-def _forgets_steps(tracked: _Tracked) -> Callable[[Optimizer], None]:
-    """What is called when an optimiser's state was loaded."""
-
-    def loaded(_: Optimizer) -> None:
-        tracked.stepped = False
-
-    return loaded
 
 
 def _setter(state: dict[str, Any], key: str) -> Callable[[Tensor], None]:

@@ -50,6 +50,7 @@ class Meter:
         self._channels, self._slot_of, self._total = channels, slot_of, total
         self._device = device
         self._readings: dict[Hashable, _Reading] = {}
+        self._early: dict[Place, Tensor] = {}
 
     def measure(
         self, observes: Observes, tensors: Tensors, seen: Callable[[], Mapping[int, Tensor]]
@@ -71,7 +72,29 @@ class Meter:
     def batch(self, tensors: Tensors) -> Tensor:
         """|sum of g * a| over the batch, from the parameters' gradients; 0 where there is none."""
         reading = self._reading("batch", self._channels.gates)
-        return reading(_taylor(reading.places, tensors))
+        return reading(_taylor(reading.places, tensors, self._early))
+
+    def read_early(self, tensors: Tensors) -> bool:
+        """Keep p * dL/dp of the parameters that have gradients now, for the next measurement.
+
+        For optimisers that step inside backward: there is no moment at which all gradients exist.
+
+        Args:
+            tensors: the parameters.
+
+        Returns:
+            Whether some parameters that require gradients have none yet.
+        """
+        places = self._reading("batch", self._channels.gates).places
+        for place in places:
+            parameter = tensors[place[0]]
+            if parameter.grad is not None and place not in self._early:
+                self._early[place] = _others(parameter.float() * parameter.grad.float(), place[1])
+        return any(tensors[n].requires_grad for n, dim in places if (n, dim) not in self._early)
+
+    def forget_early(self) -> None:
+        """Drop what `read_early` has kept."""
+        self._early.clear()
 
     def sample(self, tensors: Tensors, taps: Mapping[int, Tensor]) -> Tensor:
         """The mean over samples of |sum of g * a|, as the taps saw it in this step's backward.
@@ -87,7 +110,7 @@ class Meter:
         rest = self._reading(("but", *taps), others)
         values = {gates[number].parameters[0]: seen.float() for number, seen in taps.items()}
         return tapped([values[place] for place in tapped.places]) + rest(
-            _taylor(rest.places, tensors)
+            _taylor(rest.places, tensors, self._early)
         )
 
     def magnitude(self, tensors: Tensors) -> Tensor:
@@ -180,8 +203,17 @@ def _sums(values: Tensor, table: Tensor) -> Tensor:
     return values.index_select(0, table.flatten()).view(table.shape).sum(0)
 
 
-def _taylor(places: Sequence[Place], tensors: Tensors) -> list[Tensor]:
-    """The values p * dL/dp, those of all vectors at once; places are in the order of a reading."""
+def _taylor(
+    places: Sequence[Place], tensors: Tensors, early: Mapping[Place, Tensor]
+) -> list[Tensor]:
+    """Compute p * dL/dp, of all vectors at once; places are in the order of a reading.
+
+    What was read early is taken as it was then.
+    """
+    if early:
+        lengths = (tensors[name].shape[dim] for name, dim in places)
+        zeros = (torch.zeros(length, device=tensors[places[0][0]].device) for length in lengths)
+        return [early.get(place, zero) for place, zero in zip(places, zeros, strict=True)]
     read = [(tensors[name], dim) for name, dim in places]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in read]
     vectors = sum(p.dim() == 1 for p, _ in read)

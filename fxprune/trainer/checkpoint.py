@@ -20,6 +20,7 @@ from fxprune.data import DataSet, Share
 from fxprune.errors import FxpruneWarning, OptionError, RunError
 from fxprune.files import fitting, read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
+from fxprune.gated.slot_order import without_order
 from fxprune.runs.contents import check_values, is_wild, most_bytes
 from fxprune.runs.gated_file import gated_state, plan_of, take_over, under
 from fxprune.runs.history import EpochMetrics, history_of, keep_metrics
@@ -134,7 +135,7 @@ class Trained:
             RunError: the folder cannot be written to.
         """
         tensors, meta = _state_of(self.model)
-        state = self.optimizer.state_dict()
+        state = without_order(self.optimizer.state_dict())
         plain: dict[str, dict[str, Any]] = {}
         for index, slots in state["state"].items():
             for key, value in slots.items():
@@ -250,7 +251,8 @@ class Trained:
                 raise _foreign(path, f"it belongs to another model: the optimiser's {name}")
             state.setdefault(int(index), {})[key] = value
         check_values(path, {f"{OPTIMIZER}{name}": value for name, value in tensors.items()}, {})
-        now = json.loads(json.dumps(self.optimizer.state_dict()["param_groups"]))
+        groups_now = without_order(self.optimizer.state_dict())["param_groups"]
+        now = json.loads(json.dumps(groups_now))
         groups = [dict(group) for group in saved.param_groups]
         if [_settled(group) for group in groups] != [_settled(group) for group in now]:
             raise _foreign(path, "its optimiser has other settings")

@@ -346,3 +346,99 @@ def test_momentum_inside_a_wrapper_when_the_network_goes_back() -> None:
     for key, tensor in moments(gated, inner).items():
         executes = ~resting(gated, key.split("/", 1)[1], gated._selection)
         assert torch.equal(tensor[executes], before[key][executes]), key
+
+
+@pytest.mark.parametrize("hooks_first", [False, True])
+@pytest.mark.parametrize("policy", ["cucb", "utility{warmup=2,reallocate=2}", "random"])
+def test_steps_inside_backward_are_as_steps_after_it(policy: str, hooks_first: bool) -> None:
+    """An optimiser for each parameter steps as soon as its gradient is there, which then goes."""
+
+    def trained(inside: bool) -> GatedModule:
+        gated = instrument(NET.model().train(), NET.inputs(), policy=policy)
+        each = {p: torch.optim.SGD([p], 0.05, momentum=0.9) for p in gated.parameters()}
+
+        def step(parameter: Tensor) -> None:
+            each[parameter].step()
+            each[parameter].zero_grad()
+
+        def hook() -> None:
+            for parameter in each:
+                parameter.register_post_accumulate_grad_hook(step)
+
+        if inside and hooks_first:
+            hook()
+        for optimizer in each.values():
+            attach(gated, optimizer)
+        if inside and not hooks_first:
+            hook()
+        for number in range(6):
+            loss_of(gated, NET, number).backward()
+            for parameter in each if not inside else ():
+                step(parameter)
+        return gated
+
+    one, two = trained(True), trained(False)
+    assert one.steps == two.steps == 6
+    first, second = one.training_state(), two.training_state()
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+@pytest.mark.parametrize("attached_first", [False, True])
+@pytest.mark.parametrize("target", ["same", "copy"])
+@pytest.mark.parametrize("policy", ["random", "utility{warmup=3,reallocate=2}"])
+def test_a_kept_copy_and_a_kept_optimizer_state_go_on(
+    policy: str, target: str, attached_first: bool
+) -> None:
+    """The copy has followed its source to other slots since the optimiser's state was kept."""
+    gated, optimizer = build(NET, policy=policy)
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+    wanted, bank = moments(gated, optimizer), dense(gated)
+    kept, state = copy.deepcopy(gated), copy.deepcopy(optimizer.state_dict())
+    for step in range(3, 7):
+        train_step(gated, optimizer, NET, step)
+    if target == "same":
+        gated.load_state_dict(kept.state_dict())
+        optimizer.load_state_dict(state)
+        network = gated
+    else:
+        network, optimizer = kept, sgd(kept.parameters())
+        if attached_first:
+            attach(network, optimizer)
+        optimizer.load_state_dict(state)
+        if not attached_first:
+            attach(network, optimizer)
+    assert not any(k.startswith("fxprune") for group in optimizer.param_groups for k in group)
+    optimizer.state_dict()  # puts the loaded state in order
+    found = moments(network, optimizer)
+    assert found.keys() == wanted.keys()
+    assert [key for key in wanted if not torch.equal(found[key], wanted[key])] == []
+    now = dense(network)
+    assert [name for name in bank if not torch.equal(now[name], bank[name])] == []
+
+
+def test_one_optimizer_of_two_networks_saves_both_orders() -> None:
+    pair = [instrument(NET.model().train(), NET.inputs(), policy="random", seed=s) for s in (0, 1)]
+    optimizer = sgd([p for gated in pair for p in gated.parameters()])
+    for gated in pair:
+        attach(gated, optimizer)
+    steps = range(3)
+    for step in [*steps]:
+        for gated in pair:
+            loss_of(gated, NET, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    wanted, state = [moments(g, optimizer) for g in pair], copy.deepcopy(optimizer.state_dict())
+    for step in steps:
+        for gated in pair:
+            loss_of(gated, NET, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    executing = [moments(g, optimizer) for g in pair]
+    optimizer.load_state_dict(state)
+    optimizer.state_dict()
+    for gated, old, new in zip(pair, wanted, executing, strict=True):
+        found = moments(gated, optimizer)
+        for key, tensor in found.items():
+            either = (tensor == old[key]) | (tensor == new[key])
+            assert either.all(), key
