@@ -24,6 +24,7 @@ from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
 from fxprune.errors import FxpruneError, GateError
 from fxprune.gated import ddp, display
+from fxprune.gated.bare_averages import BareAverages
 from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.nodes import seen, taps, to_gated
 from fxprune.gated.optimizers import Rounds
@@ -79,6 +80,7 @@ class GatedModule(TracedModule):
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self._followers: weakref.WeakSet[GatedModule] = weakref.WeakSet()
         self.attached = Rounds()
+        self._bare_averages = BareAverages()
         self._lead: weakref.ref[GatedModule] | None = None
         self._known: Chosen | None = None  # what the leader executed when it was followed last
         self._loaded_at: Chosen | None = None  # what the leader executed then, for a follower
@@ -432,7 +434,7 @@ class GatedModule(TracedModule):
         self._finish()
         own = (
             *("_residents", "_wrappers", "_followers", "_lead", "_evaluation", "_known"),
-            *("_copies", "_twin", "_pending"),
+            *("_copies", "_twin", "_pending", "_bare_averages"),
         )
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
@@ -444,7 +446,7 @@ class GatedModule(TracedModule):
             setattr(twin, name, weakref.WeakSet())
         twin._pending, twin._twin = [], None
         twin._lead, twin._known, twin.copied_from = None, None, weakref.ref(self)
-        twin._evaluation = Evaluation()
+        twin._evaluation, twin._bare_averages = Evaluation(), BareAverages()
         twin._mode_was_set()
         twin._twin = Twin.of(self, twin._dense_parameters())
         self._copies.add(twin)
@@ -612,6 +614,13 @@ class GatedModule(TracedModule):
         self._residents.put_in_order(self._selection)
         torch.clear_autocast_cache()  # of casts of what leaves
         old = self._selection
+        if (
+            self.attached and chosen.widths == old.widths
+        ):  # at other ones it fails, and not silently
+            followers = [*self._followers, *self._copies]
+            self._bare_averages.look(
+                [*self.parameters()], [p for one in followers for p in one.parameters()]
+            )
         items = itertools.chain(self._residents.states(old.widths), self._residents.parameters())
 
         def take_up() -> None:

@@ -32,6 +32,9 @@ class Rounds:
     def __contains__(self, optimizer: object) -> bool:
         return any(optimizer is one for one in self._paces)
 
+    def __bool__(self) -> bool:
+        return len(self._paces) > 0
+
     def __deepcopy__(self, memo: dict[int, object]) -> "Rounds":
         return Rounds()  # a copy of a network has no optimiser
 

@@ -1,0 +1,77 @@
+"""Averages kept as bare tensors cannot follow; what looks like one is warned of, once."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune import GatedModule
+from fxprune.errors import FxpruneWarning
+from fxprune.gated import bare_averages
+from tests.support.nets import BY_NAME
+from tests.unit.gated.test_attach import build, train_step
+
+NET = BY_NAME["resnet_projection"]
+FOUND = "has the shapes of the gated network's parameters"
+
+
+@pytest.fixture(autouse=True)
+def fresh_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate of full searches is the process's, and so depends on the tests before."""
+    monkeypatch.setattr(bare_averages, "SEARCH", bare_averages.Search())
+
+
+class Kept:
+    """The average of many recipes: by name, in an attribute."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.shadow = {n: p.detach().clone() for n, p in network.named_parameters()}
+
+
+AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
+    "list": lambda net: [p.detach().clone() for p in net.parameters()],
+    "tuple": lambda net: tuple(p.data.clone() for p in net.parameters()),
+    "parameters": lambda net: copy.deepcopy([*net.parameters()]),
+    "by name": Kept,
+}
+
+
+@pytest.mark.parametrize("late", [0, 3])
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_a_bare_average_is_warned_of_once(kind: str, late: int) -> None:
+    gated, optimizer = build(NET, policy="random")
+    for step in range(late):
+        train_step(gated, optimizer, NET, step)
+    average = AVERAGES[kind](gated)
+    with pytest.warns(FxpruneWarning, match=FOUND):
+        train_step(gated, optimizer, NET, late)
+    train_step(gated, optimizer, NET, late + 1)  # a second warning would be an error
+    assert average is not None
+
+
+def test_what_is_none_is_not_warned_of() -> None:
+    """Warnings are errors here."""
+    gated, optimizer = build(NET, policy="random")
+    kept: list[Any] = [
+        copy.deepcopy(gated),
+        copy.deepcopy(gated.state_dict()),
+        [*gated.parameters()],
+        dict(gated.named_parameters()),
+        [p.detach() for p in gated.parameters()],
+        [torch.randn_like(p) for p in gated.parameters()],
+        gated.dense_state_dict(),
+    ]
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+        kept.append([p.grad for p in gated.parameters()])
+    assert len(kept) == 10
+
+
+def test_full_searches_take_a_part_of_the_time() -> None:
+    search = bare_averages.Search()
+    many = len([*search.objects(1)])
+    assert len([*search.objects(2)]) < many / 4, "of the young ones"
+    assert [*search.objects(3)] == []
