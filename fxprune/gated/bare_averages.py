@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxprune.errors import FxpruneWarning, message
 
@@ -87,7 +87,7 @@ class BareAverages:
 def _is_average(parts: Any, parameters: Sequence[Tensor], own: set[int]) -> bool:
     """Whether a container holds other tensors of the parameters' shapes, most of them close."""
     tensors = [*(parts.values() if type(parts) is dict else parts)]
-    if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors):
+    if not all(type(tensor) is Tensor for tensor in tensors):  # parameters are another network's
         return False
     pairs = [*zip(tensors, parameters, strict=True)]
     if any(

@@ -99,9 +99,9 @@ def moments(gated: GatedModule, optimizer: torch.optim.Optimizer) -> dict[str, T
     )
     found = {}
     for name, parameter in gated.named_parameters():
-        for key, tensor in optimizer.state[parameter].items():
+        for key, tensor in optimizer.state.get(parameter, {}).items():
             if name in gated.channels.axes and tensor.shape == parameter.shape:
-                whole = state.get(f"state/{key}/{name}", parameter.new_zeros(()))
+                whole = state.get(f"state/{key}/{name}", tensor.new_zeros(())).to(tensor.dtype)
                 found[f"{key}/{name}"] = whole.expand(gated.channels.shapes[name]).clone()
                 put(found[f"{key}/{name}"], gated.bank.of(name, places), tensor)
     return found

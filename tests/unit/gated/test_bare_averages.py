@@ -34,7 +34,6 @@ class Kept:
 AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
     "list": lambda net: [p.detach().clone() for p in net.parameters()],
     "tuple": lambda net: tuple(p.data.clone() for p in net.parameters()),
-    "parameters": lambda net: copy.deepcopy([*net.parameters()]),
     "by name": Kept,
 }
 
@@ -63,11 +62,12 @@ def test_what_is_none_is_not_warned_of() -> None:
         [p.detach() for p in gated.parameters()],
         [torch.randn_like(p) for p in gated.parameters()],
         gated.dense_state_dict(),
+        [*copy.deepcopy(gated).double().float().parameters()],
     ]
     for step in range(3):
         train_step(gated, optimizer, NET, step)
         kept.append([p.grad for p in gated.parameters()])
-    assert len(kept) == 10
+    assert len(kept) == 11
 
 
 def test_full_searches_take_a_part_of_the_time() -> None:
