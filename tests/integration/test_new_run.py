@@ -17,7 +17,7 @@ from fxprune.runs.run import CHECKPOINT, Run
 from fxprune.trainer.job import Job
 from fxprune.trainer.loop import Stopped, fit
 from fxprune.trainer.options import TrainOptions
-from tests.integration.test_report import MODEL
+from tests.support.cli import PLAIN_MODEL
 
 DATA = """
 import fxprune.data
@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a run of two epochs, on data of the user's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    Path("model.py").write_text(MODEL)
+    Path("model.py").write_text(PLAIN_MODEL)
     Path("mine.py").write_text(DATA)
     call("instrument", "model.py", "--input", "1x8x8", "-o", "a.fxprune")
     call("train", "a.fxprune", "--data", "mine.py:digits", "--epochs", "2", "--device", "cpu")
@@ -103,7 +103,7 @@ def test_an_accuracy_is_not_said_of_a_network_that_was_trained_on() -> None:
 
 def _model() -> torch.nn.Module:
     space: dict[str, object] = {}
-    exec(MODEL, space)
+    exec(PLAIN_MODEL, space)
     model = space["build_model"]()  # type: ignore[operator]
     assert isinstance(model, torch.nn.Module)
     return model

@@ -8,20 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fxprune.cli.commands import app
+from tests.support.cli import PLAIN_MODEL
 
 pytestmark = pytest.mark.slow
-
-MODEL = """
-import torch
-from torch import nn
-
-
-def build_model():
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
-    )
-"""
 
 
 def call(*arguments: str) -> None:
@@ -38,7 +27,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 def test_train_export_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("model.py").write_text(MODEL)
+    Path("model.py").write_text(PLAIN_MODEL)
     for name, policy in (("a", "cucb"), ("b", "fixed")):
         run = f"{name}.fxprune"
         call(
@@ -70,7 +59,7 @@ def test_figures_that_someone_wrote_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("model.py").write_text(MODEL)
+    Path("model.py").write_text(PLAIN_MODEL)
     call("instrument", "model.py", "--input", "1x8x8", "-o", "a.fxprune")
     Path("a.fxprune/export.json").write_text('{"onnx": {"batches": [1], "bytes": "many"}}')
     result = CliRunner().invoke(app, ["report", "a.fxprune"])

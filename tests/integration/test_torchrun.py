@@ -13,7 +13,7 @@ import torch
 
 from fxprune.files import read_tensors
 from fxprune.runs.run import Run
-from tests.unit.cli.test_commands import MODEL, run
+from tests.support.cli import MODEL, run
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.repo.test_imports import MODULES
+from tests.support.modules import MODULES
 
 VERBS = set(
     """

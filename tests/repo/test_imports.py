@@ -11,6 +11,8 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
+from tests.support.modules import MODULES
+
 ROOT = Path(__file__).parents[2]
 
 # Lowest first. A name is a package of fxprune with all its modules, or a module at the top.
@@ -33,25 +35,6 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FOLDERS = ("rules", "policies", "passes")
-
-
-def modules() -> dict[str, Path]:
-    """Every module of the package by its name below fxprune; `""` is fxprune itself."""
-    package = ROOT / "fxprune"
-    files = {path.relative_to(package): path for path in package.rglob("*.py")}
-    files |= {
-        Path("passes") / path.relative_to(ROOT / "passes"): path
-        for path in (ROOT / "passes").rglob("*.py")
-    }
-    return {_dotted(relative): path for relative, path in sorted(files.items())}
-
-
-def _dotted(relative: Path) -> str:
-    parts = relative.with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = modules()
 
 
 def imported(path: Path) -> Iterator[tuple[str, int]]:

@@ -7,7 +7,7 @@ from fxprune import analyze, instrument, shrink
 from fxprune.passes import Program, apply
 from tests.support.law import at_random, gap, zeroed
 from tests.support.nets import BY_NAME
-from tests.unit.passes.tiny import printed
+from tests.support.tiny import printed
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,31 +20,8 @@ from fxprune.files import write_record
 from fxprune.runs.run import Run
 from fxprune.trainer.loop import fit
 from fxprune.trainer.options import TrainOptions
+from tests.support.cli import MODEL, run
 
-MODEL = """\
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-
-class Net(nn.Module):
-    def __init__(self, width=16):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, width, 3, padding=1)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(2 * width)
-        self.fc = nn.Linear(2 * width, 10)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return self.fc(x.mean((2, 3)))
-
-
-build_model = Net
-example_inputs = torch.zeros(2, 1, 8, 8)
-"""
 ODD = """\
 from torch import nn
 
@@ -64,23 +40,6 @@ def broken():
 def pinned():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 """
-
-
-def run(*arguments: str, folder: Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the command line in `folder`; its exit code has to be the expected one."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONWARNINGS", None)
-    done = subprocess.run(
-        [sys.executable, "-c", "from fxprune.cli.commands import main; main()", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == exit_code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")

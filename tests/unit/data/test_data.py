@@ -4,18 +4,11 @@ import struct
 
 import pytest
 import torch
-from PIL import Image
 
 from fxprune.data import FolderSplit, Share, TensorSplit, from_tensors, load
 from fxprune.data.splits import Normalise, crop_and_flip
 from fxprune.errors import DataError
-
-
-def pictures(count=40, channels=3, height=6, width=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (count, channels, height, width)
-    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    return images, torch.arange(count) % 4
+from tests.support.images import make_folder, pictures
 
 
 def generator(seed=0):
@@ -189,18 +182,6 @@ def test_labels_outside_the_classes():
     part = pictures()
     with pytest.raises(DataError, match=r"labels outside 0\.\.2"):
         from_tensors("own", part, part, ("a", "b", "c"))
-
-
-def make_folder(path, classes=("cat", "dog"), count=6):
-    for part in ("train", "val"):
-        for shade, name in enumerate(classes):
-            (path / part / name).mkdir(parents=True)
-            for index in range(count):
-                image = torch.full((3, 20, 24), 40 * shade + index, dtype=torch.uint8)
-                image[0, :, :12] = 200
-                Image.fromarray(image.permute(1, 2, 0).numpy()).save(
-                    path / part / name / f"{index}.png"
-                )
 
 
 def test_folder(tmp_path):

@@ -16,7 +16,7 @@ from fxprune.errors import DataError, OptionError
 from fxprune.files import write_record
 from fxprune.runs.run import Run
 from fxprune.trainer.job import FILE, Job
-from tests.unit.data.test_data import make_folder, pictures
+from tests.support.images import make_folder, pictures
 
 
 def first(folder: Path, preprocess: Preprocess) -> Tensor:

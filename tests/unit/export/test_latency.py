@@ -25,7 +25,7 @@ from fxprune.export.timing import Quotient, Timing
 from fxprune.gated.module import Settings
 from fxprune.passes import Program, apply
 from fxprune.policies import parse
-from tests.unit.budget.test_budget import chain
+from tests.support.chains import chain
 
 Clock = Callable[[Widths], float]
 

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,49 +16,18 @@ from fxprune.gated.nodes import Tap
 from tests.support.law import choose
 from tests.support.nets import BY_NAME, NETS, Net
 from tests.support.oracle import loss_of, moments, resting
+from tests.support.training import (
+    adamw,
+    build,
+    dense,
+    foreach_sgd,
+    fused_adamw,
+    fused_sgd,
+    sgd,
+    train_step,
+)
 
-Tensors = dict[str, Tensor]
 TRAINED = [net for net in NETS if net.name not in ("several",)]
-
-
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=0.01)
-
-
-def adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, 0.01, weight_decay=0.1)
-
-
-def foreach_sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=0.01, foreach=True)
-
-
-def fused_sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=0.01, fused=True)
-
-
-def fused_adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, 0.01, weight_decay=0.1, fused=True)
-
-
-def build(
-    net: Net, make: Callable[[Any], torch.optim.Optimizer] = sgd, **settings: Any
-) -> tuple[GatedModule, torch.optim.Optimizer]:
-    gated = instrument(net.model().train(), net.inputs(), **settings)
-    optimizer = make(gated.parameters())
-    attach(gated, optimizer)
-    return gated, optimizer
-
-
-def train_step(gated: GatedModule, optimizer: torch.optim.Optimizer, net: Net, step: int) -> None:
-    optimizer.zero_grad()
-    loss_of(gated, net, step).backward()
-    optimizer.step()
-
-
-def dense(gated: GatedModule) -> Tensors:
-    """The dense tensors by their names in the gated network; copies."""
-    return {name: tensor.detach().clone() for name, tensor in gated.dense_tensors().items()}
 
 
 @pytest.mark.parametrize("make", [sgd, adamw])

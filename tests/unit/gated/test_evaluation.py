@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fxprune import GatedModule, attach, instrument, shrink
 from tests.support.nets import BY_NAME
 from tests.support.oracle import loss_of
-from tests.unit.gated.test_attach import sgd, train_step
+from tests.support.training import sgd, train_step
 
 NET = BY_NAME["resnet_projection"]
 POLICIES = ["random", "cucb{c=1}", "utility{warmup=2,reallocate=2}", "balance{reallocate=2}"]

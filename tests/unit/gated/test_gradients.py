@@ -11,7 +11,7 @@ from fxprune import GatedModule, attach, instrument
 from fxprune.errors import GateError
 from tests.support.nets import BY_NAME
 from tests.support.oracle import loss_of
-from tests.unit.gated.test_attach import build, sgd, train_step
+from tests.support.training import build, sgd, train_step
 
 NET = BY_NAME["resnet_projection"]
 FALL = {"schedule": "linear{begin=0.2,end=0.9}", "steps": 12}

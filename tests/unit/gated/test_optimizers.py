@@ -13,7 +13,7 @@ from fxprune.errors import GateError, RunError
 from tests.support.law import choose
 from tests.support.nets import BY_NAME
 from tests.support.oracle import loss_of, moments, resting
-from tests.unit.gated.test_attach import build, dense, sgd, train_step
+from tests.support.training import build, dense, sgd, train_step
 
 NET = BY_NAME["resnet_projection"]
 FALL = {"schedule": "linear{begin=0.1,end=0.9}", "steps": 8}

@@ -17,7 +17,7 @@ from fxprune.gated.module import Settings
 from fxprune.passes import Pass, Program, apply, assert_same_function, known, parse
 from fxprune.policies import parse as parse_policy
 from fxprune.tracing.module import TracedModule
-from tests.unit.passes.tiny import coupled, printed, start
+from tests.support.tiny import coupled, printed, start
 
 SETTINGS = Settings(parse_policy("fixed"), Budget.parse("keep=0.5"))
 

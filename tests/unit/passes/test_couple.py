@@ -16,7 +16,7 @@ from fxprune.channels.records import KEY
 from fxprune.errors import GateError
 from fxprune.passes import Program, apply
 from tests.support.law import choose, gap, zero_columns, zeroed
-from tests.unit.passes.tiny import coupled
+from tests.support.tiny import coupled
 
 GRAPH = """\
 3 channel groups, 8 channels

@@ -7,7 +7,7 @@ from torch import nn
 import fxprune
 from tests.support.law import at_random, gap
 from tests.support.nets import BY_NAME
-from tests.unit.passes.tiny import printed
+from tests.support.tiny import printed
 
 LEFT = {
     "vgg_bn": [],

@@ -10,7 +10,7 @@ from fxprune.gated.module import GatedModule, Settings
 from fxprune.gated.nodes import Gated
 from fxprune.passes import Program, apply
 from fxprune.policies import parse
-from tests.unit.passes.tiny import coupled, printed
+from tests.support.tiny import coupled, printed
 
 
 def gate(policy: str = "fixed{choice=first}") -> GatedModule:

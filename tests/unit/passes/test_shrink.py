@@ -14,7 +14,7 @@ from fxprune.bank.exchange import Chosen
 from fxprune.channels.records import KEY
 from tests.support.law import at_random, gap
 from tests.support.nets import NETS, Net
-from tests.unit.passes.tiny import Tiny, printed
+from tests.support.tiny import Tiny, printed
 
 PLAIN = """\
   (conv): Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))

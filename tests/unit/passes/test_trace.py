@@ -12,9 +12,9 @@ from fxprune.passes import Program, apply
 from fxprune.tracing.module import TracedModule
 from fxprune.tracing.trace import trace as traced_by
 from fxprune.user_lines import where
+from tests.support import tiny
 from tests.support.nets import BY_NAME, Net
-from tests.unit.passes import tiny
-from tests.unit.passes.tiny import printed, start
+from tests.support.tiny import printed, start
 
 
 def trace(net: Net) -> TracedModule:

@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fxprune import analyze, instrument, shrink
 from fxprune.analysis import label_mode
 from fxprune.registry import collect
 from fxprune.rules.base import Rule
 from tests.support.law import at_random, choose, gap, zeroed
+from tests.support.rule_examples import EXAMPLES, Example, inputs
 from tests.support.topologies.base import INPUT, OUTPUT
-from tests.unit.rules.examples import EXAMPLES, Example
 
 RULES: Mapping[Any, type[Rule]] = collect("fxprune.rules", Rule)
 TOLERANCE = 1e-12
@@ -23,15 +22,10 @@ every_example = pytest.mark.parametrize(
 )
 
 
-def inputs(batch: int = 2) -> tuple[Tensor]:
-    generator = torch.Generator().manual_seed(batch)
-    return (torch.randn(batch, 3, 8, 8, generator=generator, dtype=torch.float64),)
-
-
 @pytest.mark.parametrize("rule", dict.fromkeys(RULES.values()), ids=lambda rule: rule.__name__)
 def test_has_an_example(rule: type[Rule]) -> None:
     assert [example.name for example in EXAMPLES if example.rule is rule], (
-        f"{rule.__module__}.{rule.__name__} has no example in tests/unit/rules/examples.py"
+        f"{rule.__module__}.{rule.__name__} has no example in tests/support/rule_examples.py"
     )
 
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fxprune import analyze, instrument, shrink
 from tests.support.law import at_random, gap, zeroed
-from tests.unit.rules.examples import Around
-from tests.unit.rules.test_contract import inputs
+from tests.support.rule_examples import Around, inputs
 
 OPS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "cumsum": (lambda x: torch.cumsum(x, 1), "torch.cumsum(x, 1)"),

@@ -17,7 +17,7 @@ from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.prune import Answers, Drop, Trial, Watcher, answers, hold_out, prune
 from fxprune.trainer.recipe import OPTIONS
-from tests.unit.data.test_data import make_folder
+from tests.support.images import make_folder
 
 EXAMPLE = (torch.zeros(2, 1, 8, 8),)
 QUICK = dataclasses.replace(OPTIONS, epochs=2, batch_size=32, device="cpu")

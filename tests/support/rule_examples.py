@@ -29,6 +29,12 @@ from tests.support.topologies.base import randomised
 Layers = Callable[[], tuple[nn.Module, ...]]
 
 
+def inputs(batch: int = 2) -> tuple[Tensor]:
+    """Images [batch, 3, 8, 8] for an example, float64."""
+    generator = torch.Generator().manual_seed(batch)
+    return (torch.randn(batch, 3, 8, 8, generator=generator, dtype=torch.float64),)
+
+
 class Around(nn.Module):
     """A convolution to 8 channels, the op, a convolution to 4 channels, a classifier."""
 
