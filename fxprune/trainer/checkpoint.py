@@ -43,7 +43,7 @@ class _Optimizer:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     state: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], dict[str, Scalar]]
-    param_groups: list[dict[str, Scalar | list[int] | list[float]]]
+    param_groups: list[dict[str, Scalar | list[int] | list[float] | list[float | None]]]
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,13 @@ class Trained:
         """
         tensors, meta = _state_of(self.model)
         state = without_order(self.optimizer.state_dict())
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         plain: dict[str, dict[str, Any]] = {}
         for index, slots in state["state"].items():
             for key, value in slots.items():
                 if isinstance(value, Tensor):
+                    if not _fits(value, parameters[index]):
+                        raise _no_place(self.optimizer, key, value)
                     tensors[f"{OPTIMIZER}{index}/{key}"] = value
                 else:
                     plain.setdefault(str(index), {})[key] = value
@@ -152,7 +155,7 @@ class Trained:
             "options": dataclasses.asdict(options),
             "data": dataclasses.asdict(_Looks.of(data)),
             "history": [dataclasses.asdict(metrics) for metrics in history],
-            "optimizer": {"state": plain, "param_groups": state["param_groups"]},
+            "optimizer": {"state": plain, "param_groups": _plain(state["param_groups"])},
             "scaler": self.scaler.state_dict(),
         }
         run.mkdir(parents=True, exist_ok=True)
@@ -247,12 +250,12 @@ class Trained:
         for name, value in tensors.items():
             index, _, key = name.partition("/")
             like = parameters[int(index)] if int(index) < len(parameters) else None
-            if like is None or value.shape not in (like.shape, torch.Size()):
+            if like is None or not _fits(value, like):
                 raise _foreign(path, f"it belongs to another model: the optimiser's {name}")
             state.setdefault(int(index), {})[key] = value
         check_values(path, {f"{OPTIMIZER}{name}": value for name, value in tensors.items()}, {})
         groups_now = without_order(self.optimizer.state_dict())["param_groups"]
-        now = json.loads(json.dumps(groups_now))
+        now = json.loads(json.dumps(_plain(groups_now)))
         groups = [dict(group) for group in saved.param_groups]
         if [_settled(group) for group in groups] != [_settled(group) for group in now]:
             raise _foreign(path, "its optimiser has other settings")
@@ -266,13 +269,37 @@ def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {f"{MODEL}{key}": value for key, value in model.state_dict().items()}, {}
 
 
+def _fits(state: Tensor, parameter: Tensor) -> bool:
+    """Tell whether a state is a number, or as large as its parameter or 1 along each dimension."""
+    if state.dim() == 0:
+        return True
+    pairs = zip(state.shape, parameter.shape, strict=False)
+    return state.dim() == parameter.dim() and all(size in (1, whole) for size, whole in pairs)
+
+
+def _no_place(optimizer: torch.optim.Optimizer, key: str, state: Tensor) -> OptionError:
+    return OptionError(
+        f"a checkpoint cannot keep the state {key!r} of {type(optimizer).__name__}",
+        why=f"it has the shape {list(state.shape)}, which is not that of a parameter",
+        do="give another optimizer, such as sgd or adamw",
+    )
+
+
 def _processes(count: int) -> str:
     return "one process" if count == 1 else f"{count} processes"
 
 
 def _settled(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of an optimiser's group that do not change from step to step."""
-    return {key: value for key, value in group.items() if key != "lr"}
+    return {key: value for key, value in group.items() if key not in ("lr", "step")}
+
+
+def _plain(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make the counters of groups numbers: some optimisers keep tensors, and read both."""
+    return [
+        {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
+        for group in groups
+    ]
 
 
 def _check_options(path: Path, training: _Training, options: TrainOptions, data: DataSet) -> None:

@@ -16,15 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fxprune.data import WHOLE, Batch, DataSet, Share
 from fxprune.data.own import steps_of
-from fxprune.errors import DataError, ModelError, OptionError
+from fxprune.errors import OptionError
 from fxprune.gated.attach import attach
 from fxprune.gated.ddp import share_buffers
 from fxprune.gated.module import GatedModule
@@ -34,12 +33,13 @@ from fxprune.trainer import checkpoint
 from fxprune.trainer.churn import Churn
 from fxprune.trainer.clock import Clock
 from fxprune.trainer.evaluate import Stop, check_fit, evaluate, score, summed
-from fxprune.trainer.optimizer import learning_rate, make_optimizer
+from fxprune.trainer.optimizer import frozen, make_optimizer
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.plan import RunPlan, plan_run
 from fxprune.trainer.progress import Progress, Stopped
 from fxprune.trainer.recalibration import recalibrate
+from fxprune.trainer.step import Step
 from fxprune.trainer.task import Loss, Metric, Task, examples_of, name_of
 
 __all__ = ["EpochMetrics", "Placement", "Stopped", "Tick", "TrainOptions", "evaluate", "fit"]
@@ -133,22 +133,23 @@ def _fit(
     placement = Placement.of(options)
     model.to(placement.device)
     check_fit(model, data, placement, task)
-    session = _Session(model, make_optimizer(model, options), data, options, placement, task)
-    history = session.resume(run) if run is not None else []
-    if ready is not None:
-        ready()
-    session.wrap()
-    for epoch in range(len(history), options.epochs):
-        if history and session.agree(time.monotonic() + history[-1].seconds > deadline):
-            break
-        metrics = session.epoch(epoch, progress, stop)
-        if metrics is not None:
-            history.append(metrics)
-        session.save(run, history)
-        if metrics is None or (epoch < options.epochs - 1 and session.asked(stop)):
-            raise Stopped
-    model.eval()
-    return history
+    with frozen(model, options.freeze):
+        session = _Session(model, make_optimizer(model, options), data, options, placement, task)
+        history = session.resume(run) if run is not None else []
+        if ready is not None:
+            ready()
+        session.wrap()
+        for epoch in range(len(history), options.epochs):
+            if history and session.agree(time.monotonic() + history[-1].seconds > deadline):
+                break
+            metrics = session.epoch(epoch, progress, stop)
+            if metrics is not None:
+                history.append(metrics)
+            session.save(run, history)
+            if metrics is None or (epoch < options.epochs - 1 and session.asked(stop)):
+                raise Stopped
+        model.eval()
+        return history
 
 
 class _Session:
@@ -171,6 +172,7 @@ class _Session:
         self.scaler = torch.amp.GradScaler(
             placement.device.type, enabled=placement.amp is torch.float16
         )
+        self.step = Step(optimizer, self.scaler, options, placement, data, task)
         self.trained = checkpoint.Trained.of(model, optimizer, self.scaler)
         self.so_far = Progress.begin(placement.device)
         self.steps_per_epoch = steps_of(data.train, options.batch_size)
@@ -255,8 +257,8 @@ class _Session:
                 self._settle(done)
                 self._spend(done)
                 with clock:
-                    loss, outputs = self._step(inputs, targets, done)
-                so_far.add(loss, self.task.right(outputs, targets).to(device), examples_of(inputs))
+                    loss, right = self.step(self.network, inputs, targets, done / self.steps)
+                so_far.add(loss, right, examples_of(inputs))
                 churn.step()
                 done += 1
                 if progress is not None:
@@ -312,36 +314,6 @@ class _Session:
         if progress is not None:
             progress(Tick(done, self.steps, metrics, self._fall_ends(done)))
         return metrics
-
-    def _step(self, inputs: Any, targets: Any, done: int) -> tuple[Tensor, Any]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.options, done / self.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        try:
-            outputs = self.placement.forward(self.network, inputs)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise DataError(
-                "a batch norm cannot measure anything",
-                why=f"it sees a single number of each channel in a batch of {examples_of(inputs)}",
-                do="give more training images, or a larger batch",
-            ) from error
-        loss = self.task.minimised(outputs, targets, self.options.label_smoothing)
-        try:
-            torch.autograd.backward(self.scaler.scale(loss))
-        except RuntimeError as error:
-            if "modified by an inplace operation" not in str(error):
-                raise
-            raise ModelError(
-                "the network cannot be trained as it is written",
-                why=str(error).split(" Hint")[0],
-                do="look for x += y, x[…] = y and relu_ on what a layer before still needs for its "
-                "gradient, and write x = x + y there; the model itself cannot be trained either",
-            ) from error
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss.detach(), outputs
 
     def _settle(self, done: int) -> None:
         """Fix the selection of a gated network once the last share of the run is reached."""

@@ -23,7 +23,8 @@ class TrainOptions:
     Attributes:
         epochs: passes over the training split.
         lr: the largest learning rate.
-        optimizer: the method: sgd (with momentum) or adamw.
+        optimizer: the method: any of torch.optim by name, such as sgd (with momentum), adamw or
+            nadam; or one of timm's, such as timm:lamb.
         schedule: how the learning rate falls: cosine falls to 0; step multiplies it by 0.1
             (`decay`) after 50, 75 and 95 % of the run (`milestones`).
         milestones: shares of the run at which step cuts the learning rate.
@@ -31,9 +32,19 @@ class TrainOptions:
         lr_warmup: share of the run in which the learning rate rises linearly from 0.
         batch_size: examples per step.
         momentum: of SGD.
-        weight_decay: L2 for SGD, decoupled for AdamW; on all parameters.
+        weight_decay: L2 for SGD, decoupled for AdamW.
+        decay_norms: whether norms and biases decay too.
+        clip: the largest norm of the gradients of a step, all parameters together; they are
+            scaled down to it. Without it there is no limit.
+        accumulate: parts into which each batch is split, whose gradients are added up: a step
+            sees the same batch in less memory.
+        freeze: layers that do not train, by names of named_modules(), * and ? allowed, commas
+            between them. Their batch norms go on measuring.
         label_smoothing: share of the target spread over all classes.
         augment: random crops and flips, as the data set says.
+        mixup: mixes pairs of images and their labels (torchvision's MixUp) by shares drawn from
+            Beta(a, a) of this a; 0 is off.
+        cutmix: likewise pastes a part of one image into another (CutMix).
         amp: reduced precision: auto is bfloat16 (else float16 with loss scaling) on a GPU, off
             on a CPU.
         channels_last: NHWC memory: auto is on, except on a GPU in full precision.
@@ -56,7 +67,7 @@ class TrainOptions:
 
     epochs: int = 20
     lr: float = 0.1
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: str = "sgd"
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[float, ...] = (0.5, 0.75, 0.95)
     decay: float = 0.1
@@ -64,8 +75,14 @@ class TrainOptions:
     batch_size: int = 128
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    decay_norms: bool = True
+    clip: float | None = None
+    accumulate: int = 1
+    freeze: str = ""
     label_smoothing: float = 0.0
     augment: bool = True
+    mixup: float = 0.0
+    cutmix: float = 0.0
     amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
     channels_last: Literal["auto", "off", "on"] = "auto"
     budget_schedule: str = "auto"
@@ -84,7 +101,10 @@ class TrainOptions:
             "batch_size": (2, math.inf),
             "momentum": (0, 1),
             "weight_decay": (0, math.inf),
+            "accumulate": (1, math.inf),
             "label_smoothing": (0, 1),
+            "mixup": (0, math.inf),
+            "cutmix": (0, math.inf),
             "settle": (0, 1),
             "recalibrate": (0, math.inf),
             "seed": (0, 2**40),
@@ -96,6 +116,14 @@ class TrainOptions:
                 raise OptionError(
                     f"{name} cannot be {value}", do=f"give a number from {low:g}{most}"
                 )
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise OptionError(f"clip cannot be {self.clip}", do="give a number above 0")
+        if self.accumulate > self.batch_size // 2:
+            raise OptionError(
+                f"a batch of {self.batch_size} cannot be split into {self.accumulate} parts",
+                why="a part has two examples at least, since batch norms measure over it",
+                do="give a smaller accumulate, or a larger batch_size",
+            )
         for field in dataclasses.fields(self):
             choices = getattr(field.type, "__args__", ())
             if getattr(field.type, "__origin__", None) is Literal and (

@@ -1,0 +1,151 @@
+"""What a training can be told beside its learning rate: each option by what it does."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxprune import GatedModule, instrument
+from fxprune.data import DataSet, load
+from fxprune.data.own import own_data
+from fxprune.errors import OptionError
+from fxprune.files import read_tensors
+from fxprune.runs.run import CHECKPOINT
+from fxprune.trainer.loop import Stopped, fit
+from fxprune.trainer.mixing import Mixing
+from fxprune.trainer.optimizer import make_optimizer
+from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.task import Task
+
+FAST = TrainOptions(epochs=2, lr=0.01, batch_size=256, recalibrate=2, device="cpu", seed=3)
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSet:
+    return load("digits")
+
+
+def plain(norm: bool = True) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16) if norm else nn.Identity(), nn.ReLU(),
+            nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10),
+        )  # fmt: skip
+
+
+def gated() -> GatedModule:
+    return instrument(
+        plain(), (torch.zeros(2, 1, 8, 8),), "utility{warmup=2,reallocate=3}", "macs=0.6"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "NAdam", "decay_norms": False},
+        {"optimizer": "timm:lamb"},
+        {"optimizer": "adafactor", "clip": 0.5},
+        {"accumulate": 3},
+        {"mixup": 0.2, "cutmix": 1.0},
+        {"freeze": "0,*.bias"},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:the state")  # of Adafactor, which follows no channel
+def test_a_stopped_run_ends_in_the_same_bits(
+    digits: DataSet, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    options = dataclasses.replace(FAST, **change)
+    fit(gated(), digits, options, run=tmp_path / "whole")
+    left = iter(range(8))
+    run = tmp_path / "stopped"
+    with pytest.raises(Stopped):
+        fit(gated(), digits, options, run=run, stop=lambda: next(left, None) is None)
+    fit(gated(), digits, options, run=run)
+    one, two = (read_tensors(tmp_path / name / CHECKPOINT)[0] for name in ("whole", "stopped"))
+    assert one.keys() == two.keys()
+    assert [key for key in one if not torch.equal(one[key], two[key])] == []
+
+
+def trained(digits: DataSet, norm: bool = True, **change: Any) -> tuple[nn.Module, nn.Module]:
+    """A network before and after an epoch of a single batch."""
+    after = plain(norm)
+    few = dataclasses.replace(digits, train=digits.train.part(torch.arange(60)))
+    fit(after, few, dataclasses.replace(FAST, epochs=1, momentum=0.0, augment=False, **change))
+    return plain(norm), after
+
+
+def moved(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
+    new = dict(after.named_parameters())
+    return {name: (new[name] - old).detach() for name, old in before.named_parameters()}
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient(digits: DataSet) -> None:
+    """60 examples in 7 parts are not even: each counts by its examples."""
+    whole, parts = (moved(*trained(digits, norm=False, accumulate=n)) for n in (1, 7))
+    for name, step in whole.items():
+        torch.testing.assert_close(parts[name], step, rtol=1e-4, atol=1e-7)
+
+
+def test_gradients_are_clipped_to_their_norm(digits: DataSet) -> None:
+    steps = moved(*trained(digits, clip=0.1, weight_decay=0.0)).values()
+    norm = torch.cat([step.flatten() for step in steps]).norm()
+    assert float(norm) == pytest.approx(0.01 * 0.1, rel=1e-3)
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    groups = make_optimizer(plain(), dataclasses.replace(FAST, decay_norms=False)).param_groups
+    decay = {group["weight_decay"]: [p.dim() for p in group["params"]] for group in groups}
+    assert decay == {5e-4: [4, 4, 2], 0.0: [1, 1, 1, 1, 1]}
+
+
+def test_frozen_layers_do_not_move_and_are_free_again(digits: DataSet) -> None:
+    before, after = trained(digits, freeze="0,1,3.bias")
+    still = {name for name, step in moved(before, after).items() if not step.any()}
+    assert still == {"0.weight", "0.bias", "1.weight", "1.bias", "3.bias"}
+    assert all(parameter.requires_grad for parameter in after.parameters())
+
+
+@pytest.mark.parametrize("word", ["mixup", "cutmix"])
+def test_labels_are_mixed_as_the_images_are(digits: DataSet, word: str) -> None:
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 8, 8)
+    torch.manual_seed(1)
+    mixing = Mixing(dataclasses.replace(FAST, **{word: 1.0}), digits, Task())
+    mixed, shares = mixing(images, torch.arange(4))
+    assert shares.shape == (4, 10)
+    values = (shares[:, :4] * torch.arange(4.0)).sum(1)
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), values)
+    assert not torch.equal(mixed, images)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"optimizer": "adamm"}, "torch.optim has no adamm\n  why  the nearest names are adam"),
+        ({"optimizer": "timm:lam"}, "timm.optim has no lam\n  why  the nearest names are lamb"),
+        ({"optimizer": "lbfgs"}, "cannot step lbfgs\n  why  it evaluates the loss several times"),
+        ({"optimizer": "muon"}, "muon does not take this network or these options"),
+        ({"freeze": "0,5.*.weigth"}, "freeze '5.*.weigth' matches no layer"),
+        ({"freeze": "*"}, "no parameter of the network is left to train"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    digits: DataSet, tmp_path: Path, change: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        fit(gated(), digits, dataclasses.replace(FAST, **change), run=tmp_path / "run")
+    assert text in str(caught.value)
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
+
+
+def test_mixing_needs_classes_and_the_built_in_loss(digits: DataSet) -> None:
+    options = dataclasses.replace(FAST, mixup=0.2)
+    with pytest.raises(OptionError, match="mixed labels need the built-in loss"):
+        fit(plain(), digits, options, loss=nn.CrossEntropyLoss())
+    pairs = torch.utils.data.TensorDataset(torch.zeros(8, 1, 8, 8), torch.zeros(8).long())
+    with pytest.raises(OptionError, match="mixed labels need data with classes"):
+        fit(plain(), own_data((pairs, pairs), "pairs"), options)
