@@ -2,15 +2,18 @@
 
 import sys
 
-from fxprune.cli.signals import ending
+from fxprune.cli.signals import ending, ignore
 
 
 def main() -> None:
     """Run the command line; a signal ends it with one line from the first import on."""
-    with ending():
-        from fxprune.cli.commands import main
+    try:
+        with ending():
+            from fxprune.cli.commands import main
 
-        main()
+            main()
+    finally:
+        ignore()  # what is left is Python's own end: it must not turn success into failure
 
 
 if __name__ == "__main__":

@@ -1,34 +1,64 @@
-"""Takes the pictures of README and docs from a real run: python tools/pictures.py fxprune-demo
+"""Take the pictures of README and docs from the reports of real runs.
 
-The folder is what `fxprune demo` wrote. Needs Debian's Chromium and Playwright.
+    python tools/pictures.py report.png=fxprune-demo/digits.fxprune/report.html \\
+        widths.png=resnet20.fxprune/report.html#widths
+
+Each is NAME=REPORT, of the first screen, or NAME=REPORT#SECTION. Needs Debian's Chromium and
+Playwright.
 """
 
 import argparse
 import shutil
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 
 
+def take(browser: Browser, text: str, folder: Path, scheme: str, width: int) -> Path:
+    """Take one picture, and return its path.
+
+    Args:
+        browser: Chromium.
+        text: NAME=REPORT or NAME=REPORT#SECTION.
+        folder: where to.
+        scheme: "light" or "dark".
+        width: of the window, pixels.
+    """
+    name, _, place = text.partition("=")
+    report, _, section = place.partition("#")
+    page = browser.new_page(viewport={"width": width, "height": 740}, color_scheme=scheme)  # type: ignore[arg-type]
+    page.goto(Path(report).resolve().as_uri())
+    page.wait_for_selector("html[data-drawn=yes]")
+    page.wait_for_timeout(300)
+    path = folder / name
+    if section == "all":
+        page.screenshot(path=path, full_page=True)
+    elif section:
+        page.locator(f"#{section}").screenshot(path=path)
+    else:
+        page.screenshot(path=path)
+    page.close()
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("demo", type=Path, help="the folder that `fxprune demo` wrote")
-    report = parser.parse_args().demo / "digits.fxprune" / "report.html"
-    PICTURES.mkdir(exist_ok=True)
+    parser.add_argument("pictures", nargs="+", metavar="NAME=REPORT", help="see above")
+    parser.add_argument("--folder", type=Path, default=PICTURES)
+    parser.add_argument("--scheme", choices=("light", "dark"), default="light")
+    parser.add_argument("--width", type=int, default=1200)
+    given = parser.parse_args()
+    given.folder.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=ARGUMENTS
         )
-        page = browser.new_page(viewport={"width": 1200, "height": 740}, color_scheme="light")
-        page.goto(report.resolve().as_uri())
-        page.wait_for_selector("html[data-drawn=yes]")
-        page.wait_for_timeout(300)
-        page.screenshot(path=PICTURES / "report.png")
+        for text in given.pictures:
+            print(take(browser, text, given.folder, given.scheme, given.width))
         browser.close()
-    print(PICTURES / "report.png")
 
 
 if __name__ == "__main__":

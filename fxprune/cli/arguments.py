@@ -207,3 +207,5 @@ def show_tick(bar: console.Bar, tick: "Tick") -> None:
     bar.moved(tick.steps_done, tick.steps)
     if tick.metrics is not None:
         bar.say(lines.epoch_line(tick.metrics, tick.fall_ends))
+        bar.seen.append(tick.metrics)
+        bar.below(lines.live_line(bar.seen))

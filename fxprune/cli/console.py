@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import (
@@ -140,6 +141,18 @@ def share(value: float, precision: int = 1) -> str:
     return f"{100 * value:.{precision}f} %"
 
 
+def sparkline(values: Sequence[float], most: int = 24) -> str:
+    """Draw the last values as a line of blocks, the least of them as the lowest.
+
+    >>> sparkline([0.1, 0.5, 0.9]), sparkline([1.0, 1.0]), sparkline([])
+    ('▁▅█', '▁▁', '')
+    """
+    blocks, last = "▁▂▃▄▅▆▇█", list(values)[-most:]
+    low, high = min(last, default=0.0), max(last, default=0.0)
+    span = (high - low) or 1.0
+    return "".join(blocks[round((value - low) / span * (len(blocks) - 1))] for value in last)
+
+
 def milliseconds(seconds: float) -> str:
     """Format a short time, with three digits.
 
@@ -200,6 +213,7 @@ class Bar:
     task: TaskID
     what: str = ""
     said: float = field(default_factory=time.monotonic)
+    seen: list[Any] = field(default_factory=list)  # the epochs so far
 
     def moved(self, done: int, total: int, remark: str | None = None) -> None:
         """Show that `done` of `total` steps are done."""
@@ -210,9 +224,16 @@ class Bar:
         if silent and not self.progress.console.is_terminal:
             self.say(f"{self.what}: {done:,} of {total:,} steps, {share(done / max(total, 1))}")
 
+    def below(self, line: str) -> None:
+        """Show a line under the bar, in a terminal."""
+        if isinstance(self.progress, _Bars):
+            self.progress.below = line
+
     def rename(self, what: str) -> None:
         """Name what the steps are from now on, and begin anew."""
         self.what = what
+        self.seen.clear()
+        self.below("")
         self.progress.reset(self.task, description=escape(what), total=None, remark="")
 
     def say(self, line: str) -> None:
@@ -238,10 +259,22 @@ def bar(what: str) -> Iterator[Bar]:
         yield Bar(progress, progress.add_task(escape(what), total=None, remark=""), what)
 
 
+class _Bars(Progress):
+    """Bars with a line of text under them."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the bars, and the line where there is one."""
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(self.below, no_wrap=True, overflow="ellipsis")
+
+
 def _progress(columns: Sequence[ProgressColumn]) -> Progress:
     """Make bars that move, and go when they are done; in a log only the lines said above them."""
     console = stderr()
-    return Progress(
+    return _Bars(
         *columns,
         console=console,
         transient=True,

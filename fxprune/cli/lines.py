@@ -1,5 +1,7 @@
 """Lines that say what a command found or how far it is, beside the table of its result."""
 
+from collections.abc import Sequence
+
 from fxprune.cli import console
 from fxprune.cli.records import Record
 from fxprune.data import DataSet
@@ -88,6 +90,27 @@ def epoch_line(metrics: EpochMetrics, fall_ends: int | None = None) -> str:
         f"val loss {format_loss(metrics.val_loss)}{_scored(metrics, 'val')}"
         f"{early}   {console.milliseconds(metrics.step_seconds)} a step, {metrics.seconds:.1f} s"
     )
+
+
+def live_line(epochs: Sequence[EpochMetrics]) -> str:
+    """Say in a line under the bar where a training stands: the last epoch, and the way there."""
+    last, split = epochs[-1], "validation"
+    if last.val_metric is not None:
+        what = f"{last.metric} {last.val_metric:.4f}"
+        values = [metrics.val_metric for metrics in epochs]
+    elif last.val_accuracy is not None:
+        what = f"right {console.share(last.val_accuracy, 2)}"
+        values = [metrics.val_accuracy for metrics in epochs]
+    else:
+        what, split = f"loss {last.train_loss:.4f}", "training"
+        values = [metrics.train_loss for metrics in epochs]
+    parts = [
+        f"epoch {last.epoch}",
+        f"{split}: {what} {console.sparkline([v for v in values if v is not None])}",
+        f"macs {console.big(last.macs)}" if last.macs is not None else "",
+        f"{console.milliseconds(last.step_seconds)} a step",
+    ]
+    return "   ".join(part for part in parts if part)
 
 
 def _scored(metrics: EpochMetrics, split: str) -> str:

@@ -87,6 +87,13 @@ def ending() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def ignore() -> None:
+    """Ignore SIGINT and SIGTERM from now on; for a process that has nothing left to do."""
+    if threading.current_thread() is threading.main_thread():
+        for number in WORDS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _leave(ended: Ended) -> NoReturn:
     """End the process at once: half-imported libraries cannot be trusted to end it well."""
     for number in WORDS:

@@ -32,8 +32,8 @@ class Subject:
         history: the epochs of its training.
         dense_history: the epochs of the dense network's training; empty where there was none.
         export: what `fxprune export` found, as `--json` prints it; empty where it was not run.
-        latency: what was measured for a latency budget, seconds: "asked", "dense", "compact".
         commands: the commands that repeat it.
+        latency: what was measured for a latency budget, seconds: "asked", "dense", "compact".
     """
 
     title: str
@@ -42,8 +42,8 @@ class Subject:
     history: History = ()
     dense_history: History = ()
     export: Mapping[str, Any] | None = None
-    latency: Mapping[str, Any] | None = None
     commands: Sequence[str] = ()
+    latency: Mapping[str, Any] | None = None
 
 
 def summarize(subject: Subject, gated: GatedModule) -> Record:

@@ -1,8 +1,9 @@
 """The report draws in a real browser, in both colour schemes, on a phone and on a desk.
 
-Needs Debian's Chromium: apt-get install chromium.
+Needs Debian's Chromium: apt-get install chromium. REPORT_SCREENSHOTS=DIR keeps a picture of each.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.support.nets import BY_NAME
 
 pytestmark = pytest.mark.slow
 
+ODD = "</script><script>document.title = 'executed'</script><b>a</b>"
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 SCREENS = [(scheme, width) for scheme in ("light", "dark") for width in (360, 1280)]
 
@@ -62,14 +64,18 @@ def export() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The files of one run, of two runs, and of one that was never trained."""
+    """The files of one run, of two, of one that was never trained, and of one by its own metric."""
     net = BY_NAME["resnet_projection"]
     gated = instrument(net.model(), net.inputs(), policy="cucb", budget="keep=0.5")
     lines = history(len(gated.widths), gated.channels.layout.sizes)
     whole = Subject("a.fxprune", "cucb", "keep=0.5", lines, lines, export(), ["fxprune train"])
     one, bare = summarize(whole, gated), summarize(Subject("new", "cucb", "keep=0.5"), gated)
+    scored = [{**line, "metric": "iou", "val_metric": 0.1 * line["epoch"]} for line in lines]
+    latency = {"asked": 0.5, "dense": 0.002, "compact": 0.001}
+    odd = Subject(ODD, "cucb", "keep=0.5", scored, latency=latency, commands=[ODD])
     folder = tmp_path_factory.mktemp("reports")
     found = {"one": [one], "two": [one, {**one, "title": "b.fxprune"}], "bare": [bare]}
+    found["odd"] = [summarize(odd, gated)]
     for name, records in found.items():
         pages.write(folder / f"{name}.html", records)
     return {name: folder / f"{name}.html" for name in found}
@@ -101,11 +107,15 @@ class Tab:
 
 
 @pytest.mark.parametrize(("scheme", "width"), SCREENS)
-@pytest.mark.parametrize("name", ["one", "two", "bare"])
+@pytest.mark.parametrize("name", ["one", "two", "bare", "odd"])
 def test_it_draws_without_a_word_and_asks_for_nothing(
     browser: Browser, reports: dict[str, Path], name: str, scheme: str, width: int
 ) -> None:
     tab = Tab(browser, reports[name], scheme, width)
+    if "REPORT_SCREENSHOTS" in os.environ:
+        folder = Path(os.environ["REPORT_SCREENSHOTS"])
+        folder.mkdir(parents=True, exist_ok=True)
+        tab.page.screenshot(path=folder / f"{name}-{scheme}-{width}.png", full_page=True)
     assert tab.said == []
     assert [url for url in tab.asked if not url.startswith(("file:", "data:"))] == []
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
@@ -159,3 +169,15 @@ def test_the_axis_can_be_macs(browser: Browser, reports: dict[str, Path]) -> Non
     assert tab.page.locator("#training canvas").count() == 2
     pressed = tab.page.get_by_role("button", name="by macs spent").get_attribute("aria-pressed")
     assert pressed == "true"
+
+
+def test_a_metric_of_ones_own_and_names_that_are_no_markup(
+    browser: Browser, reports: dict[str, Path]
+) -> None:
+    page = Tab(browser, reports["odd"]).page
+    assert page.title() == f"fxprune report · {ODD}"
+    assert page.locator("pre b, h1 b").count() == 0
+    tiles = page.locator(".tile").all_inner_texts()
+    assert any("1.200" in text and "iou, validation, after epoch 12" in text for text in tiles)
+    assert any("50 %" in text and "asked for 50 %" in text for text in tiles)
+    assert page.get_by_text("iou on the validation split").count() == 1

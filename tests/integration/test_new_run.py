@@ -8,7 +8,7 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from fxprune.cli import records, tables
+from fxprune.cli import lines, records
 from fxprune.cli.commands import app
 from fxprune.data import load
 from fxprune.errors import RunError
@@ -82,7 +82,7 @@ def test_an_accuracy_is_not_said_of_a_network_that_was_trained_on() -> None:
     run = Run.open(Path("a.fxprune"))
     scored = records.of_run(run, run.load(_model()))
     assert scored["val_accuracy"] == run.metrics()[-1]["val_accuracy"]
-    assert not [line for line in tables.remarks(scored) if "stopped" in line]
+    assert not [line for line in lines.remarks(scored) if "stopped" in line]
 
     steps = iter(range(3))
     options = TrainOptions(epochs=3, device="cpu")
@@ -96,7 +96,7 @@ def test_an_accuracy_is_not_said_of_a_network_that_was_trained_on() -> None:
         )
     stopped = records.of_run(run, run.load(_model()))
     assert (stopped["val_accuracy"], stopped["stopped_in_epoch"]) == (None, 3)
-    (line,) = (line for line in tables.remarks(stopped) if "stopped" in line)
+    (line,) = (line for line in lines.remarks(stopped) if "stopped" in line)
     assert line.startswith("the training was stopped within epoch 3: nothing says how accurate")
     assert json.dumps(stopped)
 

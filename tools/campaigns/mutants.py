@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.cli import records, tables
+from fxprune.cli import lines, records
 from fxprune.data import DataSet
 from fxprune.data.load import from_tensors
 from fxprune.errors import FxpruneError
@@ -90,7 +90,7 @@ def look(path: Path, number: int) -> tuple[Any, dict[str, Tensor]]:
     job = Job.read(run)
     gated = run.load(build_model())
     record = records.of_run(run, gated)
-    tables.remarks(record)
+    lines.remarks(record)
     with torch.no_grad():
         logits = gated.eval()(torch.ones(2, 1, 8, 8))
     state = gated.training_state()

@@ -77,3 +77,14 @@ def test_a_log_says_how_far_it_is(
     with console.bar("training") as bar:
         bar.moved(5, 20)
     assert not capsys.readouterr().err
+
+
+def test_a_terminal_shows_a_line_under_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        console, "stderr", lambda: Console(file=screen, force_terminal=True, width=100)
+    )
+    with console.bar("training") as bar:
+        bar.moved(3, 10)
+        bar.below("epoch 1   right 90 % ▁█")
+    assert "epoch 1   right 90 % ▁█" in screen.getvalue()

@@ -2,6 +2,8 @@
 
 import torch
 import torchinfo
+import torchview
+from torch import nn
 from torchvision import models
 
 from fxprune import GatedModule, instrument
@@ -34,3 +36,16 @@ def test_torchinfo_counts_what_executes() -> None:
     network = gated().eval()
     found = torchinfo.summary(network, input_size=(1, 3, 32, 32), verbose=0)
     assert found.total_params == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_torchview_draws_it_at_its_widths() -> None:
+    network = instrument(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)),
+        (torch.zeros(2, 3, 8, 8),),
+        budget="keep=0.5",
+    )
+    for mode in (True, False):
+        drawn = torchview.draw_graph(network.train(mode), input_size=(2, 3, 8, 8), device="cpu")
+        source = drawn.visual_graph.source
+        assert source.count("Conv2d") == 2
+        assert "(2, 4, 6, 6)" in source  # four of the first layer's eight channels execute
