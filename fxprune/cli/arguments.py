@@ -3,15 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fxprune.cli import console
-from fxprune.errors import OptionError
 
 if TYPE_CHECKING:
-    from fxprune.data import Transforms
     from fxprune.runs.run import Run
     from fxprune.trainer.loop import Tick
 
@@ -95,27 +93,15 @@ TransformName = Annotated[
 ]
 
 
-def transform_of(name: str) -> "Transforms | None":
-    """Make the user's own transform, or one for evaluation and one for training.
-
-    Raises:
-        OptionError: the factory returns something else.
-    """
-    from fxprune.cli.spec import build
-
-    if not name:
-        return None
-    found = build(name)
-    if callable(found):
-        return cast("Transforms", found)
-    if isinstance(found, tuple | list) and len(found) == 2 and all(map(callable, found)):
-        return cast("Transforms", tuple(found))
-    raise OptionError(
-        f"the factory of --transform {name} returned a {type(found).__name__}",
-        do="return a function of an image, or two of them, for evaluation and for training",
-    )
-
-
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Your own loss, losses.py:dice or pkg.mod:Dice, called with what the network "
+        "returns and the target; by default the cross-entropy.",
+        show_default=False,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -15,14 +15,13 @@ from fxprune.cli.arguments import (
     Trust,
     print_result,
     run_of,
-    transform_of,
 )
 from fxprune.errors import DataError, OptionError, RunError, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxprune.data import DataSet, Transforms
+    from fxprune.data import DataSet
     from fxprune.export.compare import Comparison
     from fxprune.gated.module import GatedModule
     from fxprune.runs.run import Run
@@ -147,7 +146,7 @@ def export(
     from fxprune.export.reference import reference_of
     from fxprune.passes import parse
     from fxprune.registry import split
-    from fxprune.runs.promise import Promise
+    from fxprune.runs.promise import COMMAND, Promise
     from fxprune.trainer.files import Layout, Lowering
     from fxprune.trainer.job import Job
 
@@ -157,10 +156,16 @@ def export(
     run = run_of(folder, trust=trust)
     job = Job.read(run)
     if job is not None:
+        if transform:
+            job = dataclasses.replace(job, transform=transform)
+            job.record(run, ["transform"])
         job.require(run)  # before the SPEC is imported
     promise = Promise.read(run.path)
     target = promise.target if promise else Target()
-    target = dataclasses.replace(target, command=latency_command)
+    if latency_command:
+        target = dataclasses.replace(target, command=latency_command)
+    elif target.command:
+        run.require(COMMAND, target.command)
     options = OnnxOptions(opset, _names(input_names), _names(output_names), dynamic_hw, batch)
     lowered = [kind for kind, asked in (("fp16", fp16), ("int8", int8)) if asked]
     paths = _places(
@@ -182,7 +187,7 @@ def export(
         compact = compact_of(gated, passes=wanted)
         record = records.of_run(run, gated)
         begin()
-        source = _data_of(run, job, transform_of(transform))
+        source = _data_of(run, job)
         data = None if source is None else source[0]
         real = real_inputs(data)
         example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
@@ -223,7 +228,7 @@ def export(
     print_result(record, tables.show_export, as_json)
     for line in lines.remarks(record):
         console.note(line)
-    if promise and promise.by_command and not latency_command:
+    if promise and promise.by_command and not target.command:  # a run of an older version
         console.note(
             "the budget was measured by a command: give it as --latency-command to repeat that"
         )
@@ -265,9 +270,7 @@ def _places(wanted: Path | None, name: str, asked: dict[str, bool]) -> dict[str,
     return {kind: wanted.with_suffix(kind) for kind in kinds}
 
 
-def _data_of(
-    run: "Run", job: "Job | None", transform: "Transforms | None"
-) -> "tuple[DataSet, Task] | None":
+def _data_of(run: "Run", job: "Job | None") -> "tuple[DataSet, Task] | None":
     """Load the data that the run was trained on, its loss and its metric; None if not at hand."""
     from fxprune.cli.spec import maker
     from fxprune.trainer.task import Task
@@ -276,7 +279,7 @@ def _data_of(
         return None
     try:
         made = job.made(run, maker(run.base))
-        data = job.load(run.plan.inputs[0][0], made=made.get("data"), transform=transform)
+        data = job.load(run.plan.inputs[0][0], made=made)
         return data, Task(made.get("loss"), made.get("metric"))
     except (DataError, SpecError, RunError) as error:
         console.note(f"checked on random inputs only: {error.what}")

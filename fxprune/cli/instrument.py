@@ -194,7 +194,7 @@ def instrument(
         if not dry_run:
             begin()
             run = Run.create(output or Path(f"{source.name}{SUFFIX}"), gated, spec, shape)
-            Promise.keep(run.path, fitted)
+            Promise.keep(run, fitted)
     record = {
         "run": None if run is None else str(run.path),
         "policy": registry.to_text(chosen),

@@ -14,6 +14,7 @@ from fxprune.cli.arguments import (
     Input,
     Json,
     LatencyCommand,
+    Loss,
     Mean,
     Remeasure,
     Resize,
@@ -23,21 +24,40 @@ from fxprune.cli.arguments import (
     TransformName,
     print_result,
     show_tick,
-    transform_of,
 )
 from fxprune.cli.options import NONE_GIVEN, Given, options_of
 from fxprune.errors import OptionError
 from fxprune.trainer.recipe import OPTIONS
 
+TRAINING = (
+    "epochs",
+    "lr",
+    "optimizer",
+    "batch_size",
+    "weight_decay",
+    "decay_norms",
+    "clip",
+    "accumulate",
+    "freeze",
+    "label_smoothing",
+    "augment",
+    "mixup",
+    "cutmix",
+    "amp",
+    "seed",
+    "device",
+)
 
-@options_of(OPTIONS, "epochs", "lr", "batch_size", "seed", "device")
+
+@options_of(OPTIONS, *TRAINING)
 def prune(
     spec: Spec,
     data: Annotated[
         str,
         typer.Option(
             help="What the network was trained on: cifar10, cifar100, fashion-mnist, mnist, "
-            "digits, or folder:DIR with DIR/train and DIR/val and a folder per class in each.",
+            "digits, folder:DIR with DIR/train and DIR/val and a folder per class in each, or "
+            "[bold]data.py:factory[/bold] of your own.",
             show_default=False,
         ),
     ],
@@ -72,6 +92,7 @@ def prune(
             show_default=False,
         ),
     ] = None,
+    loss: Loss = None,
     given: Given = NONE_GIVEN,
     shape: Input = None,
     mean: Mean = None,
@@ -116,14 +137,15 @@ def prune(
     from fxprune.budget.budget import Budget
     from fxprune.cli import lines, records, tables
     from fxprune.cli.export import keep_export, notes_of, real_inputs
-    from fxprune.cli.spec import resolve
+    from fxprune.cli.spec import maker, resolve
     from fxprune.data import Preprocess
     from fxprune.export.bench import Target
     from fxprune.export.compare import compact_of, compare_onnx
     from fxprune.gated.module import GatedModule
     from fxprune.report.of_runs import PAGE
+    from fxprune.runs.history import METRICS
     from fxprune.runs.promise import Promise
-    from fxprune.runs.run import SUFFIX, Run, refuse_what_is_there
+    from fxprune.runs.run import CHECKPOINT, SUFFIX, Run, refuse_what_is_there
     from fxprune.runs.weights import load_weights
     from fxprune.trainer.job import Job, absolute
     from fxprune.trainer.prune import Answers, Trial, Watcher
@@ -133,7 +155,8 @@ def prune(
     options = dataclasses.replace(OPTIONS, **given)
     target = Target(threads, cold, latency_command)
     looks = Preprocess.parse(mean, std, resize, crop, flip)
-    job = Job(absolute(data), data_root.expanduser().resolve(), options, looks, transform)
+    root = data_root.expanduser().resolve()
+    job = Job(absolute(data), root, options, looks, transform, loss=loss)
     spent = None if goal is None else Budget.parse(goal)
     fitted = None
     with console.phases(["building the network", "loading the data", "measuring"]) as begin:
@@ -144,11 +167,10 @@ def prune(
         place = output or Path(f"{source.name}{SUFFIX}")
         refuse_what_is_there(place)
         begin()
+        make = maker(Path.cwd())  # all of these names were given just now
+        own = {kind: make(name, kind) for kind, name in job.code.items()}
         images = job.load(
-            source.example_inputs[0].shape,
-            download=download,
-            workers=workers,
-            transform=transform_of(transform),
+            source.example_inputs[0].shape, made=own, download=download, workers=workers
         )
         if spent is not None and spent.kind == "latency" and not spent.widths:
             begin()
@@ -177,9 +199,13 @@ def prune(
             bar.say(lines.trial_line(trial))
 
         def made(gated: GatedModule) -> Path:
+            if runs:  # of a size that lost too much
+                for name in (CHECKPOINT, METRICS):
+                    (place / name).unlink(missing_ok=True)
             runs.append(Run.create(place, gated, spec, shape))
             job.write(runs[0])
-            Promise.keep(place, fitted)
+            job.record(runs[0], job.code)
+            Promise.keep(runs[0], fitted)
             return place
 
         try:
@@ -188,6 +214,7 @@ def prune(
                 source.example_inputs,
                 data=images,
                 budget=spent,
+                loss=own.get("loss"),
                 max_drop=max_drop,
                 options=options,
                 watcher=Watcher(
@@ -205,7 +232,7 @@ def prune(
                     f"fxprune export {place}"
                 )
             raise typer.Exit(130) from None
-    (run,) = runs
+    run = runs[-1]
     with console.phases(["shrinking it", "writing ONNX", "the dense twin", "timing"]) as begin:
         begin()
         compared = compare_onnx(

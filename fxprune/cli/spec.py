@@ -151,7 +151,7 @@ def load_object(text: str, kind: str, *, base: Path | None = None, call: bool = 
 
 def maker(base: Path) -> Callable[[str, str], Any]:
     """Return the function that makes what a run's names of code stand for, by `load_object`."""
-    return lambda text, kind: load_object(text, kind, base=base, call=kind == "data")
+    return lambda text, kind: load_object(text, kind, base=base, call=kind in ("data", "transform"))
 
 
 def parse_shapes(text: str) -> tuple[tuple[int, ...], ...]:

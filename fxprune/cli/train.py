@@ -12,6 +12,7 @@ from fxprune.cli.arguments import (
     Crop,
     Flip,
     Json,
+    Loss,
     Mean,
     Resize,
     RunFolder,
@@ -21,7 +22,6 @@ from fxprune.cli.arguments import (
     print_result,
     run_of,
     show_tick,
-    transform_of,
 )
 from fxprune.cli.options import NONE_GIVEN, Given, options_of
 from fxprune.cli.signals import ended, held
@@ -59,15 +59,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Your own loss, losses.py:dice or pkg.mod:Dice, called with what the network "
-            "returns and the target; by default the cross-entropy.",
-            show_default=False,
-        ),
-    ] = None,
+    loss: Loss = None,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -157,10 +149,9 @@ def train(
             with first_alone(rank, wanted=download):
                 images = job.load(
                     run.plan.inputs[0][0],
-                    made=made.get("data"),
+                    made=made,
                     download=download,
                     workers=workers,
-                    transform=transform_of(transform),
                 )
             begin()
             gated = run.load(resolve(run.spec, run.input, base=run.base).model)

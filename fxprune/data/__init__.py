@@ -1,7 +1,7 @@
 """Data sets for the built-in trainer."""
 
 from fxprune.data.load import FOLDER, NAMES, DataSet, Transforms, from_tensors, load
-from fxprune.data.own import own_data
+from fxprune.data.own import own_data, own_transforms
 from fxprune.data.preprocess import Preprocess
 from fxprune.data.splits import WHOLE, Batch, FolderSplit, Share, Split, TensorSplit
 
@@ -20,4 +20,5 @@ __all__ = [
     "from_tensors",
     "load",
     "own_data",
+    "own_transforms",
 ]

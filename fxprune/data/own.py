@@ -57,6 +57,29 @@ def own_data(made: Any, name: str, *, workers: int = 0) -> DataSet:
     return DataSet(name, train, val, named, tuple(first.shape[1:]))
 
 
+def own_transforms(found: Any, name: str) -> Any:
+    """Check what a factory of the user's own transform returned.
+
+    Args:
+        found: what it returned: a function of an image, or one for evaluation and one for training.
+        name: the factory's, for the message.
+
+    Returns:
+        `found`, a function or a tuple of two.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if callable(found):
+        return found
+    if isinstance(found, tuple | list) and len(found) == 2 and all(map(callable, found)):
+        return tuple(found)
+    raise DataError(
+        f"the factory of --transform {name} returned a {type(found).__name__}",
+        do="return a function of an image, or two of them, for evaluation and for training",
+    )
+
+
 def _split(part: Any, which: str, name: str, workers: int) -> "DatasetSplit | LoaderSplit":
     split: DatasetSplit | LoaderSplit
     try:

@@ -1,6 +1,7 @@
 """What a run's latency budget promised: how much, and on what it was measured.
 
-A command of the user's is not kept: a run is data, and what it holds is never executed.
+A command of the user's is executed only where the user gave it to this run, or trusts the run; see
+`fxprune.runs.trust`.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,9 +13,13 @@ from pydantic import ConfigDict, Field
 from fxprune.export.bench import Target
 from fxprune.export.latency import Choice
 from fxprune.files import read_record, write_record
+from fxprune.runs.plan import Text
+from fxprune.runs.run import Run
 from fxprune.runs.schema import STRICT
 
 FILE = "latency.json"
+COMMAND = "latency command"
+"""The kind of the command's name; see `fxprune.runs.trust`."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Promise:
         threads: of ONNX Runtime.
         cold: whether the time right after another network's is meant.
         by_command: a command of the user's measured.
+        command: that command; empty if there is none, or in a run of an older version.
         dense: seconds of a call of the dense network, measured with those
         compact: of the network whose widths were chosen; None in runs of older versions.
     """
@@ -38,17 +44,18 @@ class Promise:
     by_command: bool
     dense: Annotated[float, Field(ge=0)] | None = None
     compact: Annotated[float, Field(ge=0)] | None = None
+    command: Text = ""
 
     @property
     def target(self) -> Target:
-        """On what it was measured, without the user's command."""
-        return Target(self.threads, self.cold)
+        """Return on what it was measured; its command is the run's, to be trusted first."""
+        return Target(self.threads, self.cold, self.command)
 
     @staticmethod
-    def keep(run: Path, choice: Choice | None) -> None:
-        """Write the promise of a choice into a run's folder; without one none is left there."""
+    def keep(run: Run, choice: Choice | None) -> None:
+        """Write the promise of a choice that the user asked for; without one none is left there."""
         if choice is None:
-            (run / FILE).unlink(missing_ok=True)
+            (run.path / FILE).unlink(missing_ok=True)
             return
         target = choice.target.settled()
         timing, kind = choice.known.timing, int(target.cold)
@@ -59,8 +66,11 @@ class Promise:
             bool(target.command),
             timing.dense[kind],
             timing.compact[kind],
+            target.command,
         )
-        write_record(run / FILE, asdict(promise))
+        write_record(run.path / FILE, asdict(promise))
+        if target.command:
+            run.record(COMMAND, target.command)
 
     @staticmethod
     def read(run: Path) -> "Promise | None":

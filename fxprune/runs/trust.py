@@ -75,7 +75,7 @@ def require(run: Path, kind: str, name: str, base: Path) -> None:
     trusted = [line for line in known or () if line.startswith(_CONTENT)]
     if known and trusted in ([], [f"{_CONTENT}{_digest(name, base)}"]):
         return
-    if _REGISTERED.fullmatch(name):
+    if kind == "spec" and _REGISTERED.fullmatch(name):
         _refuse_links(run)
         return
     raise RunError(

@@ -1,15 +1,16 @@
 """What a run was told to train on and how, so that calling `fxprune train` again goes on."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, Transforms, load, own_data
-from fxprune.errors import DataError, OptionError
+from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, load, own_data, own_transforms
+from fxprune.errors import OptionError
 from fxprune.files import read_record, write_record
 from fxprune.runs.plan import Text
 from fxprune.runs.run import Run
@@ -17,6 +18,7 @@ from fxprune.runs.schema import STRICT
 from fxprune.trainer.options import TrainOptions
 
 FILE = "train.json"
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Make = Callable[[str, str], Any]
 
@@ -47,8 +49,7 @@ class Job:
         root: folder of the data sets.
         options: how the network is trained.
         preprocess: what happens to an image before the network sees it.
-        transform: "pkg:factory" of the user's own transform, empty if there is none. It is only
-            compared with what is given: code that a file names is never imported.
+        transform: "pkg:factory" of the user's own transform, empty if there is none.
         loss: name of the user's own loss, such as `losses.py:dice`.
         metric: likewise of the metric.
         val_split: the share of a `folder:` without DIR/val that is only evaluated.
@@ -66,7 +67,12 @@ class Job:
     @property
     def code(self) -> dict[str, str]:
         """The names of code that the job has, by what each is for; see `fxprune.runs.trust`."""
-        names = {"data": self.data, "loss": self.loss, "metric": self.metric}
+        names = {
+            "data": self.data,
+            "loss": self.loss,
+            "metric": self.metric,
+            "transform": self.transform,
+        }
         if ":" not in self.data or self.data.startswith(FOLDER):  # else it names a factory
             del names["data"]
         return {kind: name for kind, name in names.items() if name}
@@ -113,14 +119,6 @@ class Job:
             **{key: value for key, value in given.items() if value is not None},
         )
         where = root or (old.root if old else Path("data"))
-        if old and old.transform != transform:
-            raise OptionError(
-                f"{run.path} was trained with the transform {old.transform or 'of fxprune'}",
-                why=f"now {transform or 'none'} is given, and what a run names is never imported",
-                do=f"give --transform {old.transform}"
-                if old.transform
-                else "leave --transform out",
-            )
         preprocess = Preprocess.parse(**(images or {}), base=old.preprocess if old else None)
         if val_split is not None and not 0 <= val_split < 1:
             raise OptionError(
@@ -130,11 +128,17 @@ class Job:
         names |= {kind: text for kind, text in (own or {}).items() if text}
         share = val_split if val_split is not None else (old.val_split if old else 0.0)
         folder = where.expanduser().resolve()
-        job = Job(name, folder, options, preprocess, transform, **names, val_split=share)
-        for kind, text in {"data": data, **(own or {})}.items():
-            if text and kind in job.code:
-                run.record(kind, text)
+        named = transform or (old.transform if old else "")
+        job = Job(name, folder, options, preprocess, named, **names, val_split=share)
+        given_names = {"data": data, "transform": transform, **(own or {})}
+        job.record(run, [kind for kind, text in given_names.items() if text])
         return job
+
+    def record(self, run: Run, kinds: Iterable[str]) -> None:
+        """Remember that the user gave the names of code of these kinds."""
+        for kind, name in self.code.items():
+            if kind in kinds:
+                run.record(kind, name)
 
     @staticmethod
     def read(run: Run) -> "Job | None":
@@ -164,7 +168,7 @@ class Job:
             run.require(kind, name)
 
     def made(self, run: Run, make: Make) -> dict[str, Any]:
-        """Make what the job's names of code stand for: "data", "loss", "metric".
+        """Make what the job's names of code stand for: "data", "loss", "metric", "transform".
 
         Args:
             run: the run.
@@ -180,32 +184,27 @@ class Job:
         self,
         shape: Sequence[int],
         *,
-        made: Any = None,
+        made: Mapping[str, Any] = NOTHING,
         download: bool = False,
         workers: int | None = None,
-        transform: Transforms | None = None,
     ) -> DataSet:
         """Load the data; images of `folder:` take the size of the network's first input.
 
         Args:
             shape: of that input, with its batch.
-            made: what `self.data` returned, where it is a factory of the user's own.
+            made: what `made` returned.
             download: fetch what is missing.
             workers: as of `fxprune.data.load`.
-            transform: what `self.transform` names.
 
         Raises:
-            DataError: as `fxprune.data.load` and `own_data`; or the run has a transform that
-                is not given.
+            DataError: as `fxprune.data.load` and `own_data`; or what the transform's factory
+                returned is none.
         """
-        if "data" in self.code and made is not None:
-            return own_data(made, self.data, workers=workers or 0)
-        if self.transform and transform is None:
-            raise DataError(
-                f"the images of {self.data} need the transform {self.transform}",
-                why="nothing that a run names is imported",
-                do=f"give --transform {self.transform}",
-            )
+        if "data" in made:
+            return own_data(made["data"], self.data, workers=workers or 0)
+        transform = None
+        if "transform" in made:
+            transform = own_transforms(made["transform"], self.transform)
         size = (shape[-2], shape[-1]) if len(shape) == 4 else (224, 224)
         return load(
             self.data,

@@ -30,6 +30,7 @@ from fxprune.trainer.loop import EpochMetrics, Tick, fit
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.recipe import OPTIONS, POLICY, SHORT
+from fxprune.trainer.task import Loss, Task, shapes
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 5000
 """Share and number of training images that a search is judged on."""
@@ -155,7 +156,8 @@ class Watcher:
         measured: the dense network's answers on the validation split, before anything changes.
         ticked: a training step is done.
         tried: a short run of a search is done.
-        made: the gated network exists: returns the folder for its checkpoints, or None.
+        made: the gated network that is finished exists: returns the folder for its checkpoints, or
+            None. Called again for a larger one, where that lost too much after all.
     """
 
     began: Callable[[str], None] = lambda _: None
@@ -180,6 +182,7 @@ def prune(
     speedup: float | None = None,
     budget: str | Budget | None = None,
     max_drop: float | None = None,
+    loss: Loss | None = None,
     policy: str | Policy = POLICY,
     options: TrainOptions = OPTIONS,
     round_to: int | None = None,
@@ -200,6 +203,8 @@ def prune(
         speedup: how many times as fast it shall be; 2 is `latency=0.5`.
         budget: in its text form, or a `Budget`.
         max_drop: the smallest network is searched that loses at most so many points of accuracy.
+        loss: what is minimised, from the logits [B, classes] and the labels [B] to a scalar; by
+            default the cross-entropy.
         policy: how channels are chosen.
         options: how it is trained.
         round_to: see `fxprune.instrument`.
@@ -235,7 +240,8 @@ def prune(
     placement = Placement.of(options)
     watcher.began("the dense network's accuracy")
     model = copy.deepcopy(model).to(placement.device)
-    check_fit(model, data, placement)
+    check_fit(model, data, placement, Task(loss))
+    _check_classes(model, data, placement)
     dense = answers(model, data.val, placement, options.batch_size)
     if dense.near_chance:
         warnings.warn(
@@ -245,7 +251,7 @@ def prune(
             stacklevel=2,
         )
     watcher.measured(dense)
-    work = _Work(model, example_inputs, data, policy, options, round_to, watcher)
+    work = _Work(model, example_inputs, data, loss, policy, options, round_to, watcher)
     if given is not None:
         gated, history = work.run(given, data, options, finish=True)
         return work.result(gated, given, dense, history)
@@ -273,6 +279,7 @@ class _Work:
     model: nn.Module
     example_inputs: tuple[Tensor, ...]
     data: DataSet
+    loss: Loss | None
     policy: str | Policy
     options: TrainOptions
     round_to: int | None
@@ -288,7 +295,10 @@ class _Work:
         gated = api.instrument(self.model, example, self.policy, budget, self.round_to)
         folder = self.watcher.made(gated) if finish else None
         self.watcher.began(f"training at {budget.kind}={budget.value:.3g}")
-        return gated, fit(gated, data, options, run=folder, progress=self.watcher.ticked)
+        history = fit(
+            gated, data, options, loss=self.loss, run=folder, progress=self.watcher.ticked
+        )
+        return gated, history
 
     def search(self, max_drop: float, dense: Answers) -> Pruned:
         """Halve the room between sizes that lose too much and sizes that do not, then finish."""
@@ -315,9 +325,12 @@ class _Work:
                 f"{self.trials[-1].drop.points:.1f}",
                 do="allow more points, give more epochs, or a budget of your own",
             )
-        budget = self._macs(min(kept))
-        gated, history = self.run(budget, rest, self.options, finish=True)
-        drop = Drop.between(judged, self._answers(gated, held_out))
+        for share in sorted(kept):  # a whole training may lose more than the short one did
+            budget = self._macs(share)
+            gated, history = self.run(budget, rest, self.options, finish=True)
+            drop = Drop.between(judged, self._answers(gated, held_out))
+            if drop.points <= max_drop:
+                break
         result = self.result(gated, budget, dense, history)
         return dataclasses.replace(result, trials=tuple(self.trials), held_out=drop)
 
@@ -337,6 +350,26 @@ class _Work:
         """Shrink the network, with its answers on the validation split."""
         compact = api.shrink(gated.eval())
         return Pruned(compact, gated, budget, dense, self._answers(compact, self.data.val), history)
+
+
+@torch.no_grad()
+def _check_classes(model: nn.Module, data: DataSet, placement: Placement) -> None:
+    """Refuse, before any training, what has no share of right answers.
+
+    Raises:
+        DataError: the network does not return one number per class, or the labels are none.
+    """
+    was_training = model.training
+    inputs, labels = next(data.val.batches(2, device=placement.device))
+    outputs = placement.forward(model.eval(), inputs)
+    model.train(was_training)
+    fits = isinstance(outputs, Tensor) and outputs.dim() == 2 and isinstance(labels, Tensor)
+    if not (fits and labels.dim() == 1 and not labels.is_floating_point()):
+        raise DataError(
+            f"pruning in one go compares shares of right answers, and {data.name} has none",
+            why=f"the network returns {shapes(outputs)}, the targets are {shapes(labels)}",
+            do="instrument, train with --loss and --metric, and export, one after the other",
+        )
 
 
 def hold_out(data: DataSet) -> tuple[DataSet, Split]:

@@ -1,5 +1,6 @@
 """Runs that a stranger made execute nothing, and write nothing outside of themselves."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from fxprune.cli import commands
 from fxprune.errors import RunError
 from fxprune.files import write_record
+from fxprune.runs.promise import COMMAND, Promise
+from fxprune.runs.promise import FILE as PROMISE
 from fxprune.runs.run import PLAN, Run
 from fxprune.trainer.job import Job
 from fxprune.trainer.options import TrainOptions
@@ -118,7 +121,7 @@ def test_an_absolute_path(
 
 
 @pytest.mark.parametrize("word", ["export", "train"])
-@pytest.mark.parametrize("kind", ["data", "loss", "metric"])
+@pytest.mark.parametrize("kind", ["data", "loss", "metric", "transform"])
 def test_other_names_are_looked_up_before_the_spec_is_imported(
     word: str,
     kind: str,
@@ -133,14 +136,28 @@ def test_other_names_are_looked_up_before_the_spec_is_imported(
     assert not (here.parent / "EXECUTED").exists()
 
 
-def test_a_transform_and_a_command_of_a_stranger_are_never_taken(
+@pytest.mark.parametrize("name", ["gift.py:build_model", "torchvision:resnet18"])
+def test_a_registry_is_of_networks_alone(
+    name: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give("torchvision:resnet18")
+    give_job(transform=name)
+    text = command(monkeypatch, capsys, "train", "gift.fxprune", "--device", "cpu")
+    assert f"its transform {name}" in text
+    assert not (here.parent / "EXECUTED").exists()
+
+
+def test_a_latency_command_of_a_stranger_is_not_executed(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     give("torchvision:resnet18")
-    give_job(transform="gift.py:build_model")
-    text = command(monkeypatch, capsys, "train", "gift.fxprune", "--device", "cpu")
-    assert "what a run names is never imported" in text
-    assert not (here.parent / "EXECUTED").exists()
+    run = Run.open(Path("gift.fxprune"))
+    promise = Promise(0.5, 1, cold=False, by_command=True, command="touch EXECUTED {model}")
+    write_record(run.path / PROMISE, dataclasses.asdict(promise))
+    assert "its latency command touch EXECUTED {model}" in command(monkeypatch, capsys, "export")
+    assert not (here / "EXECUTED").exists()
+    run.record(COMMAND, promise.command)  # as the command does that the user gave it to
+    run.require(COMMAND, promise.command)
 
 
 def test_what_was_trusted_is_asked_for_again_when_it_changes(here: Path) -> None:

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 import fxprune
 from fxprune.data import Preprocess, from_tensors, load
-from fxprune.errors import DataError, OptionError
+from fxprune.errors import DataError, OptionError, RunError
 from fxprune.files import write_record
 from fxprune.runs.run import Run
 from fxprune.trainer.job import FILE, Job
@@ -147,13 +147,19 @@ def test_it_is_kept_with_the_run(tmp_path: Path) -> None:
     assert old.preprocess == Preprocess()
 
 
-def test_a_transform_that_a_run_names_is_never_imported(tmp_path: Path) -> None:
+def test_a_transform_is_kept_and_trusted_where_the_user_gave_it(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
     gated = fxprune.instrument(model, (torch.zeros(2, 3, 16, 12),))
     run = Run.create(tmp_path / "a.fxprune", gated, "model.py")
-    job = Job.of(run, "folder:x", None, {}, transform="mine:make")
-    job.write(run)
-    with pytest.raises(OptionError, match="was trained with the transform mine:make"):
-        Job.of(run, None, None, {})
-    with pytest.raises(DataError, match="give --transform mine:make"):
-        job.load(run.plan.inputs[0][0])
+    Job.of(run, "folder:x", None, {}, transform="mine:make").write(run)
+    again = Job.of(run, None, None, {})
+    assert again.transform == "mine:make"
+    again.require(run)
+    assert again.made(run, lambda name, kind: (name, kind)) == {
+        "transform": ("mine:make", "transform")
+    }
+    with pytest.raises(DataError, match="factory of --transform mine:make returned a int"):
+        again.load(run.plan.inputs[0][0], made={"transform": 3})
+    run.path.rename(tmp_path / "b.fxprune")  # a mark is of a path: a stranger's run is another one
+    with pytest.raises(RunError, match="its transform mine:make would be imported"):
+        again.require(Run.open(tmp_path / "b.fxprune"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.data import DataSet, FolderSplit, from_tensors, load
+from fxprune.data import DataSet, FolderSplit, from_tensors, load, own_data
 from fxprune.errors import BudgetError, DataError, OptionError
 from fxprune.gated.module import GatedModule
 from fxprune.trainer.loop import Tick, fit
@@ -108,6 +108,50 @@ def test_the_smallest_within_some_points(data: DataSet, trained: nn.Module) -> N
     hopeless = dataclasses.replace(QUICK, epochs=1, lr=0.5, weight_decay=1.0)  # forgets all
     with pytest.raises(BudgetError, match="no network was found within 0 points"):
         prune(trained, EXAMPLE, data=data, max_drop=0, options=hopeless)
+
+
+def test_a_choice_that_misses_after_all_makes_way_for_the_next(
+    data: DataSet, trained: nn.Module
+) -> None:
+    """The first network that is finished is spoilt: its frozen classifier answers at random."""
+    finished: list[GatedModule] = []
+
+    def made(gated: GatedModule) -> None:
+        finished.append(gated)
+        if len(finished) == 1:
+            with torch.no_grad():
+                dict(gated.named_parameters())["8.weight"].zero_()
+
+    options = dataclasses.replace(QUICK, freeze="8")
+    pruned = prune(
+        trained, EXAMPLE, data=data, max_drop=30, options=options, watcher=Watcher(made=made)
+    )
+    kept = sorted(trial.macs for trial in pruned.trials if trial.drop.points <= 30)
+    assert len(finished) == 2
+    assert pruned.budget.value == kept[1]
+    assert pruned.held_out is not None
+    assert pruned.held_out.points <= 30
+
+
+def test_a_loss_of_ones_own(data: DataSet, trained: nn.Module) -> None:
+    asked = []
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        asked.append(len(labels))
+        return nn.functional.cross_entropy(logits, labels)
+
+    options = dataclasses.replace(QUICK, epochs=1)
+    prune(trained, EXAMPLE, data=data, macs=0.5, loss=loss, options=options)
+    assert asked.count(32) >= 10
+
+
+def test_what_has_no_right_answers_is_refused() -> None:
+    masks = torch.utils.data.TensorDataset(torch.zeros(8, 1, 8, 8), torch.zeros(8, 8, 8).long())
+    with pytest.raises(DataError, match="compares shares of right answers, and masks has none"):
+        prune(
+            nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)), EXAMPLE,
+            data=own_data((masks, masks), "masks"), macs=0.5, options=QUICK,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
