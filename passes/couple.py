@@ -61,13 +61,13 @@ class Couple(Pass):
             refusal = next((refusal for refusal in trials if refusal), None)
             if refusal is None:
                 return Program(module, program.inputs, description.with_lost_zeros(channels))
-            extra.append(solution.around(*refusal))
+            extra.append(solution.around(refusal.node, refusal.why, refusal.near))
 
     def ensures(self, before: Program, after: Program) -> None:
         assert after.channels is not None, "the result has no channels"
         assert isinstance(before.module, TracedModule)
         assert isinstance(after.module, TracedModule), "the result is no TracedModule"
-        for graph in after.module.graphs:
+        for graph in after.module.all_graphs:
             bare = [node.name for node in graph.nodes if KEY not in node.meta]
             assert not bare, f"nodes without a record: {', '.join(bare)}"
         if _text(before.module) != _text(after.module):  # copies or taps of its own stand in it

@@ -77,10 +77,11 @@ def _compact(gated: GatedModule) -> fx.GraphModule:
     to_plain(compact)
     resize(compact, gated.channels, best.widths)
     compact.recompile()
-    for graph in compact.graphs:
+    for graph in compact.all_graphs:
+        graph._tracer_cls = None  # torch.fx traces what it unpickles, with its own tracer then
         for node in graph.nodes:
             node.meta.pop(KEY, None)
-    if len(compact.graphs) == 1:
+    if len(compact.graphs) == 1 and not compact.keeps_code:
         plain = fx.GraphModule(compact, compact.graph, "CompactModule")
         copy_modes(compact, plain)
         return plain

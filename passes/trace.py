@@ -41,7 +41,13 @@ class Trace(Pass):
     def run(self, program: Program) -> Program:
         args, kwargs = example_arguments(program.inputs, self.kwargs)
         module = trace(program.module, args, kwargs)
-        return Program(module, Signature(program.module, args, kwargs).inputs)
+        inputs = Signature(program.module, args, kwargs).inputs
+        if module.regions:
+            try:
+                hold_to_model(program.module, module, inputs)
+            except TraceError:  # such as a child that does another thing at each call
+                module = trace(program.module, args, kwargs, own_children=False)
+        return Program(module, inputs)
 
     def ensures(self, before: Program, after: Program) -> None:
         """Hold the trace to the model, on random inputs in evaluation mode.

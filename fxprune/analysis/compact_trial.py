@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.analysis.equalities import lowest, same_memory
-from fxprune.analysis.propagation import Compact, Labelled, Value, propagate
+from fxprune.analysis.propagation import Compact, Labelled, RunError, Value, propagate
 from fxprune.analysis.solve import Solution
 from fxprune.channels.graph import ChannelGraph, Factor, Widths, template_slots
 from fxprune.channels.records import KEY, Shape
@@ -18,7 +19,20 @@ from fxprune.channels.resize import resize_parts
 from fxprune.errors import TraceError
 from fxprune.tracing.module import TracedModule, has_leaves
 
-Refusal = tuple[fx.Node | None, str]
+
+@dataclass(frozen=True)
+class Refusal:
+    """Where a compact network is not what it has to be.
+
+    Attributes:
+        node: the node; None where it is not known.
+        why: what is wrong there, for the user.
+        near: labels of what met there, as far as they are known.
+    """
+
+    node: fx.Node | None
+    why: str
+    near: Sequence[Tensor] = ()
 
 
 class _Kept:
@@ -85,7 +99,8 @@ def try_widths(
     try:
         seen = propagate(module, inputs, compact)
     except TraceError as error:
-        return _named(module, error.node), error.why
+        near = error.near if isinstance(error, RunError) else ()
+        return Refusal(_named(module, error.node), error.why, near)
     finally:
         resize_parts(module, modules.items(), nodes, channels, channels.layout.sizes)
     return (
@@ -137,16 +152,17 @@ _SMALL = 8
 
 
 def _named(module: TracedModule, name: str) -> fx.Node | None:
-    return next((n for graph in module.graphs for n in graph.nodes if n.name == name), None)
+    return next((n for graph in module.all_graphs for n in graph.nodes if n.name == name), None)
 
 
 def _wrong_shape(module: TracedModule, compact: Labelled, widths: Widths) -> Refusal | None:
     """Return the first node whose tensor has another shape than the dense run promises."""
-    for graph, values in zip(module.graphs, compact.values, strict=True):
+    for graph, values in zip(module.all_graphs, compact.values, strict=True):
         for node in graph.nodes:
             for promised, seen in _pairs(node.meta[KEY].result, values.get(node.name)):
                 if promised.at(widths) != seen.shape:
-                    return node, f"a tensor comes out as {seen.shape}, not {promised.at(widths)}"
+                    why = f"a tensor comes out as {seen.shape}, not {promised.at(widths)}"
+                    return Refusal(node, why)
     return None
 
 
@@ -162,7 +178,8 @@ def _elsewhere(
         if found is None or often[place] > 1 or solution.axis(labels) is None:
             continue  # where all of it stays, another family may remove some along with itself
         if not kept.same(labels, found):
-            return _named(module, str(place[1])), "it reads other channels than with all of them"
+            node = _named(module, str(place[1]))
+            return Refusal(node, "it reads other channels than with all of them", [labels])
     return None
 
 
@@ -176,7 +193,8 @@ def _strangers(module: TracedModule, solution: Solution, compact: Labelled) -> R
     crowd = np.bincount(merged[:known], minlength=len(own)) > 1
     for labels, _, node in edges:
         if crowd[merged[own[labels.numpy()]]].any():
-            return _named(module, node.name), "channels meet that belong to different layers"
+            why = "channels meet that belong to different layers"
+            return Refusal(_named(module, node.name), why, [labels])
     return None
 
 

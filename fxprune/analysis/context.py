@@ -82,6 +82,19 @@ class Use:
     labels: Tensor
 
 
+Mark = tuple[dict[str, int], dict[str, Any]]
+"""The lengths of a notebook's lists, and copies of its tables."""
+
+_LISTS = (
+    *("asked", "edges", "computed", "pins", "sightings", "readings", "products", "tape", "roles"),
+    *("sliding", "repeated", "mixing"),
+)
+_TABLES = (
+    *("choices", "gates", "overwritten", "conv_inputs", "transposed_inputs", "norm_inputs"),
+    *("inner", "_calls"),
+)
+
+
 @dataclass
 class Notebook(Context):
     """What the rules have said so far about one run of a network.
@@ -116,6 +129,10 @@ class Notebook(Context):
         sliding: the layers that slide along labels.
         repeated: labels that stand for others which stood before them in a concatenation.
         opaque: the names of leaves that ask for what is in a tensor.
+        near: the tensors of the last call that was seen, or of the one that failed.
+        ways: how the modules that keep their code were run, by the name of their node.
+        inner: what the nodes of regions carried each time that they ran, by graph and name.
+        read_by_calls: the tensors (by id) that calls have read.
         mixing: nodes that mix statistics across channels, so that removing a channel changes the
             others (layer norm over channels).
     """
@@ -145,6 +162,10 @@ class Notebook(Context):
     sliding: list[Slide] = field(default_factory=list)
     repeated: list[Tensor] = field(default_factory=list)
     opaque: set[str] = field(default_factory=set)
+    near: list[Tensor] = field(default_factory=list)
+    ways: dict[str, list[Any]] = field(default_factory=dict)
+    inner: dict[tuple[int, str], tuple[Any, ...]] = field(default_factory=dict)
+    read_by_calls: set[int] = field(default_factory=set)
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
     _calls: Counter[Place] = field(default_factory=Counter)
@@ -159,10 +180,25 @@ class Notebook(Context):
         often = self._calls[here]
         self._calls[here] = often + 1
         self._call = graph, name, op, often
+        operands = list(operands)
+        self.read_by_calls.update(map(id, operands))
         for number, operand in enumerate(operands):
             for family in self.of(operand):
                 place = graph, name, op, often, number, family.dim
                 self.readings.append((place, family.labels))
+
+    def mark(self) -> Mark:
+        """What has been said so far, to go back to; labels that are made meanwhile stay."""
+        lists = {name: len(getattr(self, name)) for name in _LISTS}
+        return lists, {name: getattr(self, name).copy() for name in _TABLES}
+
+    def go_back(self, mark: Mark) -> None:
+        """Forget what was said since a mark."""
+        lists, tables = mark
+        for name, length in lists.items():
+            del getattr(self, name)[length:]
+        for name, table in tables.items():
+            setattr(self, name, table)
 
     def fresh(self, size: int) -> Tensor:
         """Return new labels: int64 [size]."""

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.aliasing import Aliasing
+from fxprune.analysis.answers import Answers, AsksForValuesError, Form, asks_for_values
 from fxprune.analysis.context import Computed
 from fxprune.analysis.shape_functions import ResultForm, known_results, made
 from fxprune.registry import collect
@@ -19,23 +21,50 @@ Looks = tuple[bool, list[ResultForm]]
 
 
 class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every ATen call and hands it to the rule of its op."""
+    """Sees every ATen call and hands it to the rule of its op.
+
+    Attributes:
+        answers: what is told where the code of a module asks for what is in a tensor.
+    """
 
     def __init__(self, aliasing: Aliasing, graph: int, seen: dict[Any, Looks]) -> None:
         """Note the calls of the graph of this number; `seen` is what is known of earlier ones."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.context, self.aliasing, self.graph, self.seen = aliasing.context, aliasing, graph, seen
+        self.answers: Answers | None = None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         inputs = tensors_in((*args, *kwargs.values()))
+        self.context.near = inputs
+        if self.answers is not None and asks_for_values(func, args):
+            return self._told(self.answers, func, inputs)
         if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
             args, kwargs = self._lift((args, kwargs))
+        if any(tensor.is_meta for tensor in inputs) and kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": torch.device("meta")}
         out = self._run(func, args, kwargs)
         self.follow(func, args, kwargs, out)
+        self.context.near = [*inputs, *tensors_in((out,))]
         return out
+
+    def _told(self, answers: Answers, func: Any, inputs: list[Tensor]) -> Any:
+        """What a call says of values that meta tensors do not have."""
+
+        def unknown() -> Any:
+            raise AsksForValuesError("the code asks for what is in a tensor")
+
+        told = answers.take(func.__name__, unknown)
+        context = self.context
+        context.read(self.graph, func.__name__, inputs)
+        if func is torch.ops.aten.equal.default:
+            if any(map(context.of, inputs)):
+                context.mixes()
+        else:
+            context.pin_all(inputs, "the code asks for their values")
+        return pytree.tree_map(lambda part: part.meta() if isinstance(part, Form) else part, told)
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Hand a call and its result to the rule of its op."""

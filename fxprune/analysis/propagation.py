@@ -8,26 +8,46 @@ components of a graph whose vertices are labels.
 
 import contextlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.analysis.aliasing import Aliasing
 from fxprune.analysis.context import Notebook, Product, Slide
 from fxprune.analysis.equalities import Components, components
 from fxprune.analysis.label_mode import LabelMode, results, rules, to_meta
+from fxprune.analysis.own_code import OwnCode
 from fxprune.analysis.shape_functions import SIZED, AtenCall, call_of, known_results
 from fxprune.errors import TraceError
 from fxprune.rules.base import Family, Place, tensors_in
 from fxprune.tracing.data_dependent import really_run
-from fxprune.tracing.module import TracedModule, has_leaves, modules_of, tensors_of, with_tensors
+from fxprune.tracing.module import (
+    TracedModule,
+    has_leaves,
+    keeps_code,
+    modules_of,
+    own_name,
+    tensors_of,
+    with_tensors,
+)
+from fxprune.tracing.regions import Region
 from fxprune.tracing.side_effects import left_alone
 from fxprune.tracing.snapshot import CONSTANT
 from fxprune.user_lines import where
+
+
+class RunError(TraceError):
+    """A network that does not run on its inputs.
+
+    `near` are the labels of the tensors that the failing call had, or that came just before it.
+    """
+
+    near: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -57,9 +77,10 @@ class Labelled:
     Attributes:
         context: what the rules said.
         axes: for each parameter and buffer, the labels of each of its dimensions longer than 1.
-        values: for each graph (in the order of `TracedModule.graphs`), each node's values.
+        values: for each graph (in the order of `TracedModule.all_graphs`), each node's values.
         batch: the length of the first dimension of the first input.
         copies: those of `Aliasing`.
+        repeated: the later values of a region's nodes, where it ran several times, by name.
     """
 
     context: Notebook
@@ -67,6 +88,7 @@ class Labelled:
     values: tuple[Mapping[str, Values], ...]
     batch: int
     copies: list[fx.Node]
+    repeated: Mapping[str, tuple[Values, ...]] = field(default_factory=dict)
 
     def components(self) -> Components:
         """Solve the equalities."""
@@ -95,20 +117,33 @@ class Compact:
     def is_plain(self, graph: int, node: fx.Node) -> bool:
         """Tell whether a node need not be run."""
         value = self.dense.values[graph].get(node.name)
+        if graph >= len(self.module.graphs):
+            return False  # a region may run several times
         return node.op == "output" or (isinstance(value, Value) and value.plain is not None)
 
     @cached_property
-    def running(self) -> tuple[list[fx.Node], dict[str, nn.Module]]:
-        """The nodes that have to run, and the modules that they call with all in them, by path."""
-        nodes = [
+    def own_nodes(self) -> list[fx.Node]:
+        """The nodes of the network's own graphs that have to run."""
+        return [
             node
             for number, graph in enumerate(self.module.graphs)
             for node in graph.nodes
             if not self.is_plain(number, node)
         ]
+
+    @cached_property
+    def running(self) -> tuple[list[fx.Node], dict[str, nn.Module]]:
+        """The nodes that have to run, and the modules that they call with all in them, by path."""
+        nodes = self.own_nodes
         called = dict.fromkeys(str(n.target) for n in nodes if n.op == "call_module")
-        return nodes, {
-            f"{path}.{name}" if name else path: part
+        inner = [
+            node
+            for region in self.module.regions.values()
+            for graph in region.graphs
+            for node in graph.nodes
+        ]
+        return [*nodes, *inner], {
+            own_name(f"{path}.{name}" if name else path): part
             for path in called
             for name, part in modules_of(self.module.get_submodule(path)).items()
         }
@@ -178,9 +213,17 @@ def propagate(
             mode = LabelMode(aliasing, number, seen)
             first = runs[0] if runs and compact is None else None
             runs.append(_Interpreter(module, graph, mode, compact, first, real))
-            _run(runs[-1], inputs)
+            with _regions_run(module, runs[-1]):
+                _run(runs[-1], inputs)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    return Labelled(context, axes, tuple(run.values for run in runs), batch, aliasing.copies)
+    inner = [
+        {name: seen for (number, name), seen in context.inner.items() if number == own}
+        for own in range(len(runs), len(module.all_graphs))
+    ]
+    values = [run.values for run in runs] + [{n: seen[0] for n, seen in v.items()} for v in inner]
+    again = [{n: seen[1:] for n, seen in v.items() if len(seen) > 1} for v in inner]
+    repeated = {name: seen for own in again for name, seen in own.items()}
+    return Labelled(context, axes, tuple(values), batch, aliasing.copies, repeated)
 
 
 def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]:
@@ -189,7 +232,7 @@ def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]
     tensors = parameters | buffers
     if compact is None:
         return tensors
-    nodes, modules = compact.running
+    nodes, modules = compact.own_nodes, compact.running[1]
     read = [
         operator.attrgetter(str(node.target))(module) for node in nodes if node.op == "get_attr"
     ]
@@ -210,7 +253,7 @@ class _Interpreter(fx.Interpreter):
 
     def __init__(
         self,
-        module: TracedModule,
+        module: nn.Module,
         graph: fx.Graph,
         mode: LabelMode,
         compact: Compact | None,
@@ -220,6 +263,8 @@ class _Interpreter(fx.Interpreter):
         """Run a graph; `real` are the network's own tensors by the id of their meta tensors."""
         super().__init__(module, graph=graph, garbage_collect_values=False)
         self.real = real
+        known = None if compact is None else compact.dense.context.ways
+        self.code = OwnCode(mode, real, known)
         self.mode, self.context, self.compact, self.before = mode, mode.context, compact, before
         self.nodes = {node.name: node for node in graph.nodes}
         self.values: dict[str, Values] = {}
@@ -301,8 +346,11 @@ class _Interpreter(fx.Interpreter):
             try:
                 if n.target is operator.getitem:
                     args = (args[0], _numbers(args[1]))
-                with self.mode:
-                    result = getattr(self, n.op)(n.target, args, kwargs)
+                if n.op == "call_module" and keeps_code(self.submodules[str(n.target)]):
+                    result = self.code.run(n.name, self.submodules[str(n.target)], args, kwargs)
+                else:
+                    with self.mode:
+                        result = getattr(self, n.op)(n.target, args, kwargs)
             except (RuntimeError, TypeError):  # what meta tensors raise; a rule's fault is no such
                 if not self._may_be_opaque(n):
                     raise
@@ -326,10 +374,7 @@ class _Interpreter(fx.Interpreter):
         context, module = self.context, self.submodules[str(node.target)]
         context.opaque.add(node.name)
         result, macs = really_run(module, self.real, args, kwargs)
-        near = [*tensors_in((args, kwargs)), *module.parameters(), *module.buffers()]
-        labels = [family.labels for tensor in near for family in context.of(tensor)]
-        if labels:
-            context.pin(torch.cat(labels), "the code here asks for what is in a tensor")
+        self.code.pin_around(module, args, kwargs, "the code here asks for what is in a tensor")
         context.gates = {key: gate for key, gate in context.gates.items() if gate[0] is not node}
         if macs:
             context.multiplies(macs, made=None)
@@ -378,6 +423,49 @@ class _Interpreter(fx.Interpreter):
         return Value(tuple(tensor.shape), families, (tensor.dtype, layout))
 
 
+class _Inner(_Interpreter):
+    """Runs a graph of a region, inside the code of the module that calls it."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.context.node = n
+        result = self._run(n)
+        place = self.mode.graph, n.name
+        inner = self.context.inner
+        inner[place] = (*inner.get(place, ()), self.values[n.name])
+        return result
+
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return fx.Interpreter.output(self, target, args, kwargs)
+
+
+@contextlib.contextmanager
+def _regions_run(module: TracedModule, outer: _Interpreter) -> Iterator[None]:
+    """While this lasts, the regions that the network's own code calls are run with labels."""
+    regions = module.regions.values()
+    numbers = {id(graph): number for number, graph in enumerate(module.all_graphs)}
+    mode, context = outer.mode, outer.context
+
+    def run(region: Region, graph: fx.Graph, tensors: list[Tensor]) -> Any:
+        own, node = mode.graph, context.node
+        mode.graph = numbers[id(graph)]
+        try:
+            inner = _Inner(region.module, graph, mode, outer.compact, None, outer.real)
+            with _disable_current_modes():
+                result = inner.run(*tensors, enable_io_processing=False)
+        finally:
+            mode.graph = own
+        context.node = node
+        return result
+
+    for region in regions:
+        region.runner = run
+    try:
+        yield
+    finally:
+        for region in regions:
+            region.runner = None
+
+
 def _are_one(a: Sequence[Family], b: Sequence[Family]) -> bool:
     """Tell whether two tensors carry the very same labels."""
     return len(a) == len(b) and all(
@@ -411,7 +499,7 @@ def _run(interpreter: _Interpreter, inputs: tuple[Tensor, ...]) -> None:
     except Exception as error:
         node = context.node
         first = str(error).strip().splitlines() or [""]
-        raise TraceError(
+        refused = RunError(
             f"the model does not run on inputs of shape {[tuple(x.shape) for x in inputs]}",
             at=where(node) if node is not None else "",
             why=f"{type(error).__name__}: {first[0]}",
@@ -419,7 +507,9 @@ def _run(interpreter: _Interpreter, inputs: tuple[Tensor, ...]) -> None:
             if "meta" in str(error)
             else "give example inputs of the shape the model takes, with the batch first",
             node=node.name if node is not None else "",
-        ) from error
+        )
+        refused.near = [family.labels for x in context.near for family in context.of(x)]
+        raise refused from error
 
 
 def _fresh_axes(context: Notebook, tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:

@@ -12,13 +12,17 @@ from fxprune.channels.records import KEY, Number, Record, Shape
 
 def write_records(solved: Solution) -> None:
     """Give every node its Record, in place of what an earlier solution wrote."""
-    for graph, values in zip(solved.module.graphs, solved.labelled.values, strict=True):
+    for graph, values in zip(solved.module.all_graphs, solved.labelled.values, strict=True):
         for node in graph.nodes:
             old = node.meta.get(KEY)
             target = old.target if old else node.target
             args = old.args if old else fx.map_arg(node.args, _given)
             kwargs = old.kwargs if old else dict(fx.map_arg(node.kwargs, _given))
-            result = _numbers(node, _shapes(solved, values.get(node.name)))
+            shapes = _shapes(solved, values.get(node.name))
+            later = solved.labelled.repeated.get(node.name, ())
+            if not all(_are_alike(shapes, _shapes(solved, value)) for value in later):
+                shapes = None  # what is right for one call of a region is not for another
+            result = _numbers(node, shapes)
             node.meta[KEY] = Record(result, target, args, kwargs)
 
 
@@ -62,6 +66,21 @@ def _shapes(solved: Solution, value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_shapes(solved, part) for part in value)
     return Number(value) if isinstance(value, (int, float)) else None
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Tell whether tensors follow the widths in the same way."""
+    if isinstance(one, Shape) and isinstance(other, Shape):
+        return len(one.sizes) == len(other.sizes) and all(
+            one.axes.get(dim) is other.axes.get(dim)
+            and (dim not in one.axes or one.sizes[dim] == other.sizes[dim])
+            for dim in range(len(one.sizes))
+        )
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_are_alike, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_are_alike(one[k], other[k]) for k in one)
+    return type(one) is type(other)
 
 
 def _given(node: fx.Node) -> Any:

@@ -30,7 +30,7 @@ from fxprune.channels.graph import (
     Layout,
 )
 from fxprune.rules.base import PINNED
-from fxprune.tracing.module import TracedModule, tensors_of
+from fxprune.tracing.module import TracedModule, own_name, tensors_of
 
 
 class Solution:
@@ -85,15 +85,26 @@ class Solution:
         inside = number >= 0 and first < self.starts[number] + self.sizes[number]
         return self.names[number] if inside else None
 
-    def around(self, node: fx.Node | None, why: str) -> Pin:
-        """Pin the channels at a node and at its inputs; all of them where it has none."""
+    def around(self, node: fx.Node | None, why: str, met: Sequence[Tensor] = ()) -> Pin:
+        """Pin the channels at a node and at its inputs; all of them where it has none.
+
+        Of a module that keeps its code those are pinned that are known to have met there.
+
+        Args:
+            node: where a compact network is wrong.
+            why: what is wrong, for the user.
+            met: labels that met there, those of the compact network too.
+        """
+        reason = f"the code here does not follow narrow widths: {why}"
+        if node is not None and node.op == "call_module" and len(found := self._free(met)):
+            return Pin(found, reason, node)
         near = [] if node is None else [node, *node.all_input_nodes]
         for other in near:  # grows: a size leads to the tensor whose size it is
             if other is not node and not isinstance(self._value(other), Value):
                 near += [source for source in other.all_input_nodes if source not in near]
         labels = [labels for other in near for labels in families(self._value(other))]
         if node is not None and node.op == "call_module":
-            own = f"{node.target}."
+            own = own_name(f"{node.target}.")
             labels += [
                 labels
                 for name, dims in self.labelled.axes.items()
@@ -103,7 +114,17 @@ class Solution:
         free = [v for v in labels if (self.channel_of[self.components_of(v)] != FIXED).any()]
         if not free:
             free = [labels for dims in self.labelled.axes.values() for labels in dims.values()]
-        return Pin(torch.cat(free), f"the code here does not follow narrow widths: {why}", node)
+        return Pin(torch.cat(free), reason, node)
+
+    def _free(self, met: Sequence[Tensor]) -> Tensor:
+        """Return the labels of the groups whose channels are among some labels."""
+        labels = joined([vector.numpy() for vector in met])
+        channels = self.channel_of[self.component[labels[labels < len(self.component)]]]
+        held = np.zeros(len(self.layout.sizes) + 1, dtype=bool)  # the last stands for no group
+        held[self.layout.groups.numpy()[channels[channels != FIXED]]] = True
+        of_channel = np.append(self.layout.groups.numpy(), len(self.layout.sizes))
+        assert FIXED == -1
+        return torch.from_numpy(np.flatnonzero(held[of_channel[self.channel_of[self.component]]]))
 
     def _number_channels(self) -> None:
         """Find which components are channels, and which of them are interchangeable."""

@@ -12,7 +12,7 @@ from fxprune.bank.bank import Bank, put, take
 from fxprune.bank.packed import Pack
 from fxprune.bank.sparse import SparseSwap
 from fxprune.channels.graph import ChannelGraph, Widths
-from fxprune.tracing.module import modules_of
+from fxprune.tracing.module import modules_of, own_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
         for own in (child.__dict__["_parameters"], child.__dict__["_buffers"]):
             for key, tensor in own.items():
                 if tensor is not None:
-                    name = names.setdefault(id(tensor), f"{path}.{key}" if path else key)
+                    name = names.setdefault(id(tensor), own_name(f"{path}.{key}" if path else key))
                     found.setdefault(name, Home(own, key))
     return {name: found[name] for name in channels.axes if name in found}
 

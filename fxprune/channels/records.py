@@ -64,8 +64,15 @@ class Record:
 
     @cached_property
     def is_computed(self) -> bool:
-        """Whether a number that follows the widths is among its arguments."""
-        return any(isinstance(value, Number) for value in (*self.args, *self.kwargs.values()))
+        """Whether a number that follows the widths is among its arguments, or in a list there."""
+        return _holds_number((*self.args, *self.kwargs.values()))
+
+
+def _holds_number(values: tuple[Any, ...] | list[Any]) -> bool:
+    return any(
+        isinstance(value, Number) or (isinstance(value, (list, tuple)) and _holds_number(value))
+        for value in values
+    )
 
 
 def compact_shape(name: str, channels: ChannelGraph, widths: Widths) -> tuple[int, ...]:

@@ -26,8 +26,10 @@ def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None
     The parameters are the caller's business, and so is `recompile`, without which the module runs
     the code of its old graph.
     """
-    nodes = (node for graph in module.graphs for node in graph.nodes)
+    nodes = (node for graph in module.all_graphs for node in graph.nodes)
     resize_parts(module, modules_of(module).items(), nodes, channels, widths)
+    for region in module.regions.values():
+        region.recompile()
 
 
 def resize_parts(
@@ -79,9 +81,20 @@ def _other(node: fx.Node, record: Record) -> None:
     """Leave numbers that are no sizes (`x / c ** 0.5`) as they are in the dense network."""
     if isinstance(record.result, Shape):
         pairs = zip(record.args, node.args, strict=True)
-        node.args = tuple(plain(d) if isinstance(d, Number) else now for d, now in pairs)
-        numbers = {name: v for name, v in record.kwargs.items() if isinstance(v, Number)}
-        node.kwargs = {**node.kwargs, **{name: plain(v) for name, v in numbers.items()}}
+        node.args = tuple(_dense_numbers(dense, now) for dense, now in pairs)
+        node.kwargs = {
+            name: _dense_numbers(record.kwargs[name], now) for name, now in node.kwargs.items()
+        }
+
+
+def _dense_numbers(dense: Any, now: Any) -> Any:
+    """An argument as it is now, but for the numbers in it that come from widths."""
+    if isinstance(dense, Number):
+        return plain(dense)
+    if isinstance(dense, (list, tuple)) and isinstance(now, (list, tuple)):
+        parts = [_dense_numbers(*pair) for pair in zip(dense, now, strict=True)]
+        return parts if isinstance(now, list) else tuple(parts)
+    return now
 
 
 def _assertion(node: fx.Node, record: Record) -> None:

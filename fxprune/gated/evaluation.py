@@ -91,6 +91,7 @@ class Evaluation:
         self._sizes = []
         if shown.widths != trained.widths:
             self._sizes = list(_sizes(network, channels, shown.widths))
+            self._sizes += _regions(network, channels, shown.widths)
         self._compile(network, channels, shown.widths)
         self._trained, self.shown, self.stale = trained, shown, False
 
@@ -204,6 +205,18 @@ def _sizes(
         changed = {k: v for k, v in new.items() if v is not own.get(k) and v != own.get(k)}
         if changed:
             yield child, changed
+
+
+def _regions(
+    network: TracedModule, channels: ChannelGraph, widths: Widths
+) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    """The modules whose own code a region stands for, with the region at some widths."""
+    for region in network.regions.values():
+        twin = region.on(region.module)
+        nodes = (node for graph in twin.graphs for node in graph.nodes)
+        resize_parts(network, (), nodes, channels, widths)
+        twin.recompile()
+        yield region.module, {"forward": twin}
 
 
 def _set_sizes(sizes: list[tuple[nn.Module, dict[str, Any]]]) -> None:

@@ -60,9 +60,10 @@ class BatchNorm(Rule):
 
 
 class WeightNorm(Rule):
-    """A weight's direction and its norm over all dimensions but one, by PyTorch's own op.
+    """Divides a weight's direction by its norm over all dimensions but one, by PyTorch's own op.
 
-    A column that is zero adds nothing to the norm, so that removing it is the same.
+    A slice that is zero adds nothing to the norm, so that removing it is the same. Along the
+    output channels of a transposed convolution, too, it is the norm that needs the zeros.
     """
 
     keys = (aten._weight_norm_interface,)
@@ -71,6 +72,9 @@ class WeightNorm(Rule):
         direction, size, dim = call["v"], call["g"], call["dim"]
         reason = "the norm of its weights has fixed size"
         context.meet(context.along(direction, dim), context.along(size, dim), reason)
+        for family in context.of(direction):
+            if family.dim != dim % direction.dim():
+                context.consumes(direction, family.dim)
         weight, norms = call.results()
         context.carry(weight, context.of(direction))
         context.carry(norms, context.of(size))

@@ -18,6 +18,7 @@ from fxprune.channels.graph import ChannelGraph
 from fxprune.errors import OptionError, RunError
 from fxprune.files import fitting
 from fxprune.gated.module import GatedModule
+from fxprune.runs import calls
 from fxprune.runs.schema import STRICT
 
 MOST_ELEMENTS = 2**28
@@ -55,6 +56,7 @@ class Plan:
         seed: for policies that draw.
         fingerprint: of the channel groups; another network has another.
         torch: the version that wrote it.
+        call: how the inputs are handed over, see `fxprune.runs.calls`; None for one by one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -67,6 +69,7 @@ class Plan:
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     fingerprint: Text
     torch: Text = dataclasses.field(compare=False)
+    call: LongText | None = None
 
     @staticmethod
     def of(gated: GatedModule) -> "Plan":
@@ -81,6 +84,7 @@ class Plan:
             seed=settings.seed,
             fingerprint=fingerprint(gated.channels),
             torch=str(torch.__version__),
+            call=calls.to_text(gated.signature),
         )
 
     @staticmethod
@@ -99,9 +103,17 @@ class Plan:
             RunError: the model has other channel groups, or the plan names what is not known.
         """
         try:
-            inputs = tuple(map(_zeros, *zip(*self.inputs)))
-            budget = Budget.parse(self.budget, self.round_to)
-            gated = instrument(model, inputs, self.policy, budget, every=self.every, seed=self.seed)
+            tensors = tuple(map(_zeros, *zip(*self.inputs)))
+            args, kwargs = calls.from_text(self.call, tensors)
+            gated = instrument(
+                model,
+                args,
+                self.policy,
+                Budget.parse(self.budget, self.round_to),
+                every=self.every,
+                seed=self.seed,
+                example_kwargs=kwargs,
+            )
         except OptionError as error:
             raise RunError(
                 f"cannot read {path}",

@@ -12,9 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
 from fxprune.tracing.deepcopy import copied
+from fxprune.tracing.regions import Region, region_of
 from fxprune.tracing.signature import Signature, signature_of
+
+ROOT = "fxprune_model"
+"""The child that a model is in the network that calls it, where the model keeps its code.
+
+Names leave it out: they are those of the model's own `named_modules()` and `state_dict()`.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +89,66 @@ class TracedModule(fx.GraphModule):
         """How the network is called, where that is not just as its graph."""
         return signature_of(self)
 
+    @property
+    def regions(self) -> dict[str, Region]:
+        """What runs in the place of a module's own code, by the path of the module."""
+        found = {path: region_of(child) for path, child in modules_of(self).items()}
+        return {path: region for path, region in found.items() if region is not None}
+
+    @property
+    def all_graphs(self) -> tuple[fx.Graph, ...]:
+        """The graphs that differ, and then those of the regions."""
+        inner = (graph for region in self.regions.values() for graph in region.graphs)
+        return (*self.graphs, *inner)
+
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of all modules and runs that mode's graph from now on."""
         super().train(mode)
         if hasattr(self, "_graphs"):  # GraphModule's own constructor may call this
             self._show_graph()
         return self
+
+    @property
+    def keeps_code(self) -> bool:
+        """Whether the model keeps its own code, so that the graph is a call of it."""
+        return ROOT in self._modules
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Yield all modules by name, those of a model that keeps its code by its own names."""
+        for name, module in super().named_modules(*args, **kwargs):
+            yield own_name(name), module
+
+    def _named_members(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        for name, member in super()._named_members(*args, **kwargs):
+            yield own_name(name), member
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return the module of a name."""
+        inside = self._modules.get(ROOT)
+        first = target.partition(".")[0]
+        if inside is not None and first not in self._modules and target:
+            return inside.get_submodule(target)
+        return super().get_submodule(target)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state by name, that of a model that keeps its code by its own names."""
+        state = super().state_dict(*args, **kwargs)
+        if self.keeps_code:
+            for names in (state, getattr(state, "_metadata", {})):
+                for name in [name for name in names if own_name(name) != name]:
+                    names[own_name(name)] = names.pop(name)
+        return state
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if self.keeps_code:
+            for name in [name for name in state_dict if name.startswith(prefix)]:
+                rest = name.removeprefix(prefix)
+                own = rest.partition(".")[0] in self._modules or rest in self._buffers
+                if not own and rest != EXTRA_STATE:
+                    state_dict[f"{prefix}{ROOT}.{rest}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _show_graph(self) -> None:
         graph = self._graphs[self.training]
@@ -144,6 +206,8 @@ def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule
         if id(child) not in made:
             twin = made[id(child)] = type(child).__new__(type(child))
             twin.__dict__.update(child.__dict__)
+            if (region := region_of(child)) is not None:
+                twin.__dict__["forward"] = region.on(twin)
             for kind in ("_parameters", "_buffers"):
                 held = child.__dict__[kind].items()
                 twin.__dict__[kind] = {name: tensors.get(id(t), t) for name, t in held}
@@ -165,8 +229,18 @@ def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule
     return twin
 
 
+def join(path: str, name: str) -> str:
+    """The path of a module's child."""
+    return own_name(f"{path}.{name}" if path else name)
+
+
+def own_name(name: str) -> str:
+    """The name that the model itself has for a module or tensor of a network that calls it."""
+    return name.replace(f"{ROOT}.", "", 1) if f"{ROOT}." in name else name
+
+
 def modules_of(module: nn.Module) -> dict[str, nn.Module]:
-    """A module and all in it by name, as `named_modules` has them, which takes far longer."""
+    """Return a module and all in it by name, as `named_modules` does, which takes far longer."""
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
 
@@ -175,7 +249,7 @@ def modules_of(module: nn.Module) -> dict[str, nn.Module]:
         found[path] = child
         for name, part in child._modules.items():
             if part is not None and id(part) not in seen:
-                visit(part, f"{path}.{name}" if path else name)
+                visit(part, join(path, name))
 
     visit(module, "")
     return found
@@ -194,7 +268,7 @@ def tensors_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Te
             for name, tensor in child.__dict__[kind].items():
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
-                    named[f"{path}.{name}" if path else name] = tensor
+                    named[join(path, name)] = tensor
     return found
 
 
@@ -225,8 +299,12 @@ def with_tensors(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[N
 
 def has_leaves(module: TracedModule) -> bool:
     """Whether the network runs modules of the user's own."""
-    kinds = {type(child) for child in modules_of(module).values() if child is not module}
-    return any(not kind.__module__.startswith("torch.nn.") for kind in kinds)
+    return any(keeps_code(child) for child in modules_of(module).values() if child is not module)
+
+
+def keeps_code(module: nn.Module) -> bool:
+    """Whether a module in a traced network is one of the user's own."""
+    return not type(module).__module__.startswith("torch.nn.")
 
 
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:

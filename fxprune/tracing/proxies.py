@@ -11,10 +11,11 @@ in a tensor.
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
@@ -134,24 +135,44 @@ class KnowingTracer(fx.Tracer):
             become literals, and the network then takes images of that size only.
         looking: whether an example is looked at: modules really run then, and are not traced.
         modes: the nodes that stand for the mode, one for each time that the code read it.
+        refused: what Python asked in vain; code that goes on in an `except` was traced wrongly.
         branched: whether the trace is that of the evaluation alone, since Python asked for the
             mode.
     """
 
     proxy_buffer_attributes = True  # else what forward does to them alone is done while tracing
 
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], *, exact: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        *,
+        exact: bool,
+        examples: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
+        """Takes the model and its inputs.
+
+        Args:
+            model: the model.
+            inputs: tensors, the batch first.
+            exact: as the attribute.
+            examples: the inputs, those of a larger batch and those of larger images (or none of
+                either); left out where the batch is the first dimension and an image the last.
+        """
         none: Any = ()  # torch's annotation asks for one module in some versions
         super().__init__(autowrap_modules=none)
         self.exact = exact
         device = inputs[0].device if inputs else torch.device("cpu")
+        resized = [[_resized(x, *times) for x in inputs] for times in ((1, 1), (2, 1), (1, 2))]
+        if examples:
+            resized = [[_resized(x, 1, 1) for x in known or inputs] for known in examples]
         self._plain, self._batch, image = (
-            Example(model, tuple(_resized(x, *times) for x in inputs), device, self.clean_up)
-            for times in ((1, 1), (2, 1), (1, 2))
+            Example(model, tuple(tensors), device, self.clean_up) for tensors in resized
         )
         self._images = [image]  # none once the network has refused images of that size
         self.modules: list[nn.Module] = list(modules_of(model).values())
         self.looking = self.branched = False
+        self.refused: list[TraceError] = []
         self.modes: list[fx.Node] = []
         self._asserted: dict[fx.Node, Any] = {}
         tensors = (*model.named_buffers(), *model.named_parameters())
@@ -173,7 +194,9 @@ class KnowingTracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """The argument of a node that stands for a value."""
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+        if issubclass(type(a), fx.Proxy):
+            return a.node
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def forget_erased(self, erased: set[fx.Node]) -> None:
         """Forgets what was known of nodes that are no longer in the graph."""
@@ -224,6 +247,11 @@ class KnowingTracer(fx.Tracer):
             return None
         return value.dim() if isinstance(value, Tensor) else None
 
+    def refuse(self, why: str) -> TraceError:
+        """Note that Python asked in vain; the error to raise, which the code may catch."""
+        self.refused.append(error := TraceError(why))
+        return error
+
     def length(self, proxy: fx.Proxy) -> int:
         """The length of a tuple, list or tensor, which is the same for all inputs.
 
@@ -233,7 +261,7 @@ class KnowingTracer(fx.Tracer):
         found = self._values(proxy, (self._plain, self._batch), images=True)
         kinds = (tuple, list, dict, Tensor)
         if not isinstance(found[0], kinds) or len({len(x) for x in found}) > 1:
-            raise TraceError("the code goes through a tensor, or a tuple of unknown length")
+            raise self.refuse("the code goes through a tensor, or a tuple of unknown length")
         return len(found[0])
 
     def known(self, proxy: fx.Proxy, *, free: bool = False) -> Any:
@@ -254,9 +282,9 @@ class KnowingTracer(fx.Tracer):
             value, rest = bool(value), [bool(other) for other in rest]
             proxy = self.create_proxy("call_function", operator.truth, (proxy,), {})
         if not isinstance(value, (int, float)):
-            raise TraceError(_VALUES)
+            raise self.refuse(_VALUES)
         if any(other != value for other in rest):
-            raise TraceError("the code branches on, or counts by, the size of the batch or image")
+            raise self.refuse("the code branches on, or counts by, the size of the batch or image")
         same = self.create_proxy("call_function", operator.eq, (proxy, value), {})
         text = "the network was traced for inputs of another size, for which it does another thing"
         self.create_proxy("call_function", torch._assert, (same, text), {})
@@ -266,7 +294,10 @@ class KnowingTracer(fx.Tracer):
 
     def whole(self, proxy: fx.Proxy) -> Any:
         """What `int(proxy)` is: the proxy itself where it stands for an integer."""
-        (value,) = self._values(proxy, (self._plain,), asks=False)
+        try:
+            (value,) = self._values(proxy, (self._plain,), asks=False)
+        except TraceError as error:
+            raise self.refuse(str(error)) from error
         if type(value) is int:
             return proxy
         if type(value) is float:
@@ -295,7 +326,8 @@ class KnowingTracer(fx.Tracer):
             return found
         except Exception as error:
             known = isinstance(error, TraceError)
-            raise TraceError(str(error) if known else _VALUES) from error
+            why = str(error) if known else _VALUES
+            raise (self.refuse(why) if asks else TraceError(why)) from error
         finally:
             self.looking = False
 
@@ -323,7 +355,12 @@ class KnowingProxy(fx.Proxy):
         return int(self._tracer.known(self))
 
     def __index__(self) -> int:
-        return int(self._tracer.known(self))
+        refused = len(self._tracer.refused)
+        try:
+            return int(self._tracer.known(self))
+        except TraceError:
+            del self._tracer.refused[refused:]  # PyTorch asks whether an argument is a number
+            raise
 
     def __float__(self) -> float:
         return float(self._tracer.known(self))

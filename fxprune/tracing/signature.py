@@ -67,6 +67,16 @@ class Signature:
         every = self.names == list(self.parameters.parameters)
         return positional and every
 
+    @property
+    def options(self) -> list[Any]:
+        """What the example has beside tensors."""
+        return [leaf for n, leaf in enumerate(self._example) if n not in self._tensors]
+
+    def is_like(self, other: "Signature") -> bool:
+        """Whether another call of the same forward differs by its tensors alone."""
+        pairs = zip(self.options, other.options, strict=False)
+        return self._spec == other._spec and all(_same(*pair) for pair in pairs)
+
     def annotation(self, name: str) -> Any:
         """The annotation of an input that is a parameter by itself, or None."""
         parameter = self.parameters.parameters.get(name)

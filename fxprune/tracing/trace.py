@@ -23,15 +23,21 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Scope, ScopeContextManager
 
-from fxprune.tracing.module import DraftModule, Origin, TracedModule, modules_of, tensors_of
+from fxprune.tracing.module import (
+    ROOT,
+    DraftModule,
+    Origin,
+    TracedModule,
+    has_leaves,
+    modules_of,
+    tensors_of,
+)
+from fxprune.tracing.own_children import Child, Examples, install, traced_children
 from fxprune.tracing.proxies import INTERNAL, MODE, KnowingTracer
 from fxprune.tracing.side_effects import Draws, seen
 from fxprune.tracing.signature import CallCodeGen, Signature, pack
 from fxprune.tracing.sizes import follow_sizes
 from fxprune.tracing.snapshot import CONSTANT, Snapshot
-
-ROOT = "network"
-"""The name of a model that keeps its code, in the module that calls it."""
 
 _NOT_THE_USERS = (*INTERNAL, f"{Path(torch.__file__).parents[1] / 'torchvision' / 'ops'}/")
 
@@ -46,7 +52,11 @@ _DRAWS = "the code draws random numbers and does by them what the trace would do
 
 
 def trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    own_children: bool = True,
 ) -> TracedModule:
     """Traces a model for training and for evaluation; neither it nor its mode changes.
 
@@ -56,6 +66,7 @@ def trace(
         model: any module that runs on the example.
         args: its example inputs, positional: tensors, and lists, tuples and dicts of tensors.
         kwargs: those by keyword.
+        own_children: whether the children of modules that keep their code are traced as well.
 
     Raises:
         TraceError: forward does not take these inputs.
@@ -65,8 +76,11 @@ def trace(
     try:
         root, training, evaluation = _both_graphs(model, signature, snapshot)
         module = DraftModule(root, training, evaluation)
+        children = _children(module, model, signature, snapshot) if own_children else {}
     finally:
         snapshot.restore()
+    if children:
+        install(module, children)
     for name in [name for name in vars(model) if name.startswith(CONSTANT)]:
         delattr(model, name)  # torch.fx's constants, which the module has now
     parameters, buffers = tensors_of(module)
@@ -79,16 +93,46 @@ def trace(
     return module
 
 
+def _children(
+    module: TracedModule, model: nn.Module, signature: Signature, snapshot: Snapshot
+) -> dict[int, Child]:
+    """The children of modules that keep their code, traced."""
+    if not has_leaves(module):
+        return {}
+    draws = Draws()
+
+    def graphs(child: nn.Module, of: Signature, examples: Examples) -> Any:
+        snapshot.restore()  # what the runs have left in the model
+        return _child_graphs(child, of, examples)
+
+    try:
+        return traced_children(module, model, signature, graphs)
+    finally:
+        draws.put_back()
+
+
+def _child_graphs(
+    child: nn.Module, signature: Signature, examples: Examples
+) -> tuple[fx.Graph, fx.Graph] | None:
+    """The graphs of a child of a module that keeps its code; None where it keeps its own."""
+    snapshot = Snapshot(child)
+    try:
+        root, training, evaluation = _both_graphs(child, signature, snapshot, examples)
+    finally:
+        snapshot.restore()
+    return (training, evaluation) if root is child else None
+
+
 def _both_graphs(
-    model: nn.Module, signature: Signature, snapshot: Snapshot
+    model: nn.Module, signature: Signature, snapshot: Snapshot, examples: Examples = ()
 ) -> tuple[nn.Module, fx.Graph, fx.Graph]:
     """The root of the graphs, the training graph and the evaluation graph; they may be the same."""
     again = any(_has_its_own_modes(module) for module in modules_of(model).values())
     with _Watch() as watch:
-        evaluation = _graph(model, signature, snapshot, watch)
+        evaluation = _graph(model, signature, snapshot, watch, examples)
     training = None
     if evaluation is not None and (again or watch.branched):
-        training = _graph(model, signature, snapshot)
+        training = _graph(model, signature, snapshot, None, examples)
     elif evaluation is not None and evaluation.find_nodes(op="get_attr", target=MODE):
         training = copy.deepcopy(evaluation)
         _settle_mode(training, True)
@@ -199,8 +243,9 @@ class _Tracer(KnowingTracer):
         *,
         exact: bool,
         wary: bool,
+        examples: Examples = (),
     ) -> None:
-        super().__init__(model, signature.inputs, exact=exact)
+        super().__init__(model, signature.inputs, exact=exact, examples=examples)
         self.signature, self.snapshot, self.wary = signature, snapshot, wary
         self.leaves: dict[str, Exception] = {}
         self.codegen: CallCodeGen | None = None
@@ -246,8 +291,11 @@ class _Tracer(KnowingTracer):
                 return self.create_proxy("call_module", path, args, kwargs)
             mark = self.graph._root._prev
             before = Draws() if self.wary else None
+            refused = len(self.refused)
             try:
                 result = forward(*args, **kwargs)
+                if len(self.refused) > refused:
+                    raise self.refused[-1]  # which the code has caught
                 if before is not None and Draws() != before:
                     raise fx.proxy.TraceError(_DRAWS)
                 return result
@@ -257,6 +305,7 @@ class _Tracer(KnowingTracer):
                 if before is not None:
                     before.put_back()
                 self._undo(m, mark)
+                del self.refused[refused:]
                 self.leaves[path] = error
             return self.create_proxy("call_module", path, args, kwargs)
 
@@ -275,14 +324,18 @@ class _Tracer(KnowingTracer):
         node = super().create_node(*args, **kwargs)
         called = node.op in ("call_function", "call_method")
         if called and node.target in _VALUES:
-            raise fx.proxy.TraceError("the code asks for what is in a tensor")
+            raise self.refuse("the code asks for what is in a tensor")
         if node.op not in ("placeholder", "output"):
             node.stack_trace = _user_frame()
         return node
 
 
 def _graph(
-    model: nn.Module, signature: Signature, snapshot: Snapshot, watch: _Watch | None = None
+    model: nn.Module,
+    signature: Signature,
+    snapshot: Snapshot,
+    watch: _Watch | None,
+    examples: Examples,
 ) -> fx.Graph | None:
     """The graph of a model for evaluation, with a watch, or for training.
 
@@ -292,13 +345,15 @@ def _graph(
     exact = wary = False
     while True:
         model.train(watch is None)
-        tracer = _Tracer(model, signature, snapshot, exact=exact, wary=wary)
+        tracer = _Tracer(model, signature, snapshot, exact=exact, wary=wary, examples=examples)
         if watch is not None:
             watch.follow(tracer)
         draws, drawn = Draws(), False
         try:
             with seen(tracer):
                 graph = tracer.trace(model)
+            if tracer.refused:
+                raise tracer.refused[-1]  # which the code has caught
             drawn = Draws() != draws
             if drawn and wary:
                 raise fx.proxy.TraceError(_DRAWS)
@@ -306,7 +361,7 @@ def _graph(
             if watch is not None and (isinstance(error, _Again) or watch.give_up()):
                 watch.give_up()
                 continue  # what the code could not work with may have been the proxy
-            if exact:
+            if exact or examples:  # a child has to take images of all sizes that its parent does
                 return None
             exact = True
             continue

@@ -284,21 +284,31 @@ NETS = (
     Net(
         "opaque_literal",
         lambda: Opaque(Literal()),
-        (group(4, makes_biased("head"), takes("fc")),),
-        pinned=(*ENDS, (f"{WIDTHS}: RuntimeError: shape '[-1, 4, 8, 8]' is invalid", 10)),
+        (
+            group(6, makes_biased("block.conv"), takes("head")),
+            group(4, makes_biased("head"), takes("fc")),
+        ),
+        pinned=(*ENDS, (f"{WIDTHS}: RuntimeError: shape '[-1, 4, 8, 8]' is invalid", 4)),
     ),
     Net(
         "opaque_first_three",
         lambda: Opaque(FirstThree()),
-        (group(4, makes_biased("head"), takes("fc")),),
-        pinned=(*ENDS, (f"{WIDTHS}: it reads other channels than with all of them", 10)),
+        (
+            group(1, makes_biased("stem"), takes("block.conv")),
+            group(6, makes_biased("block.conv"), takes("head")),
+            group(4, makes_biased("head"), takes("fc")),
+        ),
+        pinned=(*ENDS, (f"{WIDTHS}: it reads other channels than with all of them", 3)),
         mixes=True,
     ),
     Net(
         "opaque_roll",
         lambda: Opaque(Rolling()),
-        (group(4, makes_biased("head"), takes("fc")),),
-        pinned=(*ENDS, (f"{WIDTHS}: it reads other channels than with all of them", 10)),
+        (
+            group(6, makes_biased("block.conv"), takes("head")),
+            group(4, makes_biased("head"), takes("fc")),
+        ),
+        pinned=(*ENDS, (f"{WIDTHS}: it reads other channels than with all of them", 4)),
     ),
     Net(
         "sized",

@@ -1,0 +1,99 @@
+"""What code asks of values, which meta tensors do not have, and what it is told."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_LOOKS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__})
+"""Methods that hand values to Python without an ATen call."""
+
+
+class AsksForValuesError(RuntimeError):
+    """The code asks for what is in a tensor, and nothing is known that could be told."""
+
+
+class Answers:
+    """Takes down what the code asks of real tensors, or tells it."""
+
+    def __init__(
+        self, known: tuple[tuple[str, Any], ...] | None = None, turned: Mapping[int, bool] = {}
+    ) -> None:
+        """Tells what is known; without, takes down what is asked; `turned` are told instead."""
+        self._known, self._turned = known, turned
+        self.taken: list[tuple[str, Any]] = []
+
+    def take(self, asked: str, value: Callable[[], Any]) -> Any:
+        """The answer to what is asked next."""
+        place = len(self.taken)
+        if self._known is None:
+            found = self._turned[place] if place in self._turned else value()
+        elif place < len(self._known) and self._known[place][0] == asked:
+            found = self._known[place][1]
+        else:
+            raise AsksForValuesError("the code takes another way on real tensors")
+        self.taken.append((asked, found))
+        return found
+
+
+class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Takes down what the ATen calls of a run on real tensors say of values."""
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.answers = answers
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not asks_for_values(func, args):
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        told = self.answers.take(func.__name__, lambda: pytree.tree_map(_form, out))
+        return out if torch.Tag.dynamic_output_shape in func.tags else told
+
+
+class Looking(TorchFunctionMode):
+    """Answers the methods that hand values to Python without an ATen call."""
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _LOOKS:
+            return self.answers.take(func.__name__, lambda: func(*args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Form:
+    """The shape and dtype of a tensor whose shape depends on values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def meta(self) -> Tensor:
+        """A meta tensor of this form."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+def asks_for_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the result of an ATen call, or its shape, depends on what is in its tensors."""
+    if torch.Tag.data_dependent_output in func.tags:
+        return True
+    if func is torch.ops.aten.index.Tensor:
+        return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    return torch.Tag.dynamic_output_shape in func.tags
+
+
+def _form(value: Any) -> Any:
+    return Form(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value

@@ -1,0 +1,269 @@
+"""Modules that tracing cannot follow keep their code, and their channels go all the same."""
+
+import copy
+import pickle  # noqa: TID251 - what it wrote itself
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from tests.support.law import at_random, gap, zeroed
+from tests.support.topologies.base import randomised
+from tests.support.untouched import changes, described
+
+IMAGES = torch.randn(4, 3, 8, 8)
+
+
+class Plain(nn.Module):
+    """Three convolutions, of which the first two have channels that can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+        self.c = nn.Conv2d(24, 4, 1)
+
+    def wide(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()).relu()
+
+
+class Attention(nn.Module):
+    """Holds its widths as numbers."""
+
+    def __init__(self, n: int, heads: int = 4) -> None:
+        super().__init__()
+        self.n, self.heads = n, heads
+        self.qkv, self.o = nn.Linear(n, 3 * n), nn.Linear(n, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        y = self.qkv(x.flatten(2).transpose(1, 2))
+        y = y.view(b, h * w, 3, self.heads, self.n // self.heads)
+        q, k, v = y.permute(2, 0, 3, 1, 4)
+        y = ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(b, h * w, self.n)
+        return x + self.o(y).transpose(1, 2).reshape(b, self.n, h, w)
+
+
+class Halves(nn.Module):
+    """Holds its widths as numbers, and is called several times."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n, self.f, self.g = n, nn.Conv2d(n, 2 * n, 1), nn.Conv2d(n, n, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.f(x).view(x.shape[0], 2, self.n, *x.shape[2:])
+        return self.g(y[:, 0] * y[:, 1].sigmoid())
+
+
+class EachImage(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        return torch.cat([self.c(y[i : i + 1]) for i in range(x.size(0))])
+
+
+class EachOfThem(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.stack([part * (n + 1) for n, part in enumerate(self.wide(x))]))
+
+
+class PartOfTheBatch(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        n, y = int(x.size(0) * 0.5), self.wide(x)
+        return self.c(torch.cat([y[:n] * 0.5, y[n:]]))
+
+
+class ByValue(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        while y.abs().max() > 2:
+            y = y / 2
+        return self.c(y)
+
+
+class ByCaughtError(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        try:
+            if not bool((y > -1e9).all()):
+                raise ValueError("too small")
+        except ValueError:
+            y = y * 0
+        return self.c(y)
+
+
+class ByMode(Plain):
+    """Has another head in training, behind a branch on a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Conv2d(24, 7, 1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = self.wide(x)
+        if y.mean().item() > 1e9:
+            y = y + 1
+        return (self.c(y), self.aux(y)) if self.training else self.c(y)
+
+
+class ByChance(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        if not self.training or np.random.rand() > 0.5:
+            y = y * 2
+        y = self.b(y)
+        if self.training and (torch.rand(1) < 0.5 or random.random() < 0.5):
+            y = y.relu()
+        return self.c(y)
+
+
+class Numbers(Plain):
+    """Makes tensors and NumPy's numbers of its widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = torch.tensor([8.0, 16.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        y = y / torch.tensor(y.shape[1]).sqrt() + torch.tensor([y.shape[1], 2.0]).sum()
+        y = y / np.sqrt(y.size(1)) + np.float64(2) * self.steps[1] + float(self.steps[0])
+        return self.c(y)
+
+
+class MadeInForward(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.Upsample(scale_factor=2)(self.b(nn.ReLU()(self.a(x))))
+        return self.c(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))(y))
+
+
+class Blocks(nn.Module):
+    """Stops between its blocks by a value; the blocks hold their widths as numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5)
+        self.blocks = nn.ModuleList([Halves(16), Attention(16), Halves(16)])
+        self.scale = nn.Parameter(torch.rand(1, 16, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) * self.scale
+        for block in self.blocks:
+            x = block(x)
+            if x.abs().max() > 1e8:
+                break
+        return self.head(x.mean((2, 3)))
+
+
+class Inside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.o = Blocks(), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.blocks(x).relu())
+
+
+class Twice(nn.Module):
+    """Calls one block on images of two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.block = nn.Conv2d(3, 16, 3, padding=1), Halves(16)
+        self.down, self.head = nn.Conv2d(16, 16, 3, 2, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.block(self.a(x))
+        z = self.block(self.down(y))
+        if z.sum() > 1e9:
+            z = z * 0
+        return self.head(y), self.head(z)
+
+
+KEPT: dict[Callable[[], nn.Module], float] = {
+    EachImage: 0.3,
+    EachOfThem: 0.3,
+    PartOfTheBatch: 0.3,
+    ByValue: 0.3,
+    ByCaughtError: 0.3,
+    ByMode: 0.3,
+    ByChance: 0.3,
+    Numbers: 0.3,
+    MadeInForward: 0.3,
+    Blocks: 0.45,
+    Inside: 0.45,
+    Twice: 0.35,
+}
+"""The networks, and the share of their macs that is kept at most when half of the channels are."""
+
+
+@pytest.mark.parametrize("kind", KEPT, ids=lambda kind: kind.__name__)
+def test_the_law_holds_and_channels_go(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = randomised(kind())
+    before = described(model)
+    gated = fxprune.instrument(model, (IMAGES,))
+    assert changes(before, described(model)) == []
+    graph = gated.channels
+    assert gated.cost.macs(gated.widths) <= KEPT[kind] * gated.cost.dense_macs
+    names = {name for name, _ in model.named_modules()}
+    assert {group.name for group in graph.groups} <= names
+    assert dict(gated.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    model.eval(), gated.eval()
+    for seed, batch in enumerate((4, 5)):
+        chosen = at_random(graph, seed)
+        gated.settle(chosen)
+        x = torch.randn(batch, 3, 8, 8)
+        with torch.no_grad():
+            wanted = gated(x)
+            assert gap(wanted, fxprune.shrink(gated)(x)) < 1e-5
+            if not graph.mixing:
+                assert gap(wanted, zeroed(model, gated, chosen)(x)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [ByMode, ByChance, Blocks], ids=lambda kind: kind.__name__)
+def test_they_train(kind: type[nn.Module]) -> None:
+    gated = fxprune.instrument(kind(), (IMAGES,), policy="random", every=1)
+    optimizer = torch.optim.SGD(gated.parameters(), lr=1e-3)
+    fxprune.attach(gated, optimizer)
+    for _ in range(4):
+        out = gated.train()(IMAGES)
+        loss = sum(part.square().mean() for part in (out if isinstance(out, tuple) else (out,)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert torch.isfinite(gated.eval()(IMAGES)).all()
+
+
+@torch.no_grad()
+def test_copies_and_files_of_them(tmp_path: object) -> None:
+    torch.manual_seed(0)
+    gated = fxprune.instrument(Blocks(), (IMAGES,)).eval()
+    compact, wanted = fxprune.shrink(gated), gated(IMAGES)
+    assert torch.equal(copy.deepcopy(gated)(IMAGES), wanted)
+    assert gap(wanted, copy.deepcopy(compact)(IMAGES)) < 1e-5
+    assert gap(wanted, pickle.loads(pickle.dumps(compact))(IMAGES)) < 1e-5  # noqa: S301
+    path = f"{tmp_path}/gated"
+    fxprune.save(gated, path)
+    assert torch.equal(fxprune.load(path, Blocks()).eval()(IMAGES), wanted)
+    assert compact.state_dict().keys() == Blocks().state_dict().keys()
+    compact.load_state_dict(compact.state_dict())
+
+
+def test_a_parameter_on_no_way_that_was_found_pins() -> None:
+    class Hidden(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Conv2d(16, 24, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            loudest = float(y.abs().max())
+            return self.c(self.other(y) if loudest > 1e9 else self.b(y))
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), Hidden())
+    reasons = [pinned.reason for pinned in fxprune.analyze(model, (IMAGES,)).pinned]
+    assert any("no way through the code here was found" in reason for reason in reasons)
