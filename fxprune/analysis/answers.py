@@ -24,12 +24,12 @@ class Answers:
     def __init__(
         self, known: tuple[tuple[str, Any], ...] | None = None, turned: Mapping[int, bool] = {}
     ) -> None:
-        """Tells what is known; without, takes down what is asked; `turned` are told instead."""
+        """Tell what is known; without, take down what is asked; `turned` are told instead."""
         self._known, self._turned = known, turned
         self.taken: list[tuple[str, Any]] = []
 
     def take(self, asked: str, value: Callable[[], Any]) -> Any:
-        """The answer to what is asked next."""
+        """Return the answer to what is asked next."""
         place = len(self.taken)
         if self._known is None:
             found = self._turned[place] if place in self._turned else value()
@@ -82,12 +82,12 @@ class Form:
     dtype: torch.dtype
 
     def meta(self) -> Tensor:
-        """A meta tensor of this form."""
+        """Return a meta tensor of this form."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 def asks_for_values(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the result of an ATen call, or its shape, depends on what is in its tensors."""
+    """Tell whether the result of an ATen call, or its shape, depends on what is in its tensors."""
     if torch.Tag.data_dependent_output in func.tags:
         return True
     if func is torch.ops.aten.index.Tensor:

@@ -188,7 +188,7 @@ class Notebook(Context):
                 self.readings.append((place, family.labels))
 
     def mark(self) -> Mark:
-        """What has been said so far, to go back to; labels that are made meanwhile stay."""
+        """Return what has been said so far, to go back to; labels made meanwhile stay."""
         lists = {name: len(getattr(self, name)) for name in _LISTS}
         return lists, {name: getattr(self, name).copy() for name in _TABLES}
 

@@ -51,7 +51,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _told(self, answers: Answers, func: Any, inputs: list[Tensor]) -> Any:
-        """What a call says of values that meta tensors do not have."""
+        """Return what a call says of values that meta tensors do not have."""
 
         def unknown() -> Any:
             raise AsksForValuesError("the code asks for what is in a tensor")

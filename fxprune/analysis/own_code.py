@@ -48,18 +48,18 @@ class Way:
 
     @property
     def turns(self) -> tuple[Any, ...]:
-        """What tells a way from another: the conditions and what came of them."""
+        """Return what tells a way from another: the conditions and what came of them."""
         known = self.answers or ()
         return self.training, *((asked, value) for asked, value in known if type(value) is bool)
 
 
 class OwnCode:
-    """Runs modules that keep their code, with labels, on each way that their code takes."""
+    """Run modules that keep their code, with labels, on each way that their code takes."""
 
     def __init__(
         self, mode: LabelMode, real: Mapping[int, Tensor], known: Mapping[str, list[Way]] | None
     ) -> None:
-        """Takes the run's label mode, and for a compact network the ways of the dense one.
+        """Take the run's label mode, and for a compact network the ways of the dense one.
 
         Args:
             mode: hands each ATen call to its rule.
@@ -69,7 +69,7 @@ class OwnCode:
         self.mode, self.context, self.real, self.known = mode, mode.context, real, known
 
     def run(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Runs a module; `name` is that of its node."""
+        """Run a module; `name` is that of its node."""
         if self.known is not None and name in self.known:
             return self._on_ways(module, self.known[name], args, kwargs)
         context = self.context
@@ -89,7 +89,7 @@ class OwnCode:
         return result
 
     def pin_around(self, module: nn.Module, args: Any, kwargs: Any, why: str) -> None:
-        """Pins all that a module has and is given."""
+        """Pin all that a module has and is given."""
         context = self.context
         near = [*tensors_in((args, kwargs)), *module.parameters(), *module.buffers()]
         labels = [family.labels for tensor in near for family in context.of(tensor)]
@@ -97,7 +97,7 @@ class OwnCode:
             context.pin(torch.cat(labels), why)
 
     def _on_ways(self, module: nn.Module, taken: list[Way], args: Any, kwargs: Any) -> Any:
-        """Runs a module's code on several ways; the result is that of the last one.
+        """Run a module's code on several ways; the result is that of the last one.
 
         Ways on which the dense network does not run are taken off the list.
         """
@@ -126,7 +126,7 @@ class OwnCode:
         return results[-1]
 
     def _join(self, other: Any, result: Any) -> None:
-        """Couples what a module returns on one way with what it returns on another."""
+        """Couple what a module returns on one way with what it returns on another."""
         context = self.context
         pairs = list(zip(tensors_in((other,)), tensors_in((result,)), strict=False))
         alike = pytree.tree_structure(other) == pytree.tree_structure(result)
@@ -141,7 +141,7 @@ class OwnCode:
                     context.meet(ours, theirs, "the code may return another tensor here")
 
     def _pin_unseen(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Pins all around a module's code where no way was found to one of its parameters."""
+        """Pin all around a module's code where no way was found to one of its parameters."""
         for name, parameter in module.named_parameters():
             if id(parameter) not in self.context.read_by_calls:
                 why = f"no way through the code here was found that uses {name}"
@@ -150,7 +150,7 @@ class OwnCode:
 
 
 def ways(module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any) -> Iterator[Way]:
-    """Finds the ways that a module's code takes; the last is that of evaluation.
+    """Find the ways that a module's code takes; the last is that of evaluation.
 
     Args:
         module: the module; it is not changed.
@@ -194,7 +194,7 @@ def ways(module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any) 
 
 
 class own_modes:  # noqa: N801 - used as a function
-    """Sets the mode that the user's own modules see; PyTorch's stay in evaluation."""
+    """Set the mode that the user's own modules see; PyTorch's stay in evaluation."""
 
     def __init__(self, module: nn.Module, training: bool) -> None:
         self._training = training
@@ -216,7 +216,7 @@ class own_modes:  # noqa: N801 - used as a function
 
 @contextlib.contextmanager
 def _for_real(module: nn.Module) -> Iterator[None]:
-    """While this lasts, regions in a module run the code of their graphs."""
+    """Let regions in a module run the code of their graphs, while this lasts."""
     regions = [r for part in modules_of(module).values() if (r := region_of(part)) is not None]
     runners = [region.runner for region in regions]
     for region in regions:
@@ -229,7 +229,7 @@ def _for_real(module: nn.Module) -> Iterator[None]:
 
 
 def seeded(seed: int) -> Draws:
-    """Sets all random numbers; returns their state."""
+    """Set all random numbers; return their state."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)

@@ -440,7 +440,7 @@ class _Inner(_Interpreter):
 
 @contextlib.contextmanager
 def _regions_run(module: TracedModule, outer: _Interpreter) -> Iterator[None]:
-    """While this lasts, the regions that the network's own code calls are run with labels."""
+    """Run the regions that the network's own code calls with labels, while this lasts."""
     regions = module.regions.values()
     numbers = {id(graph): number for number, graph in enumerate(module.all_graphs)}
     mode, context = outer.mode, outer.context

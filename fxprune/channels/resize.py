@@ -88,7 +88,7 @@ def _other(node: fx.Node, record: Record) -> None:
 
 
 def _dense_numbers(dense: Any, now: Any) -> Any:
-    """An argument as it is now, but for the numbers in it that come from widths."""
+    """Return an argument as it is now, but for the numbers in it that come from widths."""
     if isinstance(dense, Number):
         return plain(dense)
     if isinstance(dense, (list, tuple)) and isinstance(now, (list, tuple)):
