@@ -151,7 +151,7 @@ def fit_latency(
         target: on what is measured; by default ONNX Runtime on this machine, in a loop.
         example_kwargs: likewise.
         remeasure: forget what is in the cache.
-        progress: told what is measured, and how far it is.
+        progress: called with what is measured, and how far it is.
 
     Returns:
         The budget with its widths, and what was measured.

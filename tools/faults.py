@@ -143,8 +143,11 @@ def main() -> None:
     results: list[Fault] = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repository"
-        ignored = shutil.ignore_patterns(".git", ".venv", "build", "data", "*.fxprune")
-        shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+        copy.mkdir()
+        for name in ("fxprune", "passes", "tests", "tools", "docs"):
+            shutil.copytree(ROOT / name, copy / name, symlinks=True)
+        for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
+            shutil.copy(ROOT / name, copy / name)
         for fault, source, test in seeded(args.n, args.seed):
             found = caught(copy, fault, source, test, args.seconds)
             results.append(Fault(fault.module, fault.line, fault.before, fault.after, found))

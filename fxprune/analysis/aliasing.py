@@ -50,10 +50,10 @@ class Aliasing:
                 for tensor in (source, out):
                     self._copied[_memory(tensor)].append((node, source))
         else:
-            for place in _written(func):
-                if place < len(args) and isinstance(args[place], Tensor):
-                    self.context.overwrite(args[place])
-                    self._write(_memory(args[place]))
+            for index in _written(func):
+                if index < len(args) and isinstance(args[index], Tensor):
+                    self.context.overwrite(args[index])
+                    self._write(_memory(args[index]))
 
     def _write(self, memory: int) -> None:
         context = self.context
@@ -99,7 +99,7 @@ _PLAIN = ("contiguous", "reshape", "reshape_as", "flatten", "to", torch.reshape,
 def _written(func: Any) -> tuple[int, ...]:
     """Tell which arguments of an op it writes to."""
     infos = [argument.alias_info for argument in func._schema.arguments]
-    return tuple(place for place, info in enumerate(infos) if info is not None and info.is_write)
+    return tuple(index for index, info in enumerate(infos) if info is not None and info.is_write)
 
 
 def _memory(tensor: Tensor) -> int:

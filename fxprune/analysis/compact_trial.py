@@ -115,7 +115,7 @@ def uneven_widths(solution: Solution) -> Iterator[Widths]:
 
     At widths that are all in proportion, sizes that belong to different groups would fit by
     chance. Small groups have few widths to choose from; those that share an axis with something
-    else are told apart by more trials. A leaf's own code may halve an axis, say, which is right at
+    else show as such in more trials. A leaf's own code may halve an axis, say, which is right at
     widths that are near each other: where there is one, widths are also tried that are as far from
     each other as can be.
     """

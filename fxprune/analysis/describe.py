@@ -120,7 +120,7 @@ class Description:
         starts = np.array(self.solved.starts, dtype=np.int64)
         first = roles[starts if tied is None else tied[starts]].tolist()
         return {
-            place: Role(role) for place, role in zip(self.solved.names, first, strict=True) if role
+            owner: Role(role) for owner, role in zip(self.solved.names, first, strict=True) if role
         }
 
     def _gates(self, axes: AxesByName) -> Iterator[Gate]:

@@ -34,7 +34,7 @@ class Components:
 
 def components(context: Notebook, edges: Sequence[tuple[Tensor, Tensor, Any]]) -> Components:
     """Solve equalities; most of them are between vectors of labels that were made together."""
-    made = {id(labels): place for place, labels in enumerate(context.made)}
+    made = {id(labels): number for number, labels in enumerate(context.made)}
     met: dict[int, int] = {}  # for other vectors: the first one that met it
     whole, rest = [], []
     for a, b, _ in edges:
@@ -68,15 +68,15 @@ def own_labels(context: Notebook, lead: Ints) -> Ints:
     There are far fewer of them than labels: what follows is worked out for them alone.
     """
     before = context.starts[0] if context.starts else context.next_label
-    leads = [context.made[place].numpy() for place in np.unique(lead)]
+    leads = [context.made[number].numpy() for number in np.unique(lead)]
     return np.concatenate([np.arange(before), *leads])
 
 
 def copy_to_others(context: Notebook, lead: Ints, values: Ints) -> None:
     """Give the labels of each vector what those of its lead have, in place: int64 [next_label]."""
-    for place in np.flatnonzero(lead != np.arange(len(lead))).tolist():
-        start, source = context.starts[place], context.starts[lead[place]]
-        size = len(context.made[place])
+    for number in np.flatnonzero(lead != np.arange(len(lead))).tolist():
+        start, source = context.starts[number], context.starts[lead[number]]
+        size = len(context.made[number])
         values[start : start + size] = values[source : source + size]
 
 

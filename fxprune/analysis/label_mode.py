@@ -119,7 +119,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _form(result: Tensor, args: tuple[Any, ...]) -> ResultForm:
-    same = next((place for place, value in enumerate(args) if value is result), None)
+    same = next((index for index, value in enumerate(args) if value is result), None)
     return (result.shape, result.stride(), result.dtype) if same is None else same
 
 

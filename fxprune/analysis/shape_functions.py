@@ -26,7 +26,7 @@ ResultForm = int | Look
 
 
 SIZED = frozenset({aten.native_layer_norm.default})
-"""Ops that are told sizes beside their tensors, which have to be changed with the widths."""
+"""Ops with sizes among their arguments, which have to be changed with the widths."""
 
 
 def made(form: ResultForm, args: tuple[Any, ...]) -> Any:

@@ -241,10 +241,12 @@ class _Matcher:
             found[group.index] = largest = max(share for _, share in own.values())
             deciding |= {pattern for pattern, _ in own.values()}
             if any(share != largest for _, share in own.values()):
-                told = [f"{layer} {share} ({pattern!r})" for layer, (pattern, share) in own.items()]
+                asked = [
+                    f"{layer} {share} ({pattern!r})" for layer, (pattern, share) in own.items()
+                ]
                 self.notes.append(
                     f"{word} of the group {group.name} is {largest}, the largest of its layers': "
-                    + ", ".join(told)
+                    + ", ".join(asked)
                 )
             else:
                 patterns = tuple(dict.fromkeys(pattern for pattern, _ in own.values()))

@@ -101,7 +101,7 @@ class _Table:
     def __init__(self, terms: tuple[Term, ...], groups: int) -> None:
         one = Factor(1)
         lengths = list(dict.fromkeys([one, *(f for term in terms for f in term.factors)]))
-        place = {factor: i for i, factor in enumerate(lengths)}
+        index = {factor: i for i, factor in enumerate(lengths)}
         most = max((len(term.factors) for term in terms), default=0)
 
         self.fixed = np.array([factor.fixed for factor in lengths], dtype=np.int64)
@@ -112,7 +112,7 @@ class _Table:
         self.scale = np.array([term.scale for term in terms], dtype=np.int64)
         self.factors = np.zeros((len(terms), most), dtype=np.int64)  # 0 is the length `one`
         for i, term in enumerate(terms):
-            self.factors[i, : len(term.factors)] = [place[factor] for factor in term.factors]
+            self.factors[i, : len(term.factors)] = [index[factor] for factor in term.factors]
 
     def at(self, widths: Widths) -> int:
         values: npt.NDArray[np.int64] = self.fixed + self.count @ np.array(widths, dtype=np.int64)

@@ -325,7 +325,7 @@ class ChannelGraph:
             for member in group.producers or group.members
             if member.parameter in parameters
         }
-        return tuple(Gate((place,)) for place in made)
+        return tuple(Gate((owner,)) for owner in made)
 
     def to_networkx(self) -> nx.MultiDiGraph[str]:
         """Build a networkx graph: groups and parameters as nodes, producer -> group -> consumer.

@@ -82,22 +82,22 @@ def input_of(node: fx.Node) -> Shape | None:
     return shape_of(node.args[0]) if node.args else None
 
 
-def operand(node: fx.Node, place: int, name: str) -> Shape | None:
+def operand(node: fx.Node, index: int, name: str) -> Shape | None:
     """Return the Shape of an argument, by its position or name."""
-    return shape_of(node.args[place] if place < len(node.args) else node.kwargs.get(name))
+    return shape_of(node.args[index] if index < len(node.args) else node.kwargs.get(name))
 
 
-def argument(record: Record, place: int, name: str, default: Any) -> Any:
+def argument(record: Record, index: int, name: str, default: Any) -> Any:
     """Return a dense argument, by its position or name."""
-    if place < len(record.args):
-        return record.args[place]
+    if index < len(record.args):
+        return record.args[index]
     return record.kwargs.get(name, default)
 
 
-def set_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
+def set_argument(node: fx.Node, index: int, name: str, value: Any) -> None:
     """Set an argument, by its position or name."""
-    if place < len(node.args):
-        node.args = (*node.args[:place], value, *node.args[place + 1 :])
+    if index < len(node.args):
+        node.args = (*node.args[:index], value, *node.args[index + 1 :])
     else:
         node.kwargs = {**node.kwargs, name: value}
 

@@ -164,8 +164,8 @@ def prune(
         torch.manual_seed(options.seed)
         source = resolve(spec, shape)
         load_weights(source.model, weights)
-        place = output or Path(f"{source.name}{SUFFIX}")
-        refuse_what_is_there(place)
+        folder = output or Path(f"{source.name}{SUFFIX}")
+        refuse_what_is_there(folder)
         begin()
         make = maker(Path.cwd())  # all of these names were given just now
         own = {kind: make(name, kind) for kind, name in job.code.items()}
@@ -201,12 +201,12 @@ def prune(
         def made(gated: GatedModule) -> Path:
             if runs:  # of a size that lost too much
                 for name in (CHECKPOINT, METRICS):
-                    (place / name).unlink(missing_ok=True)
-            runs.append(Run.create(place, gated, spec, shape))
+                    (folder / name).unlink(missing_ok=True)
+            runs.append(Run.create(folder, gated, spec, shape))
             job.write(runs[0])
             job.record(runs[0], job.code)
             Promise.keep(runs[0], fitted)
-            return place
+            return folder
 
         try:
             pruned = prune_model(
@@ -228,8 +228,8 @@ def prune(
         except KeyboardInterrupt:
             if runs:
                 console.note(
-                    f"stopped; fxprune train {place} goes on from the last whole epoch, then "
-                    f"fxprune export {place}"
+                    f"stopped; fxprune train {folder} goes on from the last whole epoch, then "
+                    f"fxprune export {folder}"
                 )
             raise typer.Exit(130) from None
     run = runs[-1]
@@ -239,7 +239,7 @@ def prune(
             pruned.gated,
             compact_of(pruned.gated),
             source.model,
-            place.with_suffix(".onnx"),
+            folder.with_suffix(".onnx"),
             real=real_inputs(images),
             notes=notes_of(run, images),
             target=target,

@@ -91,7 +91,7 @@ def measure(
         example: one tensor for each input; one example is what is measured.
         target: on what.
         effort: how well, and for how long.
-        progress: told how far it is.
+        progress: called with how far it is.
 
     Raises:
         BudgetError: the machine is too busy, or the user's command fails.
@@ -223,7 +223,7 @@ class Bench:
             target: on what.
             folder: of the file; by default `fxprune/latency` in the user's cache directory.
             remeasure: forget what is in the file.
-            progress: told what is measured, and how far it is.
+            progress: called with what is measured, and how far it is.
         """
         gated = program.module
         assert isinstance(gated, GatedModule)

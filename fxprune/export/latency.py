@@ -137,15 +137,15 @@ def choose(budget: Budget, layout: Layout, cost: CostModel, measure: Measure) ->
 
 @dataclass
 class _Search:
-    """What is known along the chain, whose places are counted from the least widths on.
+    """What is known along the chain, whose points are counted from the least widths on.
 
     Attributes:
         budget: the latency budget.
         cost: of the groups.
         chain: the candidates.
         measure: the bench.
-        shares: measured shares of the dense time by place.
-        doubted: pairs of places that contradicted each other, and were both measured twice.
+        shares: measured shares of the dense time by point.
+        doubted: pairs of points that contradicted each other, and were both measured twice.
     """
 
     budget: Budget
@@ -168,14 +168,14 @@ class _Search:
             if low == high or (low, high) in self.doubted or not self._contradict(low, high):
                 continue
             self.doubted.add((low, high))
-            for place in (low, high):
-                known = self.measure.afresh(self.chain[place])
-                self.shares[place] = known.timing.bound(self.measure.target.cold).median
+            for point in (low, high):
+                known = self.measure.afresh(self.chain[point])
+                self.shares[point] = known.timing.bound(self.measure.target.cold).median
 
     def _contradict(self, low: int, high: int) -> bool:
         narrow, wide = (
-            self.measure(self.chain[place]).timing.bound(self.measure.target.cold)
-            for place in (low, high)
+            self.measure(self.chain[point]).timing.bound(self.measure.target.cold)
+            for point in (low, high)
         )
         return narrow.low > wide.high
 
@@ -199,20 +199,20 @@ class _Search:
     def _model(self) -> Floats:
         """Compute shares of the dense time at all points of the chain, rising; float64 [points]."""
         features = self._features
-        places = [*sorted(self.shares), len(self.chain)]  # the last one is the dense network
-        values = np.array([*(self.shares[place] for place in places[:-1]), 1.0])
-        rows = np.vstack([features[places], math.sqrt(TRUST) * np.eye(len(PRIOR))])
+        points = [*sorted(self.shares), len(self.chain)]  # the last one is the dense network
+        values = np.array([*(self.shares[point] for point in points[:-1]), 1.0])
+        rows = np.vstack([features[points], math.sqrt(TRUST) * np.eye(len(PRIOR))])
         weights, _ = nnls(rows, np.concatenate([values, math.sqrt(TRUST) * np.array(PRIOR)]))
         expected: Floats = features @ weights
         rising = isotonic_regression(values).x
-        known = expected[places]  # rises as well; ties would not be a function
+        known = expected[points]  # rises as well; ties would not be a function
         known = known + np.arange(len(known)) * 1e-12
         bent: Floats = np.interp(expected[:-1], known, rising)
         return bent
 
     @cached_property
     def _features(self) -> Floats:
-        """1, and the shares of macs, params and channels; float64 [places + 1, 4].
+        """1, and the shares of macs, params and channels; float64 [points + 1, 4].
 
         The last row is the dense network's.
         """
@@ -237,7 +237,7 @@ class _Search:
             replace(self.budget, widths=self.chain[at]),
             self.measure.target,
             known,
-            {self.chain[place]: share for place, share in sorted(self.shares.items())},
+            {self.chain[point]: share for point, share in sorted(self.shares.items())},
             tuple((self.chain[low], self.chain[high]) for low, high in slower),
         )
 

@@ -153,7 +153,7 @@ def compare(
         threads: in which both compute.
         cold: the cold quotient has to be known well enough, not the hot one.
         effort: how well, and for how long.
-        progress: told how far it is, after each round.
+        progress: called with how far it is, after each round.
 
     Raises:
         BudgetError: the machine is too busy.

@@ -26,7 +26,7 @@ from fxprune.policies.base import (
     mark_seen,
     unseen_last,
 )
-from fxprune.policies.rows import place
+from fxprune.policies.rows import cell_of
 from fxprune.policies.scale import per_sum
 from fxprune.policies.select import top
 
@@ -40,7 +40,7 @@ enter, and so that what is left of the budget is spent.
 
 @dataclass(frozen=True)
 class Balance(Policy):
-    """Mean saliencies with a memory, as worths of places in a group.
+    """Mean saliencies with a memory, as worths of positions in a group.
 
     Attributes:
         decay: what is left of an observation's weight after another one.
@@ -94,9 +94,21 @@ class Balance(Policy):
         mark_seen(state, selection, valid)
 
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
-        """Return the worth of each channel in its group."""
+        """Return the worth of each channel in its group.
+
+        The channels of a group are in a fixed order; its first position has the largest mean
+        saliency of those that execute, and so on down. A group of 6 that executes 3, grow 0.3:
+
+            means of the executing       9 7 4, in the order of their size
+            positions that may enter     1 more, ceil(3 * 1.3) = 4; worth the least: 4
+            the others                   4 * RESTING
+            worths by position           9 7 4 4 0.000004 0.000004
+
+        Of equal worths the earlier position's is made a millionth larger, so that a group's widths
+        grow from the front.
+        """
         rows, columns = len(layout.sizes), max(layout.sizes, default=0)
-        cells = place(layout, state["prior"].device)
+        cells = cell_of(layout, state["prior"].device)
         newest = state["last"].amax() if layout.total else 0
         executing = state["seen"] & (state["last"] == newest)
         mean = state["worth"] / state["weight"].clamp_min(1e-30)
@@ -105,11 +117,11 @@ class Balance(Policy):
         worths = table.view(rows, columns).sort(dim=1, descending=True).values
         width = (worths >= 0).sum(dim=1, keepdim=True)
         least = worths.gather(1, (width - 1).clamp_min(0)) if columns else worths
-        places = torch.arange(columns, device=cells.device)
-        near = (places < (width * (1 + self.grow)).ceil()) & explore
+        position = torch.arange(columns, device=cells.device)
+        near = (position < (width * (1 + self.grow)).ceil()) & explore
         resting = least.clamp_min(0) * torch.where(near, 1.0, RESTING)
         curve = torch.where(worths >= 0, worths, resting)
-        curve = (curve + 1e-12) * (1 - 1e-6 * places)  # of equals the first place is worth more
+        curve = (curve + 1e-12) * (1 - 1e-6 * position)  # the earlier of equals first
         order = top(state["prior"], layout, layout.sizes)
         score = torch.empty_like(mean).index_copy_(0, order, curve.flatten()[cells].to(mean))
         return score if explore else unseen_last(score, state)

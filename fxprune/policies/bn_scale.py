@@ -42,5 +42,5 @@ class BnScale(Policy):
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
         """Return the scale last measured."""
         del layout
-        place = unseen_first if explore else unseen_last
-        return place(state["bn_scale"], state)
+        order = unseen_first if explore else unseen_last
+        return order(state["bn_scale"], state)

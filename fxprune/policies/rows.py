@@ -16,7 +16,7 @@ def group_of(layout: Layout, device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def place(layout: Layout, device: torch.device) -> Tensor:
+def cell_of(layout: Layout, device: torch.device) -> Tensor:
     """Find where each channel lies in a matrix [G, largest group], flattened: int64 [N].
 
     The matrix makes reductions within groups exact to the bit on every device: no atomic adds.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxprune.channels.graph import Layout
-from fxprune.policies.rows import group_of, place
+from fxprune.policies.rows import cell_of, group_of
 
 
 def per_group_max(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ def _by_group(value: Tensor, selection: Tensor, layout: Layout) -> Tensor:
     """Lay values [K] out as [G, largest group], zeros elsewhere."""
     rows, columns = len(layout.sizes), max(layout.sizes)
     matrix = value.new_zeros(rows * columns)
-    matrix.index_copy_(0, place(layout, selection.device)[selection], value)
+    matrix.index_copy_(0, cell_of(layout, selection.device)[selection], value)
     return matrix.view(rows, columns)
 
 

@@ -107,9 +107,9 @@ def shown(text: str) -> str:
 
 
 def _mark(run: Path, kind: str, name: str, base: Path) -> Path:
-    told = json.dumps([str(run.resolve()), kind, name, str(base.resolve())])
+    text = json.dumps([str(run.resolve()), kind, name, str(base.resolve())])
     folder = platformdirs.user_state_path("fxprune", appauthor=False) / "trust"
-    return folder / hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()
+    return folder / hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _digest(name: str, base: Path) -> str:
@@ -117,11 +117,11 @@ def _digest(name: str, base: Path) -> str:
     target = name.partition("{")[0].strip()
     head, _, _ = target.rpartition(":")
     if target.endswith(".py") or head.endswith(".py"):
-        places = [base / (target if target.endswith(".py") else head)]
+        sources = [base / (target if target.endswith(".py") else head)]
     else:
         module = base.joinpath(*(head or target).split("."))
-        places = [module / "__init__.py", module.with_suffix(".py")]
-    for place in places:
-        if place.is_file():
-            return hashlib.sha256(read_bytes(place)).hexdigest()
+        sources = [module / "__init__.py", module.with_suffix(".py")]
+    for source in sources:
+        if source.is_file():
+            return hashlib.sha256(read_bytes(source)).hexdigest()
     return "none"

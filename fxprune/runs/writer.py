@@ -84,6 +84,6 @@ def _self() -> str:
 
 def _holder(handle: int) -> str:
     with contextlib.suppress(OSError, RunError, KeyError, TypeError):
-        told = parsed(os.pread(handle, MOST, 0), Path(LOCK))
-        return shown(f"process {told['pid']} on {told['host']}, since {told['since']}")
+        holder = parsed(os.pread(handle, MOST, 0), Path(LOCK))
+        return shown(f"process {holder['pid']} on {holder['host']}, since {holder['since']}")
     return "it did not say which"

@@ -1,4 +1,4 @@
-"""What a run was told to train on and how, so that calling `fxprune train` again goes on."""
+"""What a run is trained on and how, so that calling `fxprune train` again goes on."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -149,7 +149,7 @@ class Pruned:
 
 @dataclass(frozen=True, eq=False)
 class Watcher:
-    """What is told of a pruning as it goes on; each does nothing by default.
+    """Functions called while a pruning goes on; each does nothing by default.
 
     Attributes:
         began: a phase began.
@@ -208,7 +208,7 @@ def prune(
         policy: how channels are chosen.
         options: how it is trained.
         round_to: see `fxprune.instrument`.
-        watcher: told how far it is.
+        watcher: called with how far it is.
 
     Warns:
         UserWarning: the dense network's accuracy is near chance.
