@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fxprune.runs.run import Run
-from tests.integration.test_report import MODEL
+from tests.support.cli import PLAIN_MODEL
 
 KILLS = """
 import os, signal, sys
@@ -108,7 +108,7 @@ def test_after_the_work_is_done(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_amid_a_step_and_amid_an_export(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "model.py").write_text(PLAIN_MODEL)
     (tmp_path / "mine.py").write_text(DATA)
     (tmp_path / "passes_of_mine.py").write_text(PASS)
     made = python(["instrument", "model.py", "--input", "1x8x8", "-o", "a.fxprune"], tmp_path)

@@ -15,15 +15,15 @@ VERBS = set(
     """
     Add Apply Ask Assert Attach Average Begin Bind Build Call Check Choose Clear Climb Close
     Collect Compare Compose Compute Convert Convolve Copy Count Couple Crop Cut Decay Decode
-    Describe Detach Divide Download Draw Drop End Evaluate Execute Export Fetch Fill Find Finish Fix
-    Flip Fold Follow Forget Format Freeze Gather Give Go Halve Hand Hash Hold Identify Ignore Import Index
-    Instrument Join Keep Label Lay Leave Let Lift List Load Lock Log Make Map Match Measure
-    Mix Move Name Note Open Pack Pad Parse Pin Plan Print Propagate Push Put Raise Read Refill
-    Refuse Release Remember Remove Rename Render Reorder Replace Reset Resize Restore Return
-    Rewrite Round Run Save Say Score Select Set Settle Shorten Show Shrink Silence Skip Solve
-    Sort Split Stack Start Stash Stop Store Sum Summarise Suspend Take Tell Test Tie Time
-    Trace Train Transform Turn Undo Unite Unpack Update Verify View Warn Watch Work Wrap Write
-    Yield
+    Describe Detach Divide Download Draw Drop End Evaluate Execute Export Fetch Fill Find
+    Finish Fix Flip Fold Follow Forget Format Freeze Gather Give Go Halve Hand Hash Hold
+    Identify Ignore Import Index Instrument Join Keep Label Lay Leave Let Lift List Load Lock
+    Log Make Map Match Measure Mix Move Name Note Open Pack Pad Parse Pin Plan Print Propagate
+    Push Put Raise Read Refill Refuse Release Remember Remove Rename Render Reorder Replace
+    Reset Resize Restore Return Rewrite Round Run Save Say Score Select Set Settle Shorten
+    Show Shrink Silence Skip Solve Sort Split Stack Start Stash Stop Store Sum Summarise
+    Suspend Take Tell Test Tie Time Trace Train Transform Turn Undo Unite Unpack Update Verify
+    View Warn Watch Work Wrap Write Yield
     """.split()  # noqa: SIM905 - one word a line is a page
 )
 

@@ -12,6 +12,7 @@ from tests.support.modules import ROOT
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 PRIVATE = {
+    "tests/law/test_stateful.py": {"_selection"},
     "tests/unit/cli/test_tables.py": {"_step_seconds"},
     "tests/unit/export/test_latency.py": {"_content"},
     "tests/unit/export/test_timing.py": {"_busy_seconds"},

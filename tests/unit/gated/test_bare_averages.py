@@ -12,7 +12,7 @@ from fxprune import GatedModule
 from fxprune.errors import FxpruneWarning
 from fxprune.gated import bare_averages
 from tests.support.nets import BY_NAME
-from tests.unit.gated.test_attach import build, train_step
+from tests.support.training import build, train_step
 
 NET = BY_NAME["resnet_projection"]
 FOUND = "has the shapes of the gated network's parameters"
