@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -199,7 +200,7 @@ def _pinned(graph: ChannelGraph, macs: int) -> list[Record]:
         {
             "channels": pin.channels,
             "reason": pin.reason,
-            "where": pin.where,
+            "where": pin.where.replace(f"{Path.cwd()}/", "") if pin.where else pin.where,
             "share": _short(pin.macs / max(macs, 1)),
             "layers": _modules(pin.parameters),
         }

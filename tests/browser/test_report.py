@@ -177,7 +177,7 @@ def test_a_metric_of_ones_own_and_names_that_are_no_markup(
     page = Tab(browser, reports["odd"]).page
     assert page.title() == f"fxprune report · {ODD}"
     assert page.locator("pre b, h1 b").count() == 0
-    tiles = page.locator(".tile").all_inner_texts()
+    tiles = [text.replace("\u00a0", " ") for text in page.locator(".tile").all_inner_texts()]
     assert any("1.200" in text and "iou, validation, after epoch 12" in text for text in tiles)
     assert any("50 %" in text and "asked for 50 %" in text for text in tiles)
     assert page.get_by_text("iou on the validation split").count() == 1

@@ -15,7 +15,7 @@
     for (const child of children) element.append(child instanceof Node ? child : String(child));
     return element;
   }
-  const percent = (share, digits = 1) => share == null ? "–" : (100 * share).toFixed(digits) + " %";
+  const percent = (share, digits = 1) => share == null ? "–" : (100 * share).toFixed(digits) + "\u00a0%";  // not broken before the unit
   const short = (value) => {
     if (value == null) return "–";
     for (const [size, unit] of [[1e9, " G"], [1e6, " M"], [1e3, " k"]])
@@ -69,9 +69,9 @@
       const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
       plot = new uPlot({
         width: Math.max(spot.clientWidth, 240), height: 240,
-        scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
+        scales: { x: { time: false, ...(share(xLabel) ? { range: percents } : {}) }, y: log ? { distr: 3 } : unit === " %" ? { range: percents } : {} },
         cursor: { drag: { x: true, y: false } },
-        axes: [{ ...axis, label: xLabel, labelSize: 18, size: 34 }, { ...axis, size: 56, values: (_, values) => values.map((v) => v == null ? "" : v + unit) }],
+        axes: [{ ...axis, label: xLabel, labelSize: 18, size: 34, ...(xLabel === "epoch" ? { incrs: WHOLE } : {}) }, { ...axis, size: 56, values: (_, values) => values.map((v) => v == null ? "" : v + unit) }],
         series: [{}, ...lines.map((line) => ({
           label: line.label, stroke: colour(line.colour), width: 2, spanGaps: true,
           dash: line.dash ? [6, 4] : undefined, points: { show: line.x.length < 3, size: 6 },
@@ -80,6 +80,12 @@
     }
     redraw.push(draw);
     new ResizeObserver(() => plot && plot.setSize({ width: Math.max(spot.clientWidth, 240), height: 240 })).observe(spot);
+  }
+  const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
+  const share = (label) => label.startsWith("%");
+  function percents(_, low, high) {  // a little room, and nothing below 0 or above 100 %
+    const room = Math.max((high - low) / 10, .5);
+    return [Math.max(low - room, 0), Math.min(high + room, 100)];
   }
   const column = (epochs, key, scale = 1) => epochs.map((epoch) => epoch[key] == null ? null : scale * epoch[key]);
 
@@ -146,7 +152,7 @@
     const step = Math.max(1, Math.ceil(epochs.length / 160));
     const shown = epochs.filter((_, i) => i % step === 0 || i === epochs.length - 1);
     const [w, hgt, left] = [Math.max(4, Math.min(24, 800 / shown.length)), 13, 150];
-    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${left + w * shown.length + 4} ${hgt * run.groups.length + 22}`, style: `max-width:${Math.max(1.3 * (left + w * shown.length), 480)}px;min-width:28rem` });
+    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${left + w * shown.length + 4} ${hgt * run.groups.length + 22}`, style: `max-width:${1.3 * (left + w * shown.length)}px;min-width:28rem` });
     const draw = () => {
       picture.replaceChildren();
       run.groups.forEach((group, y) => {
@@ -163,7 +169,7 @@
         h("text", { x: left + w * shown.length, y: hgt * run.groups.length + 14, "text-anchor": "end" }, `${last(shown).epoch}`));
     };
     redraw.push(draw);
-    return h("figure", {}, h("figcaption", {}, "Widths over time: the darker, the more of a group's channels executed at the end of the epoch."), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Widths over time" }, picture));
+    return h("figure", {}, h("figcaption", {}, "Widths over time: the stronger the colour, the more of a group's channels executed at the end of the epoch."), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Widths over time" }, picture));
   }
 
   // --- the channel graph --------------------------------------------------------------------
@@ -171,20 +177,21 @@
     const rows = run.layers.filter((layer) => layer.width[0]);
     if (!rows.length || !run.groups.length) return;
     const at = new Map(rows.map((row, i) => [row.name, i]));
-    const [gap, left] = [18, 240];
-    const box = [0, 0, 720, Math.max(rows.length * gap + 20, 200)];
+    const narrow = matchMedia("(max-width: 32rem)").matches;
+    const [gap, left, bar, letters, most] = narrow ? [18, 110, 80, 17, 110] : [18, 240, 160, 40, 190];
+    const right = left + bar + 55;  // where the arcs begin
+    const box = [0, 0, narrow ? 360 : 720, Math.max(rows.length * gap + 20, 200)];
     const start = [...box];
-    start[3] = Math.min(box[3], 420);
-    if (matchMedia("(max-width: 32rem)").matches) start.splice(0, 4, 60, 0, 400, 480);
+    start[3] = Math.min(box[3], narrow ? 480 : 420);
     let view = [...start];
     const picture = h("svg", { class: "graph", tabindex: "0", role: "application", "aria-label": "Channel graph. Arrow keys move it, plus and minus zoom, 0 resets. The table below has the same content.", viewBox: view.join(" ") });
     const say = h("p", { class: "soft", "aria-live": "polite" }, "Point at a layer or an arc: what lights up lives and dies together.");
     const marks = run.groups.map(() => []);
     const nodes = rows.map((row, i) => {
       const [whole, kept] = row.width;
-      const size = 160 * whole / Math.max(...rows.map((r) => r.width[0]));
+      const size = bar * whole / Math.max(...rows.map((r) => r.width[0]));
       const node = h("g", { transform: `translate(${left} ${i * gap + 10})` },
-        h("text", { x: -8, y: 9, "text-anchor": "end" }, row.name.length > 40 ? "…" + row.name.slice(-39) : row.name),
+        h("text", { x: -8, y: 9, "text-anchor": "end" }, row.name.length > letters ? "…" + row.name.slice(1 - letters) : row.name),
         h("rect", { class: "whole", width: size, height: 11, rx: 2 }), h("rect", { class: "kept", width: size * kept / whole, height: 11, rx: 2 }),
         h("text", { x: size + 5, y: 9 }, `${kept}/${whole}`), h("title", {}, `${row.name}: ${kept} of ${whole} output channels`));
       picture.append(node);
@@ -197,8 +204,8 @@
       for (const a of from) for (const b of uses) {
         const [y, z] = [at.get(a) * gap + 16, at.get(b) * gap + 16];
         if (y === z) continue;
-        const bend = 30 + Math.min(Math.abs(z - y) * .6, 190);
-        const arc = h("path", { d: `M${left + 215} ${y} C${left + 215 + bend} ${y} ${left + 215 + bend} ${z} ${left + 215} ${z}` }, h("title", {}, `group ${group.name}`));
+        const bend = 30 + Math.min(Math.abs(z - y) * .6, most);
+        const arc = h("path", { d: `M${right} ${y} C${right + bend} ${y} ${right + bend} ${z} ${right} ${z}` }, h("title", {}, `group ${group.name}`));
         picture.append(arc);
         marks[g].push(arc);
       }
@@ -248,7 +255,8 @@
   // --- one run ------------------------------------------------------------------------------
   function tiles(run) {
     const made = [];
-    const tile = (value, what) => made.push(h("div", { class: "tile" }, h("b", {}, value), h("span", {}, what)));
+    const whole = (text) => text.replace(/(\d) (?=\S{1,2}(\W|$))/g, "$1\u00a0");  // a number stays with its unit
+    const tile = (value, what) => made.push(h("div", { class: "tile" }, h("b", {}, whole(value)), h("span", {}, whole(what))));
     const end = last(run.epochs), dense = last(run.dense_epochs), file = run.export && run.export.onnx;
     if (end && end.val_metric != null) tile(end.val_metric.toPrecision(4), `${end.metric}, validation, after epoch ${end.epoch}`);
     else if (end && end.val_accuracy != null) tile(percent(end.val_accuracy), `accuracy, validation, after epoch ${end.epoch}` + (dense ? `; dense ${percent(dense.val_accuracy)}` : ""));
