@@ -24,7 +24,7 @@ def open_folders(
     size: tuple[int, int] | None,
     transforms: tuple[Callable[..., Any], Callable[..., Any]],
 ) -> dict[str, list[datasets.ImageFolder]]:
-    """Opens a folder of images: for "train" and "val" an ImageFolder with each transform.
+    """Open a folder of images: for "train" and "val" an ImageFolder with each transform.
 
     Args:
         path: holds `train` and `val` with a folder per class in each; or a folder per class, of
@@ -52,7 +52,7 @@ PARTS = ("train", "val")
 
 
 def workers_for(images: int, wanted: int | None) -> int:
-    """How many processes decode: those that are wanted, or one for each core, at most 8."""
+    """Tell how many processes decode: those that are wanted, or one for each core, at most 8."""
     if wanted is not None:
         return wanted
     return 0 if images <= FEW else min(len(os.sched_getaffinity(0)), MOST_WORKERS)
@@ -69,7 +69,7 @@ class Opener:
         self.least = 2 * size[1], 2 * size[0]
 
     def __call__(self, path: str) -> Image.Image:
-        """The image of a file."""
+        """Read and transform the image of a file."""
         with Path(path).open("rb") as file:
             image = Image.open(file)
             image.draft("RGB", self.least)
@@ -91,7 +91,7 @@ def _opened(
 
 
 def _check_parts(path: Path) -> None:
-    """Refuses a folder without train and val, and says which one was meant.
+    """Refuse a folder without train and val, and say which one was meant.
 
     Raises:
         DataError: so it is.
@@ -130,7 +130,7 @@ def _holds_parts(path: Path) -> bool:
 
 
 def _check_tree(path: Path) -> None:
-    """Refuses a folder that is no folder of classes, and says which one was meant.
+    """Refuse a folder that is no folder of classes, and say which one was meant.
 
     Raises:
         DataError: so it is.
@@ -159,7 +159,7 @@ def _is_image(path: Path) -> bool:
 def _divided(
     both: list[datasets.ImageFolder], share: float
 ) -> dict[str, list[datasets.ImageFolder]]:
-    """Divides the images of each class at random, in the same way at each call."""
+    """Divide the images of each class at random, in the same way at each call."""
     targets = torch.tensor(both[0].targets)
     held_out = torch.zeros(len(targets), dtype=torch.bool)
     draw = torch.Generator().manual_seed(0)
@@ -180,7 +180,7 @@ def _divided(
 
 
 def _rows(images: datasets.ImageFolder, index: list[int]) -> datasets.ImageFolder:
-    """The images of an index, with the classes of all."""
+    """Return the images of an index, with the classes of all."""
     some = datasets.ImageFolder.__new__(datasets.ImageFolder)
     some.__dict__.update(images.__dict__)
     some.samples = some.imgs = [images.samples[at] for at in index]

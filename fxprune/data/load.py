@@ -57,7 +57,7 @@ def load(
     transform: Transforms | None = None,
     val_split: float = 0.0,
 ) -> DataSet:
-    """Loads a data set by its name.
+    """Load a data set by its name.
 
     Args:
         name: one of `NAMES`; `folder:DIR` wants DIR/train and DIR/val with a folder per class.
@@ -104,7 +104,7 @@ def from_tensors(
     flip: bool = False,
     preprocess: Preprocess = USUAL,
 ) -> DataSet:
-    """Makes a data set of images in memory.
+    """Make a data set of images in memory.
 
     Args:
         name: what it is called in reports.
@@ -172,13 +172,13 @@ def _torchvision(name: str, root: Path, download: bool, preprocess: Preprocess) 
 
 
 def _images(data: Any) -> Tensor:
-    """Brings [N, H, W] or [N, H, W, C] to uint8 [N, C, H, W]."""
+    """Convert [N, H, W] or [N, H, W, C] to uint8 [N, C, H, W]."""
     images = torch.as_tensor(data)
     return images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
 def _digits(preprocess: Preprocess) -> DataSet:
-    """1,797 handwritten digits, 8x8; every fifth is kept for evaluation."""
+    """Load 1,797 handwritten digits, 8x8; every fifth is kept for evaluation."""
     try:
         bunch = importlib.import_module("sklearn.datasets").load_digits()
     except ImportError as error:

@@ -32,7 +32,7 @@ FORMS = (
 
 
 def own_data(made: Any, name: str, *, workers: int = 0) -> DataSet:
-    """Makes a data set of what a factory returned.
+    """Make a data set of what a factory returned.
 
     Args:
         made: a `DataSet`, or torch Datasets or DataLoaders for training and validation.
@@ -112,7 +112,7 @@ def _split(part: Any, which: str, name: str, workers: int) -> "DatasetSplit | Lo
 
 
 def inputs_and_targets(batch: Any, where: str = "a batch") -> Batch:
-    """Takes a batch apart: `(inputs, target)`, or `(x, y, …, target)`.
+    """Take a batch apart: `(inputs, target)`, or `(x, y, …, target)`.
 
     Raises:
         DataError: it is no such pair.
@@ -141,7 +141,7 @@ class DatasetSplit:
     workers: int = 0
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Count the examples."""
         return len(self.source)  # type: ignore[arg-type]
 
     def batches(
@@ -153,7 +153,7 @@ class DatasetSplit:
         augment: bool = False,  # noqa: ARG002 - the transforms of the Dataset say
         share: Share = WHOLE,
     ) -> Iterator[Batch]:
-        """Yields the split once; see `Split.batches`."""
+        """Yield the split once; see `Split.batches`."""
         order, even = shuffled(len(self), size, shuffle), shuffle is not None
         rows = [share(batch, even).tolist() for batch in torch.split(order, size)]
         loader: DataLoader[Any] = DataLoader(
@@ -182,7 +182,7 @@ class LoaderSplit:
         return self.loader.dataset
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Count the examples."""
         return len(self.source)
 
     def batches(
@@ -194,7 +194,7 @@ class LoaderSplit:
         augment: bool = False,  # noqa: ARG002
         share: Share = WHOLE,
     ) -> Iterator[Batch]:
-        """Yields the split once; see `Split.batches`.
+        """Yield the split once; see `Split.batches`.
 
         Raises:
             DataError: several processes share the work, which a DataLoader does by its sampler.
@@ -214,7 +214,7 @@ def _seeded(
     share: Share,
     device: torch.device | str,
 ) -> Iterator[Batch]:
-    """The batches of a loader, drawn by `shuffle`; torch's own generator is put back."""
+    """Yield the batches of a loader, drawn by `shuffle`; torch's own generator is put back."""
     with torch.random.fork_rng(devices=[]):
         if shuffle is not None:
             seed = share.rank + int(torch.randint(2**62, (), generator=shuffle))
@@ -226,12 +226,12 @@ def _seeded(
 
 
 def moved(batch: Any, device: torch.device | str) -> Any:
-    """A batch with all of its tensors on a device."""
+    """Move all tensors of a batch to a device."""
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
 
 
 def steps_of(split: Split, size: int) -> int:
-    """How many batches a shuffled pass of a split has."""
+    """Count the batches of a shuffled pass of a split."""
     return len(split.loader) if isinstance(split, LoaderSplit) else max(len(split) // size, 1)
 
 

@@ -47,7 +47,7 @@ class Preprocess:
     flip: bool | None = None
 
     def __post_init__(self) -> None:
-        """Checks the fields."""
+        """Check the fields."""
         if any(value <= 0 for value in self.std):
             raise OptionError("a standard deviation has to be above 0", do="see --std")
         if len(self.resize) > 2 or any(side < 1 for side in self.resize):
@@ -66,7 +66,7 @@ class Preprocess:
         flip: bool | None = None,
         base: "Preprocess | None" = None,
     ) -> "Preprocess":
-        """Reads the options of the command line; None keeps what `base` has.
+        """Read the options of the command line; None keeps what `base` has.
 
         Raises:
             OptionError: an option cannot be read.
@@ -84,7 +84,7 @@ class Preprocess:
     def statistics(
         self, default: tuple[tuple[float, ...], tuple[float, ...]]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std of as many channels as the default has.
+        """Return mean and std of as many channels as the default has.
 
         Raises:
             DataError: there are as many neither as channels, nor one.
@@ -102,7 +102,7 @@ class Preprocess:
         return found[0], found[1]
 
     def transforms(self, size: tuple[int, int]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Transforms of evaluation and of training: an image to uint8 [C, height, width].
+        """Make the transforms of evaluation and of training: an image to uint8 [C, height, width].
 
         Args:
             size: height and width of the network's input, pixels.
@@ -118,7 +118,7 @@ class Preprocess:
         return plain, v2.Compose([*steps, *mirror, v2.PILToTensor()])
 
     def describe(self, size: tuple[int, int]) -> dict[str, str]:
-        """Says in words what happens to an image of `folder:`, for a user and for a file."""
+        """Say in words what happens to an image of `folder:`, for a user and for a file."""
         resize = self.resize or larger(size)
         to = "x".join(map(str, resize)) if len(resize) == 2 else f"{resize[0]} (shorter side)"
         crops = {
@@ -135,7 +135,7 @@ class Preprocess:
 
 
 def larger(size: tuple[int, int]) -> tuple[int, int]:
-    """The size before the central crop: an eighth more each way, as is usual for ImageNet."""
+    """Compute the size before the central crop: an eighth more each way, as for ImageNet."""
     return size[0] * 8 // 7, size[1] * 8 // 7
 
 

@@ -34,7 +34,7 @@ class Share:
     of: int = 1
 
     def __call__(self, batch: Tensor, even: bool) -> Tensor:
-        """Its rows of a batch [B, ...]; as many for every process if they have to be even."""
+        """Take its rows of a batch [B, ...]; as many for each process if that has to be even."""
         size = len(batch) // self.of * self.of if even else len(batch)
         return batch[self.rank : size : self.of]
 
@@ -46,7 +46,7 @@ class Split(Protocol):
     """One half of a data set: what training sees, or what evaluation sees."""
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Count the examples."""
 
     def batches(
         self,
@@ -57,7 +57,7 @@ class Split(Protocol):
         augment: bool = False,
         share: Share = WHOLE,
     ) -> Iterator[Batch]:
-        """Yields the split once.
+        """Yield the split once.
 
         Args:
             size: examples per batch. In a shuffled pass the last incomplete batch is left out
@@ -82,7 +82,7 @@ class Normalise:
 
     @staticmethod
     def of(images: Tensor) -> "Normalise":
-        """Exact mean and standard deviation of uint8 images [N, C, H, W]."""
+        """Compute exact mean and standard deviation of uint8 images [N, C, H, W]."""
         values = torch.arange(256, dtype=torch.float64) / 255
         means, stds = [], []
         for channel in images.unbind(1):
@@ -94,14 +94,14 @@ class Normalise:
         return Normalise(tuple(means), tuple(stds))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Maps uint8 [B, C, H, W] to float32 of the same shape."""
+        """Normalise uint8 [B, C, H, W] to float32 of the same shape."""
         mean = images.new_tensor(self.mean, dtype=torch.float32).view(1, -1, 1, 1)
         std = images.new_tensor(self.std, dtype=torch.float32).view(1, -1, 1, 1)
         return images.float().sub_(mean * 255).div_(std * 255)
 
 
 def crop_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Pads with zeros, crops back at a random place, and mirrors every other image or so.
+    """Pad with zeros, crop back at a random position, and mirror every other image or so.
 
     Args:
         images: [B, C, H, W], any dtype; every image gets its own draw.
@@ -156,11 +156,11 @@ class TensorSplit:
             )
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Count the examples."""
         return len(self.labels)
 
     def part(self, index: Tensor) -> "TensorSplit":
-        """The examples of an index, int64 [examples]."""
+        """Return the examples of an index, int64 [examples]."""
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def batches(
@@ -172,7 +172,7 @@ class TensorSplit:
         augment: bool = False,
         share: Share = WHOLE,
     ) -> Iterator[Batch]:
-        """Yields the split once; see `Split.batches`."""
+        """Yield the split once; see `Split.batches`."""
         order, even = shuffled(len(self), size, shuffle), shuffle is not None
         for index in torch.split(order, size):
             images, labels = self.images[index].to(device), self.labels[index].to(device)
@@ -184,7 +184,7 @@ class TensorSplit:
 
 
 def shuffled(count: int, size: int, shuffle: torch.Generator | None) -> Tensor:
-    """The examples in the order of a pass; shuffled, there are only whole batches if there is one.
+    """Order the examples of a pass; shuffled, there are only whole batches if there is one.
 
     Returns:
         int64 [examples].
@@ -211,11 +211,11 @@ class FolderSplit:
     workers: int = 0
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Count the examples."""
         return len(self.plain)
 
     def part(self, index: Tensor) -> "FolderSplit":
-        """The examples of an index, int64 [examples]."""
+        """Return the examples of an index, int64 [examples]."""
         both = [copy.copy(images) for images in (self.plain, self.augmented)]
         for images in both:
             images.samples = [images.samples[i] for i in index.tolist()]
@@ -232,7 +232,7 @@ class FolderSplit:
         augment: bool = False,
         share: Share = WHOLE,
     ) -> Iterator[Batch]:
-        """Yields the split once; see `Split.batches`.
+        """Yield the split once; see `Split.batches`.
 
         The transforms draw from torch's global generator, which is seeded from `shuffle` and
         put back afterwards.
@@ -279,6 +279,6 @@ class _Decoded(Dataset[Any]):
 
 
 def _batch(items: list[Any]) -> Any:
-    """The images and labels of a batch, or the first error among them."""
+    """Collect the images and labels of a batch, or the first error among them."""
     broken = next((item for item in items if isinstance(item, DataError)), None)
     return default_collate(items) if broken is None else broken

@@ -36,7 +36,7 @@ class Family:
     free: bool = False
 
     def at(self, dim: int) -> "Family":
-        """The same labels along another dimension."""
+        """Copy the family with the same labels along another dimension."""
         return self if dim == self.dim else Family(dim, self.labels, self.free)
 
 
@@ -54,16 +54,16 @@ class Call:
         return self.args[name]
 
     def tensors(self) -> list[Tensor]:
-        """The tensor arguments, lists of tensors included, in order."""
+        """List the tensor arguments, lists of tensors included, in order."""
         return tensors_in(self.args.values())
 
     def results(self) -> list[Tensor]:
-        """The tensor results."""
+        """List the tensor results."""
         return tensors_in((self.out,))
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among values and in the lists, tuples and dicts among them, in order."""
+    """Find the tensors among values and in their lists, tuples and dicts, in order."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -89,27 +89,27 @@ class Context(abc.ABC):
 
     @abc.abstractmethod
     def of(self, tensor: Tensor | None) -> tuple[Family, ...]:
-        """The families a tensor carries."""
+        """Return the families a tensor carries."""
 
     @abc.abstractmethod
     def carry(self, tensor: Tensor, families: Iterable[Family]) -> None:
-        """Says what a result carries."""
+        """Say what a result carries."""
 
     @abc.abstractmethod
     def meet(self, a: Tensor | None, b: Tensor | None, reason: str = "") -> None:
-        """Makes two label tensors equal; where one of them is None (fixed), pins the other."""
+        """Make two label tensors equal; where one of them is None (fixed), pin the other."""
 
     @abc.abstractmethod
     def pin(self, labels: Tensor, reason: str, *, structural: bool = False) -> None:
-        """Pins labels, with the reason a user will read."""
+        """Pin labels, with the reason a user will read."""
 
     @abc.abstractmethod
     def fresh(self, size: int) -> Tensor:
-        """New labels: int64 [size]."""
+        """Make new labels: int64 [size]."""
 
     @abc.abstractmethod
     def choose(self, choice: int, *which: Hashable) -> int:
-        """`choice`, or what an earlier run chose at this place: the compact run has to follow it.
+        """Return `choice`, or what an earlier run chose here: the compact run has to follow it.
 
         Where labels can be coupled in several ways, what is seen of them differs between the runs.
         A call that asks for several things says for `which`.
@@ -117,7 +117,7 @@ class Context(abc.ABC):
 
     @abc.abstractmethod
     def has_chosen(self, *which: Hashable) -> bool:
-        """Whether an earlier run chose at this place."""
+        """Tell whether an earlier run chose here."""
 
     @abc.abstractmethod
     def constant(self, tensor: Tensor) -> Tensor | None:
@@ -137,7 +137,7 @@ class Context(abc.ABC):
 
     @abc.abstractmethod
     def is_parametric(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a parameter or computed from parameters alone."""
+        """Tell whether a tensor is a parameter or computed from parameters alone."""
 
     @abc.abstractmethod
     def gate(
@@ -192,14 +192,14 @@ class Context(abc.ABC):
 
     @abc.abstractmethod
     def multiplies(self, scale: int, *factors: Tensor | int, made: Tensor | None) -> None:
-        """Notes multiply-accumulates of the whole batch: scale times the lengths of `factors`."""
+        """Note multiply-accumulates of the whole batch: scale times the lengths of `factors`."""
 
     @abc.abstractmethod
     def mixes(self) -> None:
-        """Notes that the running node mixes statistics across the channels it sees."""
+        """Note that the running node mixes statistics across the channels it sees."""
 
     def along(self, tensor: Tensor | None, dim: int) -> Tensor | None:
-        """The labels along one dimension, or None where its size is fixed.
+        """Return the labels along one dimension, or None where its size is fixed.
 
         A dimension that carries several families (a flattened weight) has all of them made equal.
         """
@@ -209,7 +209,7 @@ class Context(abc.ABC):
         return found[0] if found else None
 
     def overlay(self, places: Iterable[tuple[Tensor, int]], dim: int, reason: str) -> list[Family]:
-        """Lays dimensions of several tensors over each other, index by index.
+        """Lay dimensions of several tensors over each other, index by index.
 
         Args:
             places: the tensors, and the dimension of each.
@@ -230,13 +230,13 @@ class Context(abc.ABC):
         return [Family(dim, known, free)]
 
     def pin_all(self, tensors: Iterable[Tensor], reason: str) -> None:
-        """Pins whatever the tensors carry."""
+        """Pin whatever the tensors carry."""
         for tensor in tensors:
             for family in self.of(tensor):
                 self.pin(family.labels, reason)
 
     def couple_rows(self, labels: Tensor, rows: int) -> Tensor:
-        """Views labels as [rows, n] and makes every row equal to the first, which is returned."""
+        """View labels as [rows, n] and make every row equal to the first, which is returned."""
         if rows == 1:
             return labels
         table = labels.view(rows, -1)
@@ -244,7 +244,7 @@ class Context(abc.ABC):
         return table[0]
 
     def couple_within_rows(self, labels: Tensor, rows: int) -> Tensor:
-        """Views labels as [rows, n] and makes each row one channel; returns its first column."""
+        """View labels as [rows, n] and make each row one channel; return its first column."""
         if rows == len(labels):
             return labels
         table = labels.view(rows, -1)
@@ -264,7 +264,7 @@ class Rule(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, context: Context, call: Call) -> None:
-        """Says what `call` does. Its arguments may carry no labels."""
+        """Say what `call` does. Its arguments may carry no labels."""
 
 
 def goes_whole(channels: Tensor, groups: int) -> bool:

@@ -75,7 +75,7 @@ class Convolution(Rule):
         rows: Tensor | None,
         columns: Tensor | None,
     ) -> Tensor | None:
-        """Couples a grouped convolution; returns the labels of its output channels."""
+        """Couple a grouped convolution; return the labels of its output channels."""
         groups = call["groups"]
         whole = inputs is not None and (
             len(inputs) == groups or bool(context.choose(goes_whole(inputs, groups)))
@@ -108,7 +108,7 @@ class Convolution(Rule):
         columns: Tensor | None,
         whole: bool,
     ) -> Tensor | None:
-        """w[i, o of the group]: rows are the inputs, and conv groups share the outputs' labels."""
+        """Couple w[i, o of the group]: rows are inputs; conv groups share the outputs' labels."""
         groups = call["groups"]
         if whole and inputs is not None and rows is not None:
             context.meet(inputs, rows)
@@ -198,7 +198,7 @@ class TransposedConvolutionSizes(CallSizes):
 
 
 def _stands_still(call: Call, place: int) -> bool:
-    """Whether the kernel has a single position along a spatial dimension, and takes each once."""
+    """Tell whether the kernel has one position along a spatial dimension, and takes each once."""
     at = (call["weight"].shape[2 + place], call["stride"], call["padding"])
     single, stride, padding = (v if isinstance(v, int) else v[place % len(v)] for v in at)
     return (single, stride, padding) == (1, 1, 0)

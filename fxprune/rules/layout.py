@@ -9,14 +9,14 @@ from fxprune.rules.base import PINNED, Context, Family, Place
 
 
 def spread(labels: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
-    """Lays labels [size of dim] out over `shape`, with stride 0 along the other dimensions."""
+    """Lay labels [size of dim] out over `shape`, with stride 0 along the other dimensions."""
     lone = [1] * len(shape)
     lone[dim] = -1
     return labels.view(lone).expand(shape)
 
 
 def told_apart(context: Context, labels: Tensor) -> Tensor:
-    """Labels that stand in for others of which some repeat: each repetition has its own.
+    """Make labels that stand in for others, some of which repeat: each repetition has its own.
 
     Behind a shuffle a channel stands at several positions, with other values at each: [1, 1, 2, 2].
     Where these wrap around, as in roll(1) -> [2, 1, 1, 2], the second channel has its halves the
@@ -41,7 +41,7 @@ def told_apart(context: Context, labels: Tensor) -> Tensor:
 
 
 def read_back(context: Context, moved: Tensor, which: Place) -> Family | None:
-    """The family of a tensor of labels; couples it to one dimension where it varies along more.
+    """Return the family of a tensor of labels; couple it to one dimension if it varies along more.
 
     Args:
         context: what is told of the coupling.
@@ -65,7 +65,7 @@ def read_back(context: Context, moved: Tensor, which: Place) -> Family | None:
 
 
 def _coupled(context: Context, moved: Tensor, varying: list[int], which: Place) -> Family | None:
-    """Keeps the dimension along which most labels differ; indices that share it are one channel."""
+    """Keep the dimension along which most labels differ; indices that share it are one channel."""
     lines = {dim: _first_line(moved, dim) for dim in varying}
     most = max(varying, key=lambda dim: (len(torch.unique(lines[dim])), dim), default=0)
     kept = context.choose(most, *which)

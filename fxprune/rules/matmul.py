@@ -59,7 +59,7 @@ class MatMul(Rule):
     def _add(
         self, context: Context, out: Tensor, addend: Tensor, families: list[Family]
     ) -> list[Family]:
-        """The addend is broadcast to the result, so its trailing dimensions meet."""
+        """Couple the trailing dimensions of an addend, which is broadcast to the result."""
         shift = out.dim() - addend.dim()
         carried = {family.dim: family.labels for family in families}
         for dim in range(addend.dim()):

@@ -307,21 +307,21 @@ def _listed(axis: Axis, dense: list[Any], now: Any, widths: Widths) -> Any:
     return [rank[position] for position in places if position in rank]
 
 
-def _literals(node: fx.Node, place: int, dense: Any, sizes: tuple[int, ...]) -> None:
-    """Puts sizes for literals and computed widths from `place` on; -1 and other nodes stay."""
-    nested = place < len(dense) and isinstance(dense[place], (tuple, list))
-    old = dense[place] if nested else dense[place:]
-    now: Any = node.args[place] if nested else node.args[place:]
+def _literals(node: fx.Node, first: int, dense: Any, sizes: tuple[int, ...]) -> None:
+    """Replace sizes from `first` on by literals and computed widths; -1 and other nodes stay."""
+    nested = first < len(dense) and isinstance(dense[first], (tuple, list))
+    old = dense[first] if nested else dense[first:]
+    now: Any = node.args[first] if nested else node.args[first:]
     new = [
         size if isinstance(literal, (int, Number)) and literal != -1 else current
         for literal, current, size in zip(old, now, sizes, strict=True)
     ]
-    head = node.args[:place]
-    node.args = (*head, tuple(new), *node.args[place + 1 :]) if nested else (*head, *new)
+    head = node.args[:first]
+    node.args = (*head, tuple(new), *node.args[first + 1 :]) if nested else (*head, *new)
 
 
 def _slice(axis: Axis, dense: slice, now: Any, widths: Widths) -> Any:
-    """What takes those of a slice's positions that the template keeps; `now` is what did so."""
+    """Make the slice of the positions that the template keeps; `now` is what stands there."""
     if dense.step not in (None, 1):  # what is left of every n-th position has no fixed step
         dense = slice(*(plain(part) for part in (dense.start, dense.stop, dense.step)))
         inside = torch.zeros(len(axis.channel), dtype=torch.bool)
@@ -332,14 +332,14 @@ def _slice(axis: Axis, dense: slice, now: Any, widths: Widths) -> Any:
 
 
 def _bound(families: list[Family]) -> list[Family]:
-    """Leaves out free labels that another family has joined along its dimension."""
+    """Leave out free labels that another family has joined along its dimension."""
     first = {family.dim: family for family in reversed(families)}
     first |= {family.dim: family for family in families if not family.free}
     return [f for f in families if not f.free or f is first[f.dim]]
 
 
 def _repeated(context: Context, x: Tensor, out: Tensor) -> Iterator[Family]:
-    """Labels for the dimensions that repeat a single value, which may be cut anywhere."""
+    """Make labels for the dimensions that repeat a single value, which may be cut anywhere."""
     for dim in range(out.dim()):
         own = dim - out.dim() + x.dim()
         if out.shape[dim] > 1 and (own < 0 or x.shape[own] == 1):
@@ -347,7 +347,7 @@ def _repeated(context: Context, x: Tensor, out: Tensor) -> Iterator[Family]:
 
 
 def _move(call: Call, labels: Tensor, x: Tensor) -> list[Tensor]:
-    """Runs the call's op on labels in place of `x`; a view that needs a copy becomes a reshape."""
+    """Run the call's op on labels in place of `x`; a view that needs a copy becomes a reshape."""
     if call.op.overloadpacket in (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias):
         return [labels.reshape(call.out.shape)]
     # pads are defined for floating point only; labels stay exact below 2**53

@@ -102,6 +102,6 @@ class PReLUAttributes(ModuleSizes):
 
 
 def _size(tensor: Tensor, out: Tensor, dim: int) -> int:
-    """The operand's length along a dimension of the result; 1 where it has none."""
+    """Return the operand's length along a dimension of the result; 1 where it has none."""
     own = dim - out.dim() + tensor.dim()
     return tensor.shape[own] if own >= 0 else 1

@@ -72,7 +72,7 @@ class Softmax(Rule):
 
 
 def _adds_up(call: Call) -> bool:
-    """Whether zeros add nothing to the result, so that leaving them out is the same."""
+    """Tell whether zeros add nothing to the result, so that leaving them out is the same."""
     if call.op.overloadpacket in (aten.linalg_vector_norm, aten.norm):
         order = call.args.get("ord", call.args.get("p"))
         return order is None or float(order) > 0

@@ -77,7 +77,7 @@ class Patches(Rule):
 
 
 def _slides(call: Call, own: int) -> bool:
-    """Whether a mean is taken over a window that moves by one position along a dimension."""
+    """Tell whether a mean is taken over a window that moves by one position along a dimension."""
     if call.op.overloadpacket not in (aten.avg_pool2d, aten.avg_pool3d):
         return False
 
