@@ -72,7 +72,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = tensors_in((*args, *kwargs.values()))
         computed = bool(inputs) and all(context.is_parametric(tensor) for tensor in inputs)
         known = len(context.edges)
-        rule = _rule(func)
+        rule = rule_of(func)
         if rule is not None:  # also where nothing carries labels: macs are counted all the same
             context.read(self.graph, func.__name__, inputs)
             rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
@@ -131,7 +131,8 @@ def results(look: Looks, args: tuple[Any, ...]) -> Any:
 
 
 @cache
-def _rule(func: Any) -> Rule | None:
+def rule_of(func: Any) -> Rule | None:
+    """Find the rule of an ATen op; None where it has none."""
     known = rules()
     for key in (func, func.overloadpacket, func._schema.name, *func.tags):
         if key in known:

@@ -114,13 +114,13 @@ def of_training(run: Run, job: Job, gated: GatedModule, history: list[EpochMetri
             "spent": history[-1].run_macs,
         },
         "step_seconds": median(metrics.step_seconds for metrics in history),
-        "step_seconds_of": _step_seconds(history, gated.cost.dense_macs),
+        "step_seconds_of": step_seconds(history, gated.cost.dense_macs),
         "seconds": sum(metrics.seconds for metrics in history),
         "history": [asdict(metrics) for metrics in history],
     }
 
 
-def _step_seconds(history: list[EpochMetrics], dense: int) -> Record:
+def step_seconds(history: list[EpochMetrics], dense: int) -> Record:
     """Compute median step seconds of the epochs with all channels, and of those with the fewest.
 
     An epoch counts if all of its steps were such, going by its last one and the one before it.

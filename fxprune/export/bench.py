@@ -269,7 +269,7 @@ class Bench:
         share = sum(widths) / sum(self.sizes)
         what = f"{100 * share:.0f} % of the channels" + (", once more" if confirmed else "")
         self.progress(f"{what}: exporting")
-        contents = self._content(self.sizes), self._content(widths)
+        contents = self.content(self.sizes), self.content(widths)
         timing = measure(
             *contents,
             self._one,
@@ -293,7 +293,8 @@ class Bench:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, kept)
 
-    def _content(self, widths: Widths) -> bytes:
+    def content(self, widths: Widths) -> bytes:
+        """Export the network at these widths, once: the content of its ONNX file."""
         name = hashlib.sha256(repr(widths).encode()).hexdigest()[:20]
         path = self._folder / f"{name}.onnx"
         if not path.exists():

@@ -209,16 +209,16 @@ class _Foreign:
     """How many cores other programs have used since this was made (Linux; elsewhere none)."""
 
     def __init__(self) -> None:
-        self.wall, self.busy, self.own = time.monotonic(), _busy_seconds(), time.process_time()
+        self.wall, self.busy, self.own = time.monotonic(), busy_seconds(), time.process_time()
 
     def cores(self) -> float:
         """Count the cores that were busy, on average."""
         own = time.process_time() - self.own
         wall = time.monotonic() - self.wall
-        return max(_busy_seconds() - self.busy - own, 0.0) / max(wall, 1e-9)
+        return max(busy_seconds() - self.busy - own, 0.0) / max(wall, 1e-9)
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """Read the seconds that all cores were busy, or taken from this virtual machine."""
     try:
         fields = Path("/proc/stat").read_text().split(maxsplit=9)[1:9]

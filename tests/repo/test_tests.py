@@ -13,13 +13,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 PRIVATE = {
     "tests/law/test_stateful.py": {"_selection"},
-    "tests/unit/cli/test_tables.py": {"_step_seconds"},
-    "tests/unit/export/test_latency.py": {"_content"},
-    "tests/unit/export/test_timing.py": {"_busy_seconds"},
     "tests/unit/gated/test_optimizers.py": {"_selection"},
-    "tests/unit/passes/test_couple.py": {"_rule"},
-    "tests/unit/rules/test_contract.py": {"_rule"},
-    "tests/tools/test_starts.py": {"_right"},
 }
 """Private names that tests still read; it only shrinks."""
 

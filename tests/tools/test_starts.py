@@ -88,10 +88,10 @@ def test_candidates_meet_the_budget_and_the_best_is_taken():
     assert net.settings.budget.fits(best.widths, net.cost)
     own = net.best()
     net.settle(best)
-    found = search._right(net, probe)
+    found = search.count_right(net, probe)
     net.unsettle()
     net.settle(own)
-    assert found >= search._right(net, probe)
+    assert found >= search.count_right(net, probe)
 
 
 def test_who_measures_times_stops_the_queue(tmp_path):

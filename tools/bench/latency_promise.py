@@ -92,7 +92,7 @@ def drawn(seed: int, networks: int) -> Iterator[tuple[str, Bench]]:
                 continue
             bench = Bench(program, inputs, folder=Path(tempfile.mkdtemp()))
             bench.__enter__()
-            bench._content(bench.sizes)  # whether it can be exported
+            bench.content(bench.sizes)  # whether it can be exported
         except FxpruneError as error:
             print(f"left out {name}: {error.what}", file=sys.stderr)
             continue
@@ -118,7 +118,7 @@ def trial(name: str, bench: Bench, share: float, threads: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "dense.onnx", Path(folder) / "compact.onnx"]
         for file, widths in zip(files, (bench.sizes, choice.budget.widths), strict=True):
-            file.write_bytes(bench._content(widths))
+            file.write_bytes(bench.content(widths))
         command = [sys.executable, TIMER, *files, "--threads", str(threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return record | {"found": json.loads(done.stdout)}

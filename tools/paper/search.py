@@ -58,7 +58,7 @@ def best_of(network: fxprune.GatedModule, probe: Probe, count: int, seed: int) -
         widths = first.widths if number == 0 else _between(network, first.widths, even, draw)
         chosen = first if number == 0 else top(scores, layout.sizes, widths)
         network.settle(chosen)
-        found = _right(network, probe)
+        found = count_right(network, probe)
         network.unsettle()
         if found > right:
             best, right = chosen, found
@@ -98,7 +98,7 @@ def _between(
 
 
 @torch.no_grad()
-def _right(network: fxprune.GatedModule, probe: Probe) -> float:
+def count_right(network: fxprune.GatedModule, probe: Probe) -> float:
     compact = fxprune.shrink(network)
     update_bn(iter(probe.measured), compact)
     compact.eval()

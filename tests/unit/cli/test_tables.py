@@ -37,7 +37,7 @@ def history(epochs: Sequence[tuple[int | None, float]]) -> list[EpochMetrics]:
 def test_steps_with_all_channels_and_with_the_chosen_ones(
     epochs: list[tuple[int | None, float]], expected: tuple[float | None, float | None]
 ) -> None:
-    found = records._step_seconds(history(epochs), DENSE)
+    found = records.step_seconds(history(epochs), DENSE)
     assert (found["all"], found["chosen"]) == expected
 
 

@@ -337,7 +337,7 @@ def test_a_command_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten())
     with bench_of(model, target) as bench:
         found = bench((32,))
-        expected = len(bench._content((32,))) / len(bench._content((64,)))
+        expected = len(bench.content((32,))) / len(bench.content((64,)))
         assert found.timing.hot.median == pytest.approx(expected)
         assert found.timing.hot == found.timing.cold
         assert bench.path.exists()

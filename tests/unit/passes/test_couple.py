@@ -166,13 +166,13 @@ class TwoModes(nn.Module):
 
 
 def test_what_both_modes_have_in_common_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, known = [], label_mode._rule
+    calls, known = [], label_mode.rule_of
 
     def noted(func: Any) -> Any:
         calls.append(func)
         return known(func)
 
-    monkeypatch.setattr(label_mode, "_rule", noted)
+    monkeypatch.setattr(label_mode, "rule_of", noted)
     graph = analyze(TwoModes(), (torch.zeros(2, 3, 4, 4),))
     assert calls.count(torch.ops.aten.convolution.default) == 3 + 1  # the body's halves are views
     assert calls.count(torch.ops.aten.native_batch_norm.default) == 1

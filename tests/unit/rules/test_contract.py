@@ -31,14 +31,14 @@ def test_has_an_example(rule: type[Rule]) -> None:
 
 @every_example
 def test_meets_its_rule(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
-    met, known = set(), label_mode._rule
+    met, known = set(), label_mode.rule_of
 
     def noted(func: Any) -> Rule | None:
         rule = known(func)
         met.add(type(rule))
         return rule
 
-    monkeypatch.setattr(label_mode, "_rule", noted)
+    monkeypatch.setattr(label_mode, "rule_of", noted)
     analyze(example.model(), inputs())
     assert example.rule in met
 
