@@ -137,7 +137,8 @@ def export(
     import torch
 
     from fxprune.cli import lines, records, tables
-    from fxprune.cli.spec import resolve
+    from fxprune.cli.spec import maker, resolve
+    from fxprune.data import own_transforms
     from fxprune.export.bench import Target
     from fxprune.export.compare import compact_of, compare_onnx
     from fxprune.export.onnx import OnnxOptions
@@ -158,6 +159,7 @@ def export(
     if job is not None:
         if transform:
             job = dataclasses.replace(job, transform=transform)
+            own_transforms(maker(run.base)(transform, "transform"), transform)
             job.record(run, ["transform"])
         job.require(run)  # before the SPEC is imported
     promise = Promise.read(run.path)

@@ -29,9 +29,10 @@ def remarks_on_data(data: DataSet, options: TrainOptions) -> list[str]:
     """List what a user should know of the data before the training."""
     if options.batch_size * 5 <= len(data.train):
         return []
+    steps = max(len(data.train) // options.batch_size, 1)
     return [
         f"a batch of {options.batch_size} is more than a fifth of the {len(data.train):,} training "
-        f"images: an epoch has {max(len(data.train) // options.batch_size, 1)} steps; a smaller "
+        f"images: an epoch has {steps} step{'s' if steps > 1 else ''}; a smaller "
         "--batch-size makes more of them"
     ]
 
@@ -39,7 +40,8 @@ def remarks_on_data(data: DataSet, options: TrainOptions) -> list[str]:
 def data_line(data: DataSet) -> str:
     """Describe what the network sees of the data, in a line."""
     looks = ", ".join(f"{name} {value}" for name, value in data.preprocessing.items())
-    return f"{data.name}: {len(data.train):,} and {len(data.val):,} images; {looks}"
+    counts = f"{data.name}: {len(data.train):,} and {len(data.val):,} examples"
+    return f"{counts}; {looks}" if looks else counts
 
 
 def latency_line(record: Record) -> str:

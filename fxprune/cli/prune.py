@@ -40,6 +40,8 @@ TRAINING = (
     "accumulate",
     "freeze",
     "label_smoothing",
+    "distil",
+    "temperature",
     "augment",
     "mixup",
     "cutmix",

@@ -9,10 +9,11 @@ This is the only module that imports onnx and onnxruntime.
 """
 
 import copy
+import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -266,7 +267,7 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptio
     with torch.no_grad():
         keys = _names_of(network(*pair))
     try:
-        with warnings.catch_warnings(), torch.no_grad(), BatchedConvs():
+        with warnings.catch_warnings(), _no_logs(), torch.no_grad(), BatchedConvs():
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
                 network,
@@ -307,6 +308,17 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptio
             do="ONNX's operators are for float32 above all: try model.float()",
         ) from error
     return program
+
+
+@contextmanager
+def _no_logs() -> Iterator[None]:
+    """Keep the exporter's logs away, among them the traceback of an opset that it cannot write."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _check_options(program: Any, options: OnnxOptions) -> None:

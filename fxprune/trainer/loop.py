@@ -29,7 +29,7 @@ from fxprune.gated.ddp import share_buffers
 from fxprune.gated.module import GatedModule
 from fxprune.runs.history import EpochMetrics, keep_metrics
 from fxprune.runs.writer import only_writer
-from fxprune.trainer import checkpoint
+from fxprune.trainer import checkpoint, teacher
 from fxprune.trainer.churn import Churn
 from fxprune.trainer.clock import Clock
 from fxprune.trainer.evaluate import Stop, check_fit, evaluate, score, summed
@@ -41,6 +41,7 @@ from fxprune.trainer.progress import Progress, Stopped
 from fxprune.trainer.recalibration import recalibrate
 from fxprune.trainer.step import Step
 from fxprune.trainer.task import Loss, Metric, Task, examples_of, name_of
+from fxprune.trainer.teacher import Teacher
 
 __all__ = ["EpochMetrics", "Placement", "Stopped", "Tick", "TrainOptions", "evaluate", "fit"]
 
@@ -136,6 +137,7 @@ def _fit(
     with frozen(model, options.freeze):
         session = _Session(model, make_optimizer(model, options), data, options, placement, task)
         history = session.resume(run) if run is not None else []
+        session.learn_from_dense(run, goes_on=bool(history))
         if ready is not None:
             ready()
         session.wrap()
@@ -202,6 +204,16 @@ class _Session:
             if self.gated is not None and done < self._settles_at(self.gated):
                 self.gated.unsettle()  # the run was shorter when it ended
         return history
+
+    def learn_from_dense(self, run: Path | None, *, goes_on: bool) -> None:
+        """Take the teacher up, and keep it in `run` if it has just become one."""
+        goes_on = goes_on or self.so_far.step > 0
+        self.step.teacher = Teacher.of(
+            self.model, self.options, self.placement, run if goes_on else None
+        )
+        begins = self.step.teacher is not None and not goes_on
+        if begins and run is not None and self.share.rank == 0:
+            teacher.keep(self.model, run)
 
     def save(self, run: Path | None, history: Sequence[EpochMetrics]) -> None:
         """Write the checkpoint, with the epoch that is on its way; all processes have to call."""

@@ -41,6 +41,9 @@ class TrainOptions:
         freeze: layers that do not train, by names of named_modules(), * and ? allowed, commas
             between them. Their batch norms go on measuring.
         label_smoothing: share of the target spread over all classes.
+        distil: share of the loss that is the divergence from the dense network as it was before
+            the training (distillation); 0 is off.
+        temperature: of distillation: what both networks' logits are divided by.
         augment: random crops and flips, as the data set says.
         mixup: mixes pairs of images and their labels (torchvision's MixUp) by shares drawn from
             Beta(a, a) of this a; 0 is off.
@@ -80,6 +83,8 @@ class TrainOptions:
     accumulate: int = 1
     freeze: str = ""
     label_smoothing: float = 0.0
+    distil: float = 0.0
+    temperature: float = 4.0
     augment: bool = True
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -103,6 +108,8 @@ class TrainOptions:
             "weight_decay": (0, math.inf),
             "accumulate": (1, math.inf),
             "label_smoothing": (0, 1),
+            "distil": (0, 1),
+            "temperature": (0.01, math.inf),
             "mixup": (0, math.inf),
             "cutmix": (0, math.inf),
             "settle": (0, 1),

@@ -16,6 +16,7 @@ from fxprune.trainer.optimizer import learning_rate
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.task import Task, examples_of, shapes
+from fxprune.trainer.teacher import Teacher
 
 
 class Step:
@@ -28,6 +29,9 @@ class Step:
         placement: where it runs.
         data: what it trains on.
         task: the loss.
+
+    Attributes:
+        teacher: from which the network learns too; set before the first step.
 
     Raises:
         OptionError: the options do not fit the data or the loss.
@@ -42,6 +46,7 @@ class Step:
         data: DataSet,
         task: Task,
     ) -> None:
+        self.teacher: Teacher | None = None
         self.optimizer, self.scaler, self.options = optimizer, scaler, options
         self.placement, self.task = placement, task
         self.mixing = Mixing(options, data, task)
@@ -77,6 +82,8 @@ class Step:
             with contextlib.nullcontext() if last else _unsynchronised(network):
                 outputs = self._forward(network, some)
                 loss = self.task.minimised(outputs, their, self.options.label_smoothing)
+                if self.teacher is not None:
+                    loss = self.teacher.loss(loss, outputs, self.teacher.says(some))
                 self._backward(loss if len(parts) == 1 else share * loss)
             losses.append(share * loss.detach())
             rights.append(self.task.right(outputs, their).to(loss.device))

@@ -18,7 +18,9 @@ from fxprune.trainer.loop import Stopped, fit
 from fxprune.trainer.mixing import Mixing
 from fxprune.trainer.optimizer import make_optimizer
 from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.placement import Placement
 from fxprune.trainer.task import Task
+from fxprune.trainer.teacher import Teacher
 
 FAST = TrainOptions(epochs=2, lr=0.01, batch_size=256, recalibrate=2, device="cpu", seed=3)
 
@@ -52,6 +54,7 @@ def gated() -> GatedModule:
         {"accumulate": 3},
         {"mixup": 0.2, "cutmix": 1.0},
         {"freeze": "0,*.bias"},
+        {"distil": 0.5},
     ],
     ids=str,
 )
@@ -120,6 +123,29 @@ def test_labels_are_mixed_as_the_images_are(digits: DataSet, word: str) -> None:
     values = (shares[:, :4] * torch.arange(4.0)).sum(1)
     torch.testing.assert_close(mixed.mean((1, 2, 3)), values)
     assert not torch.equal(mixed, images)
+
+
+def test_the_teacher_is_the_dense_network_of_before() -> None:
+    network, images = gated(), torch.randn(4, 1, 8, 8)
+    options = dataclasses.replace(FAST, distil=0.25, temperature=2.0)
+    teacher = Teacher.of(network, options, Placement.of(options), None)
+    assert teacher is not None
+    dense = plain().eval()
+    said = teacher.says(images)
+    torch.testing.assert_close(said, dense(images), rtol=1e-5, atol=1e-6)
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(teacher.says(images), said, rtol=0, atol=0)
+    outputs = torch.randn(4, 10)
+    one, two = (values / 2 for values in (said.softmax(1).log() * 1.0, outputs))
+    p, q = one.softmax(1), two.softmax(1)
+    wanted = 0.75 * 3.0 + 0.25 * 4 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(teacher.loss(torch.tensor(3.0), outputs, said), wanted)
+
+
+def test_a_plain_network_has_no_teacher(digits: DataSet) -> None:
+    with pytest.raises(OptionError, match="distil is for gated networks"):
+        fit(plain(), digits, dataclasses.replace(FAST, distil=0.5))
 
 
 @pytest.mark.parametrize(
