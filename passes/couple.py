@@ -16,7 +16,8 @@ from fxprune.analysis.channel_convs import drop_unused_positions, run_at_dense_p
 from fxprune.analysis.compact_trial import try_widths, uneven_widths
 from fxprune.analysis.context import Pin
 from fxprune.analysis.describe import Description
-from fxprune.analysis.propagation import Labelled, propagate
+from fxprune.analysis.labelled import Labelled
+from fxprune.analysis.propagation import propagate
 from fxprune.analysis.records import write_records
 from fxprune.analysis.solve import Solution
 from fxprune.channels.records import KEY

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.analysis.context import Slide
-from fxprune.analysis.propagation import Labelled, Value
+from fxprune.analysis.labelled import Labelled, Value
 from fxprune.tracing.module import TracedModule
 
 POSITIONS = "fxprune_places_"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.analysis.equalities import lowest, same_memory
-from fxprune.analysis.propagation import Compact, Labelled, RunError, Value, propagate
+from fxprune.analysis.labelled import Compact, Labelled, Value
+from fxprune.analysis.propagation import RunError, propagate
 from fxprune.analysis.solve import Solution
 from fxprune.channels.graph import ChannelGraph, Factor, Widths, template_slots
 from fxprune.channels.records import KEY, Shape

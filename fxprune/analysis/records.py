@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx
 
-from fxprune.analysis.propagation import Value
+from fxprune.analysis.labelled import Value
 from fxprune.analysis.solve import Solution
 from fxprune.channels.records import KEY, Number, Record, Shape
 

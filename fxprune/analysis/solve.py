@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from fxprune.analysis.context import Pin
 from fxprune.analysis.equalities import Ints, copy_to_others
-from fxprune.analysis.propagation import Labelled, Value
+from fxprune.analysis.labelled import Labelled, Value
 from fxprune.channels.graph import (
     FIXED,
     Axis,
