@@ -94,7 +94,8 @@ def instrument(
         example_kwargs: as for `analyze`.
 
     Warns:
-        UserWarning: a pattern reaches further than it says, or less far.
+        UserWarning: a pattern reaches further than it says, or less far; or the budget is a share
+            of the channels, and much more of them, or of the macs, stays.
 
     Returns:
         A GraphModule with `selection()` and `dense_state_dict()`; give its parameters to an
@@ -126,7 +127,36 @@ def instrument(
             settings = dataclasses.replace(settings, budget=fitted.budget)
         gated = apply("gate", coupled, settings=settings).module
     assert isinstance(gated, GatedModule)
+    for note in _kept_too_much(gated):
+        warnings.warn(note, stacklevel=2)
     return gated
+
+
+TOO_MUCH = 0.1
+"""By how much more than the budget's share of the channels may stay without a warning."""
+
+
+def _kept_too_much(gated: GatedModule) -> Iterator[str]:
+    """Yield what a user of a budget of channels has to know of what stays."""
+    budget, widths, cost = gated.settings.budget, gated.best().widths, gated.cost
+    if budget.kind != "keep" or budget.limits:
+        return
+    channels = sum(widths) / max(sum(cost.sizes), 1)
+    if channels > budget.value + TOO_MUCH:
+        yield (
+            f"{channels:.0%} of the channels stay, more than {budget}: some groups cannot be so "
+            "narrow; round_to=1 leaves them the most freedom"
+        )
+    macs = cost.macs(widths) / max(cost.dense_macs, 1)
+    if macs > budget.value + TOO_MUCH:
+        pinned = sorted(gated.channels.pinned, key=lambda pin: -pin.macs)[:3]
+        reasons = "; ".join(
+            f"{pin.macs / max(cost.dense_macs, 1):.0%} {pin.reason}" for pin in pinned if pin.macs
+        )
+        yield (
+            f"{macs:.0%} of the macs stay with {budget}, because pinned channels do: {reasons} "
+            "(all of them: gated.channels.pinned)"
+        )
 
 
 def fit_latency(

@@ -155,7 +155,7 @@ class Description:
             lengths = [length for length in product.factors if isinstance(length, int)]
             factors = [self._factor(v) for v in product.factors if not isinstance(v, int)]
             scale, rest = divmod(product.scale * math.prod(lengths), self.solved.labelled.batch)
-            if rest:  # the batch is part of a dimension that carries labels
+            if rest and factors:  # the batch is part of a dimension that carries labels
                 scale, factors = (
                     product.scale * math.prod(lengths),
                     [_share(factors[0], self.solved.labelled.batch), *factors[1:]],

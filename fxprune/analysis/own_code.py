@@ -24,6 +24,7 @@ from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import modules_of
 from fxprune.tracing.regions import region_of
 from fxprune.tracing.side_effects import Draws
+from fxprune.tracing.snapshot import Snapshot
 
 TURNED = 12
 """Conditions that are turned round, at most, in one module."""
@@ -102,6 +103,7 @@ class OwnCode:
         Ways on which the dense network does not run are taken off the list.
         """
         context, results, node = self.context, [], self.context.node
+        snapshot = Snapshot(module)  # its code may keep tables that it makes at its first call
         for way in list(taken):
             before, last = context.mark(), way is taken[-1]
             context.node = node
@@ -118,6 +120,7 @@ class OwnCode:
                 taken.remove(way)
             finally:
                 self.mode.answers = None
+                snapshot.restore()
             if not last:
                 del context.products[before[0]["products"] :]
         context.node = node
@@ -166,9 +169,13 @@ def ways(module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any) 
         answers = Answers(turned=turned)
         seeded(seed)
         with own_modes(module, training), Looking(answers), Noting(answers), _for_real(module):
-            really_run(module, real, args, kwargs)
+            try:
+                really_run(module, real, args, kwargs)
+            finally:
+                snapshot.restore()
         return Way(training, seed, tuple(answers.taken))
 
+    snapshot = Snapshot(module)
     last = taken(False, 0)
     found = {last.turns: last}
     for training in (True, False):
