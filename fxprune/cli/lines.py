@@ -140,6 +140,22 @@ def remarks_on_training(record: Record) -> list[str]:
     ]
 
 
+def remarks_on_waiting(last: EpochMetrics, steps: int) -> list[str]:
+    """Say where an epoch of some length waited for something else than its steps.
+
+    Args:
+        last: the run's last epoch.
+        steps: that it had.
+    """
+    stepping = steps * last.step_seconds
+    if last.seconds < 10 or stepping > last.seconds / 3:
+        return []
+    return [
+        f"the last epoch took {last.seconds:.0f} s, its steps {stepping:.0f} s of it: the rest was "
+        "reading the data and evaluation; more --workers, or smaller images on disk, may help"
+    ]
+
+
 def remarks(record: Record) -> list[str]:
     """List what a user should know of an export beside its figures."""
     lines = []

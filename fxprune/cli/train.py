@@ -132,6 +132,7 @@ def train(
     """
     from fxprune.cli import lines, records, tables
     from fxprune.cli.spec import maker, resolve
+    from fxprune.data.own import steps_of
     from fxprune.report.of_runs import write_beside
     from fxprune.trainer.job import Job
     from fxprune.trainer.launch import first_alone, launched
@@ -200,7 +201,9 @@ def train(
             )
         record = records.of_training(run, job, gated, history)
         print_result(record, tables.show_training, as_json)
-        for line in lines.remarks_on_training(record):
+        steps = steps_of(images.train, job.options.batch_size)
+        waited = lines.remarks_on_waiting(history[-1], steps)
+        for line in (*lines.remarks_on_training(record), *waited):
             console.note(line)
         if rank == 0:
             console.note(f"report: {write_beside(run, gated)}")

@@ -107,3 +107,12 @@ def test_the_live_line_says_where_a_training_stands() -> None:
     assert lines.live_line(own) == "epoch 1   validation: iou 0.2500 ▁   2 ms a step"
     bare = [EpochMetrics(epoch=1, val_accuracy=None, **rest)]  # type: ignore[arg-type]
     assert lines.live_line(bare) == "epoch 1   training: loss 0.5000 ▁   2 ms a step"
+
+
+def test_an_epoch_that_waits_for_its_data_is_remarked_on() -> None:
+    """240 photos: 120 s, 4 s of them steps."""
+    metrics = EpochMetrics(1, 0.1, 1.0, 0.5, 1.0, 0.5, step_seconds=0.5, seconds=120.0)
+    (line,) = lines.remarks_on_waiting(metrics, 8)
+    assert "the last epoch took 120 s, its steps 4 s of it" in line
+    assert not lines.remarks_on_waiting(metrics, 100)
+    assert not lines.remarks_on_waiting(dataclasses.replace(metrics, seconds=9.0), 8)
