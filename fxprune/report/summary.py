@@ -195,12 +195,17 @@ def _is_transposed(gated: GatedModule, name: str) -> bool:
         return False
 
 
+def _short_line(where: str) -> str:
+    """Shorten a source line: without the folders that are the same for all."""
+    return where.replace(f"{Path.cwd()}/", "").rpartition("site-packages/")[2]
+
+
 def _pinned(graph: ChannelGraph, macs: int) -> list[Record]:
     return [
         {
             "channels": pin.channels,
             "reason": pin.reason,
-            "where": pin.where.replace(f"{Path.cwd()}/", "") if pin.where else pin.where,
+            "where": _short_line(pin.where),
             "share": _short(pin.macs / max(macs, 1)),
             "layers": _modules(pin.parameters),
         }

@@ -152,7 +152,7 @@
     const step = Math.max(1, Math.ceil(epochs.length / 160));
     const shown = epochs.filter((_, i) => i % step === 0 || i === epochs.length - 1);
     const [w, hgt, left] = [Math.max(4, Math.min(24, 800 / shown.length)), 13, 150];
-    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${left + w * shown.length + 4} ${hgt * run.groups.length + 22}`, style: `max-width:${1.3 * (left + w * shown.length)}px;min-width:28rem` });
+    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${left + w * shown.length + 4} ${hgt * run.groups.length + 22}`, style: `max-width:${1.3 * (left + w * shown.length)}px;min-width:min(100%, 22rem)` });
     const draw = () => {
       picture.replaceChildren();
       run.groups.forEach((group, y) => {
