@@ -14,6 +14,10 @@ _LOOKS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__})
 """Methods that hand values to Python without an ATen call."""
 
 
+_UNTAGGED = frozenset({"torchvision::nms"})
+"""Calls whose result's shape depends on values, and that PyTorch does not know as such."""
+
+
 class AsksForValuesError(RuntimeError):
     """The code asks for what is in a tensor, and nothing is known that could be told."""
 
@@ -56,7 +60,7 @@ class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
         told = self.answers.take(func.__name__, lambda: pytree.tree_map(_form, out))
-        return out if torch.Tag.dynamic_output_shape in func.tags else told
+        return told if torch.Tag.data_dependent_output in func.tags else out
 
 
 class Looking(TorchFunctionMode):
@@ -88,7 +92,7 @@ class Form:
 
 def asks_for_values(func: Any, args: tuple[Any, ...]) -> bool:
     """Tell whether the result of an ATen call, or its shape, depends on what is in its tensors."""
-    if torch.Tag.data_dependent_output in func.tags:
+    if torch.Tag.data_dependent_output in func.tags or func._schema.name in _UNTAGGED:
         return True
     if func is torch.ops.aten.index.Tensor:
         return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
