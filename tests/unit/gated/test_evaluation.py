@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument, shrink
+from tests.support.law import gap
 from tests.support.nets import BY_NAME
 from tests.support.oracle import loss_of
 from tests.support.training import sgd, train_step
@@ -233,3 +234,18 @@ def test_files_of_before_still_load() -> None:
     again, _ = build("utility{warmup=2,reallocate=2}")
     again.load_state_dict(state)
     assert same(bits(again), bits(gated))
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "shuffle_split"])
+def test_sizes_that_are_written_down_follow_other_widths(name: str) -> None:
+    """A depthwise layer's groups, a view's channels: in training all channels, then the budget."""
+    net = BY_NAME[name]
+    gated = instrument(net.model().train(), net.inputs(), policy="cucb", budget="keep=0.5")
+    gated.spend(1.0)
+    trained = gated.widths
+    assert gated.eval().widths != trained
+    with torch.no_grad():
+        found, wanted = gated(*net.inputs(3, seed=1)), shrink(gated)(*net.inputs(3, seed=1))
+    assert gap(wanted, found) < 1e-12
+    assert gated.train().widths == trained
+    gated(*net.inputs(3, seed=2))
