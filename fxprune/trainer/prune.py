@@ -182,11 +182,11 @@ def prune(
     speedup: float | None = None,
     budget: str | Budget | None = None,
     max_drop: float | None = None,
-    loss: Loss | None = None,
     policy: str | Policy = POLICY,
     options: TrainOptions = OPTIONS,
     round_to: int | None = None,
     watcher: Watcher = SILENT,
+    loss: Loss | None = None,
 ) -> Pruned:
     """Make a trained network smaller: instrument it, train it for a short while, shrink it.
 
@@ -203,12 +203,12 @@ def prune(
         speedup: how many times as fast it shall be; 2 is `latency=0.5`.
         budget: in its text form, or a `Budget`.
         max_drop: the smallest network is searched that loses at most so many points of accuracy.
-        loss: what is minimised, from the logits [B, classes] and the labels [B] to a scalar; by
-            default the cross-entropy.
         policy: how channels are chosen.
         options: how it is trained.
         round_to: see `fxprune.instrument`.
         watcher: called with how far it is.
+        loss: what is minimised, from the logits [B, classes] and the labels [B] to a scalar; by
+            default the cross-entropy.
 
     Warns:
         UserWarning: the dense network's accuracy is near chance.
