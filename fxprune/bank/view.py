@@ -131,39 +131,72 @@ class _Lines(NamedTuple):
         dense: its bank.
         resting: for each gated dimension, int64 [length], the dense position of each one shown.
         source: likewise, the resident position that has it, if it executes.
-        executes: bool, broadcasts to the shown shape; None where nothing is gated.
+        executes: for each gated dimension, bool [length], whether it executes.
+        changed: for each gated dimension, int64 [changed], the positions at which the resident has
+            another channel; None where most of them do, or widths differ.
     """
 
     name: str
     dense: Tensor
     resting: Positions
     source: Positions
-    executes: Tensor | None
+    executes: Positions
+    changed: Positions | None
 
     @classmethod
     def of(cls, name: str, dense: Tensor, before: Positions, after: Positions) -> "_Lines":
         """Compute the plan from the dense positions that the resident holds, and those to show."""
-        source, executes = {}, None
+        source, executes, changed = {}, {}, {}
+        moving = 0.0
         for dim, shown in after.items():
             size, held = dense.shape[dim], before[dim]
             rank = held.new_zeros(size)
             rank[held] = torch.arange(len(held), device=held.device)
             known = torch.zeros(size, dtype=torch.bool, device=held.device)
             known[held] = True
-            source[dim] = rank[shown]
-            lying = [1] * dense.dim()
-            lying[dim] = len(shown)
-            line = known[shown].view(lying)
-            executes = line if executes is None else executes & line
-        return cls(name, dense, after, source, executes)
+            source[dim], executes[dim] = rank[shown], known[shown]
+            if len(held) == len(shown):
+                changed[dim] = (held != shown).nonzero().flatten()
+                moving += len(changed[dim]) / max(len(shown), 1)
+            else:
+                moving = 1.0
+        return cls(name, dense, after, source, executes, changed if moving < 1 else None)
 
     def gather(self, residents: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Return the tensor with its name."""
-        own, rests = residents[self.name], self.dense
-        if self.executes is None:
+        """Return the tensor with its name: a copy of the resident, but for what changed."""
+        own = residents[self.name]
+        # the number of changed positions would make torch.compile compile again and again
+        if not self.resting:
             yield self.name, own.clone()
-            return
-        for dim in self.resting:
-            own = own.index_select(dim, self.source[dim])
-            rests = rests.index_select(dim, self.resting[dim])
-        yield self.name, torch.where(self.executes, own, rests)
+        elif self.changed is None or torch.compiler.is_compiling():
+            yield self.name, self._gathered(own, self.resting, self.source, self.executes)
+        else:
+            shown = own.clone()
+            for dim, line in self.changed.items():
+                if len(line) > 0:
+                    parts = (
+                        {**each, dim: each[dim][line]}
+                        for each in (self.resting, self.source, self.executes)
+                    )
+                    shown.index_copy_(dim, line, self._gathered(own, *parts, first=dim))
+            yield self.name, shown
+
+    def _gathered(
+        self,
+        own: Tensor,
+        resting: Positions,
+        source: Positions,
+        executes: Positions,
+        first: int | None = None,
+    ) -> Tensor:
+        """Look up every element, along the first of the dimensions before the others."""
+        rests, mask = self.dense, None
+        for dim in sorted(resting, key=lambda dim: dim != first):
+            own = own.index_select(dim, source[dim])
+            rests = rests.index_select(dim, resting[dim])
+            lying = [1] * own.dim()
+            lying[dim] = -1
+            line = executes[dim].view(lying)
+            mask = line if mask is None else mask & line
+        assert mask is not None
+        return torch.where(mask, own, rests)
