@@ -7,7 +7,7 @@ tensors that are gathered for it. They stand in the modules' tables while the fo
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,11 +19,10 @@ from fxprune.bank.exchange import Chosen
 from fxprune.bank.view import View
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize_parts
+from fxprune.gated.checkpointing import Code, code_of
 from fxprune.gated.nodes import remove_taps
 from fxprune.gated.residents import Residents
 from fxprune.tracing.module import TracedModule, modules_of
-
-Code = Callable[..., Any]
 
 
 class _Site(NamedTuple):
@@ -162,7 +161,7 @@ class Evaluation:
         graphs = {id(graph): graph for graph in self._graphs.values()}
         nodes = (node for graph in graphs.values() for node in graph.nodes)
         resize_parts(network, (), nodes, channels, widths)
-        codes = {key: _code(network, graph) for key, graph in graphs.items()}
+        codes = {key: code_of(network, graph) for key, graph in graphs.items()}
         self._codes = {mode: codes[id(graph)] for mode, graph in self._graphs.items()}
         self._widths = widths
 
@@ -171,13 +170,6 @@ def _untapped(graph: fx.Graph) -> fx.Graph:
     twin = copy.deepcopy(graph)
     remove_taps(twin)
     return twin
-
-
-def _code(network: nn.Module, graph: fx.Graph) -> Code:
-    """The function of a graph, which takes the network as its first argument."""
-    made: Any = type(fx.GraphModule(network, graph, "Evaluation"))
-    forward: Code = made.forward
-    return forward
 
 
 def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Site]:

@@ -25,6 +25,7 @@ from fxprune.channels.resize import resize
 from fxprune.errors import FxpruneError, GateError
 from fxprune.gated import ddp, display
 from fxprune.gated.bare_averages import BareAverages
+from fxprune.gated.checkpointing import checkpointed
 from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.nodes import seen, taps, to_gated
 from fxprune.gated.optimizers import Rounds
@@ -488,7 +489,7 @@ class GatedModule(TracedModule):
             return None
         code = super().recompile()
         cls: Any = type(self)
-        cls.forward = _by_mode(cls.forward)
+        cls.forward = _by_mode(checkpointed(self, self.graph) or cls.forward)
         return code
 
     @_lasting

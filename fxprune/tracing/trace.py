@@ -145,6 +145,8 @@ def _both_graphs(
         return holder, graph, graph
     _settle_mode(evaluation, False)
     same = _calls(training) == _calls(evaluation)
+    if same:
+        copy_checkpoints(training, evaluation)
     return model, evaluation if same else training, evaluation
 
 
@@ -249,6 +251,7 @@ class _Tracer(KnowingTracer):
         self.signature, self.snapshot, self.wary = signature, snapshot, wary
         self.leaves: dict[str, Exception] = {}
         self.codegen: CallCodeGen | None = None
+        self.checkpoints = Checkpoints()
 
     def clean_up(self, module: nn.Module) -> None:
         self.snapshot.restore_parts(modules_of(module).values())
@@ -327,6 +330,7 @@ class _Tracer(KnowingTracer):
             raise self.refuse("the code asks for what is in a tensor")
         if node.op not in ("placeholder", "output"):
             node.stack_trace = _user_frame()
+            self.checkpoints.mark(node, sys._getframe(1))
         return node
 
 
