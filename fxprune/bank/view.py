@@ -174,11 +174,12 @@ class _Lines(NamedTuple):
             shown = own.clone()
             for dim, line in self.changed.items():
                 if len(line) > 0:
-                    parts = (
+                    resting, source, executes = (
                         {**each, dim: each[dim][line]}
                         for each in (self.resting, self.source, self.executes)
                     )
-                    shown.index_copy_(dim, line, self._gathered(own, *parts, first=dim))
+                    part = self._gathered(own, resting, source, executes, first=dim)
+                    shown.index_copy_(dim, line, part)
             yield self.name, shown
 
     def _gathered(
