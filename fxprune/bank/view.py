@@ -190,7 +190,7 @@ class _Lines(NamedTuple):
         executes: Positions,
         first: int | None = None,
     ) -> Tensor:
-        """Look up every element, along the first of the dimensions before the others."""
+        """Gather every element, along the first of the dimensions before the others."""
         rests, mask = self.dense, None
         for dim in sorted(resting, key=lambda dim: dim != first):
             own = own.index_select(dim, source[dim])

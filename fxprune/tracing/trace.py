@@ -23,6 +23,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Scope, ScopeContextManager
 
+from fxprune.tracing.checkpoints import Checkpoints, copy_checkpoints
 from fxprune.tracing.module import (
     ROOT,
     DraftModule,

@@ -15,26 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune import GatedModule, attach, instrument
+from fxprune import GatedModule, attach
+from tests.support.small_training import IMAGES, LABELS, loader, network
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # theirs, of their own parts
 
-IMAGES = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-LABELS = torch.randint(4, (64,), generator=torch.Generator().manual_seed(1))
 FALL = "linear{begin=0.2,end=0.9}"
-
-
-def network(policy: str = "random") -> GatedModule:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8),
-        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    )  # fmt: skip
-    return instrument(model.train(), (IMAGES[:2],), policy=policy, budget="keep=0.5")
-
-
-def loader() -> Any:
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGES, LABELS), 16)
 
 
 def assert_same(one: GatedModule, two: GatedModule) -> None:

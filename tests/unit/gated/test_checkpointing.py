@@ -1,4 +1,4 @@
-"""Regions that the user checkpoints keep no activations in the gated network either."""
+"""Parts that the user checkpoints keep no activations in the gated network either."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from fxprune import attach, instrument, shrink
-from fxprune.tracing.regions import regions
+from fxprune.tracing.checkpoints import checkpointed_parts
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -72,7 +72,7 @@ def test_the_gated_network_keeps_no_more_than_the_dense_one(how: str) -> None:
     assert kept(gated) <= kept(model)
     _, plain = made("never", budget="keep=0.99", round_to=1)
     assert kept(gated) < kept(plain) / 1.5
-    assert len([*regions(gated.both_graphs[0])]) == (2 if how == "sequential" else 6)
+    assert len([*checkpointed_parts(gated.both_graphs[0])]) == (2 if how == "sequential" else 6)
 
 
 @pytest.mark.parametrize("policy", ["random", "utility{warmup=2,reallocate=2}"])
