@@ -9,6 +9,9 @@ to do about it::
       do   replace the roll, or add a rule (docs: extend, "Add an op rule")
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 
 def message(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
     """Format a refusal; lines that have nothing to say are left out."""
@@ -45,8 +48,11 @@ class SpecError(FxpruneError):
 class TraceError(FxpruneError):
     """A model that torch.fx cannot trace, or whose example inputs do not fit.
 
-    `node` is the name of the node that was running, if one was.
+    `node` is the name of the node that was running, if one was; `near` are the labels of the
+    tensors that its call had, or that came just before it.
     """
+
+    near: Sequence[Any] = ()
 
     def __init__(
         self, what: str, *, at: str = "", why: str = "", do: str = "", node: str = ""

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from fxprune.analysis.equalities import lowest, same_memory
 from fxprune.analysis.labelled import Compact, Labelled, Value
-from fxprune.analysis.propagation import RunError, propagate
+from fxprune.analysis.propagation import propagate
 from fxprune.analysis.solve import Solution
 from fxprune.channels.graph import ChannelGraph, Factor, Widths, template_slots
 from fxprune.channels.records import KEY, Shape
@@ -100,8 +100,7 @@ def try_widths(
     try:
         seen = propagate(module, inputs, compact)
     except TraceError as error:
-        near = error.near if isinstance(error, RunError) else ()
-        return Refusal(_named(module, error.node), error.why, near)
+        return Refusal(_named(module, error.node), error.why, error.near)
     finally:
         resize_parts(module, modules.items(), nodes, channels, channels.layout.sizes)
     return (

@@ -8,7 +8,7 @@ components of a graph whose vertices are labels.
 
 import contextlib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,15 +31,6 @@ from fxprune.tracing.module import (
 from fxprune.tracing.side_effects import left_alone
 from fxprune.tracing.snapshot import CONSTANT
 from fxprune.user_lines import where
-
-
-class RunError(TraceError):
-    """A network that does not run on its inputs.
-
-    `near` are the labels of the tensors that the failing call had, or that came just before it.
-    """
-
-    near: Sequence[Tensor] = ()
 
 
 def propagate(
@@ -133,7 +124,7 @@ def _run(interpreter: LabelInterpreter, inputs: tuple[Tensor, ...]) -> None:
     except Exception as error:
         node = context.node
         first = str(error).strip().splitlines() or [""]
-        refused = RunError(
+        refused = TraceError(
             f"the model does not run on inputs of shape {[tuple(x.shape) for x in inputs]}",
             at=where(node) if node is not None else "",
             why=f"{type(error).__name__}: {first[0]}",
