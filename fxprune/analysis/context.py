@@ -306,10 +306,15 @@ class Notebook(Context):
     def convolves(
         self, weight: Tensor, source: Tensor | int, groups: int, *, transposed: bool
     ) -> None:
-        """Note the input and the conv groups of a convolution whose weight is a parameter."""
+        """Note the input and the conv groups of a convolution.
+
+        They are kept by the name of its weight. A weight that a parametrization computes has the
+        name that it would have as a parameter: `conv.weight`, in the module that runs.
+        """
         name = self.names.get(id(weight))
-        if name is None:
-            return  # it is computed: no module has sizes of its own beside it
+        if name is None and self.node.op != "call_module":
+            return  # no module has sizes of its own beside it
+        name = f"{self.node.target}.weight" if name is None else name
         inputs = self.transposed_inputs if transposed else self.conv_inputs
         if inputs.setdefault(name, (source, groups))[1] != groups:
             self.pin_all([weight], "it has several numbers of conv groups in different layers")

@@ -290,7 +290,8 @@ class ChannelGraph:
         axes: for each parameter and buffer, its dimensions that belong to groups.
         shapes: the dense shape of each parameter and buffer.
         gates: where saliencies are read.
-        conv_inputs: for each parameter that is a convolution's weight, the input.
+        conv_inputs: for each convolution, by its weight's name, the input; the weight may be a
+            parameter or what a parametrization computes.
         transposed_inputs: likewise for transposed convolutions; a tied weight may be in both.
         norm_inputs: for each group norm, by its path, the input.
         macs_terms: multiply-accumulates of one example, a term a node.

@@ -152,6 +152,11 @@ class ConvolutionAttributes(ModuleSizes):
         shape, name = sizes.of("weight"), sizes.name("weight")
         channels = sizes.channels
         known = channels.transposed_inputs if module.transposed else channels.conv_inputs
+        computed = known.get(f"{sizes.path}.weight")
+        if not name and computed is not None:  # by a parametrization, which knows its sizes itself
+            inputs, groups = computed.length(sizes.widths), computed.blocks(sizes.widths)
+            vars(module).update(in_channels=inputs, groups=groups)
+            return
         if shape is None or name not in known:
             return
         source = known[name]
