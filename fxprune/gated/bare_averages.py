@@ -32,7 +32,7 @@ class Search:
         self._last = float("-inf")
         self._cost = 0.0
 
-    def objects(self, exchanges: int) -> Iterable[object]:
+    def objects(self, exchanges: int) -> Sequence[object]:
         """Return the containers to look at after so many exchanges of a network; often none."""
         now = time.process_time()
         if now - self._last >= self._cost / _SHARE:
@@ -55,12 +55,12 @@ class BareAverages:
         self._exchanges = 0
         self._warned = False
 
-    def look(self, parameters: Sequence[Tensor], followed: Iterable[Tensor]) -> None:
-        """Search before an exchange; warn once.
+    def look(self, parameters: Iterable[Tensor], followed: Iterable[Tensor]) -> None:
+        """Search before an exchange, which most exchanges do without; warn once.
 
         Args:
-            parameters: of the network, before the exchange.
-            followed: those of its averages that follow.
+            parameters: of the network, before the exchange; read in a search alone.
+            followed: those of its averages that follow; likewise.
 
         Warns:
             FxpruneWarning: a list of tensors was found that will be of other channels.
@@ -69,6 +69,9 @@ class BareAverages:
             return
         self._exchanges += 1
         objects = SEARCH.objects(self._exchanges)
+        if not objects:
+            return
+        parameters = [*parameters]
         own = {tensor.data_ptr() for tensor in parameters}
         own |= {tensor.data_ptr() for tensor in followed}
         trained = [tensor for tensor in parameters if tensor.requires_grad]

@@ -615,12 +615,10 @@ class GatedModule(TracedModule):
         self._residents.put_in_order(self._selection)
         torch.clear_autocast_cache()  # of casts of what leaves
         old = self._selection
-        if (
-            self.attached and chosen.widths == old.widths
-        ):  # at other ones it fails, and not silently
-            followers = [*self._followers, *self._copies]
+        if self.attached and chosen.widths == old.widths:  # at other widths it fails loudly
+            following = itertools.chain(self._followers, self._copies)
             self._bare_averages.look(
-                [*self.parameters()], [p for one in followers for p in one.parameters()]
+                self.parameters(), (p for one in following for p in one.parameters())
             )
         items = itertools.chain(self._residents.states(old.widths), self._residents.parameters())
 
