@@ -78,6 +78,12 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
+    except FileNotFoundError as error:
+        raise RunError(
+            f"cannot write {_printable(path)}",
+            why=f"there is no folder {_printable(target.parent)}",
+            do="make it, or name another one",
+        ) from error
     except (OSError, ValueError) as error:  # the latter for a NUL in the name
         raise RunError(f"cannot write {_printable(path)}", why=str(error)) from error
 
