@@ -26,16 +26,14 @@ from fxprune.cli.arguments import (
 from fxprune.cli.options import NONE_GIVEN, Given, options_of
 from fxprune.cli.signals import ended, held
 from fxprune.errors import OptionError
-from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.options import PYTHON_ONLY, TrainOptions
 
 if TYPE_CHECKING:
     from fxprune.runs.run import Run
 
 
 OPTIONS = [
-    field.name
-    for field in dataclasses.fields(TrainOptions)
-    if field.name not in ("milestones", "decay", "recalibrate")
+    field.name for field in dataclasses.fields(TrainOptions) if field.name not in PYTHON_ONLY
 ]
 
 

@@ -1,6 +1,8 @@
 """Reports of run directories: what they say is read from the run alone."""
 
+import dataclasses
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from fxprune.gated.module import GatedModule
@@ -10,8 +12,10 @@ from fxprune.report.summary import History, Record, Subject, summarize
 from fxprune.runs.promise import Promise
 from fxprune.runs.run import Run
 from fxprune.trainer.job import Job
+from fxprune.trainer.options import PYTHON_ONLY, TrainOptions
 
 PAGE = "report.html"
+USUAL = ("epochs", "lr", "batch_size", "seed")  # shown though they may be the defaults
 
 
 def record_of(run: Run, gated: GatedModule, dense_history: History = ()) -> Record:
@@ -62,12 +66,37 @@ def commands_of(run: Run) -> list[str]:
     ]
     job = Job.read(run)
     if job is not None:
-        options = job.options
-        lines.append(
-            f"fxprune train {name} --data {shlex.quote(job.data)} --epochs {options.epochs}"
-            f" --lr {options.lr:g} --batch-size {options.batch_size} --seed {options.seed}"
-        )
+        given = " ".join(shlex.quote(word) for word in _options_of(job))
+        lines.append(f"fxprune train {name} {given}")
     return [*lines, f"fxprune export {name} --onnx"]
+
+
+def _options_of(job: Job) -> Iterator[str]:
+    """Yield the options of `fxprune train` that a job has, without those at their defaults."""
+    yield from ("--data", job.data)
+    named = {"transform": job.transform, "loss": job.loss, "metric": job.metric}
+    named["val-split"] = str(job.val_split) if job.val_split else None
+    for name, value in named.items():
+        if value:
+            yield from (f"--{name}", value)
+    prepared = job.preprocess
+    texts = {"mean": prepared.mean, "std": prepared.std, "resize": prepared.resize}
+    for name, numbers in texts.items():
+        if numbers:
+            yield from (f"--{name}", ("x" if name == "resize" else ",").join(map(str, numbers)))
+    if prepared.crop != "resized":
+        yield from ("--crop", prepared.crop)
+    if prepared.flip is not None:
+        yield "--flip" if prepared.flip else "--no-flip"
+    for field in dataclasses.fields(TrainOptions):
+        value = getattr(job.options, field.name)
+        if field.name in PYTHON_ONLY or (value == field.default and field.name not in USUAL):
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            yield from (f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def _latency_of(run: Run) -> Record | None:

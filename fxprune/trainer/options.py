@@ -12,6 +12,9 @@ from fxprune.runs.schema import STRICT
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
+PYTHON_ONLY = frozenset({"milestones", "decay", "recalibrate"})
+"""The fields of `TrainOptions` for which the command line has no option."""
+
 
 @dataclass(frozen=True)
 class TrainOptions:

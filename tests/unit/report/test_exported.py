@@ -1,6 +1,7 @@
 """The figures of an export stand in the run under a checksum and a schema."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune.data.preprocess import Preprocess
 from fxprune.errors import RunError
 from fxprune.export.bench import Target
 from fxprune.export.compare import Comparison, Figures
@@ -18,6 +20,8 @@ from fxprune.files import write_record
 from fxprune.report.exported import FILE, Exported
 from fxprune.report.of_runs import commands_of
 from fxprune.runs.run import Run
+from fxprune.trainer.job import Job
+from fxprune.trainer.options import TrainOptions
 
 
 @pytest.fixture
@@ -87,3 +91,17 @@ def test_commands_are_quoted_for_a_shell(tmp_path: Path, run: Run) -> None:
     assert commands_of(odd)[0].startswith(
         """fxprune instrument 'm.py:f{a='"'"'$(id)'"'"'}' --input 1x8x8 --policy """
     )
+
+
+def test_the_command_repeats_a_training_with_its_options(tmp_path: Path, run: Run) -> None:
+    options = TrainOptions(epochs=3, optimizer="nadam", clip=0.5, decay_norms=False, mixup=0.2)
+    look = Preprocess(mean=(0.5,), resize=(8, 9), flip=False)
+    Job("data.py:make", tmp_path, options, look, loss="l.py:dice").write(run)
+    words = shlex.split(commands_of(run)[1])
+    assert words[:3] == ["fxprune", "train", run.path.name]
+    assert words[3:] == [
+        *("--data", "data.py:make", "--loss", "l.py:dice", "--mean", "0.5", "--resize", "8x9"),
+        *("--no-flip", "--epochs", "3", "--lr", "0.1", "--optimizer", "nadam"),
+        *("--batch-size", "128", "--no-decay-norms", "--clip", "0.5", "--mixup", "0.2"),
+        *("--seed", "0"),
+    ]
