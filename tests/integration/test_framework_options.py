@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune import GatedModule, attach
-from tests.support.small_training import IMAGES, LABELS, loader, network
+from tests.support.small_training import IMAGES, LABELS, attached_classifier, loader, network
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # theirs, of their own parts
 
@@ -199,18 +199,8 @@ def test_an_average_over_the_state_dict(policy: str) -> None:
 def test_skorch_clones_and_cross_validates() -> None:
     from sklearn.base import clone
     from sklearn.model_selection import cross_val_score
-    from skorch import NeuralNetClassifier
 
-    class Attached(NeuralNetClassifier):  # type: ignore[misc]
-        def initialize_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-            done = super().initialize_optimizer(*args, **kwargs)
-            attach(self.module_, self.optimizer_)
-            return done
-
-    classifier = Attached(
-        network, criterion=nn.CrossEntropyLoss, optimizer=torch.optim.SGD, lr=0.05,
-        max_epochs=2, batch_size=16, train_split=None, verbose=0, classes=[0, 1, 2, 3],
-    )  # fmt: skip
+    classifier = attached_classifier(classes=[0, 1, 2, 3])
     scores = cross_val_score(classifier, IMAGES.numpy(), LABELS.numpy(), cv=3)
     assert len(scores) == 3
     fitted = clone(classifier).fit(IMAGES.numpy(), LABELS.numpy())

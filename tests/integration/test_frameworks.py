@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune import GatedModule, attach
-from tests.support.small_training import IMAGES, LABELS, loader, network
+from tests.support.small_training import IMAGES, LABELS, attached_classifier, loader, network
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # theirs, of their own parts
 
@@ -258,18 +258,7 @@ def test_fastai(tmp_path: Path) -> None:
 
 
 def test_skorch() -> None:
-    from skorch import NeuralNetClassifier
-
-    class Attached(NeuralNetClassifier):  # type: ignore[misc]
-        def initialize_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-            done = super().initialize_optimizer(*args, **kwargs)
-            attach(self.module_, self.optimizer_)
-            return done
-
-    classifier = Attached(
-        network, criterion=nn.CrossEntropyLoss, optimizer=torch.optim.SGD, lr=0.05,
-        max_epochs=2, batch_size=16, train_split=None, verbose=0,
-    )  # fmt: skip
+    classifier = attached_classifier()
     classifier.fit(IMAGES.numpy(), LABELS.numpy())
     assert classifier.module_.steps == 8
     assert classifier.predict(IMAGES.numpy()).shape == (64,)

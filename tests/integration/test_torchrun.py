@@ -1,11 +1,9 @@
 """`fxprune train` under the real torchrun: two processes, one run directory."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,24 +11,15 @@ import torch
 
 from fxprune.files import read_tensors
 from fxprune.runs.run import Run
-from tests.support.cli import MODEL, run
+from tests.support.cli import MODEL, python, run
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
 
 def torchrun(*arguments: str, folder: Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
     """Runs `fxprune` in two processes."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, "fxprune", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == exit_code, done.stdout + done.stderr
-    return done
+    command = (*TORCHRUN, "fxprune", *arguments)
+    return python(*command, folder=folder, exit_code=exit_code, GLOO_SOCKET_IFNAME="lo")
 
 
 @pytest.fixture(scope="module")

@@ -44,16 +44,25 @@ def build_model():
 
 def run(*arguments: str, folder: Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
     """Runs the command line in `folder`; its exit code has to be the expected one."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONWARNINGS", None)
+    code = "from fxprune.cli.commands import main; main()"
+    done = python("-c", code, *arguments, folder=folder, exit_code=exit_code)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def python(
+    *arguments: str, folder: Path, exit_code: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python in `folder`; its exit code has to be the expected one."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    variables.pop("PYTHONWARNINGS", None)
     done = subprocess.run(
-        [sys.executable, "-c", "from fxprune.cli.commands import main; main()", *arguments],
+        [sys.executable, *arguments],
         cwd=folder,
-        env=environment,
+        env=variables,
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == exit_code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
     return done
