@@ -275,3 +275,9 @@ def test_only_regular_files_are_replaced(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
     assert (tmp_path / "folder").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no folder .*gone\n  do   make it") as caught:
+        files.write_bytes(tmp_path / "gone" / "file", b"")
+    assert ".tmp" not in str(caught.value)
