@@ -12,6 +12,7 @@ from fxprune.bank.bank import Bank, put, take
 from fxprune.bank.packed import Pack
 from fxprune.bank.sparse import SparseSwap
 from fxprune.channels.graph import ChannelGraph, Widths
+from fxprune.errors import GateError
 from fxprune.tracing.module import modules_of, own_name
 
 
@@ -48,9 +49,19 @@ class Home:
     key: str
 
     def tensor(self) -> Tensor:
-        """Return the tensor that lives here."""
-        tensor = self.table[self.key]
-        assert tensor is not None
+        """Return the tensor that lives here.
+
+        Raises:
+            GateError: it is gone.
+        """
+        tensor = self.table.get(self.key)
+        if tensor is None:
+            raise GateError(
+                f"the gated tensor {self.key!r} was taken out of its module",
+                why="its channels can no longer be exchanged",
+                do="prune masks and parametrizations are put on, or removed, before "
+                "fxprune.instrument",
+            )
         return tensor
 
     def install(self, data: Tensor) -> None:

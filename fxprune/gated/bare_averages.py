@@ -2,9 +2,10 @@
 
 `[p.detach().clone() for p in gated.parameters()]` and `{name: p.clone() for name, p in …}` leave no
 trace in the network: nothing tells that a step later `average[i].lerp_(parameter, 0.1)` mixes the
-channels of two selections. Such a list is found where Python keeps it, among the objects of the
-garbage collector: a list, tuple or dict of tensors with the shapes of the network's parameters, in
-their order, that shares no memory with them. Kept across an exchange, it is of other channels.
+channels of two selections. Such tensors are found among the objects of the garbage collector,
+whatever holds them: a list, a dict, an attribute, the buffers of a module, or one flat vector. They
+have the shapes of the network's narrow weights and values near them, and share no memory with them.
+Kept across an exchange, they are of other channels.
 
 A full search reads all objects of the process, some tenths of a second; so it takes at most one
 part in a hundred of the process's time. The young objects, a few thousand, are searched more often.
@@ -13,11 +14,12 @@ part in a hundred of the process's time. The young objects, a few thousand, are 
 import gc
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.errors import FxpruneWarning, message
 
@@ -33,7 +35,7 @@ class Search:
         self._cost = 0.0
 
     def objects(self, exchanges: int) -> Sequence[object]:
-        """Return the containers to look at after so many exchanges of a network; often none."""
+        """Return the objects to look at after so many exchanges of a network; often none."""
         now = time.process_time()
         if now - self._last >= self._cost / _SHARE:
             found = gc.get_objects()
@@ -43,6 +45,10 @@ class Search:
         if exchanges & (exchanges - 1) and exchanges % _OFTEN:
             return ()
         return gc.get_objects(generation=0) + gc.get_objects(generation=1)
+
+    def spent(self, seconds: float) -> None:
+        """Count the time that a second look took."""
+        self._cost += seconds
 
 
 SEARCH = Search()
@@ -55,15 +61,21 @@ class BareAverages:
         self._exchanges = 0
         self._warned = False
 
-    def look(self, parameters: Iterable[Tensor], followed: Iterable[Tensor]) -> None:
+    def look(
+        self,
+        parameters: Iterable[Tensor],
+        narrow: Callable[[], Sequence[Tensor]],
+        followed: Callable[[], Iterable[Tensor]],
+    ) -> None:
         """Search before an exchange, which most exchanges do without; warn once.
 
         Args:
             parameters: of the network, before the exchange; read in a search alone.
-            followed: those of its averages that follow; likewise.
+            narrow: returns those of them that are smaller than the dense network's.
+            followed: returns all tensors that follow the channels, such as optimisers' state.
 
         Warns:
-            FxpruneWarning: a list of tensors was found that will be of other channels.
+            FxpruneWarning: tensors were found that will be of other channels.
         """
         if self._warned or torch.compiler.is_compiling():
             return
@@ -72,48 +84,105 @@ class BareAverages:
         if not objects:
             return
         parameters = [*parameters]
-        own = {tensor.data_ptr() for tensor in parameters}
-        own |= {tensor.data_ptr() for tensor in followed}
-        trained = [tensor for tensor in parameters if tensor.requires_grad]
-        candidates = {len(each): each for each in (parameters, trained) if len(each) > 1}
-        for container in objects:
-            kind = type(container)
-            if kind is list or kind is dict or kind is tuple:
-                parts: Any = container
-                like = candidates.get(len(parts))
-                if like is not None and _is_average(parts, like, own):
-                    self._warned = True
-                    _warn(kind.__name__, len(parts))
-                    return
+        weights = [p for p in narrow() if p.dim() > 1]
+        own = {t.data_ptr() for t in (*parameters, *followed())}
+        if not weights or not any(_averages(objects, parameters, weights, own)):
+            return
+        del objects
+        began = time.process_time()
+        gc.collect()  # averages of a training before this one
+        found = [*_averages(gc.get_objects(), parameters, weights, own, _in_state_dicts())]
+        SEARCH.spent(time.process_time() - began)
+        if found:
+            self._warned = True
+            _warn(found[0])
 
 
-def _is_average(parts: Any, parameters: Sequence[Tensor], own: set[int]) -> bool:
-    """Whether a container holds other tensors of the parameters' shapes, most of them close."""
-    tensors = [*(parts.values() if type(parts) is dict else parts)]
-    if not all(type(tensor) is Tensor for tensor in tensors):  # parameters are another network's
+def _averages(
+    objects: Sequence[object],
+    parameters: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    own: set[int],
+    others: frozenset[int] = frozenset(),
+) -> Iterator[str]:
+    """Describe what may be averages of the parameters.
+
+    Args:
+        objects: where to look.
+        parameters: of the network.
+        weights: those of them to look for.
+        own: addresses of tensors that follow.
+        others: ids of tensors that need not.
+    """
+    flat = {
+        sum(p.numel() for p in each): each
+        for each in (parameters, [p for p in parameters if p.requires_grad])
+        if each
+    }
+    alike: dict[torch.Size, list[Tensor]] = {weight.shape: [] for weight in weights}
+    for tensor in objects:
+        kind = type(tensor)
+        if kind is not Tensor and kind is not nn.Parameter:
+            continue
+        assert isinstance(tensor, Tensor)
+        shape = tensor.shape
+        whole = flat.get(shape[0]) if len(shape) == 1 else None
+        if (shape not in alike and whole is None) or not _is_kept(tensor, own, others):
+            continue
+        if whole is not None and _is_close(tensor, torch.cat([p.flatten() for p in whole])):
+            yield f"a vector of {len(tensor):,} numbers is made of the gated network's parameters"
+        elif whole is None:
+            alike[shape].append(tensor)
+    found = [w for w in weights if any(_is_close(tensor, w) for tensor in alike[w.shape])]
+    if 2 * len(found) >= len(weights):
+        yield f"{len(found)} tensors have the shapes of the gated network's parameters"
+
+
+def _is_kept(tensor: Tensor, own: set[int], others: frozenset[int]) -> bool:
+    """Whether it holds values of its own; a parameter that is trained is another network's."""
+    try:
+        return not (
+            id(tensor) in others
+            or (type(tensor) is nn.Parameter and tensor.requires_grad)
+            or not tensor.is_floating_point()
+            or tensor.layout is not torch.strided
+            or tensor.device.type == "meta"
+            or tensor.data_ptr() in own
+            or tensor.grad_fn is not None
+        )
+    except RuntimeError:  # a view of what was written in place, or a tensor of a transformation
         return False
-    pairs = [*zip(tensors, parameters, strict=True)]
-    if any(
-        t.shape != p.shape or t.device != p.device or not t.is_floating_point() for t, p in pairs
-    ):
-        return False
-    if any(t.data_ptr() in own for t in tensors):
-        return False
-    return 2 * sum(_is_close(tensor, parameter) for tensor, parameter in pairs) > len(pairs)
+
+
+def _in_state_dicts() -> frozenset[int]:
+    """Return the ids of the tensors in state dicts: of other modules, or with their selection."""
+    found: set[int] = set()
+    for container in gc.get_objects():
+        kind = type(container)
+        if kind is OrderedDict or kind is dict:
+            items: Any = container
+            if type(next(iter(items.values()), None)) not in (Tensor, nn.Parameter):
+                continue
+            if hasattr(items, "_metadata") or any(
+                type(key) is str and key.endswith("_extra_state") for key in items
+            ):
+                found.update(id(value) for value in items.values())
+    return frozenset(found)
 
 
 @torch.no_grad()
 def _is_close(tensor: Tensor, parameter: Tensor) -> bool:
     """Whether it may be an average of the parameter; its gradient is far from it."""
-    gap = torch.linalg.vector_norm((tensor - parameter).double())
-    return bool(gap <= 0.5 * torch.linalg.vector_norm(parameter.double()))
+    wanted = parameter.detach().double()
+    gap = torch.linalg.vector_norm(tensor.detach().to(wanted.device, torch.float64) - wanted)
+    return bool(gap <= 0.5 * torch.linalg.vector_norm(wanted))
 
 
-def _warn(kind: str, length: int) -> None:
+def _warn(what: str) -> None:
     text = message(
-        f"a {kind} of {length} tensors has the shapes of the gated network's parameters",
-        why="the network is about to execute other channels, which that cannot follow: averaged "
-        "or compared with the parameters by position, it mixes different channels",
+        what,
+        why="the network is about to execute other channels, which they cannot follow: averaged "
+        "or compared with the parameters by position, they mix different channels",
         do="keep a deep copy and average that: average = copy.deepcopy(gated), then "
         "zip(average.parameters(), gated.parameters()); or AveragedModel of "
         "torch.optim.swa_utils; to compare weights, gated.dense_state_dict()",

@@ -6,9 +6,10 @@ channels that leave the selection for those that enter it.
 
 import functools
 import itertools
+import threading
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 import torch
@@ -23,11 +24,11 @@ from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
 from fxprune.errors import FxpruneError, GateError
-from fxprune.gated import ddp, display
+from fxprune.gated import ddp, display, loading
 from fxprune.gated.bare_averages import BareAverages
 from fxprune.gated.checkpointing import checkpointed
 from fxprune.gated.evaluation import Evaluation
-from fxprune.gated.nodes import seen, taps, to_gated
+from fxprune.gated.nodes import note_paths, seen, taps, to_gated
 from fxprune.gated.optimizers import Rounds
 from fxprune.gated.residents import Residents
 from fxprune.gated.selector import Chooser, Settings
@@ -72,6 +73,7 @@ class GatedModule(TracedModule):
     ) -> None:
         """Takes `dense` over: its modules become gated; the bank has copies of its tensors."""
         self._made = False
+        self._lock = threading.RLock()  # a thread may evaluate while another exchanges channels
         self._evaluation = Evaluation()
         self._pending: list[exchange.Step] = []
         super().__init__(dense, *dense.both_graphs, origin=dense.origin)
@@ -96,6 +98,7 @@ class GatedModule(TracedModule):
             name = f"{path}.weight" if path else "weight"
             if name in channels.axes:
                 to_gated(module, channels.shapes[name])
+        note_paths(self)
         layout = channels.layout
         whole = Chosen(torch.arange(layout.total).to(self._device()), layout.sizes)
         with torch.no_grad():
@@ -320,6 +323,9 @@ class GatedModule(TracedModule):
         if not self.attached.ends(optimizer):
             return
         self._observe_early()
+        self.attached.warn_of_unheld(
+            (name, t) for name, t in self._residents.tensors().items() if t.requires_grad
+        )
         self._residents.gradients.used()
         if not self.training:  # trained in evaluation mode: go on with what is shown
             self._select(self.best())
@@ -428,6 +434,12 @@ class GatedModule(TracedModule):
             self, self.channels, self._residents, self._selection, shown, self.settled
         )
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the selection that export would take now."""
+        if self._evaluation.stale:
+            self._prepare()
+        return self._evaluation.run(self, self._residents, *args, **kwargs)
+
     @_lasting
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with its own bank; no optimiser is attached to it."""
@@ -435,7 +447,7 @@ class GatedModule(TracedModule):
         self._finish()
         own = (
             *("_residents", "_wrappers", "_followers", "_lead", "_evaluation", "_known"),
-            *("_copies", "_twin", "_pending", "_bare_averages"),
+            *("_copies", "_twin", "_pending", "_bare_averages", "_lock"),
         )
         kept = {name: self.__dict__.pop(name) for name in own}
         try:
@@ -445,7 +457,7 @@ class GatedModule(TracedModule):
         twin._residents = Residents(twin, twin.channels, twin.bank)
         for name in ("_wrappers", "_followers", "_copies"):
             setattr(twin, name, weakref.WeakSet())
-        twin._pending, twin._twin = [], None
+        twin._pending, twin._twin, twin._lock = [], None, threading.RLock()
         twin._lead, twin._known, twin.copied_from = None, None, weakref.ref(self)
         twin._evaluation, twin._bare_averages = Evaluation(), BareAverages()
         twin._mode_was_set()
@@ -589,8 +601,15 @@ class GatedModule(TracedModule):
     ) -> None:
         """Takes up the saved widths first, in which the parameters are saved."""
         state = state_dict.get(f"{prefix}_extra_state")
+        gated = {id(tensor) for tensor in self._residents.tensors().values()}
+        names = [name for name, p in self.named_parameters() if id(p) in gated]
         if state is not None:
             self.restore(state if isinstance(state, Mapping) else from_bytes(state))
+        elif not self.settled:
+            loading.refuse_without_selection(state_dict, (f"{prefix}{name}" for name in names))
+        if state is not None and not self.settled:
+            own = dict(self.named_parameters())
+            loading.warn_of_others(state_dict, {f"{prefix}{name}": own[name] for name in names})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # --- inside -----------------------------------------------------------------------------
@@ -610,16 +629,17 @@ class GatedModule(TracedModule):
     @_lasting
     def _exchange(self, chosen: Chosen) -> None:
         """Parameters, buffers and the optimisers' state become those of another selection."""
+        with self._lock:
+            self._exchange_alone(chosen)
+
+    def _exchange_alone(self, chosen: Chosen) -> None:
         self._finish()
         self._observe_early()
         self._residents.put_in_order(self._selection)
         torch.clear_autocast_cache()  # of casts of what leaves
         old = self._selection
         if self.attached and chosen.widths == old.widths:  # at other widths it fails loudly
-            following = itertools.chain(self._followers, self._copies)
-            self._bare_averages.look(
-                self.parameters(), (p for one in following for p in one.parameters())
-            )
+            self._bare_averages.look(self.parameters(), self._residents.narrow, self._moving)
         items = itertools.chain(self._residents.states(old.widths), self._residents.parameters())
 
         def take_up() -> None:
@@ -643,10 +663,18 @@ class GatedModule(TracedModule):
     @_lasting
     def _finish(self) -> None:
         """Finishes an exchange, or a forward of evaluation, that was interrupted."""
-        self._evaluation.restore()
-        while self._pending:
-            self._pending[-1]()
-            self._pending.pop()
+        with self._lock:
+            self._evaluation.restore()
+            while self._pending:
+                self._pending[-1]()
+                self._pending.pop()
+
+    def _moving(self) -> Iterator[Tensor]:
+        """Yield the tensors that follow the channels: optimisers' state, the bank, averages."""
+        yield from self._residents.moving()
+        for one in itertools.chain(self._followers, self._copies):
+            yield from one.parameters()
+            yield from one._moving()
 
     def _announce(self) -> None:
         """Averages take up the selection, autograd and data-parallel wrappers its widths."""
@@ -705,9 +733,10 @@ def _by_mode(code: Callable[..., Any]) -> Callable[..., Any]:
             self._finish()
         if self.training and self._lead is None:
             return code(self, *args, **kwargs)
-        if self._evaluation.stale:
-            self._prepare()
-        return self._evaluation.run(self, self._residents, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self._evaluate(*args, **kwargs)
+        with self._lock:
+            return self._evaluate(*args, **kwargs)
 
     # torch.compile counts how often it compiled a code object, and gives up after some times
     own = types.FunctionType(

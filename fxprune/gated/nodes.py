@@ -9,14 +9,41 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.errors import GateError
+from fxprune.tracing.module import own_name
+
 TAP = "fxprune_tap_"
 """Taps are children of the gated network; their names are this and the number of the gate."""
 
 
 class Gated:
-    """Marks a module whose channels are exchanged between steps; `dense_shape` is its weight's."""
+    """Marks a module whose channels are exchanged between steps.
+
+    Attributes:
+        dense_shape: of its weight.
+        paths: its names in the gated network.
+    """
 
     dense_shape: tuple[int, ...] = ()
+    paths: tuple[str, ...] = ()
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        """Load as a part of the whole network, which knows of which channels the values are.
+
+        Raises:
+            GateError: the state is loaded into a part of the network alone.
+        """
+        if not any(own_name(f".{prefix}").endswith(f".{path}.") for path in self.paths):
+            raise GateError(
+                f"the part {self.paths[0]!r} of a gated network cannot load a state by itself",
+                why="its slots may be of other channels by now than when the state was saved",
+                do="save and load gated.state_dict(), the whole network's",
+            )
+        local_metadata["assign_to_params_buffers"] = False  # parameters stay the same objects
+        load: Any = super()._load_from_state_dict  # type: ignore[misc]
+        load(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         """The narrow module's own line, and the dense shape of its weight."""
@@ -158,12 +185,19 @@ def to_gated(module: nn.Module, dense_shape: tuple[int, ...]) -> None:
         module.dense_shape = dense_shape  # type: ignore[assignment]
 
 
+def note_paths(network: nn.Module) -> None:
+    """Tell each gated module the names that it has in the network."""
+    for path, module in network.named_modules(remove_duplicate=False):
+        if isinstance(module, Gated):
+            module.paths = (*module.paths, path)
+
+
 def to_plain(module: nn.Module) -> None:
     """Turns gated modules into the plain ones they derive from, in place."""
     for child in module.modules():
         plain = _PLAIN.get(type(child))
         if plain is not None:
-            del child.dense_shape
+            del child.dense_shape, child.paths
             child.__class__ = plain
 
 

@@ -8,14 +8,16 @@ make a round of a backward. A round in which one is missing, since GradScaler sk
 it steps seldom, ends without an exchange when there are new gradients. Optimisers are held weakly.
 """
 
+import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.budget.schedule import StepSchedule
+from fxprune.errors import FxpruneWarning, message
 
 
 class Rounds:
@@ -28,6 +30,7 @@ class Rounds:
         # those with gradients newer than their last step, if several are attached
         self._fresh: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._marks: list[RemovableHandle] = []
+        self._checked = False  # since one was added, see `warn_of_unheld`
 
     def __contains__(self, optimizer: object) -> bool:
         return any(optimizer is one for one in self._paces)
@@ -50,6 +53,7 @@ class Rounds:
             if any(id(p) in own for group in other.param_groups for p in group["params"]):
                 self.release(other)
         self._paces[optimizer] = pace
+        self._checked = False
         self._mark()
 
     def release(self, optimizer: Optimizer) -> None:
@@ -80,6 +84,28 @@ class Rounds:
                 self._fresh.add(one)
 
         return mark
+
+    def warn_of_unheld(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
+        """Warn once, after a step, of gradients that no attached optimiser applies.
+
+        Args:
+            parameters: of the network that are exchanged, by name.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        held = {id(p) for one in self._paces for group in one.param_groups for p in group["params"]}
+        for name, parameter in parameters:
+            if parameter.grad is not None and id(parameter) not in held:
+                text = message(
+                    f"no attached optimiser holds the parameter {name}, which has a gradient",
+                    why="channels are exchanged after the steps of attached optimisers; another "
+                    "that steps later would apply it to other channels",
+                    do="call fxprune.attach for each optimiser that steps this network; freeze "
+                    "with requires_grad_(False) what none of them trains",
+                )
+                warnings.warn(text, FxpruneWarning, stacklevel=2)
+                return
 
     @property
     def are_several(self) -> bool:

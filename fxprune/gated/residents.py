@@ -109,9 +109,16 @@ class Residents:
         self, name: str, optimizer: Optimizer, state: dict[str, Any], widths: Widths
     ) -> Iterator[Item]:
         shape = self.bank.shape(name, widths)
-        tensors = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape}
-        new = tensors.keys() - self.bank.states.get(name, {}).keys()
         tensor = self._homes[name].tensor()
+        tensors = {
+            key: value
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+            and value.shape == shape
+            and value.data_ptr()
+            != tensor.data_ptr()  # as SAM's `p.data = state["old_p"]` leaves it
+        }
+        new = tensors.keys() - self.bank.states.get(name, {}).keys()
         beginnings = optimizer_state.beginnings(optimizer, tensor) if new else {}
         for key, resident in tensors.items():
             dense = self.bank.state(name, key, resident)
@@ -137,6 +144,20 @@ class Residents:
 
     def _is_new_to(self, parameter: Tensor) -> bool:
         return not any(optimizer.state.get(parameter) for _, optimizer in self._optimizers())
+
+    def narrow(self) -> list[Tensor]:
+        """Return the parameters that are smaller than the dense network's."""
+        pairs = ((t, self.bank.dense[name]) for name, t in self.tensors().items())
+        return [t for t, dense in pairs if isinstance(t, nn.Parameter) and t.shape != dense.shape]
+
+    def moving(self) -> Iterator[Tensor]:
+        """Yield the tensors that follow the parameters: the bank's, and optimisers' state."""
+        yield from self.bank.dense.values()
+        for states in self.bank.states.values():
+            yield from states.values()
+        for _, optimizer in self._optimizers():
+            for state in optimizer.state.values():
+                yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def store(self, at: Chosen) -> Mapping[str, Tensor]:
         """Brings the bank up to date with the residents of a selection; returns it, by name."""

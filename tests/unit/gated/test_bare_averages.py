@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune import GatedModule
+from fxprune import GatedModule, shrink
 from fxprune.errors import FxpruneWarning
 from fxprune.gated import bare_averages
 from tests.support.nets import BY_NAME
 from tests.support.training import build, train_step
 
 NET = BY_NAME["resnet_projection"]
-FOUND = "has the shapes of the gated network's parameters"
+FOUND = "of the gated network's parameters"
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +31,41 @@ class Kept:
         self.shadow = {n: p.detach().clone() for n, p in network.named_parameters()}
 
 
+class Buffers(nn.Module):
+    """The average of diffusion recipes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in network.named_parameters():
+            self.register_buffer(name.replace(".", ""), parameter.detach().clone())
+
+
+def attributes(network: nn.Module) -> None:
+    for parameter in network.parameters():
+        slow: Any = parameter
+        slow.slow = parameter.detach().clone()
+
+
 AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
     "list": lambda net: [p.detach().clone() for p in net.parameters()],
     "tuple": lambda net: tuple(p.data.clone() for p in net.parameters()),
     "by name": Kept,
+    "by parameter": lambda net: {p: p.detach().clone() for p in net.parameters()},
+    "buffers": Buffers,
+    "attributes": attributes,
+    "a part of a longer list": lambda net: [
+        torch.zeros(3),
+        *(p.detach().clone() for p in net.parameters()),
+    ],
+    "weights alone": lambda net: [p.detach().clone() for p in net.parameters() if p.dim() > 1],
+    "frozen parameters": lambda net: nn.ParameterList(
+        nn.Parameter(p.detach().clone(), requires_grad=False) for p in net.parameters()
+    ),
+    "floats of a state dict": lambda net: {
+        k: v.clone() for k, v in net.state_dict().items() if v.is_floating_point()
+    },
+    "in float32": lambda net: [p.detach().float() for p in net.parameters()],
+    "flat": lambda net: nn.utils.parameters_to_vector(net.parameters()).detach(),
 }
 
 
@@ -48,7 +79,7 @@ def test_a_bare_average_is_warned_of_once(kind: str, late: int) -> None:
     with pytest.warns(FxpruneWarning, match=FOUND):
         train_step(gated, optimizer, NET, late)
     train_step(gated, optimizer, NET, late + 1)  # a second warning would be an error
-    assert average is not None
+    del average
 
 
 def test_what_is_none_is_not_warned_of() -> None:
@@ -62,12 +93,14 @@ def test_what_is_none_is_not_warned_of() -> None:
         [p.detach() for p in gated.parameters()],
         [torch.randn_like(p) for p in gated.parameters()],
         gated.dense_state_dict(),
+        copy.deepcopy(shrink(gated).state_dict()),
+        copy.deepcopy(copy.deepcopy(gated)).requires_grad_(False),
         [*copy.deepcopy(gated).double().float().parameters()],
     ]
     for step in range(3):
         train_step(gated, optimizer, NET, step)
         kept.append([p.grad for p in gated.parameters()])
-    assert len(kept) == 11
+    assert len(kept) == 13
 
 
 def test_full_searches_take_a_part_of_the_time() -> None:

@@ -1,6 +1,7 @@
 """Evaluation is a view: whatever a forward shows, parameters, gradients and state stay."""
 
 import copy
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -249,3 +250,25 @@ def test_sizes_that_are_written_down_follow_other_widths(name: str) -> None:
     assert gap(wanted, found) < 1e-12
     assert gated.train().widths == trained
     gated(*net.inputs(3, seed=2))
+
+
+def test_threads_may_evaluate_one_network() -> None:
+    gated, optimizer = build("cucb{c=1}")
+    for step in range(4):
+        train_step(gated, optimizer, NET, step)
+    gated.eval()
+    wanted, before, wrong = gated(*NET.inputs()), bits(gated), []
+
+    def evaluate() -> None:
+        for _ in range(20):
+            with torch.no_grad():
+                if not torch.equal(gated(*NET.inputs()), wanted):
+                    wrong.append(threading.current_thread().name)
+
+    threads = [threading.Thread(target=evaluate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert same(bits(gated), before)

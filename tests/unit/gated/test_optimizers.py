@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument
-from fxprune.errors import GateError, RunError
+from fxprune.errors import FxpruneWarning, GateError, RunError
 from tests.support.law import choose
 from tests.support.nets import BY_NAME
 from tests.support.oracle import loss_of, moments, resting
@@ -442,3 +442,56 @@ def test_one_optimizer_of_two_networks_saves_both_orders() -> None:
         for key, tensor in found.items():
             either = (tensor == old[key]) | (tensor == new[key])
             assert either.all(), key
+
+
+class Sam(torch.optim.Optimizer):
+    """The published recipe of SAM, which leaves a parameter on the memory of its own state."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.0, "rho": 0.05})
+        self.inner = torch.optim.SGD(self.param_groups, 0.0, momentum=0.9)
+
+    @torch.no_grad()
+    def step(self, closure: Any) -> Any:
+        loss = torch.enable_grad()(closure)()
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for p in parameters:
+            self.state[p]["old_p"] = p.detach().clone()
+            p.add_(p.grad, alpha=0.05)
+        torch.enable_grad()(closure)()
+        for p in parameters:
+            p.data = self.state[p]["old_p"]
+        self.inner.step()
+        return loss
+
+
+@pytest.mark.parametrize("policy", ["random", "utility{warmup=2,reallocate=2}"])
+def test_a_state_that_is_the_parameters_own_memory(policy: str) -> None:
+    gated, optimizer = build(NET, Sam, policy=policy)
+    before = dense(gated)
+    for step in range(6):
+
+        def closure(step: int = step) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(gated, NET, step)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    names = [name for name, _ in gated.named_parameters()]
+    after = dense(gated)
+    assert [name for name in names if not torch.equal(before[name], after[name])] == []
+
+
+def test_an_optimizer_that_was_not_attached_is_warned_of() -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    parameters = [*gated.parameters()]
+    one, two = sgd(parameters[::2]), sgd(parameters[1::2])
+    attach(gated, one)
+    loss_of(gated, NET, 0).backward()
+    with pytest.warns(FxpruneWarning, match="no attached optimiser holds the parameter"):
+        one.step()
+    loss_of(gated, NET, 1).backward()
+    one.step()  # once
+    attach(gated, two)
+    two.step()
