@@ -100,7 +100,7 @@ def _options_of(job: Job) -> Iterator[str]:
 
 
 def _latency_of(run: Run) -> Record | None:
-    """The latency that was measured when the widths were chosen, if it was."""
+    """Return the latency that was measured when the widths were chosen, if it was."""
     promise = Promise.read(run.path)
     if promise is None or promise.dense is None or promise.compact is None:
         return None

@@ -113,7 +113,7 @@ def _epoch(line: Mapping[str, Any]) -> Record:
 
 
 def _short(value: Any) -> Any:
-    """Rounds to six significant digits: the page holds hundreds of epochs."""
+    """Round to six significant digits: the page holds hundreds of epochs."""
     return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
@@ -144,7 +144,7 @@ def _groups(gated: GatedModule, widths: Widths) -> list[Record]:
 
 
 def _quartiles(values: torch.Tensor) -> list[float] | None:
-    """Least, quartiles and greatest of the finite values, or None where there are none."""
+    """Return the least, quartiles and greatest of the finite values; None without any."""
     values = values[values.isfinite()].double()
     if not len(values):
         return None
@@ -153,12 +153,15 @@ def _quartiles(values: torch.Tensor) -> list[float] | None:
 
 
 def _modules(parameters: Any) -> list[str]:
-    """The layers that own some parameters: `features.0` for `features.0.weight`, once each."""
+    """Return the layers that own some parameters.
+
+    `features.0` for `features.0.weight`, once each.
+    """
     return list(dict.fromkeys(name.rpartition(".")[0] or name for name in parameters))
 
 
 def _layers(gated: GatedModule, widths: Widths) -> list[Record]:
-    """Each node that has macs, in the order of the graph, with its output channels."""
+    """Yield each node that has macs, in the order of the graph, with its output channels."""
     graph = gated.channels
     targets = {node.name: str(node.target) for node in gated.graph.find_nodes(op="call_module")}
     params: dict[str, list[int]] = {}

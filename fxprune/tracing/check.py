@@ -14,7 +14,7 @@ from fxprune.tracing.signature import Signature
 
 
 def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, ...]) -> None:
-    """Holds a traced network to the model that it was made of, on random inputs.
+    """Hold a traced network to the model that it was made of, on random inputs.
 
     Args:
         model: the user's own, or another traced network; it is called as the user's.
@@ -42,7 +42,7 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
 
 
 def _alone(network: nn.Module, signature: Signature | None = None) -> Callable[..., Any]:
-    """Runs a network in evaluation mode on copies of its tensors, so that it stays as it is.
+    """Run a network in evaluation mode on copies of its tensors, so that it stays as it is.
 
     A traced one runs its evaluation graph, whatever mode it is in; another is called as the
     signature says.

@@ -18,7 +18,7 @@ class Checkpoints:
     """Numbers the calls of `torch.utils.checkpoint.checkpoint` during a trace."""
 
     def __init__(self) -> None:
-        """Begins before the first call."""
+        """Begin before the first call."""
         self._call: FrameType | None = None
         self._number = -1
 

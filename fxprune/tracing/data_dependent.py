@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 def really_run(
     module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any
 ) -> tuple[Any, int]:
-    """Runs a module whose tensors are meta tensors, on random inputs.
+    """Run a module whose tensors are meta tensors, on random inputs.
 
     Args:
         module: the module; it is not changed.

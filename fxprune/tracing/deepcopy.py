@@ -46,6 +46,6 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _is_plain(kind: type[nn.Module]) -> bool:
-    """Whether its modules are copied by their state, as those are that say nothing else."""
+    """Tell whether its modules are copied by their state, as those are that say nothing else."""
     own, default = (kind.__reduce_ex__, kind.__reduce__), (object.__reduce_ex__, object.__reduce__)
     return own == default and not hasattr(kind, "__deepcopy__")

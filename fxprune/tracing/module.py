@@ -39,7 +39,7 @@ class Origin:
     metadata: Any = None
 
     def state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """A state dict of the original model, with copies of the tensors of these names."""
+        """Return a state dict of the original model, with copies of the tensors of these names."""
         state: OrderedDict[str, Any] = OrderedDict()
         for key, (name, value) in self.entries.items():
             value = value if name is None else tensors[name]
@@ -102,7 +102,7 @@ class TracedModule(fx.GraphModule):
         return (*self.graphs, *inner)
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all modules and runs that mode's graph from now on."""
+        """Set the mode of all modules and run that mode's graph from now on."""
         super().train(mode)
         if hasattr(self, "_graphs"):  # GraphModule's own constructor may call this
             self._show_graph()
@@ -156,7 +156,7 @@ class TracedModule(fx.GraphModule):
             self.graph = graph
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copies modules and both graphs; the copy's class is its own, as with any GraphModule."""
+        """Copy modules and both graphs; the copy's class is its own, as with any GraphModule."""
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         skipped = ("_graph", "_graphs")
@@ -177,12 +177,12 @@ class DraftModule(TracedModule):
     """A traced network whose code is made when it is first run or read; analysis needs none."""
 
     def recompile(self) -> Any:
-        """Drops the code of the graph as it was."""
+        """Drop the code of the graph as it was."""
         self.__dict__.pop("_code", None)
         type(self).forward = DraftModule.forward  # type: ignore[method-assign]
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """Makes the code, which takes this method's place, and runs it."""
+        """Make the code, which takes this method's place, and run it."""
         super().recompile()
         return self.forward(*inputs, **options)
 
@@ -194,7 +194,7 @@ class DraftModule(TracedModule):
 
 
 def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule:
-    """A copy with graphs of its own that shares all but the tensors given, quicker than deepcopy.
+    """Copy a network: own graphs, but only the tensors given are others; quicker than deepcopy.
 
     Args:
         module: the network.
@@ -230,12 +230,12 @@ def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule
 
 
 def join(path: str, name: str) -> str:
-    """The path of a module's child."""
+    """Return the path of a module's child."""
     return own_name(f"{path}.{name}" if path else name)
 
 
 def own_name(name: str) -> str:
-    """The name that the model itself has for a module or tensor of a network that calls it."""
+    """Return the model's own name for a module or tensor of a network that calls it."""
     return name.replace(f"{ROOT}.", "", 1) if f"{ROOT}." in name else name
 
 
@@ -256,7 +256,9 @@ def modules_of(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def tensors_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
-    """A module's parameters and buffers by name; what has several names has the first of them.
+    """Return a module's parameters and buffers by name.
+
+    What has several names has the first of them.
 
     The same as `named_parameters` and `named_buffers`, in a single walk.
     """
@@ -274,7 +276,7 @@ def tensors_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Te
 
 @contextlib.contextmanager
 def with_tensors(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
-    """Puts a module into evaluation mode, with other tensors in the place of its own, by id."""
+    """Put a module into evaluation mode, with other tensors in the place of its own, by id."""
     children = modules_of(module).values()
     training = [child for child in children if child.training]
     homes: list[tuple[dict[str, Any], str, Tensor]] = [
@@ -298,17 +300,17 @@ def with_tensors(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[N
 
 
 def has_leaves(module: TracedModule) -> bool:
-    """Whether the network runs modules of the user's own."""
+    """Tell whether the network runs modules of the user's own."""
     return any(keeps_code(child) for child in modules_of(module).values() if child is not module)
 
 
 def keeps_code(module: nn.Module) -> bool:
-    """Whether a module in a traced network is one of the user's own."""
+    """Tell whether a module in a traced network is one of the user's own."""
     return not type(module).__module__.startswith("torch.nn.")
 
 
 def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
-    """Gives a GraphModule the modes of its source; fx makes new containers, in training mode."""
+    """Give a GraphModule the modes of its source; fx makes new containers, in training mode."""
     known = modules_of(source)
     for path, module in modules_of(graph_module).items():
         # what has several names is known by the first of them, which may be another there
@@ -318,12 +320,12 @@ def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
 
 
 def _targets(graph: fx.Graph) -> dict[Any, None]:
-    """The modules, parameters and buffers that a graph reads, once each, in its order."""
+    """Return the modules, parameters and buffers that a graph reads, once each, in its order."""
     return dict.fromkeys(n.target for n in graph.nodes if n.op in ("call_module", "get_attr"))
 
 
 def adopt(module: nn.Module, root: nn.Module, target: str) -> None:
-    """Copies the reference to `target` (a module, parameter or buffer) from root to module."""
+    """Copy the reference to `target` (a module, parameter or buffer) from root to module."""
     *path, name = target.split(".")
     for part in path:
         root = getattr(root, part)

@@ -129,7 +129,7 @@ def install(network: TracedModule, children: Mapping[int, Child]) -> None:
 
 
 def leaves_of(root: nn.Module, graphs: Sequence[fx.Graph]) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that graphs call and that keep their code, by their name in the root."""
+    """Return the modules that graphs call and that keep their code, by their name in the root."""
     targets = [n.target for graph in graphs for n in graph.nodes if n.op == "call_module"]
     for target in dict.fromkeys(map(str, targets)):
         module = root.get_submodule(target)
@@ -141,7 +141,7 @@ def leaves_of(root: nn.Module, graphs: Sequence[fx.Graph]) -> Iterator[tuple[str
 def _calls(
     model: nn.Module, signature: Signature, times: tuple[int, int], parts: Mapping[int, nn.Module]
 ) -> dict[int, Call]:
-    """The first call of each of some modules, with tensors of the same form; by its id."""
+    """Return the first call of each of some modules, with tensors of the same form; by its id."""
     found: dict[int, Call] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -180,7 +180,7 @@ def _traced(child: nn.Module, calls: list[Call | None], graphs: Graphs) -> Child
 
 
 def _rename(graphs: Sequence[fx.Graph], path: str) -> None:
-    """Makes the names of the nodes others than those of all other graphs of the network."""
+    """Make the names of the nodes others than those of all other graphs of the network."""
     begin = path.replace(".", "_")
     for graph in {id(graph): graph for graph in graphs}.values():
         for node in graph.nodes:
@@ -188,13 +188,13 @@ def _rename(graphs: Sequence[fx.Graph], path: str) -> None:
 
 
 def _form(value: Any) -> Any:
-    """A tensor like another, on its device, that takes no memory."""
+    """Return a tensor like another, on its device, that takes no memory."""
     if not isinstance(value, Tensor):
         return value
     return torch.empty((), dtype=value.dtype, device=value.device).expand(value.shape)
 
 
 def _larger(x: Tensor, batch: int, image: int) -> Tensor:
-    """A tensor repeated so many times along the batch, and along the sides of an image."""
+    """Return a tensor repeated so many times along the batch, and along the sides of an image."""
     times = [batch, 1, *[image] * (x.dim() - 2)][: x.dim()]
     return x.repeat(times) if x.dim() else x

@@ -59,12 +59,12 @@ class Example:
     def __init__(
         self, root: nn.Module, inputs: tuple[Any, ...], device: torch.device, after: Any
     ) -> None:
-        """Takes meta inputs; `after` is called with each module that was run, to clean up."""
+        """Take meta inputs; `after` is called with each module that was run, to clean up."""
         self.root, self.inputs, self.device, self._after = root, inputs, device, after
         self._values: dict[fx.Node, Any] = {}
 
     def value(self, node: fx.Node) -> Any:
-        """The node's value; what raises on meta tensors raises here."""
+        """Return the node's value; what raises on meta tensors raises here."""
         waiting = [node]
         while waiting:  # no recursion: graphs are deep
             last = waiting[-1]
@@ -113,7 +113,7 @@ class Example:
         return target(*args, **kwargs)
 
     def _call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Runs a module on meta tensors, or for real where that needs what is in a tensor."""
+        """Run a module on meta tensors, or for real where that needs what is in a tensor."""
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         on_meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
         args, kwargs = _on_meta((args, kwargs))
@@ -150,7 +150,7 @@ class KnowingTracer(fx.Tracer):
         exact: bool,
         examples: Sequence[Sequence[Tensor]] = (),
     ) -> None:
-        """Takes the model and its inputs.
+        """Take the model and its inputs.
 
         Args:
             model: the model.
@@ -180,43 +180,43 @@ class KnowingTracer(fx.Tracer):
         self._attributes: dict[str, fx.Proxy] = {}
 
     def clean_up(self, module: nn.Module) -> None:
-        """Puts back what a module that was run left in itself."""
+        """Put back what a module that was run left in itself."""
 
     def mode(self) -> fx.Proxy:
-        """A proxy for the mode of the network, where it is traced for both."""
+        """Return a proxy for the mode of the network, where it is traced for both."""
         proxy = self.create_proxy("get_attr", MODE, (), {})
         self.modes.append(proxy.node)
         return proxy
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Makes the proxy of a node."""
+        """Make the proxy of a node."""
         return KnowingProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
-        """The argument of a node that stands for a value."""
+        """Return the argument of a node that stands for a value."""
         if issubclass(type(a), fx.Proxy):
             return a.node
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def forget_erased(self, erased: set[fx.Node]) -> None:
-        """Forgets what was known of nodes that are no longer in the graph."""
+        """Forget what was known of nodes that are no longer in the graph."""
         self.modes = [node for node in self.modes if node not in erased]
         self._asserted = {n: v for n, v in self._asserted.items() if n not in erased}
         self._attributes = {n: p for n, p in self._attributes.items() if p.node not in erased}
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Which way the example goes."""
+        """Return the way that the example goes."""
         if obj.node in self.modes:
             self.branched = True
             return False  # what is traced with a proxy for the mode is the evaluation
         return bool(self.known(obj, free=True))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """As many parts as the example has."""
+        """Split a proxy into as many parts as the example has."""
         return iter([obj[place] for place in range(self.length(obj))])  # type: ignore[index]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """What a module's attribute is to its code."""
+        """Return what a module's attribute is to its code."""
         del attr, parameter_proxy_cache  # fx looks through all names for each
         if self.looking or not issubclass(type(attr_val), Tensor):
             return attr_val
@@ -228,7 +228,7 @@ class KnowingTracer(fx.Tracer):
         return self._attributes[name]
 
     def kind(self, proxy: fx.Proxy) -> type:
-        """The type of what a proxy stands for; its own where that is not known."""
+        """Return the type of what a proxy stands for; its own where that is not known."""
         if self.looking:
             return type(proxy)
         try:
@@ -240,7 +240,7 @@ class KnowingTracer(fx.Tracer):
         return type(value)
 
     def rank(self, node: fx.Node) -> int | None:
-        """The number of dimensions of a node's tensor; None where it is not known."""
+        """Return the number of dimensions of a node's tensor; None where it is not known."""
         try:
             (value,) = self._values(KnowingProxy(node, self), (self._plain,), asks=False)
         except TraceError:
@@ -253,7 +253,7 @@ class KnowingTracer(fx.Tracer):
         return error
 
     def length(self, proxy: fx.Proxy) -> int:
-        """The length of a tuple, list or tensor, which is the same for all inputs.
+        """Return the length of a tuple, list or tensor, which is the same for all inputs.
 
         Raises:
             TraceError: it is not known.
@@ -265,7 +265,7 @@ class KnowingTracer(fx.Tracer):
         return len(found[0])
 
     def known(self, proxy: fx.Proxy, *, free: bool = False) -> Any:
-        """The number that a proxy stands for, asserted in the graph.
+        """Return the number that a proxy stands for, asserted in the graph.
 
         Args:
             proxy: what Python asks for.
@@ -293,7 +293,7 @@ class KnowingTracer(fx.Tracer):
         return value
 
     def whole(self, proxy: fx.Proxy) -> Any:
-        """What `int(proxy)` is: the proxy itself where it stands for an integer."""
+        """Return what `int(proxy)` is: the proxy itself where it stands for an integer."""
         try:
             (value,) = self._values(proxy, (self._plain,), asks=False)
         except TraceError as error:
@@ -312,7 +312,7 @@ class KnowingTracer(fx.Tracer):
         asks: bool = True,
         images: bool = False,
     ) -> list[Any]:
-        """What a proxy is for examples, and for larger images where the network takes them."""
+        """Return a proxy's values for the examples, and for larger images if they are taken."""
         if asks:
             self.branched |= bool(self.modes)  # the value may depend on it
         self.looking = True
@@ -405,7 +405,7 @@ class _KnowingAttribute(fx.proxy.Attribute, KnowingProxy):
 
 
 def _resized(value: Any, batch: int, image: int) -> Any:
-    """A meta tensor like an input, with a batch and an image so many times as large."""
+    """Return a meta tensor like an input, with a batch and an image so many times as large."""
     if not isinstance(value, Tensor):
         return value
     times = (batch, 1) if value.dim() > 2 else (batch,)
@@ -421,7 +421,7 @@ def _to_meta(value: Any) -> Any:
 
 
 def _on_meta(value: Any) -> Any:
-    """Puts tensors and devices among arguments on the meta device; scalars keep their value."""
+    """Put tensors and devices among arguments on the meta device; scalars keep their value."""
     if isinstance(value, Tensor):
         return value if value.is_meta or value.dim() == 0 else value.to("meta")
     if isinstance(value, torch.device):

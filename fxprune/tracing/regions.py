@@ -31,7 +31,7 @@ class Region:
     def __init__(
         self, module: nn.Module, signature: Signature, training: fx.Graph, evaluation: fx.Graph
     ) -> None:
-        """Takes the graphs of both modes, which may be the same."""
+        """Take the graphs of both modes, which may be the same."""
         self.module, self.signature = module, signature
         self.runner: Runner | None = None
         self._graphs = {True: training, False: evaluation}
@@ -50,7 +50,7 @@ class Region:
         return (evaluation,) if training is evaluation else (training, evaluation)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the graph of the mode that the module is in; another call runs its own code."""
+        """Run the graph of the mode that the module is in; another call runs its own code."""
         try:
             tensors = self.signature.bind(args, kwargs)
         except TypeError:
@@ -66,12 +66,12 @@ class Region:
         return result if output is None else output.rebuild(result)
 
     def recompile(self) -> None:
-        """Makes the code of the graphs as they are now."""
+        """Make the code of the graphs as they are now."""
         codes = {id(graph): _code(self.module, graph) for graph in self.graphs}
         self._codes = {mode: codes[id(graph)] for mode, graph in self._graphs.items()}
 
     def on(self, module: nn.Module) -> Self:
-        """A copy with graphs of its own that runs them on another module."""
+        """Return a copy with graphs of its own that runs them on another module."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.module, twin._codes, twin.runner = module, {}, None
@@ -102,13 +102,13 @@ def _from_parts(
 
 
 def region_of(module: nn.Module) -> Region | None:
-    """The region that runs in the place of a module's own code."""
+    """Return the region that runs in the place of a module's own code."""
     found = vars(module).get("forward")
     return found if isinstance(found, Region) else None
 
 
 def has_sizes(graphs: tuple[fx.Graph, ...]) -> bool:
-    """Whether literals stand in graphs that may be sizes of channels."""
+    """Tell whether literals stand in graphs that may be sizes of channels."""
     return any(
         node.op in ("call_function", "call_method") and _holds_size((node.args, node.kwargs))
         for graph in graphs

@@ -26,7 +26,7 @@ from fxprune.tracing.snapshot import Snapshot
 
 @contextlib.contextmanager
 def left_alone(model: nn.Module) -> "Iterator[Draws]":
-    """Puts back what happens meanwhile inside the model, and to random numbers.
+    """Put back what happens meanwhile inside the model, and to random numbers.
 
     Not put back is what is written into its parameters; torch.fx's constants stay.
     """
@@ -40,7 +40,7 @@ def left_alone(model: nn.Module) -> "Iterator[Draws]":
 
 @contextlib.contextmanager
 def seen(tracer: KnowingTracer) -> Iterator[None]:
-    """While this lasts, what forward does of these becomes nodes, but for random numbers.
+    """Make nodes of what forward does of these while this lasts, but for random numbers.
 
     A buffer is written in place where forward gives it a new value, so that the traced network
     keeps it as the model does.
@@ -114,7 +114,7 @@ class _WholeType(type):
 
 
 def _whole_type(tracer: KnowingTracer) -> type:
-    """What takes the place of `int`: `int(h)` of a proxy for a size is that proxy."""
+    """Make the type in the place of `int`: `int(h)` of a proxy for a size is that proxy."""
 
     class Whole(metaclass=_WholeType):
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +127,7 @@ def _whole_type(tracer: KnowingTracer) -> type:
 
 @contextlib.contextmanager
 def _whole_numbers(tracer: KnowingTracer) -> Iterator[None]:
-    """While this lasts, `int` follows proxies in the files that the model's classes come from."""
+    """Let `int` follow proxies in the files of the model's classes while this lasts."""
     whole = _whole_type(tracer)
     places = [place for place in _namespaces(tracer.modules) if "int" not in place]
     for place in places:
@@ -140,7 +140,7 @@ def _whole_numbers(tracer: KnowingTracer) -> Iterator[None]:
 
 
 def _namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """The globals of the code of these modules, and of the functions that it has imported."""
+    """Return the globals of these modules' code, and of the functions that it has imported."""
     kinds = {kind for module in modules for kind in type(module).__mro__}
     found: dict[int, dict[str, Any]] = {}
     for name in sorted({kind.__module__ for kind in kinds}):
@@ -161,7 +161,10 @@ def _near(name: str) -> tuple[dict[str, Any], ...]:
 
 @cache
 def _traceable(name: str) -> dict[str, Any] | None:
-    """The globals of a module that may have `int` replaced; None for PyTorch's and the like."""
+    """Return the globals of a module that may have `int` replaced.
+
+    None for PyTorch's and the like.
+    """
     module = sys.modules.get(name)
     path = getattr(module, "__file__", None)
     if path is None or path.startswith(INTERNAL) or name.partition(".")[0] in _LEFT_OUT:
@@ -202,7 +205,7 @@ def _applied(apply: Any) -> Any:
 
 
 def _switched(switch: Callable[[bool], None], tracer: KnowingTracer) -> Callable[[bool], None]:
-    """Gradients on or off; switched back, they are as they were, which a caller decides."""
+    """Switch gradients on or off; switched back, they are as they were, which a caller decides."""
     before: list[tuple[bool, fx.Proxy]] = []
 
     def switched(on: bool) -> None:
@@ -245,7 +248,7 @@ def _left(leave: Callable[..., Any], tracer: KnowingTracer) -> Callable[..., Any
 
 @cache
 def _function(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """A custom function's `apply` as a plain function, as the target of a node has to be."""
+    """Return a custom function's `apply` as a plain function, as the target of a node has to be."""
 
     def apply(*args: Any, **kwargs: Any) -> Any:
         return kind.apply(*args, **kwargs)
@@ -275,7 +278,7 @@ class Draws:
         )
 
     def put_back(self) -> None:
-        """Makes the random numbers that follow those that would have followed then."""
+        """Make the random numbers that follow those that would have followed then."""
         random.setstate(self._python)
         torch.random.set_rng_state(self._torch)
         if self._cuda:

@@ -34,7 +34,7 @@ class Signature:
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Reads the signature of a model and fits the example inputs to it.
+        """Read the signature of a model and fit the example inputs to it.
 
         Raises:
             TraceError: forward does not take these inputs.
@@ -73,12 +73,12 @@ class Signature:
         return [leaf for n, leaf in enumerate(self._example) if n not in self._tensors]
 
     def is_like(self, other: "Signature") -> bool:
-        """Whether another call of the same forward differs by its tensors alone."""
+        """Tell whether another call of the same forward differs by its tensors alone."""
         pairs = zip(self.options, other.options, strict=False)
         return self._spec == other._spec and all(_same(*pair) for pair in pairs)
 
     def annotation(self, name: str) -> Any:
-        """The annotation of an input that is a parameter by itself, or None."""
+        """Return the annotation of an input that is a parameter by itself, or None."""
         parameter = self.parameters.parameters.get(name)
         if parameter is None or parameter.annotation is _EMPTY:
             return None
@@ -86,7 +86,7 @@ class Signature:
         return None if parameter.kind in variadic else parameter.annotation
 
     def unflatten(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The positional and keyword arguments of the user's forward that hold these tensors."""
+        """Return the positional and keyword arguments of forward that hold these tensors."""
         given = list(self._example)
         for place, tensor in zip(self._tensors, tensors, strict=True):
             given[place] = tensor
@@ -96,7 +96,7 @@ class Signature:
         return bound.args, bound.kwargs
 
     def caller(self, network: Callable[..., Any]) -> Callable[..., Any]:
-        """The network as a function of the tensors alone, in the graph's order."""
+        """Return the network as a function of the tensors alone, in the graph's order."""
 
         def call(*tensors: Any) -> Any:
             args, kwargs = self.unflatten(tensors)
@@ -105,7 +105,7 @@ class Signature:
         return call
 
     def flatten(self, inputs: Any) -> tuple[Tensor, ...]:
-        """The tensors of inputs that look like the example: a tuple, or a dict of keywords.
+        """Return the tensors of inputs that look like the example: a tuple, or a dict of keywords.
 
         A tuple of as many tensors as the graph takes is these tensors.
         """
@@ -116,7 +116,7 @@ class Signature:
         return inputs if flat else tuple(self.bind(inputs, {}))
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        """The tensors of a call, in the graph's order.
+        """Return the tensors of a call, in the graph's order.
 
         Raises:
             TypeError: forward does not take these arguments, or an option differs from what was
@@ -166,7 +166,7 @@ class Signature:
         return "the inputs have another structure than the example inputs"
 
     def _name(self, path: tuple[Any, ...]) -> str:
-        """A name for the tensor at a path, such as `inputs_0`; keywords have their own."""
+        """Return a name for the tensor at a path, such as `inputs_0`; keywords have their own."""
         keys = [_key(entry) for entry in path]
         parameter = self.parameters.parameters[keys[0]]
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -191,11 +191,11 @@ class CallCodeGen(CodeGen):
         return self  # nothing in it changes
 
     def additional_globals(self) -> list[tuple[str, Any]]:
-        """What the generated code uses beside the graph's own."""
+        """Return what the generated code uses beside the graph's own."""
         return [("fxprune_signature", self.signature), ("fxprune_output", self.output)]
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, **_: Any) -> str:
-        """The head of the function, and the line that finds the tensors among its arguments."""
+        """Return the function's head, and the line that finds tensors among its arguments."""
         del maybe_return_annotation  # that of the graph's plain output
         names = [name.partition(":")[0].strip() for name in free_vars if name != "self"]
         leading = []
@@ -215,7 +215,7 @@ class CallCodeGen(CodeGen):
         return f"def {self._func_name}({head}):\n    {targets}, = {found}"
 
     def generate_output(self, output_args: Any, **options: Any) -> str:
-        """The return statement."""
+        """Write the return statement."""
         plain = super().generate_output(output_args, **options)
         if self.output is None:
             return plain
@@ -223,26 +223,26 @@ class CallCodeGen(CodeGen):
 
 
 def signature_of(network: object) -> Signature | None:
-    """The signature of a network that is not called like its graph; None for all others."""
+    """Return the signature of a network that is not called like its graph; None for all others."""
     graph = network.graph if isinstance(network, fx.GraphModule) else None
     codegen = None if graph is None else graph._codegen
     return codegen.signature if isinstance(codegen, CallCodeGen) else None
 
 
 def of_tensors(network: nn.Module) -> Callable[..., Any]:
-    """A network as a function of the tensors alone, in the order of its graph."""
+    """Return a network as a function of the tensors alone, in the order of its graph."""
     signature = signature_of(network)
     return network if signature is None else signature.caller(network)
 
 
 def flat_inputs(network: object, inputs: Any) -> tuple[Tensor, ...]:
-    """The tensors among a network's inputs, in the order of its graph."""
+    """Return the tensors among a network's inputs, in the order of its graph."""
     signature = signature_of(network)
     return tuple(inputs) if signature is None else signature.flatten(inputs)
 
 
 def flat_network(network: nn.Module) -> nn.Module:
-    """Makes a network a function of its tensors alone, in place, with plain outputs."""
+    """Make a network a function of its tensors alone, in place, with plain outputs."""
     if signature_of(network) is not None:
         assert isinstance(network, fx.GraphModule)
         network.graph.set_codegen(CodeGen())
@@ -251,7 +251,7 @@ def flat_network(network: nn.Module) -> nn.Module:
 
 
 def _parameters(model: nn.Module) -> inspect.Signature:
-    """The signature of a model's forward without `self`."""
+    """Return the signature of a model's forward without `self`."""
     return inspect.signature(model.forward)
 
 
@@ -298,7 +298,7 @@ class Output:
     """Makes objects of the user's own classes of a graph's plain outputs."""
 
     def __init__(self, result: Any) -> None:
-        """Takes what forward returned as the pattern."""
+        """Take what forward returned as the pattern."""
         places: list[Any] = []
         self._prototype = _map(result, lambda leaf: _numbered(leaf, places))
 
@@ -306,13 +306,13 @@ class Output:
         return self  # nothing in it changes
 
     def rebuild(self, plain: Any) -> Any:
-        """What forward returns, with these tensors in it."""
+        """Return what forward returns, with these tensors in it."""
         tensors = [leaf for leaf in leaves(plain) if leaf is not None]
         return _map(self._prototype, lambda x: tensors[x.number] if type(x) is _Place else x)
 
 
 def pack(result: Any) -> tuple[Any, Output | None]:
-    """Turns what forward returns into tuples, lists and dicts of tensors.
+    """Turn what forward returns into tuples, lists and dicts of tensors.
 
     Returns:
         These, and how to make the result of them; None where they are the result.
@@ -332,7 +332,7 @@ def _numbered(leaf: Any, places: list[Any]) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a graph can return it as it is."""
+    """Tell whether a graph can return it as it is."""
     if type(value) in (tuple, list):
         return all(map(_is_plain, value))
     if type(value) is dict:
@@ -342,7 +342,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The tensors of a value in plain containers, in the same order."""
+    """Return the tensors of a value in plain containers, in the same order."""
     if _is_leaf(value):
         return value
     if isinstance(value, (tuple, list)):
@@ -357,7 +357,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _map(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of a value, with its leaves changed, in order."""
+    """Return a copy of a value, with its leaves changed, in order."""
     if _is_leaf(value):
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -384,7 +384,7 @@ def _map(value: Any, change: Callable[[Any], Any]) -> Any:
 def example_arguments(
     inputs: object, kwargs: Mapping[str, Any] | None = None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments that example inputs stand for.
+    """Return the positional and keyword arguments that example inputs stand for.
 
     Args:
         inputs: a tuple of positional arguments, or a dict of keyword arguments.

@@ -36,7 +36,7 @@ Rank = Callable[[fx.Node], int | None]
 
 
 def follow_sizes(graph: fx.Graph, rank: Rank) -> None:
-    """Makes tensors of another tensor's sizes its likes, in place."""
+    """Make tensors of another tensor's sizes its likes, in place."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in _LIKE:
             _replace(node, _LIKE[node.target], list(node.args), None, rank)
@@ -82,7 +82,7 @@ def _dtype(fill: list[Any]) -> torch.dtype:
 
 
 def _source(sizes: Any, rank: Rank) -> tuple[fx.Node, list[int]] | None:
-    """The tensor whose sizes these are, and the dimensions that are 1 instead."""
+    """Return the tensor whose sizes these are, and the dimensions that are 1 instead."""
     if isinstance(sizes, fx.Node):
         whole = _shape_of(sizes)
         return None if whole is None else (whole, [])
@@ -103,12 +103,12 @@ def _source(sizes: Any, rank: Rank) -> tuple[fx.Node, list[int]] | None:
 
 
 def _leaves_out_channels(dims: int, ones: list[int]) -> bool:
-    """Whether sizes are of the batch alone, or of all but the channels of an image or a volume."""
+    """Tell whether sizes are of the batch alone, or of all but an image's or volume's channels."""
     return ones == list(range(1, dims)) or (dims >= 4 and ones == [1])
 
 
 def _shape_of(node: Any) -> fx.Node | None:
-    """The tensor whose whole shape a node is."""
+    """Return the tensor whose whole shape a node is."""
     if not isinstance(node, fx.Node):
         return None
     shape = node.target is getattr and node.args[1:] == ("shape",)
@@ -118,7 +118,7 @@ def _shape_of(node: Any) -> fx.Node | None:
 
 
 def _size_of(node: Any) -> tuple[fx.Node, int] | None:
-    """The tensor and the dimension of it whose size a node is."""
+    """Return the tensor and the dimension of it whose size a node is."""
     if not isinstance(node, fx.Node):
         return None
     if node.op == "call_method" and node.target == "size" and len(node.args) == 2:

@@ -48,14 +48,14 @@ class Snapshot:
             self._of[id(module)] = slice(first, len(self._kept))
 
     def restore(self) -> None:
-        """Puts everything back, but for torch.fx's constants."""
+        """Put everything back, but for torch.fx's constants."""
         self._put_back(self._kept)
         for tensor, values, version in self._tensors:
             if tensor._version != version:
                 tensor.data.copy_(values)
 
     def restore_parts(self, modules: Iterable[nn.Module]) -> None:
-        """Puts back what these modules hold, but for their mode."""
+        """Put back what these modules hold, but for their mode."""
         for module in modules:
             if id(module) in self._of:
                 mode = module.training
@@ -92,7 +92,7 @@ class Snapshot:
                 waiting.append(vars(value))
 
     def _note_tensor(self, tensor: Tensor) -> None:
-        """Notes the values of a tensor that is no parameter."""
+        """Note the values of a tensor that is no parameter."""
         if isinstance(tensor, nn.Parameter) or tensor.is_inference():
             return
         self._seen.add(id(tensor))
@@ -106,7 +106,7 @@ def _shallow(value: Any) -> Any:
 
 
 def _refill(container: Any, values: Any) -> None:
-    """Gives a container what it held; one that still holds it is not written to."""
+    """Give a container what it held; one that still holds it is not written to."""
     if isinstance(container, dict):
         kept = values or {}
         if len(container) == len(kept) and all(

@@ -59,7 +59,7 @@ def trace(
     *,
     own_children: bool = True,
 ) -> TracedModule:
-    """Traces a model for training and for evaluation; neither it nor its mode changes.
+    """Trace a model for training and for evaluation; neither it nor its mode changes.
 
     A model whose code does not ask for its mode has one graph for both.
 
@@ -97,7 +97,7 @@ def trace(
 def _children(
     module: TracedModule, model: nn.Module, signature: Signature, snapshot: Snapshot
 ) -> dict[int, Child]:
-    """The children of modules that keep their code, traced."""
+    """Return the children of modules that keep their code, traced."""
     if not has_leaves(module):
         return {}
     draws = Draws()
@@ -115,7 +115,7 @@ def _children(
 def _child_graphs(
     child: nn.Module, signature: Signature, examples: Examples
 ) -> tuple[fx.Graph, fx.Graph] | None:
-    """The graphs of a child of a module that keeps its code; None where it keeps its own."""
+    """Return the graphs of a child of a module that keeps its code; None where it keeps its own."""
     snapshot = Snapshot(child)
     try:
         root, training, evaluation = _both_graphs(child, signature, snapshot, examples)
@@ -127,7 +127,10 @@ def _child_graphs(
 def _both_graphs(
     model: nn.Module, signature: Signature, snapshot: Snapshot, examples: Examples = ()
 ) -> tuple[nn.Module, fx.Graph, fx.Graph]:
-    """The root of the graphs, the training graph and the evaluation graph; they may be the same."""
+    """Return the root of the graphs, the training graph and the evaluation graph.
+
+    They may be the same.
+    """
     again = any(_has_its_own_modes(module) for module in modules_of(model).values())
     with _Watch() as watch:
         evaluation = _graph(model, signature, snapshot, watch, examples)
@@ -152,7 +155,7 @@ def _both_graphs(
 
 
 def _call_of(signature: Signature) -> fx.Graph:
-    """The graph of a model that keeps its code: a call of it."""
+    """Return the graph of a model that keeps its code: a call of it."""
     graph = fx.Graph()
     inputs = [graph.placeholder(name) for name in signature.names]
     args, kwargs = signature.unflatten(inputs)
@@ -163,7 +166,7 @@ def _call_of(signature: Signature) -> fx.Graph:
 
 
 def _settle_mode(graph: fx.Graph, training: bool) -> None:
-    """Puts a value for the nodes that stand for the mode."""
+    """Set a value for the nodes that stand for the mode."""
     modes = graph.find_nodes(op="get_attr", target=MODE)
 
     def settled(node: fx.Node) -> Any:
@@ -187,11 +190,11 @@ class _Watch:
         self._tracer: KnowingTracer | None = None
 
     def follow(self, tracer: KnowingTracer) -> None:
-        """Gives the proxies of this tracer from now on, unless that went wrong before."""
+        """Return this tracer's proxies for `module.training` until a trace has failed with them."""
         self._tracer = None if self.branched else tracer
 
     def give_up(self) -> bool:
-        """Gives the true mode from now on; whether that may help a trace that failed."""
+        """Return the true mode from now on; tell whether that may help a trace that failed."""
         used = self._tracer is not None and bool(self._tracer.modes)
         self.branched |= used
         return used
@@ -216,7 +219,7 @@ class _Watch:
 
 
 def _has_its_own_modes(module: nn.Module) -> bool:
-    """Whether changing the mode may change more than the attribute `training`."""
+    """Tell whether changing the mode may change more than the attribute `training`."""
     return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
 
 
@@ -260,7 +263,7 @@ class _Tracer(KnowingTracer):
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """Makes a placeholder for each tensor, and a function of them that calls the model."""
+        """Make a placeholder for each tensor, and a function of them that calls the model."""
         del is_module, concrete_args
         signature, model = self.signature, self.root
         placeholders = []
@@ -314,7 +317,7 @@ class _Tracer(KnowingTracer):
             return self.create_proxy("call_module", path, args, kwargs)
 
     def _undo(self, module: nn.Module, mark: fx.Node) -> None:
-        """Goes back to before a module was called."""
+        """Go back to before a module was called."""
         erased = set()
         while (node := self.graph._root._prev) is not mark:
             self.graph.erase_node(node)
@@ -342,7 +345,7 @@ def _graph(
     watch: _Watch | None,
     examples: Examples,
 ) -> fx.Graph | None:
-    """The graph of a model for evaluation, with a watch, or for training.
+    """Return the graph of a model for evaluation, with a watch, or for training.
 
     Returns:
         None where the model has to keep its code.
@@ -385,7 +388,7 @@ def _graph(
 
 
 def _user_frame() -> str | None:
-    """The innermost frame of the model's own code, in the form of a traceback."""
+    """Return the innermost frame of the model's own code, in the form of a traceback."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not _graph.__code__:
         path = frame.f_code.co_filename
@@ -397,7 +400,7 @@ def _user_frame() -> str | None:
 
 
 def _calls(graph: fx.Graph) -> list[Any]:
-    """What a graph does, in a form that can be compared with another's."""
+    """Return what a graph does, in a form that can be compared with another's."""
     return [
         (node.op, node.target, *(fx.map_arg(a, lambda n: n.name) for a in (node.args, node.kwargs)))
         for node in graph.nodes
