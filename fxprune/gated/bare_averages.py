@@ -26,6 +26,8 @@ from fxprune.errors import FxpruneWarning, message
 _SHARE = 0.01  # of the process's time, for full searches
 _OFTEN = 64  # exchanges between two searches of the young objects, after the first few
 
+_LEAST = 16  # elements of a weight that others are not near by chance
+
 
 class Search:
     """When to search, for all networks of a process."""
@@ -84,7 +86,7 @@ class BareAverages:
         if not objects:
             return
         parameters = [*parameters]
-        weights = [p for p in narrow() if p.dim() > 1]
+        weights = [p for p in narrow() if p.dim() > 1 and p.numel() >= _LEAST and not p.is_meta]
         own = {t.data_ptr() for t in (*parameters, *followed())}
         if not weights or not any(_averages(objects, parameters, weights, own)):
             return
@@ -139,18 +141,17 @@ def _averages(
 
 
 def _is_kept(tensor: Tensor, own: set[int], others: frozenset[int]) -> bool:
-    """Whether it holds values of its own; a parameter that is trained is another network's."""
+    """Tell whether it holds values of its own."""
     try:
         return not (
             id(tensor) in others
-            or (type(tensor) is nn.Parameter and tensor.requires_grad)
+            or tensor.requires_grad  # it is trained
             or not tensor.is_floating_point()
             or tensor.layout is not torch.strided
-            or tensor.device.type == "meta"
+            or tensor.is_meta
             or tensor.data_ptr() in own
-            or tensor.grad_fn is not None
         )
-    except RuntimeError:  # a view of what was written in place, or a tensor of a transformation
+    except RuntimeError:  # a view of what was written in place, a tensor of a transformation
         return False
 
 

@@ -272,6 +272,7 @@ def test_settling_in_evaluation_mode_holds_in_training() -> None:
     assert not torch.equal(gated.executing, settled)
 
 
+@pytest.mark.filterwarnings("ignore:.* of the gated network's parameters")  # kept on purpose
 @nets("resnet_option_a", "tied", "shared", "auxiliary_head", "opaque")
 def test_a_copy_is_its_own(net: Net) -> None:
     gated = instrument(net.model(), net.inputs(), policy="random")

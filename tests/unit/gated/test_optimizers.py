@@ -309,6 +309,7 @@ def test_an_evaluation_between_two_optimizers() -> None:
     gated.eval()
     gated(*NET.inputs())
     assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+    del before  # or training warns of kept parameters
     two.step()
     assert gated.steps == 1
 

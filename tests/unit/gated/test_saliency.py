@@ -42,7 +42,9 @@ class Recorder(Policy):
 def observed(net: Net, measure: Observes, before: Callable[[GatedModule], Any]) -> Any:
     """One training step; what `before` returned, and the saliency that the policy saw."""
     recorder = Recorder(measure)
-    gated = instrument(net.model().train(), net.inputs(), policy=recorder, budget="keep=0.6")
+    gated = instrument(
+        net.model().train(), net.inputs(), policy=recorder, budget="keep=0.6", every=2
+    )
     optimizer = torch.optim.SGD(gated.parameters(), 0.1)
     attach(gated, optimizer)
     watched = before(gated)
