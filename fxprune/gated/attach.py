@@ -32,7 +32,7 @@ class Controller:
     handles: tuple[RemovableHandle, ...]
 
     def detach(self) -> None:
-        """Ends the selection; the network stays on the one that executes."""
+        """End the selection; the network stays on the one that executes."""
         for handle in self.handles:
             handle.remove()
         self.gated.attached.release(self.optimizer)
@@ -45,7 +45,7 @@ def attach(
     schedule: str | Schedule | None = None,
     steps: int | None = None,
 ) -> Controller:
-    """Lets each step of the optimiser observe the channels, select anew, and exchange them.
+    """Let each step of the optimiser observe the channels, select anew, and exchange them.
 
     Where several optimisers share the parameters, each is attached: channels are exchanged once
     all of them have stepped. The state of an optimiser that wraps another follows with it.
@@ -121,7 +121,7 @@ def attach(
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:
-    """The torch optimiser in a framework's wrapper, which has no hooks of its own.
+    """Return the torch optimiser in a framework's wrapper, which has no hooks of its own.
 
     Raises:
         GateError: there is none.
@@ -142,7 +142,7 @@ def _unwrapped(optimizer: Any) -> Optimizer:
 
 
 def _skips(optimizer: Optimizer) -> bool:
-    """Whether a fused optimiser was called by a GradScaler for a step that it skips inside."""
+    """Tell whether a fused optimiser was called by a GradScaler for a step that it skips inside."""
     found: Tensor | None = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
 
@@ -157,13 +157,13 @@ def _pace(gated: GatedModule, schedule: Schedule, steps: int | None) -> StepSche
 
 
 def _not_compiled(hook: _Hook) -> _Hook:
-    """Keeps torch.compile, where it compiles a user's whole step, out of what is done around it."""
+    """Keep torch.compile, where it compiles a user's whole step, out of what is done around it."""
     disabled: _Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
     return disabled
 
 
 def _observed(closure: Callable[[], Any], show: Callable[[], None]) -> Callable[[], Any]:
-    """A closure that shows the gradients it makes, the first time that the optimiser calls it."""
+    """Return a closure that shows the gradients it makes, at the optimiser's first call."""
     seen = False
 
     def call() -> Any:

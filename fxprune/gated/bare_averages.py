@@ -69,7 +69,7 @@ class BareAverages:
         narrow: Callable[[], Sequence[Tensor]],
         followed: Callable[[], Iterable[Tensor]],
     ) -> None:
-        """Search before an exchange, which most exchanges do without; warn once.
+        """Find bare averages before an exchange, which most exchanges do without; warn once.
 
         Args:
             parameters: of the network, before the exchange; read in a search alone.
@@ -173,7 +173,7 @@ def _in_state_dicts() -> frozenset[int]:
 
 @torch.no_grad()
 def _is_close(tensor: Tensor, parameter: Tensor) -> bool:
-    """Whether it may be an average of the parameter; its gradient is far from it."""
+    """Tell whether it may be an average of the parameter; its gradient is far from it."""
     wanted = parameter.detach().double()
     gap = torch.linalg.vector_norm(tensor.detach().to(wanted.device, torch.float64) - wanted)
     return bool(gap <= 0.5 * torch.linalg.vector_norm(wanted))

@@ -19,7 +19,7 @@ from fxprune.errors import GateError
 def broadcast(
     state: Mapping[str, Tensor], group: distributed.ProcessGroup, device: torch.device
 ) -> dict[str, Tensor]:
-    """The state of the group's first rank, on all of them; names and shapes may differ.
+    """Return the state of the group's first rank, on all of them; names and shapes may differ.
 
     Args:
         state: tensors by name.
@@ -39,7 +39,7 @@ def broadcast(
 
 
 def mean(values: Tensor, group: distributed.ProcessGroup) -> Tensor:
-    """The mean over the ranks of a tensor that has one shape on all of them."""
+    """Return the mean over the ranks of a tensor that has one shape on all of them."""
     total = values.clone()
     distributed.all_reduce(total, group=group)
     return total / distributed.get_world_size(group)
@@ -47,7 +47,7 @@ def mean(values: Tensor, group: distributed.ProcessGroup) -> Tensor:
 
 @torch.no_grad()
 def share_buffers(buffers: Iterable[Tensor], wrapper: DistributedDataParallel) -> None:
-    """Gives all ranks the buffers of the first, as the wrapper itself does before a forward."""
+    """Give all ranks the buffers of the first, as the wrapper itself does before a forward."""
     tensors = [buffer.detach() for buffer in buffers]
     if tensors and wrapper.broadcast_buffers:
         inner: Any = wrapper
@@ -55,7 +55,7 @@ def share_buffers(buffers: Iterable[Tensor], wrapper: DistributedDataParallel) -
 
 
 def rebuild_reducer(wrapper: DistributedDataParallel) -> None:
-    """Makes the reducer of a wrapper anew, for the sizes that its parameters have now.
+    """Make the reducer of a wrapper anew, for the sizes that its parameters have now.
 
     As the wrapper does itself after unpickling. No collective is run; the first backward agrees
     on the order of the buckets, as in the first step.
@@ -90,7 +90,7 @@ def rebuild_reducer(wrapper: DistributedDataParallel) -> None:
 
 
 def refuse_shards(*parts: object) -> None:
-    """Refuses what cuts parameters into shards: FullyShardedDataParallel and `fully_shard`.
+    """Refuse what cuts parameters into shards: FullyShardedDataParallel and `fully_shard`.
 
     Args:
         parts: modules and parameters.

@@ -69,7 +69,7 @@ class Evaluation:
         shown: Chosen,
         settled: bool,
     ) -> None:
-        """Makes ready to show a selection.
+        """Prepare to show a selection.
 
         Args:
             network: the gated network.
@@ -95,7 +95,7 @@ class Evaluation:
         self._trained, self.shown, self.stale = trained, shown, False
 
     def run(self, network: nn.Module, residents: Residents, *args: Any, **kwargs: Any) -> Any:
-        """The forward of what is shown."""
+        """Run the code of what is shown."""
         code = self._codes[network.training]
         if self._view is None:
             return code(network, *args, **kwargs)
@@ -112,7 +112,7 @@ class Evaluation:
         return result
 
     def restore(self) -> None:
-        """Puts the residents back that an interrupted forward has left out."""
+        """Put the residents back that an interrupted forward has left out."""
         for table, key, own in self._left:
             table[key] = own
         self._left = []
@@ -135,7 +135,7 @@ class Evaluation:
 
     @torch.no_grad()
     def _keep(self, residents: Residents, written: Mapping[str, Tensor]) -> None:
-        """Statistics that a forward has measured become those of the channels shown."""
+        """Store the statistics that a forward has measured, as those of the channels shown."""
         bank, trained = residents.bank, self._trained
         assert self.shown is not None
         assert trained is not None
@@ -148,7 +148,7 @@ class Evaluation:
             own[name].copy_(take(bank.dense[name], bank.of(name, before)))
 
     def _compile(self, network: TracedModule, channels: ChannelGraph, widths: Widths) -> None:
-        """Makes the code of both modes at some widths."""
+        """Make the code of both modes at some widths."""
         if self._widths == widths:
             return
         train, evaluation = network.both_graphs
@@ -173,7 +173,7 @@ def _untapped(graph: fx.Graph) -> fx.Graph:
 
 
 def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Site]:
-    """All places in which residents stand; a tied one stands in several."""
+    """Find all places in which residents stand; a tied one stands in several."""
     names = {id(tensor): name for name, tensor in residents.items()}
     for child in modules_of(network).values():
         for kind in ("_parameters", "_buffers"):
@@ -185,7 +185,10 @@ def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Sit
 def _sizes(
     network: TracedModule, channels: ChannelGraph, widths: Widths
 ) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-    """The attributes of modules that are others at some widths; the modules stay as they are."""
+    """Return the attributes of modules that are others at some widths.
+
+    The modules stay as they are.
+    """
     children, twins = modules_of(network), {}
     for path, child in children.items():
         twin = twins[path] = object.__new__(type(child))
@@ -202,7 +205,7 @@ def _sizes(
 def _regions(
     network: TracedModule, channels: ChannelGraph, widths: Widths
 ) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-    """The modules whose own code a region stands for, with the region at some widths."""
+    """Return the modules whose own code a region stands for, with the region at some widths."""
     for region in network.regions.values():
         twin = region.on(region.module)
         nodes = (node for graph in twin.graphs for node in graph.nodes)
@@ -218,7 +221,7 @@ def _set_sizes(sizes: list[tuple[nn.Module, dict[str, Any]]]) -> None:
 
 
 def _is_written(module: nn.Module, shown: Tensor) -> bool:
-    """Whether a forward may have written to a buffer: a norm in training mode does."""
+    """Tell whether a forward may have written to a buffer: a norm in training mode does."""
     if module.training or torch.compiler.is_compiling() or shown.is_inference():
         return module.training
     return shown._version > 0

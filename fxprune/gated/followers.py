@@ -12,7 +12,7 @@ from fxprune.gated.module import GatedModule
 
 
 def follow(average: GatedModule, gated: GatedModule) -> None:
-    """Lets a copy that holds an average of a gated network's parameters follow its selections.
+    """Let a copy that holds an average of a gated network's parameters follow its selections.
 
     `AveragedModel` of torch.optim.swa_utils, and timm's `ModelEmaV3(exclude_buffers=True)`, are
     recognised and do without. Call it for an average of your own, right after

@@ -22,14 +22,14 @@ class Pending:
         self._used: tuple[TensorWeakRef, int] | None = None
 
     def drop(self) -> None:
-        """Forgets all gradients, because their channels are about to leave."""
+        """Forget all gradients, because their channels are about to leave."""
         first = next((p.grad for p in self._parameters() if p.grad is not None), None)
         self._dropped = self._dropped or (first is not None and not self._is_used(first))
         for parameter in self._parameters():
             parameter.grad = None
 
     def used(self) -> None:
-        """To be called after a step: what lies about from now on was applied.
+        """Note after a step that the gradients there are were applied.
 
         One gradient stands for all, since they are of the same backward passes.
         """
@@ -37,7 +37,7 @@ class Pending:
         self._used = None if first is None else (TensorWeakRef(first), first._version)
 
     def check(self) -> None:
-        """To be called before a step.
+        """Check the gradients before a step.
 
         Raises:
             GateError: the only gradients there were are of other channels.

@@ -42,7 +42,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _lasting(method: _Method) -> _Method:
-    """For what makes tensors that stay: inside `torch.inference_mode` they could not be trained."""
+    """Leave `torch.inference_mode`, in which tensors that stay could not be trained."""
     wrapped: _Method = torch.inference_mode(False)(torch.no_grad()(method))
     return wrapped
 
@@ -71,7 +71,7 @@ class GatedModule(TracedModule):
         settings: Settings,
         example_inputs: tuple[Tensor, ...],
     ) -> None:
-        """Takes `dense` over: its modules become gated; the bank has copies of its tensors."""
+        """Take `dense` over: its modules become gated; the bank has copies of its tensors."""
         self._made = False
         self._lock = threading.RLock()  # a thread may evaluate while another exchanges channels
         self._evaluation = Evaluation()
@@ -137,7 +137,7 @@ class GatedModule(TracedModule):
         return self._chooser.state
 
     def selection(self) -> dict[str, dict[int, Tensor]]:
-        """The kept indices of each parameter, as export would take them now.
+        """Return the kept indices of each parameter, as export would take them now.
 
         Returns:
             For each gated parameter of the original model, by name, and each of its gated
@@ -152,7 +152,7 @@ class GatedModule(TracedModule):
         }
 
     def dense_state_dict(self) -> dict[str, Any]:
-        """All parameters and buffers with the original model's names and shapes; copies.
+        """Return all parameters and buffers with the original model's names and shapes; copies.
 
         Slices that execute have their newest values; those that rest have the values they had
         when they last executed.
@@ -160,9 +160,10 @@ class GatedModule(TracedModule):
         return self.origin.state_dict(self.dense_tensors())
 
     def dense_tensors(self) -> dict[str, Tensor]:
-        """The dense network's tensors by name: the bank, brought up to date, and what is not gated.
+        """Return the dense network's tensors by name.
 
-        They are the tensors themselves, not copies.
+        Those of the bank, brought up to date, and those that are not gated; the tensors
+        themselves, not copies.
         """
         self._finish()
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
@@ -174,7 +175,7 @@ class GatedModule(TracedModule):
 
     @_lasting
     def best(self) -> Chosen:
-        """The selection that export would take now: the whole budget, and no exploration."""
+        """Return the selection that export would take now: the whole budget, and no exploration."""
         self._catch_up()
         if self._twin is not None and self._twin.still is not None:
             source = self._twin.source()
@@ -187,7 +188,7 @@ class GatedModule(TracedModule):
 
     @_lasting
     def settle(self, chosen: Chosen | None = None) -> None:
-        """Stays on the export selection, or on a given one, from now on, in training too.
+        """Fix the export selection, or a given one, from now on, in training too.
 
         Raises:
             GateError: the given selection does not fit the groups and its widths.
@@ -198,7 +199,7 @@ class GatedModule(TracedModule):
         self._evaluation.stale = True
 
     def unsettle(self) -> None:
-        """Lets the policy choose again."""
+        """Let the policy choose again."""
         self._settled = None
         self._evaluation.stale = True
 
@@ -208,7 +209,7 @@ class GatedModule(TracedModule):
         return self._settled is not None
 
     def spend(self, share: float) -> None:
-        """Executes the widths of another share of the network in training, until told otherwise.
+        """Execute the widths of another share of the network in training, until told otherwise.
 
         Without effect once the network is settled, and in evaluation mode, which goes on to show
         what the budget allows.
@@ -225,7 +226,7 @@ class GatedModule(TracedModule):
             self._select(chosen)
 
     def _at(self, share: float) -> Chosen | None:
-        """The selection at another share; None where it stays."""
+        """Return the selection at another share; None where it stays."""
         if self.settled or not self.training:
             return None
         return self._chooser.spend(share, self._selection)
@@ -233,7 +234,7 @@ class GatedModule(TracedModule):
     # --- what happens around an optimiser step --------------------------------------------
 
     def track(self, optimizer: torch.optim.Optimizer, pace: StepSchedule | None = None) -> None:
-        """Makes the optimiser's per-element state follow its channels, and its steps drive them.
+        """Make the optimiser's per-element state follow its channels, and its steps drive them.
 
         It takes the place of those that hold some of the same parameters.
 
@@ -251,7 +252,7 @@ class GatedModule(TracedModule):
         self._residents.track(optimizer, self.attached, lambda: _saving(held()))
 
     def join(self, wrapper: DistributedDataParallel) -> None:
-        """Becomes one of the equal replicas of a data-parallel wrapper, which is being made.
+        """Join the equal replicas of a data-parallel wrapper, which is being made.
 
         Takes over the first rank's bank, policy state and selection, as the wrapper does with the
         parameters. `DistributedDataParallel(gated)` calls it by itself.
@@ -260,7 +261,7 @@ class GatedModule(TracedModule):
         self._wrappers.add(wrapper)
 
     def follow(self, leader: "GatedModule") -> None:
-        """Always executes the selection of another network, slot for slot, on tensors of its own.
+        """Follow the selection of another network, slot for slot, on tensors of its own.
 
         For an average of the other's parameters; see `fxprune.follow`, which is what to call.
         """
@@ -275,7 +276,7 @@ class GatedModule(TracedModule):
 
     @_lasting
     def _catch_up(self) -> None:
-        """Takes the selection of the network that it follows, if it follows one."""
+        """Take the selection of the network that it follows, if it follows one."""
         leader = None if self._lead is None else self._lead()
         if leader is None or self._loaded_at is leader._selection:
             return
@@ -286,14 +287,14 @@ class GatedModule(TracedModule):
             self._known = leader._selection
 
     def _take_over(self, leader: "GatedModule") -> None:
-        """Knows what the policy of another network knows."""
+        """Copy the policy state of another network."""
         device = self._device()
         self._settled = None if leader._settled is None else leader._settled.to(device)
         self._chooser.take_over(leader._chooser, device)
         self._evaluation.stale = True
 
     def _keep_in_step(self, source: "GatedModule") -> None:
-        """A copy that may hold an average executes what its source does; see `followers.Twin`."""
+        """Execute what its source does, in a copy that may hold an average; see `twins.Twin`."""
         twin = self._twin
         if twin is None or any(p.grad is not None for p in self.parameters()):
             self._twin = None
@@ -305,7 +306,7 @@ class GatedModule(TracedModule):
             twin.at = source._selection
 
     def _before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """To be called before a step of an attached optimiser, at a learning rate.
+        """Prepare a step of an attached optimiser, at a learning rate.
 
         Where several are attached, the first of each round shows the gradients to the policy.
         """
@@ -319,7 +320,7 @@ class GatedModule(TracedModule):
                 self._residents.meter(self._selection).read_early(self._residents.tensors())
 
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """To be called after it. The last of a round exchanges the channels."""
+        """Follow a step of an attached optimiser; the last of a round exchanges the channels."""
         if not self.attached.ends(optimizer):
             return
         self._observe_early()
@@ -338,7 +339,7 @@ class GatedModule(TracedModule):
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Shows this step's saliencies to the policy. Call it before the optimiser's step.
+        """Show this step's saliencies to the policy; to be called before the optimiser's step.
 
         Raises:
             GateError: the gradients are of channels that do not execute.
@@ -375,7 +376,7 @@ class GatedModule(TracedModule):
         self._residents.meter(self._selection).forget_early()
 
     def advance(self) -> None:
-        """Takes the next selection if one is due. Call it after the optimiser's step."""
+        """Take the next selection if one is due; to be called after the optimiser's step."""
         if self._settled is None and self.training:
             chosen = self._chooser.following(self._selection)
             if chosen is not None:
@@ -383,7 +384,7 @@ class GatedModule(TracedModule):
 
     @_lasting
     def select(self, chosen: Chosen) -> None:
-        """Executes another selection: stores what leaves and loads what enters, in place.
+        """Execute another selection: store what leaves and load what enters, in place.
 
         Raises:
             GateError: the selection does not fit the groups and its widths.
@@ -418,7 +419,7 @@ class GatedModule(TracedModule):
             self._prepare()
 
     def _shown(self) -> Chosen:
-        """The selection that a forward executes now."""
+        """Return the selection that a forward executes now."""
         if self.training or self.follows:
             return self._selection
         if self._evaluation.stale or self._evaluation.shown is None:
@@ -428,7 +429,7 @@ class GatedModule(TracedModule):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @_lasting
     def _prepare(self) -> None:
-        """Makes ready to evaluate."""
+        """Prepare an evaluation."""
         shown = self.best()
         self._evaluation.prepare(
             self, self.channels, self._residents, self._selection, shown, self.settled
@@ -442,7 +443,7 @@ class GatedModule(TracedModule):
 
     @_lasting
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy with its own bank; no optimiser is attached to it."""
+        """Return a copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
         self._finish()
         own = (
@@ -496,7 +497,7 @@ class GatedModule(TracedModule):
         )
 
     def recompile(self) -> Any:
-        """Makes the code of the graph; not before its sizes are those of the first selection."""
+        """Make the code of the graph; not before its sizes are those of the first selection."""
         if not self._made:
             return None
         code = super().recompile()
@@ -522,7 +523,7 @@ class GatedModule(TracedModule):
     # --- saving -----------------------------------------------------------------------------
 
     def training_state(self) -> dict[str, Tensor]:
-        """All that is needed to go on, beside the optimiser's own state dict; copies.
+        """Return all that is needed to go on, beside the optimiser's own state dict; copies.
 
         The selection in it is that of training mode, in whose order the optimiser's state lies.
         """
@@ -541,7 +542,7 @@ class GatedModule(TracedModule):
 
     @_lasting
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Goes back to what `training_state` returned; the mode stays as it is.
+        """Go back to what `training_state` returned; the mode stays as it is.
 
         Raises:
             RunError: it belongs to another network; nothing was changed.
@@ -582,7 +583,7 @@ class GatedModule(TracedModule):
             self._prepare()
 
     def get_extra_state(self) -> Tensor:
-        """Makes `state_dict()` complete: the bank, the policy's state and the selection, as bytes.
+        """Complete `state_dict()`: the bank, the policy's state and the selection, as bytes.
 
         Returns:
             uint8 [bytes]; see `fxprune.gated.state.to_bytes`.
@@ -590,7 +591,7 @@ class GatedModule(TracedModule):
         return to_bytes(self.training_state())
 
     def set_extra_state(self, state: Tensor | Mapping[str, Tensor]) -> None:
-        """Does nothing: what `get_extra_state` returned was loaded before the parameters."""
+        """Ignore it: what `get_extra_state` returned was loaded before the parameters."""
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._finish()
@@ -599,7 +600,7 @@ class GatedModule(TracedModule):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Takes up the saved widths first, in which the parameters are saved."""
+        """Take up the saved widths first, in which the parameters are saved."""
         state = state_dict.get(f"{prefix}_extra_state")
         gated = {id(tensor) for tensor in self._residents.tensors().values()}
         names = [name for name, p in self.named_parameters() if id(p) in gated]
@@ -628,7 +629,7 @@ class GatedModule(TracedModule):
 
     @_lasting
     def _exchange(self, chosen: Chosen) -> None:
-        """Parameters, buffers and the optimisers' state become those of another selection."""
+        """Exchange parameters, buffers and optimisers' state for those of another selection."""
         with self._lock:
             self._exchange_alone(chosen)
 
@@ -662,7 +663,7 @@ class GatedModule(TracedModule):
 
     @_lasting
     def _finish(self) -> None:
-        """Finishes an exchange, or a forward of evaluation, that was interrupted."""
+        """Finish an exchange, or a forward of evaluation, that was interrupted."""
         with self._lock:
             self._evaluation.restore()
             while self._pending:
@@ -677,7 +678,7 @@ class GatedModule(TracedModule):
             yield from one._moving()
 
     def _announce(self) -> None:
-        """Averages take up the selection, autograd and data-parallel wrappers its widths."""
+        """Give averages the selection, and autograd and data-parallel wrappers its widths."""
         for follower in self._followers:
             follower._catch_up()
         for copy in [*self._copies]:
@@ -691,7 +692,7 @@ class GatedModule(TracedModule):
             ddp.rebuild_reducer(wrapper)
 
     def _settings_text(self) -> str:
-        """Policy and budget, as a snapshot has them."""
+        """Format policy and budget as a snapshot has them."""
         budget = self.settings.budget
         return f"{registry.to_text(self.settings.policy)} {budget} round_to={budget.round_to}"
 
@@ -699,7 +700,7 @@ class GatedModule(TracedModule):
         return next(iter(self.parameters())).device
 
     def _saliency(self) -> Tensor:
-        """What the policy observes of this step, on all ranks alike: float32 [K]."""
+        """Return what the policy observes of this step, on all ranks alike: float32 [K]."""
         observes, tensors = self.settings.policy.observes, self._residents.tensors()
         meter = self._residents.meter(self._selection)
         saliency = meter.measure(observes, tensors, lambda: seen(self))
@@ -717,7 +718,7 @@ class GatedModule(TracedModule):
 
 @_lasting
 def _saving(gated: GatedModule | None) -> Chosen | None:
-    """The selection in whose order an optimiser's state is saved; None without a network."""
+    """Return the selection in whose order an optimiser's state is saved; None without a network."""
     if gated is None:
         return None
     gated._finish()
@@ -726,7 +727,7 @@ def _saving(gated: GatedModule | None) -> Chosen | None:
 
 
 def _by_mode(code: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that runs the given code for training, and otherwise what evaluation runs."""
+    """Return a forward that runs this code in training, and otherwise what evaluation runs."""
 
     def forward(self: GatedModule, *args: Any, **kwargs: Any) -> Any:
         if self._pending:

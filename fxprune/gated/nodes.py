@@ -46,7 +46,7 @@ class Gated:
         load(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
-        """The narrow module's own line, and the dense shape of its weight."""
+        """Return the narrow module's own line, and the dense shape of its weight."""
         own: str = super().extra_repr()  # type: ignore[misc]
         return f"{own}, dense_weight={self.dense_shape}"
 
@@ -130,19 +130,19 @@ class Tap(nn.Module):
         self.probe = torch.zeros(0, requires_grad=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a copy of x, so that what follows may work in place."""
+        """Return a copy of x, so that what follows may work in place."""
         if not (self.training and torch.is_grad_enabled()):
             return x
         out: Tensor = _Tapped.apply(x, self.probe, self.dim)
         return out
 
     def fit(self, channels: int, device: torch.device) -> None:
-        """Makes the probe anew if the number of channels, or the device, is another."""
+        """Make the probe anew if the number of channels, or the device, is another."""
         if self.probe.shape != (channels,) or self.probe.device != device:
             self.probe = torch.zeros(channels, device=device, requires_grad=True)
 
     def take(self) -> Tensor | None:
-        """What was seen, once."""
+        """Return what was seen, once."""
         seen, self.probe.grad = self.probe.grad, None
         return seen
 
@@ -165,19 +165,22 @@ class _Tapped(torch.autograd.Function):
 
 
 def taps(network: nn.Module) -> dict[int, Tap]:
-    """The taps of a gated network by the number of their gate."""
+    """Return the taps of a gated network by the number of their gate."""
     found = ((name, child) for name, child in network.named_children() if isinstance(child, Tap))
     return {int(name.removeprefix(TAP)): tap for name, tap in found}
 
 
 def seen(network: nn.Module) -> dict[int, Tensor]:
-    """What its taps saw since this was last asked, by the number of the gate: as `Tap.probe`."""
+    """Return what its taps saw since this was last asked, by the number of the gate.
+
+    As `Tap.probe`.
+    """
     taken = ((number, tap.take()) for number, tap in taps(network).items())
     return {number: values for number, values in taken if values is not None}
 
 
 def to_gated(module: nn.Module, dense_shape: tuple[int, ...]) -> None:
-    """Turns a plain module into the gated one that derives from it, in place, if there is one."""
+    """Turn a plain module into the gated one that derives from it, in place, if there is one."""
     gated = _GATED.get(type(module))
     if gated is not None:
         # nothing else differs, and the module's own attributes and hooks stay
@@ -193,7 +196,7 @@ def note_paths(network: nn.Module) -> None:
 
 
 def to_plain(module: nn.Module) -> None:
-    """Turns gated modules into the plain ones they derive from, in place."""
+    """Turn gated modules into the plain ones they derive from, in place."""
     for child in module.modules():
         plain = _PLAIN.get(type(child))
         if plain is not None:
@@ -202,7 +205,7 @@ def to_plain(module: nn.Module) -> None:
 
 
 def remove_taps(graph: fx.Graph) -> None:
-    """Takes the taps out of a graph, in place."""
+    """Take the taps out of a graph, in place."""
     for node in list(graph.nodes):
         if node.op == "call_module" and str(node.target).startswith(TAP):
             node.replace_all_uses_with(node.args[0])

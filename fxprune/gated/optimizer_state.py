@@ -23,7 +23,7 @@ LARGE = 1024.0  # a parameter that no other state looks like
 def beginnings(
     optimizer: torch.optim.Optimizer, parameter: Tensor
 ) -> dict[str, float | Literal["parameter"]]:
-    """What the elements of each state tensor are before their first gradient, by key.
+    """Return what the elements of each state tensor are before their first gradient, by key.
 
     Not all are zero: Adagrad's sum and Rprop's step size begin elsewhere, and averages of the
     parameter as the parameter. A new optimiser of the same kind and options tells, after a step
@@ -52,7 +52,7 @@ def _alike(state: Tensor, parameter: Tensor) -> bool:
 def _after(
     optimizer: torch.optim.Optimizer, options: dict[str, Any], like: Tensor, value: float
 ) -> dict[str, float]:
-    """The state of a lone element after a step with a zero gradient."""
+    """Return the state of a lone element after a step with a zero gradient."""
     lone = nn.Parameter(like.detach().new_full((1,) * like.dim(), value))
     lone.grad = torch.zeros_like(lone)
     try:
@@ -65,7 +65,7 @@ def _after(
 
 
 def strays(state: Mapping[str, Any], shape: tuple[int, ...] | None, size: int) -> Iterator[str]:
-    """The keys of a parameter's state that hold more than a number, and not one per element.
+    """Return the keys of a parameter's state that hold more than a number, and not one per element.
 
     Args:
         state: by key.
@@ -81,7 +81,7 @@ def strays(state: Mapping[str, Any], shape: tuple[int, ...] | None, size: int) -
 
 
 def warn_of_stray(optimizer: torch.optim.Optimizer, key: str) -> None:
-    """Says that a state does not follow its channels."""
+    """Warn that a state does not follow its channels."""
     text = message(
         f"the state {key!r} of {type(optimizer).__name__} does not follow the channels",
         why="it does not have a value for each element of its parameter; it stays where it is when "

@@ -47,7 +47,7 @@ class Rounds:
         return (pace for pace in [*self._paces.values()] if pace is not None)
 
     def add(self, optimizer: Optimizer, pace: StepSchedule | None) -> None:
-        """Attaches one, in place of those that hold some of the same parameters."""
+        """Attach one, in place of those that hold some of the same parameters."""
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for other in [*self._paces]:
             if any(id(p) in own for group in other.param_groups for p in group["params"]):
@@ -57,13 +57,13 @@ class Rounds:
         self._mark()
 
     def release(self, optimizer: Optimizer) -> None:
-        """Detaches one."""
+        """Detach one."""
         self._paces.pop(optimizer, None)
         self._stepped.discard(optimizer)
         self._mark()
 
     def _mark(self) -> None:
-        """Takes note of new gradients where there are several optimisers."""
+        """Note new gradients where there are several optimisers."""
         for mark in self._marks:
             mark.remove()
         several = [*self._paces] if len(self._paces) > 1 else []
@@ -113,7 +113,7 @@ class Rounds:
         return len(self._paces) > 1
 
     def begins(self, optimizer: Optimizer) -> bool:
-        """Whether a step that it is about to take is the first of a round."""
+        """Tell whether a step that it is about to take is the first of a round."""
         if optimizer not in self:
             return False
         begins = not self._stepped or optimizer in self._stepped
@@ -123,7 +123,7 @@ class Rounds:
         return begins
 
     def ends(self, optimizer: Optimizer) -> bool:
-        """Whether the step that it has taken is the last of a round."""
+        """Tell whether the step that it has taken is the last of a round."""
         if optimizer not in self:
             return False
         self._stepped.add(optimizer)

@@ -81,7 +81,7 @@ def refit(
 
 
 def _layers(compact: nn.Module, model: nn.Module, images: Tensor) -> list[str]:
-    """The names of the layers that can be solved for, in the order in which they run."""
+    """Return the names of the layers that can be solved for, in the order in which they run."""
     others = dict(model.named_modules())
     calls: list[str] = []
     handles = []
@@ -100,7 +100,7 @@ def _layers(compact: nn.Module, model: nn.Module, images: Tensor) -> list[str]:
 
 
 def _noting(calls: list[str], name: str) -> Callable[..., None]:
-    """A forward hook that notes the layer's name."""
+    """Return a forward hook that notes the layer's name."""
     return lambda *_: calls.append(name)
 
 
@@ -109,7 +109,7 @@ class _ReachedError(Exception):
 
 
 def _at(network: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer takes in and gives; what follows it is not computed."""
+    """Return what a layer takes in and gives; what follows it is not computed."""
     found: list[Tensor] = []
 
     def stop(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -135,7 +135,7 @@ def _pairs(
     images: Tensor,
     places: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs [n, features] and wanted outputs [n, channels] of some places, float64, in chunks."""
+    """Yield inputs [n, features] and wanted outputs [n, channels], float64, in chunks."""
     generator = torch.Generator().manual_seed(0)
     for chunk in torch.split(images, CHUNK):
         inputs, _ = _at(compact, layer, chunk)
@@ -153,7 +153,7 @@ def _pairs(
 def _patches(
     layer: nn.Conv2d, inputs: Tensor, outputs: Tensor, places: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The inputs [n, features] and outputs [n, channels] of random output positions."""
+    """Return the inputs [n, features] and outputs [n, channels] of random output positions."""
     count, channels, height, width = outputs.shape
     reach = [(size - 1) * step for size, step in zip(layer.kernel_size, layer.dilation)]
     padding = layer.padding

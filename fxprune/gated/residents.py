@@ -57,7 +57,7 @@ class Residents:
     def __init__(
         self, network: nn.Module, channels: ChannelGraph, bank: Bank | None = None
     ) -> None:
-        """Finds the gated tensors of a network.
+        """Find the gated tensors of a network.
 
         Args:
             network: a dense one, which gets a bank, or one with a bank.
@@ -74,11 +74,11 @@ class Residents:
         self.gradients = Pending(self._homes)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The residents by name: parameters and buffers that belong to channels."""
+        """Return the residents by name: parameters and buffers that belong to channels."""
         return {name: home.tensor() for name, home in self._homes.items()}
 
     def meter(self, at: Chosen) -> Meter:
-        """Measures the residents of a selection; kept until the widths change."""
+        """Measure the residents of a selection; kept until the widths change."""
         slots = self.bank.slots(at.widths, device := at.channels.device)
         if self._meter is None or self._meter[0] is not slots:
             meter = Meter(self.bank.channels, slots.slot, len(at.channels), device)
@@ -86,12 +86,12 @@ class Residents:
         return self._meter[1]
 
     def parameters(self) -> Iterator[Item]:
-        """The residents as items of an exchange."""
+        """Return the residents as items of an exchange."""
         for name, home in self._homes.items():
             yield Item(name, None, home.tensor().detach(), self.bank.dense[name], home.install)
 
     def states(self, widths: Widths, stepped: bool = False) -> Iterator[Item]:
-        """The optimisers' tensors that have an element for each of their parameter's.
+        """Return the optimisers' tensors that have an element for each of their parameter's.
 
         Args:
             widths: of the selection in whose order they lie.
@@ -131,7 +131,7 @@ class Residents:
             yield Item(name, key, resident, dense, _setter(state, key))
 
     def begin(self, attached: Container[object]) -> None:
-        """To be called before a step: an optimiser that never stepped has no state that rests.
+        """Prepare a step: an optimiser that never stepped has no state that rests.
 
         Unless it was loaded, what rests is another's: of one before it.
         """
@@ -160,23 +160,23 @@ class Residents:
                 yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def store(self, at: Chosen) -> Mapping[str, Tensor]:
-        """Brings the bank up to date with the residents of a selection; returns it, by name."""
+        """Update the bank with the residents of a selection; return it, by name."""
         store(self.parameters(), self.bank, at)
         return self.bank.dense
 
     def load(self, at: Chosen) -> None:
-        """Fills the residents from the bank, whatever was in them."""
+        """Fill the residents from the bank, whatever was in them."""
         places = self.bank.positions(at.channels, at.widths)
         for name, home in self._homes.items():
             home.install(take(self.bank.dense[name], self.bank.of(name, places)))
 
     def renew(self) -> None:
-        """Makes autograd take up the residents' shapes."""
+        """Make autograd take up the residents' shapes."""
         for home in self._homes.values():
             home.renew()
 
     def refind(self, at: Chosen) -> None:
-        """Finds the residents again, after layers of the network may have been replaced.
+        """Find the residents again, after layers of the network may have been replaced.
 
         Raises:
             GateError: one has another shape or dtype than what the bank holds of it.
@@ -252,7 +252,7 @@ class Residents:
         self._tracked = kept
 
     def reset_unmovable_state(self, widths: Widths, new: Widths) -> None:
-        """Tells of state that cannot follow; at new widths the optimiser has to begin it anew."""
+        """Warn of state that cannot follow; at new widths the optimiser has to begin it anew."""
         for tracked, optimizer in self._optimizers():
             if not optimizer.state or (tracked.told and widths == new):
                 continue
@@ -272,7 +272,7 @@ class Residents:
                     del optimizer.state[parameter]
 
     def _loaded(self, tracked: _Tracked) -> Callable[[Optimizer], None]:
-        """What is called when an optimiser's state was loaded."""
+        """Return what is called when an optimiser's state was loaded."""
 
         def loaded(optimizer: Optimizer) -> None:
             tracked.stepped, tracked.order = False, self._order(optimizer)
@@ -282,7 +282,7 @@ class Residents:
     def _saved(
         self, saving: Callable[[], Chosen | None]
     ) -> Callable[[Optimizer, dict[str, Any]], dict[str, Any]]:
-        """What is called when an optimiser's state is saved."""
+        """Return what is called when an optimiser's state is saved."""
 
         def saved(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
             at = saving()
@@ -293,7 +293,7 @@ class Residents:
         return saved
 
     def _order(self, optimizer: Optimizer) -> Chosen | None:
-        """The selection in whose order a state lies that was loaded, if it says so."""
+        """Return the selection in whose order a state lies that was loaded, if it says so."""
         own = [*self.tensors().values()]
         return take_order(optimizer, key_of(optimizer, own), own[0].device)
 

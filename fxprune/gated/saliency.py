@@ -38,7 +38,7 @@ class Meter:
         total: int,
         device: torch.device,
     ) -> None:
-        """Takes what the widths decide.
+        """Compute what the widths decide.
 
         Args:
             channels: the channel graph, whose gates say which parameters to read.
@@ -55,7 +55,7 @@ class Meter:
     def measure(
         self, observes: Observes, tensors: Tensors, seen: Callable[[], Mapping[int, Tensor]]
     ) -> Tensor:
-        """What a policy observes.
+        """Measure what a policy observes.
 
         Args:
             observes: which measure, a method of that name; `none` is all zeros.
@@ -70,7 +70,10 @@ class Meter:
         return measures[observes](tensors)
 
     def batch(self, tensors: Tensors) -> Tensor:
-        """|sum of g * a| over the batch, from the parameters' gradients; 0 where there is none."""
+        """Compute |sum of g * a| over the batch, from the parameters' gradients.
+
+        0 where there is none.
+        """
         reading = self._reading("batch", self._channels.gates)
         return reading(_taylor(reading.places, tensors, self._early))
 
@@ -97,7 +100,7 @@ class Meter:
         self._early.clear()
 
     def sample(self, tensors: Tensors, taps: Mapping[int, Tensor]) -> Tensor:
-        """The mean over samples of |sum of g * a|, as the taps saw it in this step's backward.
+        """Return the mean over samples of |sum of g * a|, as the taps saw it in this backward.
 
         Args:
             tensors: the parameters.
@@ -114,12 +117,15 @@ class Meter:
         )
 
     def magnitude(self, tensors: Tensors) -> Tensor:
-        """The L2 norm of a channel's slices of the weights that make it."""
+        """Return the L2 norm of a channel's slices of the weights that make it."""
         reading = self._reading("makers", self._channels.makers)
         return reading([_square(tensors[name], dim) for name, dim in reading.places]).sqrt()
 
     def bn_scale(self, tensors: Tensors) -> Tensor:
-        """|gamma| of the norm at the gate point; behind a bare layer the norm of its weights."""
+        """Return |gamma| of the norm at the gate point.
+
+        Behind a bare layer the norm of its weights.
+        """
         gates = self._channels.gates
         reading = self._reading("firsts", [Gate(gate.parameters[:1]) for gate in gates])
         return reading([_square(tensors[name], dim).sqrt() for name, dim in reading.places])
@@ -177,19 +183,19 @@ class _Reading:
         self._absolute = _table(at, slot[at], total, empty=end)
 
     def to(self, device: torch.device) -> "_Reading":
-        """Takes the tables to a device."""
+        """Take the tables to a device."""
         self._signed, self._absolute = self._signed.to(device), self._absolute.to(device)
         return self
 
     def __call__(self, values: Sequence[Tensor]) -> Tensor:
-        """From the values at each place, one behind the other, to those of the slots."""
+        """Sum the values at each place, one behind the other, to those of the slots."""
         zero = torch.zeros(1, device=self._signed.device)
         each = _sums(torch.cat([*values, zero]), self._signed).abs()
         return _sums(torch.cat([each, zero]), self._absolute)
 
 
 def _table(summands: Tensor, results: Tensor, rows: int, empty: int) -> Tensor:
-    """For each result the summands that belong to it: int64 [most summands, rows]."""
+    """Find for each result the summands that belong to it: int64 [most summands, rows]."""
     order = results.argsort(stable=True)
     results = results[order]
     counts = torch.bincount(results, minlength=rows)
@@ -231,6 +237,6 @@ def _square(parameter: Tensor, dim: int) -> Tensor:
 
 
 def _others(values: Tensor, dim: int) -> Tensor:
-    """Sums over all dimensions but one."""
+    """Name all dimensions but one."""
     rest = [other for other in range(values.dim()) if other != dim]
     return values.sum(rest) if rest else values

@@ -53,7 +53,7 @@ class Chooser:
     """
 
     def __init__(self, settings: Settings, layout: Layout, cost: CostModel, prior: Tensor) -> None:
-        """Starts the policy.
+        """Start the policy.
 
         Args:
             settings: the policy, the budget, and how often to select.
@@ -73,12 +73,12 @@ class Chooser:
             global_widths(settings.budget, layout, cost, prior)
 
     def first(self) -> Chosen:
-        """The selection of the first step: all channels where the policy wants a warm-up."""
+        """Return the selection of the first step: all channels where the policy wants a warm-up."""
         widths = self._layout.sizes if self._settings.policy.warmup else self._uniform
         return Chosen(self._top(widths, explore=True).sort().values, widths)
 
     def check(self, chosen: Chosen) -> None:
-        """Refuses a selection that does not fit.
+        """Refuse a selection that does not fit.
 
         Raises:
             GateError: the widths do not fit the groups, or the selection not its widths.
@@ -102,7 +102,7 @@ class Chooser:
             )
 
     def note_rate(self, rate: float) -> None:
-        """Shows cuts of the learning rate to the policy.
+        """Show cuts of the learning rate to the policy.
 
         A cut is a rate of at most half of the highest one since the last cut.
         """
@@ -112,11 +112,11 @@ class Chooser:
         self.peak_rate = max(self.peak_rate, rate)
 
     def observe(self, executing: Tensor, saliency: Tensor) -> None:
-        """Shows the saliencies, float32 [K], of the channels that executed, int64 [K]."""
+        """Show the saliencies, float32 [K], of the channels that executed, int64 [K]."""
         self._settings.policy.observe(self.state, self._layout, executing, saliency)
 
     def following(self, trained: Chosen) -> Chosen | None:
-        """The selection after the step just taken; None while it stays.
+        """Return the selection after the step just taken; None while it stays.
 
         Args:
             trained: the selection at hand; channels that stay keep their slots.
@@ -132,7 +132,7 @@ class Chooser:
         return self._aligned(self._top(widths, explore=True), widths, trained)
 
     def spend(self, share: float, trained: Chosen) -> Chosen | None:
-        """The selection at another share; None while it stays.
+        """Return the selection at another share; None while it stays.
 
         Args:
             share: of the dense network, counted as the budget counts.
@@ -159,7 +159,7 @@ class Chooser:
         return self._aligned(self._top(widths, explore=True), widths, trained)
 
     def best(self, trained: Chosen) -> Chosen:
-        """The selection that export would take: the whole budget, and no exploration.
+        """Return the selection that export would take: the whole budget, and no exploration.
 
         Before the first step that is the one of training, if its widths are the budget's.
 
@@ -172,7 +172,7 @@ class Chooser:
         return self._aligned(self._top(widths, explore=False), widths, trained)
 
     def take_over(self, other: "Chooser", device: torch.device) -> None:
-        """Knows what another one knows, on a device."""
+        """Copy another selector's policy state to a device."""
         self.state = {key: value.to(device) for key, value in other.state.items()}
         self.steps, self.peak_rate, self.share = other.steps, other.peak_rate, other.share
 
@@ -181,7 +181,7 @@ class Chooser:
         return top(score, self._layout, widths)
 
     def _allocated(self, share: float, explore: bool) -> Widths:
-        """The widths that spend a share: the same of all groups, or what each deserves."""
+        """Return the widths that spend a share: the same of all groups, or what each deserves."""
         policy, layout = self._settings.policy, self._layout
         budget = self._settings.budget.at(share, layout.sizes)
         if self._settings.reallocate and self.steps > 0:
@@ -192,7 +192,7 @@ class Chooser:
         return uniform_widths(budget, layout, self._cost)
 
     def _aligned(self, channels: Tensor, widths: Widths, trained: Chosen) -> Chosen:
-        """Channels that stay keep their slots, so that only the others have to move."""
+        """Keep the slots of the channels that stay, so that only the others have to move."""
         if widths == trained.widths:
             channels = keep_slots(trained.channels, channels, self._layout, widths)
         return Chosen(channels, widths)

@@ -47,7 +47,7 @@ class Snapshot:
     settings: str
 
     def tensors(self) -> dict[str, Tensor]:
-        """One dict of all; copies."""
+        """Return one dict of all; copies."""
         named = {f"dense/{name}": tensor for name, tensor in self.dense.items()}
         named |= {f"policy/{name}": tensor for name, tensor in self.policy.items()}
         for name, states in sorted(self.states.items()):  # else in the order of the exchanges
@@ -67,7 +67,7 @@ class Snapshot:
     def read(
         cls, named: Tensors, dense: Tensors, device: torch.device, settings: str
     ) -> "Snapshot":
-        """What `tensors` wrote.
+        """Read what `tensors` wrote.
 
         Args:
             named: what it returned.
@@ -115,7 +115,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def to_bytes(state: Tensors) -> Tensor:
-    """Packs named tensors into a single one, which savers take that know tensors only.
+    """Pack named tensors into a single one, which savers take that know tensors only.
 
     Args:
         state: tensors by name, on any devices.
@@ -128,7 +128,7 @@ def to_bytes(state: Tensors) -> Tensor:
 
 
 def from_bytes(packed: Tensor) -> dict[str, Tensor]:
-    """Unpacks what `to_bytes` packed.
+    """Unpack what `to_bytes` packed.
 
     Args:
         packed: what it returned, on any device; as whole numbers of another dtype it will do.

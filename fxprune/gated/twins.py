@@ -38,11 +38,11 @@ class Twin:
 
     @classmethod
     def of(cls, source: Any, dense: Mapping[str, Tensor]) -> "Twin":
-        """Ties a copy that has these dense parameters, by name, to its source."""
+        """Tie a copy that has these dense parameters, by name, to its source."""
         return cls(weakref.ref(source), _sums(dense))
 
     def is_written(self, dense: Mapping[str, Tensor]) -> bool:
-        """Whether the copy's dense parameters, by name, are others than when it was made."""
+        """Tell whether the copy's dense parameters, by name, are others than when it was made."""
         return _sums(dense) != self.sums
 
 

@@ -46,14 +46,14 @@ def _inside(module: nn.Module) -> list[GatedModule]:
 
 
 def _average(copy: GatedModule) -> None:
-    """Lets the copy that an average has made follow what it is a copy of."""
+    """Let the copy that an average has made follow what it is a copy of."""
     gated = copy.copied_from() if copy.copied_from is not None else None
     if gated is not None and not copy.follows:
         follow(copy, gated)
 
 
 def _refusing(parent: nn.Module) -> Any:
-    """What refuses timm's averages of whole state dicts, which hold the bank and the policy."""
+    """Return a hook that refuses timm's averages of state dicts, which hold bank and policy."""
 
     def refuse(module: GatedModule, *_: Any) -> None:
         if module.follows and not getattr(parent, "exclude_buffers", False):
