@@ -43,7 +43,7 @@ SHOWN = 25
 REPEAT = """
 
 from fxprune import instrument, shrink  # {what}
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from tests.support.law import gap, zeroed
 from tests.support.topologies.base import randomised
 
@@ -207,7 +207,7 @@ def _script(source: str, error: Exception) -> str:
     chosen = error.chosen if isinstance(error, LawError) else None
     selection = "gated.best()"
     if chosen is not None:
-        selection = f"Chosen(torch.tensor({chosen.channels.tolist()}), {chosen.widths})"
+        selection = f"Selection(torch.tensor({chosen.channels.tolist()}), {chosen.widths})"
     trace = "".join(traceback.format_exception(error, limit=-6, chain=False))
     comment = "".join(f"# {line}\n" for line in trace.splitlines())
     what = (str(error).strip().splitlines() or [type(error).__name__])[0]

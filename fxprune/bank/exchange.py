@@ -17,15 +17,15 @@ from fxprune.tracing.module import modules_of, own_name
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Selection:
     """A selection, int64 [K], group after group in slot order, and the widths it has."""
 
     channels: Tensor
     widths: Widths
 
-    def to(self, device: torch.device) -> "Chosen":
+    def to(self, device: torch.device) -> "Selection":
         """Return the selection on a device."""
-        return Chosen(self.channels.to(device), self.widths)
+        return Selection(self.channels.to(device), self.widths)
 
 
 class Item(NamedTuple):
@@ -98,7 +98,7 @@ def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
 
 
 @torch.no_grad()
-def store(items: Iterable[Item], bank: Bank, at: Chosen) -> None:
+def store(items: Iterable[Item], bank: Bank, at: Selection) -> None:
     """Write residents to the bank; they stay as they are."""
     positions = bank.positions(at.channels, at.widths)
     for item in items:
@@ -109,7 +109,7 @@ Step = Callable[[], None]
 """A part of an exchange. Called again after an interruption it does the same as once."""
 
 
-def steps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> list[Step]:
+def steps(items: Iterable[Item], bank: Bank, old: Selection, new: Selection) -> list[Step]:
     """Plan how residents move from one selection to another, in place where widths are equal.
 
     Args:
@@ -141,7 +141,7 @@ def steps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> list[S
 
 @torch.no_grad()
 def taken(
-    items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen
+    items: Iterable[Item], bank: Bank, old: Selection, new: Selection
 ) -> list[tuple[Callable[[Tensor], None], Tensor]]:
     """Return the residents at another selection, each with where to put it; all stay in place."""
     moving = list(items)
@@ -150,7 +150,7 @@ def taken(
     return [(item.install, take(item.dense, bank.of(item.name, positions))) for item in moving]
 
 
-def _swaps(items: Iterable[Item], bank: Bank, old: Chosen, new: Chosen) -> Iterator[Step]:
+def _swaps(items: Iterable[Item], bank: Bank, old: Selection, new: Selection) -> Iterator[Step]:
     """Plan swaps: packs as a whole; of other, large tensors only the cells that change."""
     widths, device = new.widths, new.channels.device
     if device.type == "cpu" and torch.equal(old.channels, new.channels):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxprune.bank.bank import LARGE, Bank, Positions
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.bank.packed import MemoryLayout, Pack, in_cells
 from fxprune.channels.records import compact_shape
 
@@ -26,7 +26,7 @@ class View:
     them changes. Values are read when it is called.
     """
 
-    def __init__(self, bank: Bank, residents: Chosen, shown: Chosen) -> None:
+    def __init__(self, bank: Bank, residents: Selection, shown: Selection) -> None:
         """Work out where each element comes from.
 
         Args:

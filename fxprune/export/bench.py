@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.channels.graph import Widths
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import BudgetError, OptionError, RunError
@@ -300,7 +300,7 @@ class Bench:
         if not path.exists():
             offsets = self.gated.channels.layout.offsets
             rows = [torch.arange(start, start + width) for start, width in zip(offsets, widths)]
-            self.gated.settle(Chosen(torch.cat(rows), widths))
+            self.gated.settle(Selection(torch.cat(rows), widths))
             compact = apply("shrink", Program(self.gated, ())).module
             path.write_bytes(onnx_content(compact, self.inputs))
         return path.read_bytes()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.bank.bank import put, take
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.bank.view import View
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize_parts
@@ -49,8 +49,8 @@ class Evaluation:
     """
 
     def __init__(self) -> None:
-        self._trained: Chosen | None = None
-        self.shown: Chosen | None = None
+        self._trained: Selection | None = None
+        self.shown: Selection | None = None
         self.stale = True
         self._view: View | None = None  # none where the residents are what is shown
         self._sites: list[_Site] = []
@@ -65,8 +65,8 @@ class Evaluation:
         network: TracedModule,
         channels: ChannelGraph,
         residents: Residents,
-        trained: Chosen,
-        shown: Chosen,
+        trained: Selection,
+        shown: Selection,
         settled: bool,
     ) -> None:
         """Prepare to show a selection.

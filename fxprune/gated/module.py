@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fxprune import registry
 from fxprune.bank import exchange
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.budget.schedule import StepSchedule
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
@@ -85,12 +85,12 @@ class GatedModule(TracedModule):
         self.attached = Rounds()
         self._bare_averages = BareAverages()
         self._lead: weakref.ref[GatedModule] | None = None
-        self._known: Chosen | None = None  # what the leader executed when it was followed last
-        self._loaded_at: Chosen | None = None  # what the leader executed then, for a follower
+        self._known: Selection | None = None  # what the leader executed when it was followed last
+        self._loaded_at: Selection | None = None  # what the leader executed then, for a follower
         self.copied_from: weakref.ref[GatedModule] | None = None
         self._copies: weakref.WeakSet[GatedModule] = weakref.WeakSet()
         self._twin: Twin | None = None
-        self._settled: Chosen | None = None
+        self._settled: Selection | None = None
         self._is_early = False  # gradients of this round come one by one, see `_observe_early`
         self._residents = Residents(self, channels)
         self.bank = self._residents.bank
@@ -100,7 +100,7 @@ class GatedModule(TracedModule):
                 to_gated(module, channels.shapes[name])
         note_paths(self)
         layout = channels.layout
-        whole = Chosen(torch.arange(layout.total).to(self._device()), layout.sizes)
+        whole = Selection(torch.arange(layout.total).to(self._device()), layout.sizes)
         with torch.no_grad():
             prior = self._residents.meter(whole).magnitude(self._residents.tensors())
         self._chooser = Chooser(settings, layout, self.cost, prior)
@@ -174,7 +174,7 @@ class GatedModule(TracedModule):
         return {name: dense[name] for name, _ in self.named_parameters()}
 
     @_lasting
-    def best(self) -> Chosen:
+    def best(self) -> Selection:
         """Return the selection that export would take now: the whole budget, and no exploration."""
         self._catch_up()
         if self._twin is not None and self._twin.still is not None:
@@ -187,7 +187,7 @@ class GatedModule(TracedModule):
         return self._chooser.best(self._selection)
 
     @_lasting
-    def settle(self, chosen: Chosen | None = None) -> None:
+    def settle(self, chosen: Selection | None = None) -> None:
         """Fix the export selection, or a given one, from now on, in training too.
 
         Raises:
@@ -225,7 +225,7 @@ class GatedModule(TracedModule):
             self._residents.gradients.drop()
             self._select(chosen)
 
-    def _at(self, share: float) -> Chosen | None:
+    def _at(self, share: float) -> Selection | None:
         """Return the selection at another share; None where it stays."""
         if self.settled or not self.training:
             return None
@@ -383,7 +383,7 @@ class GatedModule(TracedModule):
                 self._select(chosen)
 
     @_lasting
-    def select(self, chosen: Chosen) -> None:
+    def select(self, chosen: Selection) -> None:
         """Execute another selection: store what leaves and load what enters, in place.
 
         Raises:
@@ -418,7 +418,7 @@ class GatedModule(TracedModule):
         if not self.training:
             self._prepare()
 
-    def _shown(self) -> Chosen:
+    def _shown(self) -> Selection:
         """Return the selection that a forward executes now."""
         if self.training or self.follows:
             return self._selection
@@ -615,7 +615,7 @@ class GatedModule(TracedModule):
 
     # --- inside -----------------------------------------------------------------------------
 
-    def _select(self, chosen: Chosen) -> None:
+    def _select(self, chosen: Selection) -> None:
         if chosen is self._selection:
             return
         self._residents.reset_unmovable_state(self._selection.widths, chosen.widths)
@@ -628,12 +628,12 @@ class GatedModule(TracedModule):
             self._prepare()
 
     @_lasting
-    def _exchange(self, chosen: Chosen) -> None:
+    def _exchange(self, chosen: Selection) -> None:
         """Exchange parameters, buffers and optimisers' state for those of another selection."""
         with self._lock:
             self._exchange_alone(chosen)
 
-    def _exchange_alone(self, chosen: Chosen) -> None:
+    def _exchange_alone(self, chosen: Selection) -> None:
         self._finish()
         self._observe_early()
         self._residents.put_in_order(self._selection)
@@ -717,7 +717,7 @@ class GatedModule(TracedModule):
 
 
 @_lasting
-def _saving(gated: GatedModule | None) -> Chosen | None:
+def _saving(gated: GatedModule | None) -> Selection | None:
     """Return the selection in whose order an optimiser's state is saved; None without a network."""
     if gated is None:
         return None

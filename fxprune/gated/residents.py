@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.bank.bank import Bank, Slots, take
-from fxprune.bank.exchange import Chosen, Item, homes, store, taken
+from fxprune.bank.exchange import Item, Selection, homes, store, taken
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.errors import GateError
 from fxprune.gated import optimizer_state
@@ -42,7 +42,7 @@ class _Tracked:
     attached: weakref.ref[Optimizer]
     stepped: bool = False
     told: bool = False
-    order: Chosen | None = None
+    order: Selection | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
 
 
@@ -77,7 +77,7 @@ class Residents:
         """Return the residents by name: parameters and buffers that belong to channels."""
         return {name: home.tensor() for name, home in self._homes.items()}
 
-    def meter(self, at: Chosen) -> Meter:
+    def meter(self, at: Selection) -> Meter:
         """Measure the residents of a selection; kept until the widths change."""
         slots = self.bank.slots(at.widths, device := at.channels.device)
         if self._meter is None or self._meter[0] is not slots:
@@ -159,12 +159,12 @@ class Residents:
             for state in optimizer.state.values():
                 yield from (value for value in state.values() if isinstance(value, Tensor))
 
-    def store(self, at: Chosen) -> Mapping[str, Tensor]:
+    def store(self, at: Selection) -> Mapping[str, Tensor]:
         """Update the bank with the residents of a selection; return it, by name."""
         store(self.parameters(), self.bank, at)
         return self.bank.dense
 
-    def load(self, at: Chosen) -> None:
+    def load(self, at: Selection) -> None:
         """Fill the residents from the bank, whatever was in them."""
         places = self.bank.positions(at.channels, at.widths)
         for name, home in self._homes.items():
@@ -175,7 +175,7 @@ class Residents:
         for home in self._homes.values():
             home.renew()
 
-    def refind(self, at: Chosen) -> None:
+    def refind(self, at: Selection) -> None:
         """Find the residents again, after layers of the network may have been replaced.
 
         Raises:
@@ -197,7 +197,7 @@ class Residents:
                 )
         self._homes.update(found)
 
-    def put_in_order(self, at: Chosen) -> None:
+    def put_in_order(self, at: Selection) -> None:
         """Bring states that were saved at another selection into the order of the one at hand.
 
         Args:
@@ -219,7 +219,7 @@ class Residents:
         self,
         optimizer: Optimizer,
         attached: Container[object],
-        saving: Callable[[], Chosen | None],
+        saving: Callable[[], Selection | None],
     ) -> None:
         """Let this optimiser's state travel from now on, and that of those it wraps.
 
@@ -280,7 +280,7 @@ class Residents:
         return loaded
 
     def _saved(
-        self, saving: Callable[[], Chosen | None]
+        self, saving: Callable[[], Selection | None]
     ) -> Callable[[Optimizer, dict[str, Any]], dict[str, Any]]:
         """Return what is called when an optimiser's state is saved."""
 
@@ -292,7 +292,7 @@ class Residents:
 
         return saved
 
-    def _order(self, optimizer: Optimizer) -> Chosen | None:
+    def _order(self, optimizer: Optimizer) -> Selection | None:
         """Return the selection in whose order a state lies that was loaded, if it says so."""
         own = [*self.tensors().values()]
         return take_order(optimizer, key_of(optimizer, own), own[0].device)

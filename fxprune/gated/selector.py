@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.budget.budget import Budget
 from fxprune.budget.widths import global_widths, uniform_widths
 from fxprune.channels.cost import CostModel
@@ -72,12 +72,12 @@ class Chooser:
         if settings.reallocate:  # refuses now, not after hours, what floors make impossible
             global_widths(settings.budget, layout, cost, prior)
 
-    def first(self) -> Chosen:
+    def first(self) -> Selection:
         """Return the selection of the first step: all channels where the policy wants a warm-up."""
         widths = self._layout.sizes if self._settings.policy.warmup else self._uniform
-        return Chosen(self._top(widths, explore=True).sort().values, widths)
+        return Selection(self._top(widths, explore=True).sort().values, widths)
 
-    def check(self, chosen: Chosen) -> None:
+    def check(self, chosen: Selection) -> None:
         """Refuse a selection that does not fit.
 
         Raises:
@@ -115,7 +115,7 @@ class Chooser:
         """Show the saliencies, float32 [K], of the channels that executed, int64 [K]."""
         self._settings.policy.observe(self.state, self._layout, executing, saliency)
 
-    def following(self, trained: Chosen) -> Chosen | None:
+    def following(self, trained: Selection) -> Selection | None:
         """Return the selection after the step just taken; None while it stays.
 
         Args:
@@ -131,7 +131,7 @@ class Chooser:
             return None
         return self._aligned(self._top(widths, explore=True), widths, trained)
 
-    def spend(self, share: float, trained: Chosen) -> Chosen | None:
+    def spend(self, share: float, trained: Selection) -> Selection | None:
         """Return the selection at another share; None while it stays.
 
         Args:
@@ -158,7 +158,7 @@ class Chooser:
             return None
         return self._aligned(self._top(widths, explore=True), widths, trained)
 
-    def best(self, trained: Chosen) -> Chosen:
+    def best(self, trained: Selection) -> Selection:
         """Return the selection that export would take: the whole budget, and no exploration.
 
         Before the first step that is the one of training, if its widths are the budget's.
@@ -191,8 +191,8 @@ class Chooser:
             return self._uniform
         return uniform_widths(budget, layout, self._cost)
 
-    def _aligned(self, channels: Tensor, widths: Widths, trained: Chosen) -> Chosen:
+    def _aligned(self, channels: Tensor, widths: Widths, trained: Selection) -> Selection:
         """Keep the slots of the channels that stay, so that only the others have to move."""
         if widths == trained.widths:
             channels = keep_slots(trained.channels, channels, self._layout, widths)
-        return Chosen(channels, widths)
+        return Selection(channels, widths)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 
 PREFIX = "fxprune_slots/"
 
@@ -26,7 +26,7 @@ def key_of(optimizer: Optimizer, residents: Iterable[Tensor]) -> str:
     return f"{PREFIX}{first}"
 
 
-def with_order(state: dict[str, Any], key: str, at: Chosen) -> dict[str, Any]:
+def with_order(state: dict[str, Any], key: str, at: Selection) -> dict[str, Any]:
     """Add the selection in whose order a saved state lies.
 
     Args:
@@ -48,7 +48,7 @@ def without_order(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "param_groups": groups}
 
 
-def take_order(optimizer: Optimizer, key: str, device: torch.device) -> Chosen | None:
+def take_order(optimizer: Optimizer, key: str, device: torch.device) -> Selection | None:
     """Take the saved selection out of an optimiser into which a state was loaded, if it has one.
 
     Args:
@@ -62,4 +62,4 @@ def take_order(optimizer: Optimizer, key: str, device: torch.device) -> Chosen |
     if found is None:
         return None
     count, *numbers = found.tolist()
-    return Chosen(torch.tensor(numbers[count:], device=device), tuple(numbers[:count]))
+    return Selection(torch.tensor(numbers[count:], device=device), tuple(numbers[:count]))

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.errors import RunError
 
 Tensors = Mapping[str, Tensor]
@@ -39,8 +39,8 @@ class Snapshot:
     dense: Tensors
     policy: Tensors
     states: Mapping[str, Tensors]
-    trained: Chosen
-    settled: Chosen | None
+    trained: Selection
+    settled: Selection | None
     steps: int
     peak_rate: float
     share: float | None
@@ -149,11 +149,11 @@ def from_bytes(packed: Tensor) -> dict[str, Tensor]:
     return safetensors.torch.load(data)
 
 
-def _chosen(named: Tensors, kind: str, device: torch.device) -> Chosen | None:
+def _chosen(named: Tensors, kind: str, device: torch.device) -> Selection | None:
     if f"{kind}/channels" not in named:
         return None
     channels = named[f"{kind}/channels"].to(device, copy=True)
-    return Chosen(channels, tuple(named[f"{kind}/widths"].tolist()))
+    return Selection(channels, tuple(named[f"{kind}/widths"].tolist()))
 
 
 def _check(named: Tensors, saved: Tensors, dense: Tensors) -> None:

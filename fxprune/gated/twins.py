@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 
 
 @dataclass(eq=False)
@@ -33,8 +33,8 @@ class Twin:
 
     source: "weakref.ref[Any]"
     sums: dict[str, float]
-    at: Chosen | None = None
-    still: Chosen | None = None
+    at: Selection | None = None
+    still: Selection | None = None
 
     @classmethod
     def of(cls, source: Any, dense: Mapping[str, Tensor]) -> "Twin":

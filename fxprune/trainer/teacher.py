@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxprune import api
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.errors import ModelError, OptionError
 from fxprune.files import read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
@@ -72,7 +72,7 @@ class Teacher:
             _load(gated, run / FILE)
         sizes = gated.channels.layout.sizes
         whole = torch.arange(gated.channels.layout.total, device=placement.device)
-        gated.settle(Chosen(whole, sizes))
+        gated.settle(Selection(whole, sizes))
         return Teacher(api.shrink(gated.eval()).requires_grad_(False), options, placement)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from fxprune import GatedModule, attach, instrument
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 
 POLICIES = ["cucb{c=1}", "random", "cucb{c=1,saliency=sample}"]
 
@@ -85,7 +85,7 @@ def test_new_widths_compile_once_each(policy: str) -> None:
     plain, plain_optimizer = build(policy)
     compiled = torch.compile(gated, backend="aot_eager", fullgraph=True)
     for number in range(9):
-        chosen = Chosen(torch.tensor([*range(2 + number % 3), *range(8, 10 + number % 4)]),
+        chosen = Selection(torch.tensor([*range(2 + number % 3), *range(8, 10 + number % 4)]),
                         (2 + number % 3, 2 + number % 4))  # fmt: skip
         for one in (gated, plain):
             one.select(chosen)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxprune import GatedModule, attach, instrument
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from tests.support.law import at_random
 from tests.support.nets import BY_NAME, Net
 from tests.support.oracle import Make, Oracle, loss_of
@@ -49,7 +49,7 @@ def follow(
     steps: int,
     between: Callable[[GatedModule, int], None] = lambda *_: None,
     **settings: Any,
-) -> list[Chosen]:
+) -> list[Selection]:
     """Trains a gated network and the oracle side by side; returns what executed."""
     model = without_dropout(net.model()).train()
     gated = instrument(model, net.inputs(), **settings)
@@ -59,7 +59,7 @@ def follow(
     executed = []
     for step in range(steps):
         between(gated, step)
-        chosen = Chosen(gated.executing.clone(), gated.widths)
+        chosen = Selection(gated.executing.clone(), gated.widths)
         executed.append(chosen)
         optimizer.zero_grad()
         loss_of(gated, net, step).backward()

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune import GatedModule, fold, instrument, shrink
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from tests.support.law import at_random, choose, extremes, gap, zeroed
 from tests.support.nets import BY_NAME, NETS, Net
 from tests.support.topologies.base import randomised
@@ -25,7 +25,9 @@ every_net = pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
 
 
 @torch.no_grad()
-def check(model: nn.Module, gated: GatedModule, inputs: tuple[Tensor, ...], chosen: Chosen) -> None:
+def check(
+    model: nn.Module, gated: GatedModule, inputs: tuple[Tensor, ...], chosen: Selection
+) -> None:
     """Checks the law for one selection, in the mode that the networks are in."""
     gated.settle(chosen)
     compact = shrink(gated)
@@ -129,7 +131,7 @@ def test_onnx_at_width_one(name: str, tmp_path: Path) -> None:
 
 
 def check_onnx(
-    model: nn.Module, gated: GatedModule, net: Net, chosen: Chosen, folder: Path
+    model: nn.Module, gated: GatedModule, net: Net, chosen: Selection, folder: Path
 ) -> None:
     gated.settle(chosen)
     reference = gated if gated.channels.mixing else zeroed(model, gated, chosen)

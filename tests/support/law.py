@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune import ChannelGraph, GatedModule
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 
 
-def choose(graph: ChannelGraph, widths: tuple[int, ...], seed: int = 0) -> Chosen:
+def choose(graph: ChannelGraph, widths: tuple[int, ...], seed: int = 0) -> Selection:
     """A random selection of these widths, in random order inside each group."""
     generator = torch.Generator().manual_seed(seed)
     layout = graph.layout
@@ -24,10 +24,10 @@ def choose(graph: ChannelGraph, widths: tuple[int, ...], seed: int = 0) -> Chose
         offset + torch.randperm(size, generator=generator)[:width]
         for offset, size, width in zip(layout.offsets, layout.sizes, widths, strict=True)
     ]
-    return Chosen(torch.cat(lines), widths)
+    return Selection(torch.cat(lines), widths)
 
 
-def at_random(graph: ChannelGraph, seed: int) -> Chosen:
+def at_random(graph: ChannelGraph, seed: int) -> Selection:
     """A random selection of random widths."""
     generator = torch.Generator().manual_seed(seed)
     widths = tuple(
@@ -36,7 +36,7 @@ def at_random(graph: ChannelGraph, seed: int) -> Chosen:
     return choose(graph, widths, seed)
 
 
-def extremes(graph: ChannelGraph) -> Iterator[Chosen]:
+def extremes(graph: ChannelGraph) -> Iterator[Selection]:
     """All channels, in another order; one of each group; one of a single group, all of the rest."""
     sizes = graph.layout.sizes
     yield choose(graph, sizes, seed=1)
@@ -45,7 +45,7 @@ def extremes(graph: ChannelGraph) -> Iterator[Chosen]:
         yield choose(graph, (*sizes[:group], 1, *sizes[group + 1 :]), seed=3 + group)
 
 
-def zeroed(model: nn.Module, gated: GatedModule, chosen: Chosen) -> nn.Module:
+def zeroed(model: nn.Module, gated: GatedModule, chosen: Selection) -> nn.Module:
     """A copy of the dense network, with the gated one's tensors and the removed columns zero."""
     twin = copy.deepcopy(model)
     twin.load_state_dict(gated.dense_state_dict(), strict=True)
@@ -53,7 +53,7 @@ def zeroed(model: nn.Module, gated: GatedModule, chosen: Chosen) -> nn.Module:
     return twin
 
 
-def zero_columns(dense: nn.Module, graph: ChannelGraph, chosen: Chosen) -> None:
+def zero_columns(dense: nn.Module, graph: ChannelGraph, chosen: Selection) -> None:
     """Zeroes, in place, what consumes the channels that are not chosen."""
     parameters = dict([*dense.named_parameters(), *dense.named_buffers()])
     kept = torch.zeros(graph.layout.total, dtype=torch.bool)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fxprune import ChannelGraph, GatedModule
 from fxprune.bank.bank import put
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from tests.support.law import zero_columns
 from tests.support.topologies.base import Net
 
@@ -37,7 +37,7 @@ class Oracle:
         self.model, self.graph, self.make = copy.deepcopy(model).train(), graph, make
         self.states: dict[str, dict[str, Tensor]] = {}
 
-    def step(self, net: Net, step: int, chosen: Chosen) -> None:
+    def step(self, net: Net, step: int, chosen: Selection) -> None:
         twin = copy.deepcopy(self.model)
         zero_columns(twin, self.graph, chosen)
         loss_of(twin, net, step).backward()
@@ -67,12 +67,12 @@ class Oracle:
                     dense = own.setdefault(key, torch.zeros_like(parameter))
                     self._put(name, dense, tensor, chosen)
 
-    def _take_statistics(self, twin: nn.Module, chosen: Chosen) -> None:
+    def _take_statistics(self, twin: nn.Module, chosen: Selection) -> None:
         new = dict(twin.named_buffers())
         for name, buffer in self.model.named_buffers():
             self._put(name, buffer, self._kept(name, new[name], chosen), chosen)
 
-    def _index(self, name: str, shape: torch.Size, chosen: Chosen) -> tuple[Tensor, ...]:
+    def _index(self, name: str, shape: torch.Size, chosen: Selection) -> tuple[Tensor, ...]:
         executes = torch.zeros(self.graph.layout.total + 1, dtype=torch.bool)
         executes[chosen.channels] = True
         executes[-1] = True  # what belongs to no channel
@@ -81,10 +81,10 @@ class Oracle:
             lines[dim] = executes[axis.channel].nonzero().flatten()
         return torch.meshgrid(*lines, indexing="ij")
 
-    def _kept(self, name: str, dense: Tensor, chosen: Chosen) -> Tensor:
+    def _kept(self, name: str, dense: Tensor, chosen: Selection) -> Tensor:
         return dense[self._index(name, dense.shape, chosen)] if dense.dim() else dense
 
-    def _put(self, name: str, dense: Tensor, kept: Tensor, chosen: Chosen) -> None:
+    def _put(self, name: str, dense: Tensor, kept: Tensor, chosen: Selection) -> None:
         if dense.dim():
             dense[self._index(name, dense.shape, chosen)] = kept
         else:
@@ -107,7 +107,7 @@ def moments(gated: GatedModule, optimizer: torch.optim.Optimizer) -> dict[str, T
     return found
 
 
-def resting(gated: GatedModule, name: str, chosen: Chosen) -> Tensor:
+def resting(gated: GatedModule, name: str, chosen: Selection) -> Tensor:
     """Which elements of a dense tensor do not execute: bool, of its shape."""
     executes = torch.zeros(gated.channels.layout.total + 1, dtype=torch.bool)
     executes[chosen.channels] = True

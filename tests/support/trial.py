@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune import ChannelGraph, GatedModule, fold, instrument, shrink
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.errors import GateError, ParityError
 from tests.support.law import at_random, choose, gap, zeroed
 from tests.support.random_nets import inputs, model_of
@@ -27,7 +27,7 @@ NO_CHANNEL = "the model has no channel that could be removed"
 class LawError(AssertionError):
     """What does not hold of a network, and for which selection."""
 
-    def __init__(self, what: str, chosen: Chosen | None = None) -> None:
+    def __init__(self, what: str, chosen: Selection | None = None) -> None:
         super().__init__(what)
         self.what, self.chosen = what, chosen
 
@@ -97,7 +97,7 @@ def onnx_trial(source: str, path: Path) -> None:
             raise
 
 
-def _costs(compact: nn.Module, gated: GatedModule, chosen: Chosen) -> None:
+def _costs(compact: nn.Module, gated: GatedModule, chosen: Selection) -> None:
     """The cost model is exact."""
     cost = gated.cost
     params = sum(parameter.numel() for parameter in compact.parameters())
@@ -108,7 +108,7 @@ def _costs(compact: nn.Module, gated: GatedModule, chosen: Chosen) -> None:
         raise LawError(f"{macs} macs, the cost says {cost.macs(chosen.widths)}", chosen)
 
 
-def _agree(model: nn.Module, gated: GatedModule, chosen: Chosen) -> nn.Module:
+def _agree(model: nn.Module, gated: GatedModule, chosen: Selection) -> nn.Module:
     """The law in the mode that both are in; returns the compact network, which has not run."""
     gated.settle(chosen)
     compact = shrink(gated)
@@ -121,7 +121,7 @@ def _agree(model: nn.Module, gated: GatedModule, chosen: Chosen) -> nn.Module:
     return compact
 
 
-def _close(wanted: Tensor, found: Tensor, what: str, chosen: Chosen) -> None:
+def _close(wanted: Tensor, found: Tensor, what: str, chosen: Selection) -> None:
     difference = gap(wanted, found)
     if difference > TOLERANCE:
         raise LawError(f"{what}: {difference:.1e} off", chosen)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import instrument
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.equivalence import difference, fresh_inputs
 from fxprune.errors import TraceError
 
@@ -120,7 +120,7 @@ def test_what_the_first_batch_decides_is_left_to_the_first_batch(flag: str) -> N
     assert int(model[2].seen) == 0
     assert model[2].known is False
     sizes = gated.channels.layout.sizes
-    gated.settle(Chosen(torch.arange(sum(sizes)), sizes))
+    gated.settle(Selection(torch.arange(sum(sizes)), sizes))
     for _ in range(3):
         x = torch.randn(4, 3, 8, 8)
         assert torch.equal(gated(x), model(x))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.errors import FxpruneError, GateError, OptionError, RunError, TraceError
 from tests.support.nets import BY_NAME
 
@@ -178,7 +178,7 @@ def test_selections(channels: list[int], widths: tuple[int, ...], message: str, 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 5, 1))
     gated = fxprune.instrument(model, net.inputs(dtype=torch.float32))
     before = gated.executing.clone()
-    chosen = Chosen(torch.tensor(channels), widths)
+    chosen = Selection(torch.tensor(channels), widths)
     text = refused(GateError, lambda: getattr(gated, call)(chosen))
     assert text.splitlines()[0] == message
     assert torch.equal(gated.executing, before)

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trail import Trail
 
 import fxprune
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.data import DataSet
 from fxprune.policies import parse
 from fxprune.trainer import loop
@@ -288,11 +288,11 @@ def _one_after_another(first: Record, second: Record) -> Record:
     return second | sums | {"training_peak_mb": peak, "curve": first["curve"] + later}
 
 
-def first_channels(gated: fxprune.GatedModule, widths: list[int]) -> Chosen:
+def first_channels(gated: fxprune.GatedModule, widths: list[int]) -> Selection:
     """The first channels of each group."""
     spans = zip(gated.channels.layout.offsets, widths, strict=True)
     channels = [torch.arange(begin, begin + width) for begin, width in spans]
-    return Chosen(torch.cat(channels), tuple(widths))
+    return Selection(torch.cat(channels), tuple(widths))
 
 
 def size_of(gated: fxprune.GatedModule) -> Record:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 import fxprune
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.budget.widths import uniform_widths
 from fxprune.channels.graph import Widths
 
@@ -40,7 +40,7 @@ class Probe:
         return sum(map(len, self.measured)) + len(self.images)
 
 
-def best_of(network: fxprune.GatedModule, probe: Probe, count: int, seed: int) -> Chosen:
+def best_of(network: fxprune.GatedModule, probe: Probe, count: int, seed: int) -> Selection:
     """Try some allocations and return the best selection; the network's own is among them.
 
     Args:
@@ -65,14 +65,14 @@ def best_of(network: fxprune.GatedModule, probe: Probe, count: int, seed: int) -
     return best
 
 
-def top(scores: Tensor, sizes: Widths, widths: Widths) -> Chosen:
+def top(scores: Tensor, sizes: Widths, widths: Widths) -> Selection:
     """The channels of the highest scores [N] in each group, in rising order."""
     parts, begin = [], 0
     for size, width in zip(sizes, widths, strict=True):
         own = scores[begin : begin + size]
         parts.append(begin + own.topk(width).indices.sort().values)
         begin += size
-    return Chosen(torch.cat(parts), widths)
+    return Selection(torch.cat(parts), widths)
 
 
 def _between(

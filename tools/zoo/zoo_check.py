@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo_models import Entry
 
 import fxprune
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.equivalence import leaves
 from fxprune.errors import FxpruneError
 from tests.support.law import choose, gap, zeroed
@@ -229,7 +229,7 @@ def _noise(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     return _gap(model(*inputs), model(*nudged), "dense and dense")
 
 
-def at_random(graph: fxprune.ChannelGraph, seed: int) -> Chosen:
+def at_random(graph: fxprune.ChannelGraph, seed: int) -> Selection:
     """A random selection of random widths, two channels of each group at least.
 
     The deviation of a kernel of one value, as in a scaled convolution behind a single channel, is

@@ -6,7 +6,7 @@ import torch
 from fxprune import GatedModule, attach, instrument
 from fxprune.bank import bank
 from fxprune.bank.bank import take
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.gated import optimizer_state
 from tests.support.law import choose
 from tests.support.nets import BY_NAME, Net
@@ -68,7 +68,7 @@ def test_a_frozen_parameter_has_no_state_to_move(
     gated(*net.inputs()).square().sum().backward()
     optimizer.step()
     before = {key: value.clone() for key, value in optimizer.state_dict()["state"][0].items()}
-    first = Chosen(gated.executing.clone(), gated.widths)
+    first = Selection(gated.executing.clone(), gated.widths)
     gated.select(choose(gated.channels, gated.widths, 1))
     changed = optimizer.state_dict()["state"][0]["momentum_buffer"]
     assert not torch.equal(changed, before["momentum_buffer"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fxprune import GatedModule, attach, instrument, shrink
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.errors import GateError
 from fxprune.gated.nodes import Tap
 from tests.support.law import choose
@@ -37,7 +37,7 @@ def test_what_rests_stays_to_the_bit(net: Net, make: Any) -> None:
     gated, optimizer = build(net, make, policy="random")
     train_step(gated, optimizer, net, 0)
     for step in range(1, 4):
-        chosen = Chosen(gated.executing.clone(), gated.widths)
+        chosen = Selection(gated.executing.clone(), gated.widths)
         before, slots = dense(gated), moments(gated, optimizer)
         train_step(gated, optimizer, net, step)
         after, new_slots = dense(gated), moments(gated, optimizer)
@@ -65,8 +65,8 @@ def test_momentum_comes_back_with_its_channel(name: str, make: Any) -> None:
     first = choose(graph, gated.widths, seed=1)
     others = sorted(set(range(graph.layout.total)) - set(first.channels.tolist()))
     widths = tuple(size - width for size, width in zip(graph.layout.sizes, first.widths))
-    away = Chosen(torch.tensor(others), widths)
-    back = Chosen(_reversed_slots(first.channels, first.widths), first.widths)
+    away = Selection(torch.tensor(others), widths)
+    back = Selection(_reversed_slots(first.channels, first.widths), first.widths)
 
     gated.select(first)
     train_step(gated, optimizer, net, 0)

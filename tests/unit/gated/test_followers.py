@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import fxprune
 from fxprune import GatedModule, attach, instrument, shrink
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.errors import GateError
 from tests.support.nets import BY_NAME, Net
 from tests.support.oracle import loss_of, resting
@@ -84,7 +84,7 @@ def test_each_channel_has_its_own_average(make: Any, policy: str, name: str) -> 
             average(*net.inputs(seed=step))
             gated.train()
         update(gated)
-        now, chosen = gated.dense_tensors(), Chosen(gated.executing, gated.widths)
+        now, chosen = gated.dense_tensors(), Selection(gated.executing, gated.widths)
         for key in parameters:
             rests = resting(gated, key, chosen) if key in gated.channels.axes else None
             moved = torch.lerp(wanted[key], now[key].detach(), 1 - DECAY)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.gated.optimizer_state import beginnings
 
 Make = Callable[[Any], torch.optim.Optimizer]
@@ -90,7 +90,7 @@ def test_two_channels_in_turns_train_as_each_apart(make: Make) -> None:
     gated, optimizer, model = build(make)
     apart = [Apart(model, channel, make) for channel in range(2)]
     for step, channel in enumerate([0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1]):
-        gated.select(Chosen(torch.tensor([channel]), (1,)))
+        gated.select(Selection(torch.tensor([channel]), (1,)))
         before = {
             name: {key: copy.deepcopy(value) for key, value in optimizer.state[parameter].items()}
             for name, parameter in gated.named_parameters()
@@ -175,7 +175,7 @@ def test_a_state_that_cannot_follow_begins_anew_at_new_widths() -> None:
     attach(gated, optimizer)
     train(gated, optimizer, 2)
     for width in (4, 2, 5):
-        gated.select(Chosen(torch.arange(width), (width,)))
+        gated.select(Selection(torch.arange(width), (width,)))
         train(gated, optimizer, 2)
         state = optimizer.state[gated.get_parameter("2.weight")]
         assert state["step"] == 2

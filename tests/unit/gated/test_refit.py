@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.errors import GateError
 from fxprune.gated.refit import refit
 
@@ -34,7 +34,7 @@ def network() -> nn.Sequential:
 def settled(model: nn.Module) -> fxprune.GatedModule:
     """Without the second half of the first convolution."""
     gated = fxprune.instrument(model, (torch.zeros(2, 3, 9, 8),), "fixed{choice=first}", "keep=1")
-    gated.settle(Chosen(torch.tensor([0, 1, 2, 3, 8, 9, 10, 11, 12, 13]), (4, 6)))
+    gated.settle(Selection(torch.tensor([0, 1, 2, 3, 8, 9, 10, 11, 12, 13]), (4, 6)))
     return gated
 
 

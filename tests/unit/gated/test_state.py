@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.errors import RunError
 from fxprune.gated.state import NEEDED, Snapshot
 
@@ -15,14 +15,14 @@ SNAPSHOT = Snapshot(
     dense=DENSE,
     policy={"mean": torch.randn(4), "rounds": torch.tensor(7)},
     states={"conv.weight": {"exp_avg": torch.randn(4, 3, 2, 2)}},
-    trained=Chosen(torch.tensor([2, 0]), (2,)),
+    trained=Selection(torch.tensor([2, 0]), (2,)),
     settled=None,
     steps=3,
     peak_rate=0.1,
     share=0.75,
     settings="cucb keep=0.5 round_to=None",
 )
-SETTLED = dataclasses.replace(SNAPSHOT, settled=Chosen(torch.tensor([3]), (1,)), share=None)
+SETTLED = dataclasses.replace(SNAPSHOT, settled=Selection(torch.tensor([3]), (1,)), share=None)
 
 
 @pytest.mark.parametrize("snapshot", [SNAPSHOT, SETTLED], ids=["trains", "settled"])

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.budget.budget import Budget
 from fxprune.gated.module import GatedModule, Settings
 from fxprune.gated.nodes import Gated
@@ -54,11 +54,11 @@ def test_the_narrow_graph() -> None:
 
 def test_the_graph_follows_the_widths() -> None:
     gated = gate()
-    gated.settle(Chosen(torch.tensor([3, 0, 1, 4, 5, 7, 6]), (3, 2, 2)))
+    gated.settle(Selection(torch.tensor([3, 0, 1, 4, 5, 7, 6]), (3, 2, 2)))
     assert printed(gated) == FORWARD.format(k=3, right=1, features=32)
     assert gated.conv.out_channels == 6
     assert gated.body.in_channels == 5
-    gated.settle(Chosen(torch.tensor([1, 5, 7]), (1, 1, 1)))
+    gated.settle(Selection(torch.tensor([1, 5, 7]), (1, 1, 1)))
     assert printed(gated) == FORWARD.format(k=1, right=0, features=16)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import fxprune
-from fxprune.bank.exchange import Chosen
+from fxprune.bank.exchange import Selection
 from fxprune.channels.records import KEY
 from tests.support.law import at_random, gap
 from tests.support.nets import NETS, Net
@@ -53,7 +53,7 @@ def test_nothing_of_fxprune_is_left(net: Net) -> None:
 
 def test_the_tensors_are_its_own() -> None:
     gated = tiny()
-    gated.settle(Chosen(torch.arange(8), gated.channels.layout.sizes))  # nothing is removed
+    gated.settle(Selection(torch.arange(8), gated.channels.layout.sizes))  # nothing is removed
     before = {name: value.clone() for name, value in gated.dense_state_dict().items()}
     compact = fxprune.shrink(gated)
     for tensor in (*compact.parameters(), *compact.buffers()):
