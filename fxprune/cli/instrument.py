@@ -1,5 +1,6 @@
 """The commands inspect and instrument."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -215,4 +216,5 @@ def instrument(
     if run is None:
         console.note("nothing was written: --dry-run")
         return
-    console.note(f"next: fxprune train {run.path} --data …, then fxprune export {run.path} --onnx")
+    name = shlex.quote(str(run.path))
+    console.note(f"next: fxprune train {name} --data …, then fxprune export {name} --onnx")

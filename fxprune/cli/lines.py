@@ -1,5 +1,6 @@
 """Lines that say what a command found or how far it is, beside the table of its result."""
 
+import shlex
 from collections.abc import Sequence
 
 from fxprune.cli import console
@@ -164,7 +165,8 @@ def remarks(record: Record) -> list[str]:
     if record["stopped_in_epoch"] is not None:
         lines.append(
             f"the training was stopped within epoch {record['stopped_in_epoch']}: nothing says how "
-            f"accurate the network is as it stands; fxprune train {record['run']} goes on"
+            f"accurate the network is as it stands; "
+            f"fxprune train {shlex.quote(record['run'])} goes on"
         )
     onnx = record.get("onnx")
     timing = onnx and onnx["timing"]

@@ -1,6 +1,7 @@
 """The command prune."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -229,9 +230,10 @@ def prune(
             )
         except KeyboardInterrupt:
             if runs:
+                name = shlex.quote(str(folder))
                 console.note(
-                    f"stopped; fxprune train {folder} goes on from the last whole epoch, then "
-                    f"fxprune export {folder}"
+                    f"stopped; fxprune train {name} goes on from the last whole epoch, then "
+                    f"fxprune export {name}"
                 )
             raise typer.Exit(130) from None
     run = runs[-1]

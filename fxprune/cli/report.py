@@ -49,7 +49,8 @@ def report(
     from fxprune.cli.spec import resolve
     from fxprune.report import page
     from fxprune.report.of_runs import PAGE, record_of
-    from fxprune.runs.run import metrics_of
+    from fxprune.runs.history import METRICS
+    from fxprune.runs.run import metrics_agree, metrics_of
 
     runs = [run_of(folder, trust=trust) for folder in folders or (None,)]
     if dense is not None and len(runs) > 1:
@@ -66,6 +67,11 @@ def report(
         records = []
         for run in runs:
             begin()
+            if not metrics_agree(run):
+                console.note(
+                    f"{run.path / METRICS} does not say what the checkpoint does: it is damaged or "
+                    "was edited. The report is of the checkpoint"
+                )
             gated = run.load(resolve(run.spec, run.input, base=run.base).model)
             records.append(record_of(run, gated, beside))
     size = page.write(target, records)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -186,7 +187,9 @@ def train(
                     stop=stop,
                 )
         except Stopped:
-            said = f"stopped; fxprune train {run.path} goes on after the last step"
+            said = (
+                f"stopped; fxprune train {shlex.quote(str(run.path))} goes on after the last step"
+            )
             raise ended(said) from None
         finally:
             for one in logs:
@@ -205,7 +208,7 @@ def train(
             console.note(line)
         if rank == 0:
             console.note(f"report: {write_beside(run, gated)}")
-        console.note(f"next: fxprune export {run.path} --onnx")
+        console.note(f"next: fxprune export {shlex.quote(str(run.path))} --onnx")
 
 
 def _branch(origin: Path, folder: Path | None, trust: bool) -> "Run":

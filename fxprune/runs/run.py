@@ -143,6 +143,12 @@ class Run:
                 f"{path} is no run", why=f"it has no {PLAN}", do="fxprune instrument SPEC makes one"
             )
         found = read_record(path / PLAN, _Record)
+        if not (path / CHECKPOINT).exists():  # instrument writes it before the plan
+            raise RunError(
+                f"{path} has no {CHECKPOINT}",
+                why="its network was deleted, or left behind when the run was copied",
+                do="bring the file back, or begin anew: fxprune instrument SPEC -o ANOTHER",
+            )
         base = (path / found.base).resolve()
         return Run(path, found.spec, found.input, base, found.plan, trust)
 
@@ -282,11 +288,28 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
     """
     if (folder / CHECKPOINT).exists():
         return [asdict(metrics) for metrics in read_history(folder / CHECKPOINT)]
-    path = folder / METRICS
+    return [asdict(metrics) for metrics in _written(folder / METRICS)]
+
+
+def metrics_agree(run: Run) -> bool:
+    """Tell whether a run's metrics.jsonl says what its checkpoint does.
+
+    Raises:
+        RunError: the checkpoint is damaged.
+    """
+    history = read_history(run.checkpoint)
+    try:
+        return _written(run.path / METRICS) == history
+    except RunError:
+        return False
+
+
+def _written(path: Path) -> list[EpochMetrics]:
+    """Read metrics.jsonl; a file that is missing holds no epoch."""
     if not path.exists():
         return []
     text = b"[" + b",".join(read_bytes(path).splitlines()) + b"]"
-    return [asdict(metrics) for metrics in history_of({"history": parsed(text, path)}, path)]
+    return history_of({"history": parsed(text, path)}, path)
 
 
 def refuse_what_is_there(path: Path) -> None:

@@ -13,9 +13,10 @@ from tests.support.cli import PLAIN_MODEL
 pytestmark = pytest.mark.slow
 
 
-def call(*arguments: str) -> None:
+def call(*arguments: str) -> str:
     result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    return result.output
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -49,8 +50,13 @@ def test_train_export_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert onnx["compact"]["params"] == record["params"]["compact"]
 
     page.unlink()
-    call("report", "a.fxprune")
+    assert "does not say what the checkpoint does" not in call("report", "a.fxprune")
     assert records(page) == [record]
+    lines = Path("a.fxprune/metrics.jsonl").read_text()
+    for damaged in (lines[:100], "", lines.replace("{", '{"mine": 1, ', 1), "\0"):
+        Path("a.fxprune/metrics.jsonl").write_text(damaged)
+        assert "does not say what the checkpoint does" in call("report", "a.fxprune")
+        assert records(page) == [record]
     call("report", "a.fxprune", "b.fxprune", "-o", "both.html")
     assert [one["title"] for one in records(Path("both.html"))] == ["a.fxprune", "b.fxprune"]
 

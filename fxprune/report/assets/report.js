@@ -24,6 +24,12 @@
   };
   const last = (list) => list[list.length - 1];
   const small = (value) => value == null ? "–" : value.toExponential(1);
+  const timed = (run) => {  // the latency that an export measured, as its table shows it
+    const file = run.export && run.export.onnx, timing = file && file.timing;
+    if (timing) return { share: timing[timing.binds].median, by: timing.command && `, by ${timing.command}`, ...timing[timing.binds] };
+    if (file && file.dense) return { share: file.compact.latency / file.dense.latency, dense: file.dense.latency, compact: file.compact.latency };
+    return run.latency ? { share: run.latency.compact / run.latency.dense, ...run.latency } : null;
+  };
   const ms = (seconds) => seconds == null ? "–" : (1000 * seconds).toPrecision(3) + " ms";
 
   function section(id, title, about) {
@@ -262,8 +268,8 @@
     else if (end && end.val_accuracy != null) tile(percent(end.val_accuracy), `accuracy, validation, after epoch ${end.epoch}` + (dense ? `; dense ${percent(dense.val_accuracy)}` : ""));
     tile(percent(run.macs.compact / run.macs.dense, 0), `of the macs: ${short(run.macs.compact)} of ${short(run.macs.dense)}`);
     tile(percent(run.params.compact / run.params.dense, 0), `of the parameters: ${short(run.params.compact)} of ${short(run.params.dense)}`);
-    const times = file && file.dense ? [file.dense.latency, file.compact.latency] : run.latency ? [run.latency.dense, run.latency.compact] : null;
-    if (times) tile(percent(times[1] / times[0], 0), `of the time in ONNX Runtime: ${ms(times[1])} of ${ms(times[0])}` + (run.latency ? `; asked for ${percent(run.latency.asked, 0)}` : ""));
+    const times = timed(run);
+    if (times) tile(percent(times.share, 0), `of the time${times.by || " in ONNX Runtime"}: ${ms(times.compact)} of ${ms(times.dense)}` + (run.latency ? `; asked for ${percent(run.latency.asked, 0)}` : ""));
     if (end && end.run_macs && end.run_macs_dense) tile(percent(end.run_macs / end.run_macs_dense, 0), "of the dense training's macs");
     if (file) tile(small(file.max_rel_error), `largest difference of the ONNX file; ${small(file.tolerance)} is allowed`);
     return h("div", { class: "tiles" }, ...made);
@@ -307,17 +313,25 @@
     proof(run);
   }
 
+  function latencies(file) {
+    const timing = file.timing;
+    if (!timing) return [["ONNX Runtime, one example", ms(file.dense && file.dense.latency), ms(file.compact.latency)]];
+    const by = timing.command ? `by ${timing.command}` : `ONNX Runtime, ${timing.threads} thread${timing.threads === 1 ? "" : "s"}`;
+    return (timing.command ? ["hot"] : ["hot", "cold"]).map((kind) =>
+      [`one example, ${by}, ${kind}`, ms(timing[kind].dense), `${ms(timing[kind].compact)}, ${percent(timing[kind].median)}`]);
+  }
+
   function proof(run) {
     const part = section("proof", "The proof");
     const file = run.export && run.export.onnx;
     if (!file) part.append(h("p", {}, "No file was exported yet: ", h("code", {}, "fxprune export --onnx"), " writes it, checks it, and adds its figures here."));
     else {
-      part.append(h("p", {}, `${file.path}, ${short(file.bytes)}B, was compared with ${file.reference} at batch sizes ${file.batches.join(", ")}, on fresh random inputs (seed ${file.seed})` + (file.real_examples ? ` and ${file.real_examples} examples of the data.` : ".")),
+      part.append(h("p", {}, `${file.path}, ${short(file.bytes)}B, was compared with ${file.reference}, at batch sizes ${file.batches.join(", ")}, on fresh random inputs (seed ${file.seed})` + (file.real_examples ? ` and ${file.real_examples} examples of the data.` : ".")),
         table(["", "dense", "compact"], [
           ["parameters", short(file.dense && file.dense.params), short(file.compact.params)],
           ["macs", short(file.dense && file.dense.macs), short(file.compact.macs)],
           ["file, bytes", short(file.dense && file.dense.bytes), short(file.compact.bytes)],
-          ["ONNX Runtime, one example", ms(file.dense && file.dense.latency), ms(file.compact.latency)],
+          ...latencies(file),
           ["largest difference, absolute", "", small(file.max_abs_error)],
           ["largest difference, relative", "", `${small(file.max_rel_error)} (at most ${small(file.tolerance)})`],
         ]));
@@ -331,14 +345,14 @@
   function compare() {
     const part = section("compare", "Side by side");
     const line = (run) => {
-      const end = last(run.epochs), file = run.export && run.export.onnx;
-      return [run.title, run.policy, run.budget, end ? scored(end) : "–", percent(run.macs.compact / run.macs.dense), percent(run.params.compact / run.params.dense), file && file.dense ? percent(file.compact.latency / file.dense.latency) : "–", end && end.run_macs ? percent(end.run_macs / end.run_macs_dense) : "–"];
+      const end = last(run.epochs);
+      return [run.title, run.policy, run.budget, end ? scored(end) : "–", percent(run.macs.compact / run.macs.dense), percent(run.params.compact / run.params.dense), percent(timed(run) && timed(run).share), end && end.run_macs ? percent(end.run_macs / end.run_macs_dense) : "–"];
     };
     part.append(table(["run", "policy", "budget", "accuracy", "macs", "parameters", "latency", "macs of the training"], runs.map(line), [0, 1, 2]));
     const points = runs.filter((run) => run.epochs.length);
     const rated = points.filter((run) => last(run.epochs).val_accuracy != null);  // null: own losses without classes
     chart(part, "Accuracy against cost: the last epoch of each run", rated.map((run, i) => ({ label: run.title, colour: COLOURS[i % COLOURS.length], x: [100 * run.macs.compact / run.macs.dense], y: [100 * last(run.epochs).val_accuracy] })), { unit: " %", xLabel: "% of the dense macs" });
-    training(section("training", "Training"), points);
+    if (points.length) training(section("training", "Training"), points);
     for (const run of runs) {
       const own = section("run-" + runs.indexOf(run), run.title);
       own.append(tiles(run), folded("Widths", bars(run.layers.filter((l) => l.width[0]).map((l) => [l.name, l.width[0], l.width[1], `${l.width[1]} of ${l.width[0]}`]))));
