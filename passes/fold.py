@@ -4,7 +4,8 @@ import copy
 from collections import Counter
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from fxprune.errors import GateError
@@ -40,6 +41,8 @@ class Fold(Pass):
                 continue
             alone = len(maker.users) == 1 and calls[node.target] == calls[maker.target] == 1
             folded = _folded(modules[maker.target], modules[node.target]) if alone else None
+            if isinstance(folded, nn.Linear) and not _gives_matrices(whole, program.inputs, maker):
+                continue  # in [N, L, C] a batch norm takes L for the channels
             if folded is not None:
                 modules[maker.target] = folded  # another norm may follow
                 module.set_submodule(str(maker.target), folded)
@@ -60,10 +63,32 @@ def _folded(maker: nn.Module, norm: nn.Module) -> nn.Module | None:
     """Fold the norm into a copy of the layer; None where the two do not fold."""
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
         return None
+    if not (_is_plain(maker) and _is_plain(norm)):
+        return None
     if isinstance(maker, (*_CONVS, *_TRANSPOSED)):
         if isinstance(maker, _TRANSPOSED) and maker.groups > 1:
             return None  # the fusion in torch scales the wrong channels of grouped ones
         return fuse_conv_bn_eval(maker, norm, transpose=isinstance(maker, _TRANSPOSED))
-    if isinstance(maker, nn.Linear):
+    if isinstance(maker, nn.Linear) and maker.out_features == norm.num_features:
         return fuse_linear_bn_eval(maker, norm)
     return None
+
+
+def _gives_matrices(network: fx.GraphModule, inputs: tuple[Tensor, ...], layer: fx.Node) -> bool:
+    """Tell whether a layer returns [N, C], as far as a run on meta tensors tells."""
+    run = ShapeProp(copy.deepcopy(network).to("meta"))
+    try:
+        run.run(*(x.to("meta") for x in inputs), enable_io_processing=False)
+    except Exception:  # a module that keeps its code may ask for values
+        return False
+    found = next(node for node in run.module.graph.nodes if node.name == layer.name)
+    return len(found.meta["tensor_meta"].shape) == 2
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Tell whether a layer is PyTorch's own and runs on parameters of its own, unchanged by hooks.
+
+    A weight that is computed (weight norm, fake quantisation) cannot be set.
+    """
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return type(layer).__module__.startswith("torch.nn.modules.") and not hooked

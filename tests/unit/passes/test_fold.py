@@ -1,8 +1,11 @@
 """Fold: which norms become part of the layer before them, and which cannot."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm
 
 import fxprune
 from tests.support.law import at_random, gap
@@ -70,13 +73,34 @@ def test_a_folded_network_has_one_graph(name: str) -> None:
         assert gap(gated(*net.inputs()), folded(*net.inputs())) <= 1e-12
 
 
-def test_a_linear_layer_takes_its_norm() -> None:
+@pytest.mark.parametrize(
+    ("shape", "normed", "left"), [((6,), 4, []), ((2, 6), 2, ["1"]), ((5, 6), 5, ["1"])]
+)
+def test_a_linear_layer_takes_its_norm(
+    shape: tuple[int, ...], normed: int, left: list[str]
+) -> None:
+    """In [N, L, C] a batch norm takes L for the channels."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    layers = nn.Linear(6, 4), nn.BatchNorm1d(normed), nn.ReLU(), nn.Linear(4, 2)
+    model = nn.Sequential(*layers).eval()
     nn.init.uniform_(model[1].running_mean)
-    compact = fxprune.shrink(fxprune.instrument(model, (torch.zeros(3, 6),)))
+    compact = fxprune.shrink(fxprune.instrument(model, (torch.zeros(3, *shape),)))
     folded = fxprune.fold(compact)
-    assert norms(folded) == []
-    x = torch.randn(5, 6)
+    assert norms(folded) == left
+    x = torch.randn(5, *shape)
+    with torch.no_grad():
+        assert gap(compact(x), folded(x)) <= 1e-6
+
+
+@pytest.mark.parametrize("computed", [parametrizations.weight_norm, spectral_norm])
+def test_a_computed_weight_keeps_its_norm(computed: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    conv, norm = computed(nn.Conv2d(3, 6, 3)), nn.BatchNorm2d(6)
+    nn.init.uniform_(norm.running_mean)
+    model = nn.Sequential(conv, norm, nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    compact = fxprune.shrink(fxprune.instrument(model, (x,)))
+    folded = fxprune.fold(compact)
+    assert norms(folded) == ["1"]
     with torch.no_grad():
         assert gap(compact(x), folded(x)) <= 1e-6
