@@ -23,14 +23,20 @@ class AsksForValuesError(RuntimeError):
 
 
 class Answers:
-    """Takes down what the code asks of real tensors, or tells it."""
+    """Takes down what the code asks of real tensors, or tells it.
+
+    Attributes:
+        taken: what was asked, and what was told, in order.
+        calls: the ATen calls that were made on real tensors.
+    """
 
     def __init__(
-        self, known: tuple[tuple[str, Any], ...] | None = None, turned: Mapping[int, bool] = {}
+        self, known: tuple[tuple[str, Any], ...] | None = None, turned: Mapping[int, Any] = {}
     ) -> None:
         """Tell what is known; without, take down what is asked; `turned` are told instead."""
         self._known, self._turned = known, turned
         self.taken: list[tuple[str, Any]] = []
+        self.calls: list[Any] = []
 
     def take(self, asked: str, value: Callable[[], Any]) -> Any:
         """Return the answer to what is asked next."""
@@ -56,6 +62,7 @@ class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.answers.calls.append(func)
         if not asks_for_values(func, args):
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
@@ -66,14 +73,16 @@ class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class Looking(TorchFunctionMode):
     """Answers the methods that hand values to Python without an ATen call."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: Answers, at: Callable[[Tensor], None] = lambda _: None) -> None:
+        """Answer from `answers`; `at` is called with each tensor that is looked at."""
         super().__init__()
-        self.answers = answers
+        self.answers, self._at = answers, at
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in _LOOKS:
+            self._at(args[0])
             return self.answers.take(func.__name__, lambda: func(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 

@@ -3,7 +3,8 @@
 Meta tensors have no values. What the code asks of one (`if y.max() > 1:`, `y.tolist()`) is
 answered by a run of the same code on real tensors, in the same order. Such a run takes one way
 through the code; the others are taken too, as far as they are found: in training and in
-evaluation, with other random numbers, and with each condition turned round.
+evaluation, with other random numbers, with each condition turned round, and with other numbers
+where the code reads one.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.answers import Answers, AsksForValuesError, Looking, Noting
 from fxprune.analysis.label_mode import LabelMode
+from fxprune.analysis.mentions import parts_named
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import modules_of
@@ -27,7 +29,7 @@ from fxprune.tracing.side_effects import Draws
 from fxprune.tracing.snapshot import Snapshot
 
 TURNED = 12
-"""Conditions that are turned round, at most, in one module."""
+"""Answers that are turned round, at most, in one module."""
 
 SEEDS = 3
 """Ways that are tried where the code draws random numbers."""
@@ -41,17 +43,19 @@ class Way:
         training: whether the user's own modules are in training mode.
         seed: of the random numbers that the code draws.
         answers: what the code asks, and what it is told, in order; None where it may not ask.
+        calls: the ATen calls that it makes then, as a hash.
     """
 
     training: bool = False
     seed: int = 0
     answers: tuple[tuple[str, Any], ...] | None = None
+    calls: int = 0
 
     @property
     def turns(self) -> tuple[Any, ...]:
-        """Return what tells a way from another: the conditions and what came of them."""
-        known = self.answers or ()
-        return self.training, *((asked, value) for asked, value in known if type(value) is bool)
+        """Return what tells a way from another: its calls, the conditions and what came of them."""
+        conditions = [(asked, told) for asked, told in self.answers or () if type(told) is bool]
+        return self.training, self.calls, *conditions
 
 
 class OwnCode:
@@ -110,7 +114,8 @@ class OwnCode:
             self.mode.answers = Answers(way.answers or ())
             seeded(way.seed)
             try:
-                with own_modes(module, way.training), Looking(self.mode.answers), self.mode:
+                looking = Looking(self.mode.answers, self._looked_at)
+                with own_modes(module, way.training), looking, self.mode:
                     results.append(module(*args, **kwargs))
             except Exception as error:
                 asks = isinstance(error, AsksForValuesError) and way.answers is None
@@ -128,6 +133,10 @@ class OwnCode:
             self._join(result, results[-1])
         return results[-1]
 
+    def _looked_at(self, tensor: Tensor) -> None:
+        """Pin the channels of a tensor that becomes numbers of Python's: labels end there."""
+        self.context.pin_all([tensor], "the code reads their values in Python")
+
     def _join(self, other: Any, result: Any) -> None:
         """Couple what a module returns on one way with what it returns on another."""
         context = self.context
@@ -144,9 +153,11 @@ class OwnCode:
                     context.meet(ours, theirs, "the code may return another tensor here")
 
     def _pin_unseen(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Pin all around a module's code where no way was found to one of its parameters."""
+        """Pin all around a module's code where no way was found to a parameter that it names."""
+        named = parts_named(module)
         for name, parameter in module.named_parameters():
-            if id(parameter) not in self.context.read_by_calls:
+            hidden = named is None or name.partition(".")[0] in named
+            if hidden and id(parameter) not in self.context.read_by_calls:
                 why = f"no way through the code here was found that uses {name}"
                 self.pin_around(module, args, kwargs, why)
                 return
@@ -165,7 +176,7 @@ def ways(module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any) 
         Exception: whatever the code raises in evaluation.
     """
 
-    def taken(training: bool, seed: int, turned: Mapping[int, bool] = {}) -> Way:
+    def taken(training: bool, seed: int, turned: Mapping[int, Any] = {}) -> Way:
         answers = Answers(turned=turned)
         seeded(seed)
         with own_modes(module, training), Looking(answers), Noting(answers), _for_real(module):
@@ -173,7 +184,7 @@ def ways(module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any) 
                 really_run(module, real, args, kwargs)
             finally:
                 snapshot.restore()
-        return Way(training, seed, tuple(answers.taken))
+        return Way(training, seed, tuple(answers.taken), hash(tuple(answers.calls)))
 
     snapshot = Snapshot(module)
     last = taken(False, 0)
@@ -188,16 +199,27 @@ def ways(module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any) 
     left = TURNED
     for way in list(found.values()):
         for place, (_, value) in enumerate(way.answers or ()):
-            if type(value) is bool and left:
+            for other in _turned(value)[:left]:
                 left -= 1
                 try:
-                    turned = taken(way.training, way.seed, {place: not value})
+                    turned = taken(way.training, way.seed, {place: other})
                 except Exception:  # the code refuses what is turned round
                     continue
                 found.setdefault(turned.turns, turned)
     del found[last.turns]
     yield from found.values()
     yield last
+
+
+def _turned(told: Any) -> tuple[Any, ...]:
+    """List other answers than the one that was told, for which code may take another way."""
+    if type(told) is bool:
+        return (not told,)
+    if type(told) is int:
+        return (int(not told),)
+    if type(told) is float:
+        return -10 * abs(told) - 10, 10 * abs(told) + 10
+    return ()
 
 
 class own_modes:  # noqa: N801 - used as a function
