@@ -76,12 +76,12 @@ def _folded(maker: nn.Module, norm: nn.Module) -> nn.Module | None:
 
 def _gives_matrices(network: fx.GraphModule, inputs: tuple[Tensor, ...], layer: fx.Node) -> bool:
     """Tell whether a layer returns [N, C], as far as a run on meta tensors tells."""
-    run = ShapeProp(copy.deepcopy(network).to("meta"))
+    twin = copy.deepcopy(network).to("meta")
     try:
-        run.run(*(x.to("meta") for x in inputs), enable_io_processing=False)
+        ShapeProp(twin).run(*(x.to("meta") for x in inputs), enable_io_processing=False)
     except Exception:  # a module that keeps its code may ask for values
         return False
-    found = next(node for node in run.module.graph.nodes if node.name == layer.name)
+    found = next(node for node in twin.graph.nodes if node.name == layer.name)
     return len(found.meta["tensor_meta"].shape) == 2
 
 
