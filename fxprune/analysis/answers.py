@@ -28,6 +28,7 @@ class Answers:
     Attributes:
         taken: what was asked, and what was told, in order.
         calls: the ATen calls that were made on real tensors.
+        missed: whether something was asked that is not known; the code may have caught the error.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Answers:
         self._known, self._turned = known, turned
         self.taken: list[tuple[str, Any]] = []
         self.calls: list[Any] = []
+        self.missed = False
 
     def take(self, asked: str, value: Callable[[], Any]) -> Any:
         """Return the answer to what is asked next."""
@@ -46,6 +48,7 @@ class Answers:
         elif place < len(self._known) and self._known[place][0] == asked:
             found = self._known[place][1]
         else:
+            self.missed = True
             raise AsksForValuesError("the code takes another way on real tensors")
         self.taken.append((asked, found))
         return found
@@ -74,7 +77,7 @@ class Looking(TorchFunctionMode):
     """Answers the methods that hand values to Python without an ATen call."""
 
     def __init__(self, answers: Answers, at: Callable[[Tensor], None] = lambda _: None) -> None:
-        """Answer from `answers`; `at` is called with each tensor that is looked at."""
+        """Take the answers; `at` is called with each tensor that is looked at."""
         super().__init__()
         self.answers, self._at = answers, at
 

@@ -117,6 +117,9 @@ class OwnCode:
                 looking = Looking(self.mode.answers, self._looked_at)
                 with own_modes(module, way.training), looking, self.mode:
                     results.append(module(*args, **kwargs))
+                if self.mode.answers.missed:
+                    del results[-1]
+                    raise AsksForValuesError("the code catches that it asks for values")
             except Exception as error:
                 asks = isinstance(error, AsksForValuesError) and way.answers is None
                 if asks or last or self.known is not None:
