@@ -67,12 +67,12 @@ def report(
         records = []
         for run in runs:
             begin()
+            gated = run.load(resolve(run.spec, run.input, base=run.base).model)
             if not metrics_agree(run):
                 console.note(
                     f"{run.path / METRICS} does not say what the checkpoint does: it is damaged or "
                     "was edited. The report is of the checkpoint"
                 )
-            gated = run.load(resolve(run.spec, run.input, base=run.base).model)
             records.append(record_of(run, gated, beside))
     size = page.write(target, records)
     console.note(f"wrote {target}, {size / 1000:.0f} kB")

@@ -143,12 +143,6 @@ class Run:
                 f"{path} is no run", why=f"it has no {PLAN}", do="fxprune instrument SPEC makes one"
             )
         found = read_record(path / PLAN, _Record)
-        if not (path / CHECKPOINT).exists():  # instrument writes it before the plan
-            raise RunError(
-                f"{path} has no {CHECKPOINT}",
-                why="its network was deleted, or left behind when the run was copied",
-                do="bring the file back, or begin anew: fxprune instrument SPEC -o ANOTHER",
-            )
         base = (path / found.base).resolve()
         return Run(path, found.spec, found.input, base, found.plan, trust)
 
@@ -239,6 +233,12 @@ class Run:
         Raises:
             RunError: the checkpoint is missing, damaged, or belongs to another model or plan.
         """
+        if not self.checkpoint.exists():  # instrument writes it before the plan
+            raise RunError(
+                f"{self.path} has no {CHECKPOINT}",
+                why="its network was deleted, or left behind when the run was copied",
+                do="bring the file back, or begin anew: fxprune instrument SPEC -o ANOTHER",
+            )
         tensors, meta = read_tensors(self.checkpoint, most_bytes(tensors_of(model)))
         if plan_of(meta, self.checkpoint) != self.plan:
             raise RunError(

@@ -158,7 +158,7 @@
     const step = Math.max(1, Math.ceil(epochs.length / 160));
     const shown = epochs.filter((_, i) => i % step === 0 || i === epochs.length - 1);
     const [w, hgt, left] = [Math.max(4, Math.min(24, 800 / shown.length)), 13, 150];
-    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${left + w * shown.length + 4} ${hgt * run.groups.length + 22}`, style: `max-width:${1.3 * (left + w * shown.length)}px;min-width:min(100%, 22rem)` });
+    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${Math.max(left + w * shown.length + 4, 264)} ${hgt * run.groups.length + 22}`, style: `max-width:${1.3 * Math.max(left + w * shown.length, 260)}px;min-width:min(100%, 22rem)` });
     const draw = () => {
       picture.replaceChildren();
       run.groups.forEach((group, y) => {
@@ -171,8 +171,8 @@
           picture.append(cell);
         });
       });
-      picture.append(h("text", { x: left, y: hgt * run.groups.length + 14 }, `epoch ${shown[0].epoch}`),
-        h("text", { x: left + w * shown.length, y: hgt * run.groups.length + 14, "text-anchor": "end" }, `${last(shown).epoch}`));
+      picture.append(h("text", { x: left, y: hgt * run.groups.length + 14 }, `epoch ${shown[0].epoch}`));
+      if (shown.length > 2) picture.append(h("text", { x: left + w * shown.length, y: hgt * run.groups.length + 14, "text-anchor": "end" }, `${last(shown).epoch}`));
     };
     redraw.push(draw);
     return h("figure", {}, h("figcaption", {}, "Widths over time: the stronger the colour, the more of a group's channels executed at the end of the epoch."), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Widths over time" }, picture));
