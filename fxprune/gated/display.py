@@ -4,6 +4,9 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fxprune import registry
+from fxprune.gated.executing import Executing
+
 ROWS = 20
 """Groups that are named; the whole stays under 30 lines."""
 
@@ -29,6 +32,22 @@ class GatedPicture:
     macs: tuple[int, int]
     params: tuple[int, int]
     groups: Sequence[tuple[str, int, int]]
+
+
+def picture_of(gated: Executing) -> GatedPicture:
+    """Read what is shown of a gated network."""
+    graph, cost, widths = gated.channels, gated.cost, gated.widths
+    mode = "training" if gated.training else "evaluation"
+    names = (group.name for group in graph.groups)
+    return GatedPicture(
+        policy=registry.to_text(gated.settings.policy),
+        budget=str(gated.settings.budget),
+        steps=gated.steps,
+        state=f"{mode}, settled" if gated.settled else mode,
+        macs=(cost.macs(widths), cost.dense_macs),
+        params=(cost.params(widths), cost.dense_params),
+        groups=list(zip(names, widths, graph.layout.sizes, strict=True)),
+    )
 
 
 def as_text(shown: GatedPicture) -> str:

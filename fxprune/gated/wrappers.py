@@ -48,7 +48,7 @@ def _inside(module: nn.Module) -> list[GatedModule]:
 def _average(copy: GatedModule) -> None:
     """Let the copy that an average has made follow what it is a copy of."""
     gated = copy.copied_from() if copy.copied_from is not None else None
-    if gated is not None and not copy.follows:
+    if isinstance(gated, GatedModule) and not copy.follows:
         follow(copy, gated)
 
 

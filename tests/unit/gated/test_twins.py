@@ -102,14 +102,17 @@ def test_a_copy_that_trains_goes_its_own_way() -> None:
     assert not torch.equal(gated.executing, executing)
 
 
+EXCHANGING = ("gated/executing.py", "gated/averages.py", "gated/module.py")
+
+
 def interrupted(number: int) -> Callable[..., Any]:
     """A trace function that raises KeyboardInterrupt at a line of fxprune's exchange."""
     count = [0]
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
         del arg
-        if "/fxprune/bank/" not in frame.f_code.co_filename and not (
-            frame.f_code.co_filename.endswith("gated/module.py")
+        if not frame.f_code.co_filename.endswith(EXCHANGING) and (
+            "/fxprune/bank/" not in frame.f_code.co_filename
         ):
             return None
         if event == "line":

@@ -1,0 +1,392 @@
+"""Execution: one selection of channels exists as a narrow network, all others rest in the bank.
+
+Outside a forward the parameters hold the selection that the policy explores, in any mode. A forward
+in evaluation mode shows the selection that export would take now. An exchange of channels is a list
+of steps, which is finished before the next use if it was interrupted.
+"""
+
+import functools
+import itertools
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fxprune.bank import exchange
+from fxprune.bank.exchange import Selection
+from fxprune.channels.cost import CostModel
+from fxprune.channels.graph import ChannelGraph, Widths
+from fxprune.channels.resize import resize
+from fxprune.errors import FxpruneError
+from fxprune.gated import ddp
+from fxprune.gated.bare_averages import BareAverages
+from fxprune.gated.checkpointing import checkpointed
+from fxprune.gated.evaluation import Evaluation
+from fxprune.gated.nodes import note_paths, taps, to_gated
+from fxprune.gated.optimizers import Rounds
+from fxprune.gated.residents import Residents
+from fxprune.gated.selector import Chooser, Settings
+from fxprune.tracing.module import TracedModule, modules_of
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def lasting(method: _Method) -> _Method:
+    """Leave `torch.inference_mode`, in which tensors that stay could not be trained."""
+    wrapped: _Method = torch.inference_mode(False)(torch.no_grad()(method))
+    return wrapped
+
+
+class Executing(TracedModule):
+    """A network in which only the channels of a selection exist.
+
+    Attributes:
+        channels: the channel dependency graph.
+        cost: macs and params as a function of the widths.
+        settings: policy, budget, interval, seed.
+        bank: where channels rest.
+        inputs: shape and dtype of each example input, with which it can be instrumented again.
+        attached: the optimisers whose steps drive its selection.
+    """
+
+    def __init__(
+        self,
+        dense: TracedModule,
+        channels: ChannelGraph,
+        settings: Settings,
+        example_inputs: tuple[Tensor, ...],
+    ) -> None:
+        """Take `dense` over: its modules become gated; the bank has copies of its tensors."""
+        self._made = False
+        self._lock = threading.RLock()  # a thread may evaluate while another exchanges channels
+        self._evaluation = Evaluation()
+        self._pending: list[exchange.Step] = []
+        super().__init__(dense, *dense.both_graphs, origin=dense.origin)
+        self.channels, self.settings = channels, settings
+        self.cost = CostModel(channels.macs_terms, channels.params_terms, channels.layout.sizes)
+        self.inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in example_inputs)
+        self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
+        self.attached = Rounds()
+        self._bare_averages = BareAverages()
+        self._settled: Selection | None = None
+        self._residents = Residents(self, channels)
+        self.bank = self._residents.bank
+        for path, module in modules_of(self).items():
+            name = f"{path}.weight" if path else "weight"
+            if name in channels.axes:
+                to_gated(module, channels.shapes[name])
+        note_paths(self)
+        layout = channels.layout
+        whole = Selection(torch.arange(layout.total).to(self._device()), layout.sizes)
+        with torch.no_grad():
+            prior = self._residents.meter(whole).magnitude(self._residents.tensors())
+        self._chooser = Chooser(settings, layout, self.cost, prior)
+        first = self._chooser.first()
+        self._residents.load(first)
+        resize(self, channels, first.widths)
+        self._made = True
+        self.recompile()
+        self._selection = first
+        self._known_widths: Widths = ()
+        self._announce()
+        self._mode_was_set()
+
+    @property
+    def widths(self) -> Widths:
+        """The widths that a forward executes now, one per channel group."""
+        return self._shown().widths
+
+    @property
+    def executing(self) -> Tensor:
+        """The selection that a forward executes now: int64 [K], channel numbers in slot order."""
+        return self._shown().channels
+
+    @property
+    def steps(self) -> int:
+        """How many optimiser steps were observed."""
+        return self._chooser.steps
+
+    @property
+    def policy_state(self) -> dict[str, Tensor]:
+        """The policy's tensors."""
+        return self._chooser.state
+
+    def selection(self) -> dict[str, dict[int, Tensor]]:
+        """Return the kept indices of each parameter, as export would take them now.
+
+        Returns:
+            For each gated parameter of the original model, by name, and each of its gated
+            dimensions: int64 [kept] on the CPU, in the order of the compact tensor.
+        """
+        best = self.best()
+        places = self.bank.positions(best.channels, best.widths)
+        return {
+            name: {dim: line.cpu() for dim, line in self.bank.of(name, places).items()}
+            for name, tensor in self._residents.tensors().items()
+            if isinstance(tensor, nn.Parameter)
+        }
+
+    def dense_state_dict(self) -> dict[str, Any]:
+        """Return all parameters and buffers with the original model's names and shapes; copies.
+
+        Slices that execute have their newest values; those that rest have the values they had
+        when they last executed.
+        """
+        return self.origin.state_dict(self.dense_tensors())
+
+    def dense_tensors(self) -> dict[str, Tensor]:
+        """Return the dense network's tensors by name.
+
+        Those of the bank, brought up to date, and those that are not gated; the tensors
+        themselves, not copies.
+        """
+        self._finish()
+        own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return {**own, **self._residents.store(self._selection)}
+
+    @property
+    def follows(self) -> bool:
+        """Whether its selections are those of another network."""
+        return False
+
+    @lasting
+    def best(self) -> Selection:
+        """Return the selection that export would take now: the whole budget, and no exploration."""
+        if self._settled is not None:
+            return self._settled
+        return self._chooser.best(self._selection)
+
+    @lasting
+    def settle(self, chosen: Selection | None = None) -> None:
+        """Fix the export selection, or a given one, from now on, in training too.
+
+        Raises:
+            GateError: the given selection does not fit the groups and its widths.
+        """
+        chosen = self.best() if chosen is None else chosen
+        self.select(chosen)
+        self._settled = chosen
+        self._evaluation.stale = True
+
+    def unsettle(self) -> None:
+        """Let the policy choose again."""
+        self._settled = None
+        self._evaluation.stale = True
+
+    @property
+    def settled(self) -> bool:
+        """Whether the selection is fixed for good."""
+        return self._settled is not None
+
+    def spend(self, share: float) -> None:
+        """Execute the widths of another share of the network in training, until told otherwise.
+
+        Without effect once the network is settled, and in evaluation mode, which goes on to show
+        what the budget allows.
+
+        Args:
+            share: of the dense network, counted as the budget counts: the budget's, up to 1.
+
+        Raises:
+            BudgetError: the share is below the budget's, or above 1.
+        """
+        chosen = self._at(share)
+        if chosen is not None:
+            self._residents.gradients.drop()
+            self._select(chosen)
+
+    def _at(self, share: float) -> Selection | None:
+        """Return the selection at another share; None where it stays."""
+        if self.settled or not self.training:
+            return None
+        return self._chooser.spend(share, self._selection)
+
+    @lasting
+    def select(self, chosen: Selection) -> None:
+        """Execute another selection: store what leaves and load what enters, in place.
+
+        Raises:
+            GateError: the selection does not fit the groups and its widths.
+        """
+        self._chooser.check(chosen)
+        self._go_its_own_way()
+        if chosen is not self._selection:
+            self._residents.gradients.drop()
+        self._select(chosen)
+
+    def _go_its_own_way(self) -> None:
+        """Stop doing what another network does."""
+
+    # --- modes, devices -----------------------------------------------------------------------
+
+    @property
+    def training(self) -> bool:
+        """Whether it is in training mode; however that is set, the next forward follows it."""
+        mode: bool = self.__dict__["_training"]
+        return mode
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.__dict__["_training"] = mode
+        if self.__dict__.get("_made", False):
+            self._mode_was_set()
+
+    @lasting
+    def _mode_was_set(self) -> None:
+        self._finish()
+        self._show_graph()
+        self._residents.refind(self._selection)
+        self._evaluation.stale = True
+        if not self.training:
+            self._prepare()
+
+    def _shown(self) -> Selection:
+        """Return the selection that a forward executes now."""
+        if self.training or self.follows:
+            return self._selection
+        if self._evaluation.stale or self._evaluation.shown is None:
+            return self.best()
+        return self._evaluation.shown
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @lasting
+    def _prepare(self) -> None:
+        """Prepare an evaluation."""
+        shown = self.best()
+        self._evaluation.prepare(
+            self, self.channels, self._residents, self._selection, shown, self.settled
+        )
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the selection that export would take now."""
+        if self._evaluation.stale:
+            self._prepare()
+        return self._evaluation.run(self, self._residents, *args, **kwargs)
+
+    def recompile(self) -> Any:
+        """Make the code of the graph; not before its sizes are those of the first selection."""
+        if not self._made:
+            return None
+        code = super().recompile()
+        cls: Any = type(self)
+        cls.forward = _by_mode(checkpointed(self, self.graph) or cls.forward)
+        return code
+
+    @lasting
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.bank.apply(fn)
+        self._residents.refind(self._selection)
+        device = self._device()
+        self._chooser.take_over(self._chooser, device)
+        self._selection = self._selection.to(device)
+        self._settled = None if self._settled is None else self._settled.to(device)
+        self._fit_taps()
+        self._evaluation.stale = True
+        if not self.training:
+            self._prepare()
+        return self
+
+    # --- the exchange -------------------------------------------------------------------------
+
+    def _select(self, chosen: Selection) -> None:
+        if chosen is self._selection:
+            return
+        self._residents.reset_unmovable_state(self._selection.widths, chosen.widths)
+        tensors = self._residents.tensors().values()
+        buffers = [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
+        for wrapper in self._wrappers:
+            ddp.share_buffers(buffers, wrapper)
+        self._exchange(chosen)
+        if not self.training:
+            self._prepare()
+
+    @lasting
+    def _exchange(self, chosen: Selection) -> None:
+        """Exchange parameters, buffers and optimisers' state for those of another selection."""
+        with self._lock:
+            self._exchange_alone(chosen)
+
+    def _exchange_alone(self, chosen: Selection) -> None:
+        self._finish()
+        self._residents.put_in_order(self._selection)
+        torch.clear_autocast_cache()  # of casts of what leaves
+        old = self._selection
+        if self.attached and chosen.widths == old.widths:  # at other widths it fails loudly
+            self._bare_averages.look(self.parameters(), self._residents.narrow, self._moving)
+        items = itertools.chain(self._residents.states(old.widths), self._residents.parameters())
+
+        def take_up() -> None:
+            if chosen.widths != old.widths:
+                resize(self, self.channels, chosen.widths)
+                self.recompile()
+            self._selection = chosen
+            self._evaluation.stale = True
+
+        plan = [*exchange.steps(items, self.bank, old, chosen), take_up, self._announce]
+        self._pending = plan[::-1]
+        try:
+            self._finish()
+        except FxpruneError:  # of a wrapper that cannot follow; the exchange itself is done
+            self._pending = []
+            raise
+        except BaseException:
+            self._finish()  # or it is finished before the next use, if this is interrupted too
+            raise
+
+    @lasting
+    def _finish(self) -> None:
+        """Finish an exchange, or a forward of evaluation, that was interrupted."""
+        with self._lock:
+            self._evaluation.restore()
+            while self._pending:
+                self._pending[-1]()
+                self._pending.pop()
+
+    def _moving(self) -> Iterator[Tensor]:
+        """Yield the tensors that follow the channels: optimisers' state, and the bank."""
+        yield from self._residents.moving()
+
+    def _announce(self) -> None:
+        """Give autograd and data-parallel wrappers the widths of the selection."""
+        if self._known_widths == self._selection.widths:
+            return
+        self._known_widths = self._selection.widths
+        self._fit_taps()
+        self._residents.renew()
+        for wrapper in self._wrappers:
+            ddp.rebuild_reducer(wrapper)
+
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters())).device
+
+    def _fit_taps(self) -> None:
+        tensors = self._residents.tensors()
+        for number, tap in taps(self).items():
+            name, dim = self.channels.gates[number].parameters[0]
+            tap.fit(tensors[name].shape[dim], tensors[name].device)
+
+
+def _by_mode(code: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward that runs this code in training, and otherwise what evaluation runs."""
+
+    def forward(self: Executing, *args: Any, **kwargs: Any) -> Any:
+        if self._pending:
+            self._finish()
+        if self.training and not self.follows:
+            return code(self, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self._evaluate(*args, **kwargs)
+        with self._lock:
+            return self._evaluate(*args, **kwargs)
+
+    # torch.compile counts how often it compiled a code object, and gives up after some times
+    own = types.FunctionType(
+        forward.__code__.replace(), globals(), code.__name__, None, forward.__closure__
+    )
+    return functools.update_wrapper(own, code)

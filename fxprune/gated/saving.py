@@ -1,0 +1,118 @@
+"""Saving: all of a training's state beside the optimiser's own, alone and in `state_dict()`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fxprune import registry
+from fxprune.bank import exchange
+from fxprune.channels.resize import resize
+from fxprune.errors import GateError
+from fxprune.gated import loading
+from fxprune.gated.averages import Averaging
+from fxprune.gated.executing import lasting
+from fxprune.gated.state import Snapshot, from_bytes, to_bytes
+
+
+class Saving(Averaging):
+    """A network whose `state_dict()` is complete, the same in any mode, and loads at any widths."""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Return all that is needed to go on, beside the optimiser's own state dict; copies.
+
+        The selection in it is that of training mode, in whose order the optimiser's state lies.
+        """
+        self._catch_up()
+        return Snapshot(
+            dense=self.dense_tensors(),
+            policy=self._chooser.state,
+            states=self.bank.states,
+            trained=self._selection,
+            settled=self._settled,
+            steps=self._chooser.steps,
+            peak_rate=self._chooser.peak_rate,
+            share=self._chooser.share,
+            settings=self._settings_text(),
+        ).tensors()
+
+    @lasting
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `training_state` returned; the mode stays as it is.
+
+        Raises:
+            RunError: it belongs to another network; nothing was changed.
+            GateError: its selection does not fit the channel groups; nothing was changed.
+        """
+        dense, chooser = self.dense_tensors(), self._chooser
+        saved = Snapshot.read(state, dense, self._device(), self._settings_text())
+        chooser.check(saved.trained)
+        if saved.settled is not None:
+            chooser.check(saved.settled)
+        moments = self._residents.states(self._selection.widths, stepped=True)
+        follow = exchange.taken(moments, self.bank, self._selection, saved.trained)
+        for name, tensor in dense.items():
+            tensor.copy_(saved.dense[name])
+        self.bank.forget_states()  # those of another time that the saved one did not have yet
+        for name, states in saved.states.items():
+            for key, tensor in states.items():
+                self.bank.state(name, key, tensor).copy_(tensor)
+        self._residents.load(saved.trained)
+        resize(self, self.channels, saved.trained.widths)
+        self.recompile()
+        for install, tensor in follow:
+            install(tensor)
+        self._selection = saved.trained
+        self._settled = saved.settled
+        chooser.state |= saved.policy
+        chooser.steps, chooser.peak_rate = saved.steps, saved.peak_rate
+        chooser.share = self.settings.budget.value if saved.share is None else saved.share
+        self._restored()
+        self._evaluation.stale = True
+        self._announce()
+        if not self.training:
+            self._prepare()
+
+    def get_extra_state(self) -> Tensor:
+        """Complete `state_dict()`: the bank, the policy's state and the selection, as bytes.
+
+        Returns:
+            uint8 [bytes]; see `fxprune.gated.state.to_bytes`.
+        """
+        return to_bytes(self.training_state())
+
+    def set_extra_state(self, state: Tensor | Mapping[str, Tensor]) -> None:
+        """Ignore it: what `get_extra_state` returned was loaded before the parameters."""
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._finish()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take up the saved widths first, in which the parameters are saved."""
+        state = state_dict.get(f"{prefix}_extra_state")
+        gated = {id(tensor) for tensor in self._residents.tensors().values()}
+        names = [name for name, p in self.named_parameters() if id(p) in gated]
+        if state is not None:
+            self.restore(state if isinstance(state, Mapping) else from_bytes(state))
+        elif not self.settled:
+            loading.refuse_without_selection(state_dict, (f"{prefix}{name}" for name in names))
+        if state is not None and not self.settled:
+            own = dict(self.named_parameters())
+            loading.warn_of_others(state_dict, {f"{prefix}{name}": own[name] for name in names})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        raise GateError(
+            "a gated network cannot be pickled",
+            why="its bank, policy and optimisers belong to one training in one process",
+            do="keep gated.state_dict() (torch.save, safetensors), fxprune.save(gated, path), or "
+            "fxprune.shrink(gated), which is an ordinary module",
+        )
+
+    def _settings_text(self) -> str:
+        """Format policy and budget as a snapshot has them."""
+        budget = self.settings.budget
+        return f"{registry.to_text(self.settings.policy)} {budget} round_to={budget.round_to}"
