@@ -8,11 +8,15 @@ would take another path are refused. Not known is a value that depends on the ba
 in a tensor.
 """
 
+import dis
+import linecache
 import math
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -342,10 +346,7 @@ class KnowingProxy(fx.Proxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # what isinstance looks at, beside the type itself
-        code = sys._getframe(1).f_code
-        if code in _ASKING or not code.co_filename.startswith(INTERNAL):
-            return self._tracer.kind(self)
-        return type(self)
+        return self._tracer.kind(self) if _is_asked(sys._getframe(1)) else type(self)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         numbers = [self._tracer.known(x) if isinstance(x, KnowingProxy) else x for x in inputs]
@@ -389,6 +390,24 @@ class KnowingProxy(fx.Proxy):
 
     def _called(self, function: Callable[..., Any], *args: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
+
+
+def _is_asked(frame: FrameType) -> bool:
+    """Whether the user's code asks for a type where it stands now, and not code in C for itself.
+
+    Functions of C++, such as those of `torch.jit.script`, ask too, and take what says that it is a
+    tensor for the memory of one.
+    """
+    code = frame.f_code
+    if code.co_filename.startswith(INTERNAL):
+        return code in _ASKING
+    if dis.opname[code.co_code[frame.f_lasti]] == "MATCH_CLASS":
+        return True
+    line, _, column, _ = next(islice(code.co_positions(), frame.f_lasti // 2, None))
+    text = linecache.getline(code.co_filename, line or 0)
+    return text.encode()[column:].startswith(b"isinstance") or (
+        not text and "isinstance" in code.co_names
+    )
 
 
 def _in_place(function: Callable[..., Any]) -> Callable[[KnowingProxy, Any], fx.Proxy]:

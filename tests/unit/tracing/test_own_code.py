@@ -3,6 +3,7 @@
 import copy
 import pickle  # noqa: TID251 - what it wrote itself
 import random
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -105,6 +106,38 @@ class ByErrorOfTheAnalysis(Plain):
         except Exception:
             y = y.flip(1)
         return self.c(y)
+
+
+def activation(x: Tensor) -> Tensor:
+    return x.relu() if x.dim() == 4 else x
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # scripts are deprecated
+    scripted = torch.jit.script(activation)
+
+
+class Scripted(Plain):
+    """Calls a function of C++, which takes what says that it is a tensor for the memory of one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(scripted(self.wide(x)))
+
+
+class ByType(Plain):
+    """Asks for a type in several ways."""
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        y = self.wide(x)
+        if isinstance(
+            y,
+            (Tensor, list),
+        ) and all(isinstance(part, Tensor) for part in (x, y)):
+            y = y.flip(1)
+        match y:
+            case Tensor():
+                y = y.roll(3, 1)
+        return self.c(y) if not isinstance(other, Tensor) else other
 
 
 class ByMode(Plain):
@@ -235,6 +268,8 @@ KEPT: dict[Callable[[], nn.Module], float] = {
     ByValue: 0.3,
     ByCaughtError: 0.3,
     ByErrorOfTheAnalysis: 0.3,
+    Scripted: 0.3,
+    ByType: 0.3,
     ByMode: 0.3,
     ByChance: 0.3,
     Numbers: 0.3,
