@@ -393,7 +393,7 @@ class KnowingProxy(fx.Proxy):
 
 
 def _is_asked(frame: FrameType) -> bool:
-    """Whether the user's code asks for a type where it stands now, and not code in C for itself.
+    """Tell whether the user's code asks for a type at this place, and not code in C for itself.
 
     Functions of C++, such as those of `torch.jit.script`, ask too, and take what says that it is a
     tensor for the memory of one.
