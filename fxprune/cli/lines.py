@@ -132,9 +132,15 @@ def format_loss(value: float | None) -> str:
 def remarks_on_training(record: Record) -> list[str]:
     """List what a user should know of a training beside its figures."""
     seconds = record["step_seconds_of"]
+    early = [
+        f"the run is finished: it stopped early; fxprune train NEW.fxprune --from {record['run']} "
+        "begins another with the network that it exports"
+    ]
+    early = early if record["stopped_early"] else []
     if None in seconds.values() or seconds["chosen"] < seconds["all"]:
-        return []
+        return early
     return [
+        *early,
         f"a step with the chosen channels took {console.milliseconds(seconds['chosen'])}, one with "
         f"all channels {console.milliseconds(seconds['all'])}: pruning does not make this training "
         "faster here; larger batches may help (docs: What a step costs)"
@@ -157,6 +163,13 @@ def remarks_on_waiting(last: EpochMetrics, steps: int) -> list[str]:
     ]
 
 
+def handed_over(record: Record) -> str:
+    """Say of which epoch a run's network is, and whether its weights are averaged."""
+    at = "as it stands" if record["epoch"] is None else f"that of epoch {record['epoch']}"
+    best = ", the best with the final channels" if record["of_best"] else ""
+    return f"{at}{best}{', an average of weights' if record['average'] else ''}"
+
+
 def remarks(record: Record) -> list[str]:
     """List what a user should know of an export beside its figures."""
     lines = []
@@ -168,6 +181,8 @@ def remarks(record: Record) -> list[str]:
             f"accurate the network is as it stands; "
             f"fxprune train {shlex.quote(record['run'])} goes on"
         )
+    if record["of_best"] or record["average"]:
+        lines.append(f"the network is {handed_over(record)}")
     onnx = record.get("onnx")
     timing = onnx and onnx["timing"]
     if timing and not timing["quiet"]:

@@ -19,6 +19,7 @@ from fxprune.runs.run import Run
 from fxprune.trainer.files import Scored
 from fxprune.trainer.job import Job
 from fxprune.trainer.loop import EpochMetrics
+from fxprune.trainer.outcome import stopped_early
 from fxprune.trainer.prune import Pruned
 
 Record = dict[str, Any]
@@ -108,6 +109,7 @@ def of_training(run: Run, job: Job, gated: GatedModule, history: list[EpochMetri
         "data": job.data,
         "epochs": len(history),
         "of_epochs": job.options.epochs,
+        "stopped_early": stopped_early(job.options, history),
         "run_macs": {
             "dense": history[-1].run_macs_dense,
             "planned": history[-1].run_macs_planned,
@@ -137,15 +139,19 @@ def step_seconds(history: list[EpochMetrics], dense: int) -> Record:
 def of_run(run: Run, gated: GatedModule) -> Record:
     """Make the record of a run, and of what its network costs as export would take it now."""
     best, cost = gated.best().widths, gated.cost
-    last, trained_on = run.last_metrics()
+    stands = run.standing()
+    last, stopped = stands.metrics, stands.stopped
     return {
         "run": str(run.path),
         "spec": run.spec,
         "policy": run.plan.policy,
         "budget": run.plan.budget,
         "steps": gated.steps,
-        "val_accuracy": None if last is None or trained_on else last.val_accuracy,
-        "stopped_in_epoch": (last.epoch if last else 0) + 1 if trained_on else None,
+        "val_accuracy": None if last is None or stopped else last.val_accuracy,
+        "stopped_in_epoch": (last.epoch if last else 0) + 1 if stopped else None,
+        "epoch": None if last is None or stopped else last.epoch,
+        "of_best": stands.best,
+        "average": stands.average,
         "params": {"dense": cost.dense_params, "compact": cost.params(best)},
         "macs": {"dense": cost.dense_macs, "compact": cost.macs(best)},
     }

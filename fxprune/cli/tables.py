@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxprune.cli import console
-from fxprune.cli.lines import format_loss, measured_where, promise
+from fxprune.cli.lines import format_loss, handed_over, measured_where, promise
 from fxprune.cli.records import STEP, Record
 
 SHORT = 0.1
@@ -187,9 +187,11 @@ def _lost(record: Record) -> str:
 
 def show_training(record: Record) -> RenderableType:
     """Lay out the table of `fxprune train`."""
-    last, cost = record["history"][-1], record["macs"]
+    last, cost = record["history"][(record["epoch"] or 0) - 1], record["macs"]
+    early = ", stopped early" if record["stopped_early"] else ""
     rows = [
-        ("epochs", f"{record['epochs']} of {record['of_epochs']}"),
+        ("epochs", f"{record['epochs']} of {record['of_epochs']}{early}"),
+        ("the network", handed_over(record)),
         *_scores(last),
         ("loss on the validation split", format_loss(last["val_loss"])),
         ("macs, of the dense network's", console.share(cost["compact"] / max(cost["dense"], 1))),

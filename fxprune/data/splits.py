@@ -10,7 +10,7 @@ repeated to the same bits.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -135,6 +135,8 @@ class TensorSplit:
         normalise: what turns pixels into the network's input.
         pad: pixels that the random crop may move an image, each way.
         flip: whether augmentation mirrors images (wrong for digits and letters).
+        operation: what augmentation does to each image, uint8 [C, H, W], first; it draws from
+            torch's global generator, which is seeded from `shuffle` and put back afterwards.
     """
 
     images: Tensor
@@ -142,6 +144,7 @@ class TensorSplit:
     normalise: Normalise
     pad: int = 0
     flip: bool = False
+    operation: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -175,12 +178,21 @@ class TensorSplit:
         """Yield the split once; see `Split.batches`."""
         order, even = shuffled(len(self), size, shuffle), shuffle is not None
         for index in torch.split(order, size):
-            images, labels = self.images[index].to(device), self.labels[index].to(device)
-            if augment and shuffle is not None:  # the crops of the whole batch, for any share
+            images, labels = self.images[index], self.labels[index].to(device)
+            if augment and shuffle is not None:  # the whole batch, for any share
+                images = self._operated(images, shuffle).to(device)
                 images = crop_and_flip(images, self.pad, self.flip, shuffle)
+            images = images.to(device)
             images, labels = share(images, even), share(labels, even)
             if len(labels):
                 yield self.normalise(images), labels
+
+    def _operated(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if self.operation is None:
+            return images
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            return torch.stack([self.operation(image) for image in images])
 
 
 def shuffled(count: int, size: int, shuffle: torch.Generator | None) -> Tensor:

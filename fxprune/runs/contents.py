@@ -6,6 +6,7 @@ shapes, dtypes and values are checked before anything is taken over.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +106,29 @@ def check_values(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Te
             raise _wrong(path, name, "it holds NaN or infinity")
         if _is_never_negative(name) and not tensor.is_complex() and bool((tensor < 0).any()):
             raise _wrong(path, name, "it holds numbers below 0")
+
+
+def check_plain(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
+    """Refuse values and dtypes that a plain network must not load; names are told by loading.
+
+    Args:
+        path: for the message.
+        state: what is to be loaded.
+        own: the network's state dict.
+
+    Raises:
+        RunError: a tensor has another dtype than the network's, or a wrong value.
+    """
+    for name, tensor in state.items():
+        if isinstance(own.get(name), Tensor) and own[name].dtype != tensor.dtype:
+            raise RunError(
+                f"cannot go on from {path}",
+                why=f"it belongs to another model: {name} is {tensor.dtype}",
+                do="give another folder, or delete this one's checkpoint",
+            )
+    check_values(
+        path, *({f"model/{name}": tensor for name, tensor in each.items()} for each in (state, own))
+    )
 
 
 def _is_never_negative(name: str) -> bool:

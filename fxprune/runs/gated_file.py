@@ -16,6 +16,9 @@ from fxprune.runs.plan import Plan
 GATED = "gated/"
 """What the names of the gated network's tensors begin with in a gated file."""
 
+AVERAGE, BEST = "average/", "best/"
+"""Likewise of the average of its weights, and of the best epoch's network, in a checkpoint."""
+
 
 def save(gated: GatedModule, path: str | Path) -> None:
     """Write a gated network to one file: its state and the plan, but not its code.
@@ -48,7 +51,7 @@ def load(path: str | Path, model: nn.Module) -> GatedModule:
     path = Path(path)
     tensors, meta = read_tensors(path, most_bytes(tensors_of(model)))
     gated = plan_of(meta, path).instrument(model, path)
-    take_over(gated, tensors, path)
+    take_over(gated, handed_over(tensors), path)
     return gated
 
 
@@ -95,6 +98,19 @@ def gated_state(gated: GatedModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Collect the tensors and the meta of a gated file."""
     tensors = {f"{GATED}{name}": value for name, value in gated.training_state().items()}
     return tensors, {"plan": dataclasses.asdict(Plan.of(gated))}
+
+
+def handed_over(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Select of a checkpoint's tensors, by the names of a gated file, what is exported.
+
+    It is the best epoch's network, else the average of the weights, else the network that trains.
+    """
+    best, average = under(BEST, tensors), under(AVERAGE, tensors)
+    found = best or {
+        **under(GATED, tensors),
+        **{f"dense/{name}": value for name, value in average.items()},
+    }
+    return {f"{GATED}{name}": value for name, value in found.items()}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

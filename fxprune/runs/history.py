@@ -1,6 +1,7 @@
 """The history of a training: what each epoch showed, as the checkpoint keeps it."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ class EpochMetrics:
             fewer than six classes.
         metric: the name of the run's own metric, if it has one;
         val_metric: its value on the validation split; None where it is not finite.
+        settled: whether a gated network ended the epoch with its final channels; None for a plain
+            network.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -70,6 +73,25 @@ class EpochMetrics:
     val_top5: Share | None = None
     metric: Text | None = None
     val_metric: float | None = None
+    settled: bool | None = None
+
+    @property
+    def value(self) -> tuple[float, float]:
+        """How good the network was on the validation split, higher is better.
+
+        By the run's own metric, else the accuracy, else the loss, by which ties are decided too.
+        """
+        loss = -math.inf if self.val_loss is None else -self.val_loss
+        own = self.val_accuracy if self.metric is None else self.val_metric
+        if own is None:
+            own = loss if self.metric is None else -math.inf
+        return own, loss
+
+
+def best_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
+    """Return the best epoch that ended with the final channels; None if none did."""
+    final = [metrics for metrics in history if metrics.settled is not False]
+    return max(final, key=lambda metrics: metrics.value, default=None)
 
 
 def history_of(meta: dict[str, Any], path: Path) -> list[EpochMetrics]:

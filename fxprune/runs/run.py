@@ -31,8 +31,17 @@ from fxprune.files import (
 from fxprune.gated.module import GatedModule
 from fxprune.runs import trust
 from fxprune.runs.contents import most_bytes, tensors_of
-from fxprune.runs.gated_file import GATED, plan_of, save, take_over
-from fxprune.runs.history import METRICS, EpochMetrics, history_of
+from fxprune.runs.gated_file import (
+    AVERAGE,
+    BEST,
+    GATED,
+    handed_over,
+    plan_of,
+    save,
+    take_over,
+    under,
+)
+from fxprune.runs.history import METRICS, EpochMetrics, best_of, history_of
 from fxprune.runs.plan import Plan, Text
 from fxprune.runs.schema import STRICT
 from fxprune.runs.writer import LOCK, only_writer
@@ -55,6 +64,28 @@ class _Record:
     input: Text | None
     base: Text
     plan: Plan
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a run hands over, see `gated_file.handed_over`, and what is known of it.
+
+    Attributes:
+        history: the whole epochs.
+        metrics: of the epoch whose network it is; None before the first.
+        average: whether it is an average of weights.
+        stopped: whether the network was trained on since that epoch.
+    """
+
+    history: list[EpochMetrics]
+    metrics: EpochMetrics | None
+    average: bool = False
+    stopped: bool = False
+
+    @property
+    def best(self) -> bool:
+        """Whether it is another epoch's network than the last one's."""
+        return bool(self.history) and self.metrics is not self.history[-1]
 
 
 @dataclass(frozen=True)
@@ -174,7 +205,7 @@ class Run:
         return Run.open(found[0], trust=trust), note
 
     def branch(self, path: Path) -> "Run":
-        """Begin a new run with this one's network as it is.
+        """Begin a new run with the network that this one hands over.
 
         Its weights and what was learned of its channels are taken over, but no history, optimiser
         or fixed selection.
@@ -195,8 +226,8 @@ class Run:
             )
         kept = {
             name: tensor
-            for name, tensor in tensors.items()
-            if name.startswith(GATED) and not name.startswith(f"{GATED}settled/")
+            for name, tensor in handed_over(tensors).items()
+            if not name.startswith(f"{GATED}settled/")
         }
         new = dataclasses.replace(self, path=path)
         with new._begun() as write:
@@ -225,7 +256,7 @@ class Run:
             yield lambda: write_record(path / PLAN, record)
 
     def load(self, model: nn.Module) -> GatedModule:
-        """Load the gated network as the run left it.
+        """Load the gated network that the run hands over, see `gated_file.handed_over`.
 
         Args:
             model: what the SPEC builds.
@@ -247,7 +278,7 @@ class Run:
                 do="instrument again, into another folder",
             )
         gated = self.plan.instrument(model, self.checkpoint)
-        take_over(gated, tensors, self.checkpoint)
+        take_over(gated, handed_over(tensors), self.checkpoint)
         return gated
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -258,15 +289,19 @@ class Run:
         """
         return [asdict(metrics) for metrics in read_history(self.checkpoint)]
 
-    def last_metrics(self) -> tuple[EpochMetrics | None, bool]:
-        """Read the last whole epoch's metrics, and whether the network was trained on since.
+    def standing(self) -> "Standing":
+        """Read what the run hands over now, and what is known of it.
 
         Raises:
             RunError: the checkpoint is missing or damaged.
         """
-        meta = read_tensors(self.checkpoint)[1]
+        tensors, meta = read_tensors(self.checkpoint)
         history = history_of(meta, self.checkpoint)
-        return (history[-1] if history else None), meta.get("within") is not None
+        average = bool(under(AVERAGE, tensors))
+        if under(BEST, tensors):
+            return Standing(history, best_of(history), average=average)
+        last = history[-1] if history else None
+        return Standing(history, last, average=average, stopped=meta.get("within") is not None)
 
 
 def read_history(checkpoint: Path) -> list[EpochMetrics]:

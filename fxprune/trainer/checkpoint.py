@@ -21,13 +21,14 @@ from fxprune.errors import FxpruneWarning, OptionError, RunError
 from fxprune.files import fitting, read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.gated.slot_order import without_order
-from fxprune.runs.contents import check_values, is_wild, most_bytes
+from fxprune.runs.contents import check_plain, check_values, is_wild, most_bytes
 from fxprune.runs.gated_file import gated_state, plan_of, take_over, under
 from fxprune.runs.history import EpochMetrics, history_of, keep_metrics
 from fxprune.runs.plan import Plan
 from fxprune.runs.run import CHECKPOINT, SUFFIX
 from fxprune.runs.schema import STRICT
 from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.outcome import Outcome
 from fxprune.trainer.progress import WITHIN, Progress, Within
 
 OPTIMIZER, MODEL = "optimizer/", "model/"
@@ -83,6 +84,7 @@ class _Training:
     scaler: dict[str, int | float]
     processes: Annotated[int, Field(ge=1, lt=2**20)]
     within: Within | None
+    averaged: Annotated[int, Field(ge=0, lt=2**62)] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,22 +95,27 @@ class Trained:
         model: plain or gated.
         optimizer: attached to it, if it is gated.
         scaler: of the loss, disabled where it is not needed.
+        outcome: what is handed over.
         wild: names of tensors that were not finite before the training, such as masks.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    outcome: Outcome
     wild: frozenset[str]
 
     @staticmethod
     def of(
-        model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        outcome: Outcome,
     ) -> "Trained":
         """Begin with a model that is not trained yet."""
         tensors, _ = _state_of(model)
-        wild = frozenset(name for name, tensor in tensors.items() if is_wild(tensor))
-        return Trained(model, optimizer, scaler, wild)
+        wild = frozenset(_plain_name(name) for name, t in tensors.items() if is_wild(t))
+        return Trained(model, optimizer, scaler, outcome, wild)
 
     def save(
         self,
@@ -148,8 +155,10 @@ class Trained:
                     plain.setdefault(str(index), {})[key] = value
         if kept is not None:
             tensors |= kept[0]
+        tensors |= self.outcome.tensors()
         self._refuse_wild(tensors, len(history))
         meta |= {
+            "averaged": self.outcome.averaged,
             "processes": processes,
             "within": None if kept is None else dataclasses.asdict(kept[1]),
             "options": dataclasses.asdict(options),
@@ -192,10 +201,11 @@ class Trained:
             if gated is not None:
                 take_over(gated, tensors, path)
             else:
-                self._check_plain(path, under(MODEL, tensors), own)
+                check_plain(path, under(MODEL, tensors), own)
                 self.model.load_state_dict(under(MODEL, tensors))
             self._load_optimizer(path, under(OPTIMIZER, tensors), training.optimizer)
             self.scaler.load_state_dict(training.scaler)
+            self.outcome.restore(tensors, training.averaged, path)
             so_far = None
             if training.within is not None:
                 kept = under(WITHIN, tensors)
@@ -216,7 +226,7 @@ class Trained:
 
     def _refuse_wild(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
         for name, tensor in tensors.items():
-            if is_wild(tensor) and name not in self.wild:
+            if is_wild(tensor) and _plain_name(name) not in self.wild:
                 raise OptionError(
                     f"{name.partition('/')[2]} is not finite after epoch {epoch}",
                     why="the training diverged; the checkpoint of the epoch before is kept",
@@ -229,18 +239,6 @@ class Trained:
             raise _foreign(
                 path, "it belongs to another model, or to one that was instrumented otherwise"
             )
-
-    def _check_plain(
-        self, path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Any]
-    ) -> None:
-        for name, tensor in tensors.items():
-            if isinstance(own.get(name), Tensor) and own[name].dtype != tensor.dtype:
-                raise _foreign(path, f"it belongs to another model: {name} is {tensor.dtype}")
-        check_values(
-            path,
-            {f"{MODEL}{name}": tensor for name, tensor in tensors.items()},
-            {f"{MODEL}{name}": tensor for name, tensor in own.items()},
-        )
 
     def _load_optimizer(self, path: Path, tensors: Mapping[str, Tensor], saved: _Optimizer) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -267,6 +265,11 @@ def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if isinstance(model, GatedModule):
         return gated_state(model)
     return {f"{MODEL}{key}": value for key, value in model.state_dict().items()}, {}
+
+
+def _plain_name(name: str) -> str:
+    """Return a tensor's name without what says which of several networks it is of."""
+    return name.partition("/")[2].removeprefix("dense/")
 
 
 def _fits(state: Tensor, parameter: Tensor) -> bool:

@@ -5,7 +5,8 @@ the data, augmentation and the network's own draws (dropout) come from generator
 anew. So a run that is continued from its last checkpoint ends in the same bits as one that was
 never interrupted (same machine, same number of threads).
 
-The validation split is only evaluated, after each epoch; nothing is chosen by it.
+The validation split is only evaluated, after each epoch; by it nothing is chosen but, where
+`best` or `early_stop` is given, the epoch that is handed over.
 """
 
 import math
@@ -23,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fxprune.data import WHOLE, Batch, DataSet, Share
 from fxprune.data.own import steps_of
+from fxprune.data.randaugment import with_randaugment
 from fxprune.errors import OptionError
 from fxprune.gated.attach import attach
 from fxprune.gated.ddp import share_buffers
@@ -35,6 +37,7 @@ from fxprune.trainer.clock import Clock
 from fxprune.trainer.evaluate import Stop, check_fit, evaluate, score, summed
 from fxprune.trainer.optimizer import frozen, make_optimizer
 from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.outcome import Outcome, stopped_early
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.plan import RunPlan, plan_run
 from fxprune.trainer.progress import Progress, Stopped
@@ -78,7 +81,10 @@ def fit(
     minutes: float | None = None,
     stop: Stop | None = None,
 ) -> list[EpochMetrics]:
-    """Train `model` in place, and leave it in eval mode.
+    """Train `model` in place, and leave it in eval mode, with the weights that are handed over.
+
+    These are the last step's; with `ema` their average, with `best` or `early_stop` those of the
+    best epoch. The checkpoint holds the last step's as well, from which another call goes on.
 
     The processes of a torch.distributed process group, if there is one, share each batch; the
     first of them writes.
@@ -142,14 +148,17 @@ def _fit(
             ready()
         session.wrap()
         for epoch in range(len(history), options.epochs):
-            if history and session.agree(time.monotonic() + history[-1].seconds > deadline):
+            over = history and time.monotonic() + history[-1].seconds > deadline
+            if session.agree(bool(over or stopped_early(options, history))):
                 break
             metrics = session.epoch(epoch, progress, stop)
             if metrics is not None:
                 history.append(metrics)
+                session.outcome.epoch(history)
             session.save(run, history)
             if metrics is None or (epoch < options.epochs - 1 and session.asked(stop)):
                 raise Stopped
+        session.outcome.hand_over()
         model.eval()
         return history
 
@@ -167,7 +176,8 @@ class _Session:
         task: Task,
     ) -> None:
         self.task = task
-        self.model, self.optimizer, self.data = model, optimizer, data
+        self.model, self.optimizer = model, optimizer
+        self.data = with_randaugment(data, options.randaugment)
         self.network: nn.Module = model
         self.share = _share(len(data.train), options.batch_size)
         self.options, self.placement = options, placement
@@ -175,7 +185,6 @@ class _Session:
             placement.device.type, enabled=placement.amp is torch.float16
         )
         self.step = Step(optimizer, self.scaler, options, placement, data, task)
-        self.trained = checkpoint.Trained.of(model, optimizer, self.scaler)
         self.so_far = Progress.begin(placement.device)
         self.steps_per_epoch = steps_of(data.train, options.batch_size)
         self.steps = self.steps_per_epoch * options.epochs
@@ -191,6 +200,9 @@ class _Session:
                 why="a plain network executes all of its macs in every step",
                 do="give what fxprune.instrument returned, or leave train_macs out",
             )
+        self._refuse_a_best_of_one()
+        self.outcome = Outcome(model, options)
+        self.trained = checkpoint.Trained.of(model, optimizer, self.scaler, self.outcome)
 
     def resume(self, run: Path) -> list[EpochMetrics]:
         """Take up the state of `run`, if it has one, and return its history."""
@@ -271,6 +283,7 @@ class _Session:
                 with clock:
                     loss, right = self.step(self.network, inputs, targets, done / self.steps)
                 so_far.add(loss, right, examples_of(inputs))
+                self.outcome.step()
                 churn.step()
                 done += 1
                 if progress is not None:
@@ -284,7 +297,8 @@ class _Session:
                 self._settle(self.steps)
                 self._recalibrate(generator)
         if isinstance(self.network, DistributedDataParallel):  # as before each of its forwards
-            share_buffers(self.model.buffers(), self.network)
+            for network in self.outcome.networks:
+                share_buffers(network.buffers(), self.network)
         count = torch.full_like(so_far.right, so_far.seen)
         loss_sum, right, count = summed(
             self.share, so_far.loss.clone(), so_far.right.clone(), count
@@ -298,7 +312,7 @@ class _Session:
             )
         try:
             val = score(
-                self.model,
+                self.outcome.network,
                 self.data.val,
                 self.placement,
                 self.options.batch_size,
@@ -321,11 +335,25 @@ class _Session:
             val_metric=val.metric,
             step_seconds=statistics.median(so_far.seconds),
             seconds=time.perf_counter() - began,
+            settled=None if self.gated is None else self.gated.settled,
             **cost,
         )
         if progress is not None:
             progress(Tick(done, self.steps, metrics, self._fall_ends(done)))
         return metrics
+
+    def _refuse_a_best_of_one(self) -> None:
+        """Refuse to choose among epochs where a single one ends with the final channels."""
+        ends = range(self.steps_per_epoch, self.steps, self.steps_per_epoch)
+        if not self.options.keeps_best or any(
+            self.gated is None or end > self._settles_at(self.gated) for end in ends
+        ):
+            return
+        raise OptionError(
+            "there is no best epoch to choose",
+            why=f"of {self.options.epochs} epochs the last alone ends with the final channels",
+            do="give more epochs or a larger settle, or leave best and early_stop out",
+        )
 
     def _settle(self, done: int) -> None:
         """Fix the selection of a gated network once the last share of the run is reached."""
@@ -382,8 +410,8 @@ class _Session:
     def _recalibrate(self, generator: torch.Generator) -> None:
         """Measure batch norms' statistics of the network as it now is, on whole batches."""
         count = self.options.recalibrate
-        if count:
-            recalibrate(self.model, islice(self._train_batches(generator), count), self.placement)
+        for network in self.outcome.networks if count else ():
+            recalibrate(network, islice(self._train_batches(generator), count), self.placement)
 
 
 def _share(examples: int, batch_size: int) -> Share:

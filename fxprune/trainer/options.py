@@ -43,11 +43,19 @@ class TrainOptions:
             sees the same batch in less memory.
         freeze: layers that do not train, by names of named_modules(), * and ? allowed, commas
             between them. Their batch norms go on measuring.
+        ema: decay of an average of the weights over the steps (EMA), such as 0.999; it rises to
+            this in the first steps. The average is evaluated and exported; 0 is off.
+        best: exports the epoch that scored best on the validation split, of those that ended with
+            the final channels, in place of the last.
+        early_stop: ends the training after so many epochs in a row, with the final channels, that
+            were not better than the best; that one is exported.
         label_smoothing: share of the target spread over all classes.
         distil: share of the loss that is the divergence from the dense network as it was before
             the training (distillation); 0 is off.
         temperature: of distillation: what both networks' logits are divided by.
         augment: random crops and flips, as the data set says.
+        randaugment: strength of RandAugment (torchvision's, two operations on each image), 1 to
+            30, usually 9; 0 is off.
         mixup: mixes pairs of images and their labels (torchvision's MixUp) by shares drawn from
             Beta(a, a) of this a; 0 is off.
         cutmix: likewise pastes a part of one image into another (CutMix).
@@ -85,10 +93,14 @@ class TrainOptions:
     clip: float | None = None
     accumulate: int = 1
     freeze: str = ""
+    ema: float = 0.0
+    best: bool = False
+    early_stop: int | None = None
     label_smoothing: float = 0.0
     distil: float = 0.0
     temperature: float = 4.0
     augment: bool = True
+    randaugment: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
     amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
@@ -110,9 +122,11 @@ class TrainOptions:
             "momentum": (0, 1),
             "weight_decay": (0, math.inf),
             "accumulate": (1, math.inf),
+            "early_stop": (1, math.inf),
             "label_smoothing": (0, 1),
             "distil": (0, 1),
             "temperature": (0.01, math.inf),
+            "randaugment": (0, 30),
             "mixup": (0, math.inf),
             "cutmix": (0, math.inf),
             "settle": (0, 1),
@@ -128,6 +142,14 @@ class TrainOptions:
                 )
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise OptionError(f"clip cannot be {self.clip}", do="give a number above 0")
+        if not 0 <= self.ema < 1:
+            raise OptionError(f"ema cannot be {self.ema}", do="give a number from 0 up, below 1")
+        if self.randaugment and not self.augment:
+            raise OptionError(
+                "randaugment needs augment",
+                why="it is a part of the augmentation, which is off",
+                do="leave one of the two out",
+            )
         if self.accumulate > self.batch_size // 2:
             raise OptionError(
                 f"a batch of {self.batch_size} cannot be split into {self.accumulate} parts",
@@ -158,6 +180,11 @@ class TrainOptions:
                 why=f"the channels settle after {1 - settled:g} of it",
                 do="give the schedule an earlier end, or a smaller settle",
             )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best epoch is exported."""
+        return self.best or self.early_stop is not None
 
     def schedule_of_budget(self, falls: bool) -> Schedule:
         """Make the budget's schedule, what "auto" stands for included; `falls` is the policy's."""

@@ -233,6 +233,12 @@ def prune(
         )
     if max_drop is not None and not 0 <= max_drop < 100:
         raise OptionError(f"max_drop cannot be {max_drop}", do="give points, such as 1")
+    if options.keeps_best:
+        raise OptionError(
+            "a pruning chooses no epoch",
+            why="the validation split is for what it reports, and best and early_stop choose by it",
+            do="leave them out, or instrument, train and export, one after the other",
+        )
     given = None if max_drop is not None else Budget.parse(budget or goals[0], round_to)
     size = example_inputs[0].shape
     if isinstance(data, str):

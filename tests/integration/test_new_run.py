@@ -74,7 +74,7 @@ def test_a_branch_has_the_network_and_nothing_of_its_training() -> None:
     assert all(name.startswith("gated/") for name in new)
     assert all(torch.equal(value, old[name]) for name, value in new.items())
     assert {name for name in old if name.startswith("gated/dense/")} <= new.keys()
-    assert b.last_metrics() == (None, False)
+    assert b.standing().metrics is None
 
 
 @pytest.mark.usefixtures("here")

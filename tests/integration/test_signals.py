@@ -121,7 +121,7 @@ def test_amid_a_step_and_amid_an_export(tmp_path: Path) -> None:
         "stopped; fxprune train a.fxprune goes on after the last step"
     )
     assert "Traceback" not in done.stderr
-    assert Run.open(tmp_path / "a.fxprune").last_metrics() == (None, True)
+    assert Run.open(tmp_path / "a.fxprune").standing().stopped
     done = python(train, tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(Run.open(tmp_path / "a.fxprune").metrics()) == 2

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxprune
 from fxprune import GatedModule, instrument
 from fxprune.data import DataSet, load
 from fxprune.data.own import own_data
+from fxprune.data.randaugment import with_randaugment
 from fxprune.errors import OptionError
 from fxprune.files import read_tensors
-from fxprune.runs.run import CHECKPOINT
+from fxprune.runs.run import CHECKPOINT, Run
+from fxprune.trainer.evaluate import score
 from fxprune.trainer.loop import Stopped, fit
 from fxprune.trainer.mixing import Mixing
 from fxprune.trainer.optimizer import make_optimizer
@@ -21,6 +24,7 @@ from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.task import Task
 from fxprune.trainer.teacher import Teacher
+from tests.support.images import make_folder
 
 FAST = TrainOptions(epochs=2, lr=0.01, batch_size=256, recalibrate=2, device="cpu", seed=3)
 
@@ -55,6 +59,8 @@ def gated() -> GatedModule:
         {"mixup": 0.2, "cutmix": 1.0},
         {"freeze": "0,*.bias"},
         {"distil": 0.5},
+        {"ema": 0.9, "best": True, "epochs": 3},
+        {"randaugment": 9},
     ],
     ids=str,
 )
@@ -113,6 +119,20 @@ def test_frozen_layers_do_not_move_and_are_free_again(digits: DataSet) -> None:
     assert all(parameter.requires_grad for parameter in after.parameters())
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"ema": 1.0}, "ema cannot be 1.0"),
+        ({"early_stop": 0}, "early_stop cannot be 0"),
+        ({"randaugment": 31}, "randaugment cannot be 31"),
+        ({"randaugment": 9, "augment": False}, "randaugment needs augment"),
+    ],
+)
+def test_options_out_of_their_range(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(OptionError, match=text):
+        TrainOptions(**change)
+
+
 @pytest.mark.parametrize("word", ["mixup", "cutmix"])
 def test_labels_are_mixed_as_the_images_are(digits: DataSet, word: str) -> None:
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 8, 8)
@@ -143,6 +163,96 @@ def test_the_teacher_is_the_dense_network_of_before() -> None:
     torch.testing.assert_close(teacher.loss(torch.tensor(3.0), outputs, said), wanted)
 
 
+def test_the_average_is_torchs_with_a_decay_that_rises(digits: DataSet) -> None:
+    """Three steps of a single batch: the first is copied, the others count 9/11 and 9/12."""
+    few = dataclasses.replace(digits, train=digits.train.part(torch.arange(60)))
+    each = dataclasses.replace(FAST, epochs=3, momentum=0.0, recalibrate=0, augment=False)
+    steps = [plain(norm=False) for _ in range(4)]
+    for count, network in enumerate(steps[:3], 1):
+        fit(network, few, dataclasses.replace(each, epochs=count, schedule="step", milestones=()))
+    fit(steps[3], few, dataclasses.replace(each, schedule="step", milestones=(), ema=0.99))
+    one, two, three, mean = (dict(network.named_parameters()) for network in steps)
+    for name, found in mean.items():
+        expected = one[name].lerp(two[name], 9 / 11).lerp(three[name], 9 / 12)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def lost(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Wrong answers: a metric by which a network that learns becomes worse."""
+    return (outputs.argmax(1) != labels).float().mean()
+
+
+@pytest.mark.parametrize("make", [gated, plain])
+@pytest.mark.parametrize("change", [{"best": True}, {"early_stop": 2, "ema": 0.8}], ids=str)
+def test_the_best_epoch_is_handed_over(
+    digits: DataSet, tmp_path: Path, make: Any, change: dict[str, Any]
+) -> None:
+    options = dataclasses.replace(FAST, epochs=8, lr=0.05, momentum=0.9, batch_size=64, **change)
+    network = make()
+    history = fit(network, digits, options, metric=lost, run=tmp_path)
+    first = 5 if make is gated else 1  # of the epochs that end with the final channels
+    settled = [metrics.settled for metrics in history]
+    assert settled == [None if make is plain else m.epoch >= first for m in history]
+    best = max(history[first - 1 :], key=lambda metrics: metrics.val_metric or 0.0)
+    assert best.epoch < len(history)
+    if "early_stop" in change:
+        assert len(history) == best.epoch + 2
+    scored = score(network, digits.val, Placement.of(options), task=Task(None, lost))
+    assert scored.metric == pytest.approx(best.val_metric, abs=1e-6)
+    again = make()
+    assert fit(again, digits, options, metric=lost, run=tmp_path) == history
+    assert all(torch.equal(one, two) for one, two in zip(network.parameters(), again.parameters()))
+
+
+def test_a_run_hands_over_its_average_and_branches_from_it(digits: DataSet, tmp_path: Path) -> None:
+    network = gated()
+    folder = tmp_path / "a.fxprune"
+    run = Run.create(folder, network, "model.py")
+    fit(network, digits, dataclasses.replace(FAST, ema=0.9), run=folder)
+    stands = run.standing()
+    assert stands.average
+    assert not stands.best
+    branch = run.branch(tmp_path / "b.fxprune")
+    images = torch.randn(4, 1, 8, 8)
+    expected = network(images)
+    assert torch.equal(run.load(plain()).eval()(images), expected)
+    assert torch.equal(fxprune.load(run.checkpoint, plain()).eval()(images), expected)
+    old, _ = read_tensors(run.checkpoint)
+    new, _ = read_tensors(branch.checkpoint)
+    assert torch.equal(new["gated/dense/3.weight"], old["average/3.weight"])
+    assert not torch.equal(old["gated/dense/3.weight"], old["average/3.weight"])
+
+
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_randaugment_changes_images_by_its_strength(
+    digits: DataSet, tmp_path: Path, name: str
+) -> None:
+    if name == "folder":
+        make_folder(tmp_path)
+    data = digits if name == "digits" else load(f"folder:{tmp_path}", image_size=(24, 24))
+
+    def first(strength: int) -> Tensor:
+        train, order = with_randaugment(data, strength).train, torch.Generator().manual_seed(1)
+        before = torch.get_rng_state()
+        (images, _), *_ = train.batches(8, shuffle=order, augment=True)
+        assert torch.equal(torch.get_rng_state(), before)
+        return images
+
+    weak, strong = first(2), first(30)
+    assert torch.equal(first(30), strong)
+    assert not torch.equal(weak, strong)
+    assert not torch.equal(weak, first(0))
+
+
+def test_randaugment_is_for_images_of_fxprunes_own(digits: DataSet) -> None:
+    pairs = torch.utils.data.TensorDataset(torch.zeros(8, 1, 8, 8), torch.zeros(8).long())
+    with pytest.raises(OptionError, match="randaugment cannot be put into the images of pairs"):
+        fit(plain(), own_data((pairs, pairs), "pairs"), dataclasses.replace(FAST, randaugment=9))
+    odd = dataclasses.replace(digits.train, images=digits.train.images.expand(-1, 2, -1, -1))
+    with pytest.raises(OptionError, match="these have 2"):
+        with_randaugment(dataclasses.replace(digits, train=odd), 9)
+
+
 def test_a_plain_network_has_no_teacher(digits: DataSet) -> None:
     with pytest.raises(OptionError, match="distil is for gated networks"):
         fit(plain(), digits, dataclasses.replace(FAST, distil=0.5))
@@ -157,6 +267,7 @@ def test_a_plain_network_has_no_teacher(digits: DataSet) -> None:
         ({"optimizer": "muon"}, "muon does not take this network or these options"),
         ({"freeze": "0,5.*.weigth"}, "freeze '5.*.weigth' matches no layer"),
         ({"freeze": "*"}, "no parameter of the network is left to train"),
+        ({"best": True, "settle": 0.0}, "there is no best epoch to choose\n  why  of 2 epochs"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
