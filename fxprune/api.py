@@ -20,7 +20,8 @@ from fxprune.passes import Pass, Program, apply, run_passes
 from fxprune.policies import Policy, parse
 
 if TYPE_CHECKING:
-    from fxprune.export.bench import Target
+    from fxprune.export.bench import Bench, Target
+    from fxprune.export.group_latency import GroupLatency
     from fxprune.export.latency import Choice
 
 
@@ -190,18 +191,50 @@ def fit_latency(
         BudgetError: the narrowest network takes longer, or the machine is too busy to tell.
         ExportError: the network cannot be exported.
     """
-    from fxprune.export.bench import Bench, Target  # which brings ONNX Runtime
     from fxprune.export.latency import choose
 
-    whole = Settings(parse("fixed"), Budget("keep", 1.0))
     coupled = _coupled(model, example_inputs, example_kwargs)
+    with _bench(coupled, target, remeasure, progress) as bench:
+        return choose(budget, bench.gated.channels.layout, bench.gated.cost, bench)
+
+
+def group_latencies(
+    model: nn.Module,
+    example_inputs: Inputs,
+    target: "Target | None" = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    remeasure: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> "list[GroupLatency]":
+    """Measure what each channel group costs: the time that half of its channels take.
+
+    Each group is halved by itself, exported and timed in turns with the dense network, which takes
+    some seconds; the arguments, the cache and the errors are those of `fit_latency`.
+    """
+    from fxprune.export.group_latency import measure_groups
+
+    at = ""
+
+    def begin(group: str) -> None:
+        nonlocal at
+        at = group
+
+    coupled = _coupled(model, example_inputs, example_kwargs)
+    with _bench(coupled, target, remeasure, lambda text: progress(f"{at}: {text}")) as bench:
+        return measure_groups(bench.gated.channels, bench, begin)
+
+
+def _bench(
+    coupled: Program, target: "Target | None", remeasure: bool, progress: Callable[[str], None]
+) -> "Bench":
+    from fxprune.export.bench import Bench, Target  # which brings ONNX Runtime
+
+    whole = Settings(parse("fixed"), Budget("keep", 1.0))
     program = apply("gate", coupled, settings=whole)
-    gated = program.module
-    assert isinstance(gated, GatedModule)
-    with Bench(
+    return Bench(
         program, coupled.inputs, target or Target(), remeasure=remeasure, progress=progress
-    ) as bench:
-        return choose(budget, gated.channels.layout, gated.cost, bench)
+    )
 
 
 def names_of(model: nn.Module) -> list[str]:

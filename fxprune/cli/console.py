@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,12 @@ class Name:
     """A name in a table; where it does not fit, its middle is left out, not its end."""
 
     text: str
+    least: int = NAME_WIDTH
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """Say how narrow and how wide it may become."""
         del console, options
-        return Measurement(min(len(self.text), NAME_WIDTH), len(self.text))
+        return Measurement(min(len(self.text), self.least), len(self.text))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Give as much of it as fits."""
@@ -87,6 +88,21 @@ def middle(text: str, width: int) -> str:
         return text
     end = width // 2
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def told_apart(names: Collection[str]) -> int:
+    """Find the least width, at least `NAME_WIDTH`, to which names are shortened to different ones.
+
+    >>> told_apart({"layer1.0.conv1", "layer2.0.conv1"})
+    16
+    >>> told_apart({"features.0.block.2.conv", "features.1.block.2.conv"})
+    21
+    """
+    longest = max(map(len, names), default=0)
+    for width in range(NAME_WIDTH, longest):
+        if len({middle(name, width) for name in names}) == len(names):
+            return width
+    return max(longest, NAME_WIDTH)
 
 
 @contextlib.contextmanager
@@ -181,11 +197,12 @@ def table(
             no_wrap=figures,
             overflow="ellipsis" if figures else "fold",
         )
+    least = [told_apart({row[at] for row in rows}) for at in range(len(columns))]
     for row in rows:
         result.add_row(
             *(
-                Name(cell) if column in text and " " not in cell and cell else escape(cell)
-                for column, cell in zip(columns, row)
+                Name(cell, width) if column in text and " " not in cell and cell else escape(cell)
+                for column, cell, width in zip(columns, row, least)
             )
         )
     return result

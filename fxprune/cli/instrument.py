@@ -17,24 +17,59 @@ from fxprune.cli.arguments import (
     Threads,
     print_result,
 )
+from fxprune.errors import OptionError
 
 
-def inspect(spec: Spec, shape: Input = None, as_json: Json = False) -> None:
+def inspect(
+    spec: Spec,
+    shape: Input = None,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency",
+            help="Measure what each group costs in ONNX Runtime here: the time that goes with "
+            "half of its channels. Takes some seconds a group.",
+        ),
+    ] = False,
+    threads: Threads = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Of a call right after another network's.")
+    ] = False,
+    latency_command: LatencyCommand = "",
+    remeasure: Remeasure = False,
+    as_json: Json = False,
+) -> None:
     """Show what can be pruned: channel groups, and what is pinned, with reason and source line.
 
     Examples: [bold]fxprune inspect torchvision:resnet18[/bold],
-    [bold]fxprune inspect model.py --input 3x32x32 --json[/bold].
+    [bold]fxprune inspect model.py --input 3x32x32 --json[/bold],
+    [bold]fxprune inspect model.py --latency --threads 1[/bold].
     """
-    from fxprune.api import analyze
+    from fxprune.api import analyze, group_latencies
     from fxprune.cli import records, tables
     from fxprune.cli.spec import resolve
+    from fxprune.export.bench import Target
 
-    with console.phases(["building the network", "following its channels"]) as begin:
+    if not latency and (threads is not None or cold or latency_command or remeasure):
+        raise OptionError("nothing is measured", do="give --latency as well")
+    target = Target(threads, cold, latency_command).settled()
+    phases = ["building the network", "following its channels"]
+    with console.phases([*phases, *(["measuring the groups"] if latency else [])]) as begin:
         begin()
         source = resolve(spec, shape)
         begin()
-        graph = analyze(source.model, source.example_inputs)
-    print_result(records.of_graph(source, graph), tables.show_graph, as_json)
+        record = records.of_graph(source, analyze(source.model, source.example_inputs))
+        if latency:
+            begin()
+            found = group_latencies(
+                source.model,
+                source.example_inputs,
+                target,
+                remeasure=remeasure,
+                progress=begin.remark,
+            )
+            record["latency"] = records.of_group_latencies(found, target)
+    print_result(record, tables.show_graph, as_json)
 
 
 def instrument(

@@ -131,19 +131,19 @@ def format_loss(value: float | None) -> str:
 
 def remarks_on_training(record: Record) -> list[str]:
     """List what a user should know of a training beside its figures."""
-    seconds = record["step_seconds_of"]
-    early = [
-        f"the run is finished: it stopped early; fxprune train NEW.fxprune --from {record['run']} "
-        "begins another with the network that it exports"
-    ]
-    early = early if record["stopped_early"] else []
+    seconds, early = record["step_seconds_of"], []
+    if record["stopped_early"]:
+        early = [
+            "the run is finished: it stopped early; fxprune train NEW.fxprune --from "
+            f"{record['run']} begins another with the network that it exports"
+        ]
     if None in seconds.values() or seconds["chosen"] < seconds["all"]:
         return early
     return [
         *early,
         f"a step with the chosen channels took {console.milliseconds(seconds['chosen'])}, one with "
         f"all channels {console.milliseconds(seconds['all'])}: pruning does not make this training "
-        "faster here; larger batches may help (docs: What a step costs)"
+        "faster here; larger batches may help (docs: What a step costs)",
     ]
 
 

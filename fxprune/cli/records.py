@@ -9,8 +9,9 @@ from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Member, Widths
 from fxprune.cli.spec import Source
 from fxprune.demo import Demo
-from fxprune.export.bench import timing_record
+from fxprune.export.bench import Target, timing_record
 from fxprune.export.compare import Comparison
+from fxprune.export.group_latency import GroupLatency
 from fxprune.export.latency import Choice
 from fxprune.export.plain import PlainReport
 from fxprune.export.pt2 import Pt2Report
@@ -99,6 +100,26 @@ def of_latency(choice: Choice) -> Record:
             "/".join(map(str, widths)): share for widths, share in choice.measured.items()
         },
         "slower": [["/".join(map(str, widths)) for widths in pair] for pair in choice.slower],
+    }
+
+
+def of_group_latencies(found: list[GroupLatency], target: Target) -> Record:
+    """Make the record of `fxprune inspect --latency`; seconds are of one example."""
+    return {
+        "threads": target.threads,
+        "command": target.command,
+        "binds": "cold" if target.cold else "hot",
+        "dense": median([each.known.timing.dense[each.cold] for each in found]) if found else None,
+        "groups": {
+            each.name: {
+                "width": each.width,
+                "saved": each.saved,
+                "share": 1 - each.known.timing.bound(each.cold).median,
+                "error": each.error,
+                "date": each.known.date,
+            }
+            for each in found
+        },
     }
 
 

@@ -29,6 +29,8 @@ def show_graph(record: Record) -> RenderableType:
         f"{record['channels']:,} channels in {len(record['groups'])} groups, ",
         f"{pinned_channels:,} pinned",
     )
+    if "latency" in record:
+        return Group(head, Text(), *_group_latencies(record))
     groups = console.table(
         ("group", "channels", "members", "macs", "made by", "consumed by"),
         [
@@ -51,6 +53,33 @@ def show_graph(record: Record) -> RenderableType:
         parts.append(console.heading("A removed channel changes the statistics of the others at"))
         parts += [Text(f"  {_short(line)}") for line in record["mixing"]]
     return Group(*parts)
+
+
+def _group_latencies(record: Record) -> list[RenderableType]:
+    """Lay out what each group costs in time."""
+    latency = record["latency"]
+    rows = []
+    for group in record["groups"]:
+        halved = latency["groups"].get(group["name"])
+        share = ("–", "–", "–")
+        if halved:
+            share = (
+                f"{group['size']:,} → {halved['width']:,}",
+                console.milliseconds(halved["saved"]),
+                f"{100 * halved['share']:.1f} ± {100 * halved['error']:.1f} %",
+            )
+        rows.append((group["name"], share[0], console.share(group["macs_share"]), *share[1:]))
+    where = measured_where(latency) + ("" if latency["command"] else f", {latency['binds']}")
+    dense = "" if latency["dense"] is None else console.milliseconds(latency["dense"])
+    return [
+        console.heading("What half of each group's channels take, the other groups whole"),
+        console.table(
+            ("group", "channels", "macs", "time saved", "of dense"),
+            rows,
+            text=("group",),
+        ),
+        Text(f"{where}: the dense network takes {dense}; ± is half of a 95 % interval"),
+    ]
 
 
 def _pinned(rows: list[Record]) -> RenderableType:

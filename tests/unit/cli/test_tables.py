@@ -42,14 +42,19 @@ def test_steps_with_all_channels_and_with_the_chosen_ones(
 
 
 def test_a_training_that_pruning_does_not_make_faster_is_named() -> None:
-    slow = {"step_seconds_of": {"all": 0.010, "chosen": 0.012}}
+    slow = {"step_seconds_of": {"all": 0.010, "chosen": 0.012}, "stopped_early": False}
     (line,) = lines.remarks_on_training(slow)
     assert line.startswith(
         "a step with the chosen channels took 12 ms, one with all channels 10 ms"
     )
     for all_, chosen in ((0.010, 0.009), (None, 0.012), (0.010, None)):
         seconds = {"all": all_, "chosen": chosen}
-        assert not lines.remarks_on_training({"step_seconds_of": seconds})
+        assert not lines.remarks_on_training({**slow, "step_seconds_of": seconds})
+    early = {**slow, "step_seconds_of": seconds, "stopped_early": True, "run": "a.fxprune"}
+    (line,) = lines.remarks_on_training(early)
+    assert line.startswith(
+        "the run is finished: it stopped early; fxprune train NEW.fxprune --from"
+    )
 
 
 def test_validation_at_widths_that_were_not_trained_yet_is_marked() -> None:

@@ -18,6 +18,7 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.widths import allowed_widths, uniform_widths
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Layout, Widths
+from fxprune.cli.instrument import inspect
 from fxprune.errors import BudgetError, OptionError, RunError
 from fxprune.export.bench import HERE, Bench, Known, Target, measure
 from fxprune.export.latency import CONFIRMATIONS, MEASUREMENTS, Choice, choose
@@ -266,6 +267,40 @@ def test_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     fxprune.save(gated, tmp_path / "gated.safetensors")
     again = fxprune.load(tmp_path / "gated.safetensors", model)  # as it was, without measuring
     assert again.widths == gated.widths
+
+
+def test_each_group_is_halved_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The clock counts parameters: what is saved is the share of a group's, whatever the noise."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clock.py").write_text(
+        "import sys, onnx, math\n"
+        "print(sum(math.prod(t.dims) for t in onnx.load(sys.argv[1]).graph.initializer))\n"
+    )
+    (tmp_path / "model.py").write_text(
+        "from torch import nn\n"
+        "def build_model():\n"
+        "    layers = nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU()\n"
+        "    return nn.Sequential(*layers, nn.Conv2d(64, 4, 1))\n"
+    )
+    command = f"{sys.executable} clock.py {{model}}"
+    inspect("model.py", shape="3x9x9", latency=True, latency_command=command, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    params, latency = found["params"], found["latency"]
+    assert latency["dense"] == pytest.approx(params / 1000)
+    first, second = (latency["groups"][name] for name in ("0", "2"))
+    assert (first["width"], second["width"]) == (16, 32)
+    assert first["share"] == pytest.approx((16 * 28 + 16 * 64 * 9) / params)
+    assert second["share"] == pytest.approx((32 * (32 * 9 + 1) + 32 * 4) / params)
+    assert first["error"] == second["error"] == 0
+    inspect("model.py", shape="3x9x9", latency=True, latency_command=command)
+    said = capsys.readouterr().out
+    assert "32 → 16" in said
+    assert f"by {sys.executable} clock.py" in " ".join(said.split())
+    with pytest.raises(OptionError, match="nothing is measured"):
+        inspect("model.py", shape="3x9x9", threads=1)
 
 
 CELL = {"median": 0.5, "low": 0.5, "high": 0.5, "rounds": 9}
