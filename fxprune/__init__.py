@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxprune.api import analyze, fold, instrument, shrink
     from fxprune.channels.graph import ChannelGraph
+    from fxprune.export.attempt import try_export
     from fxprune.export.onnx import export_onnx
     from fxprune.export.reference import reference_of, zeroed
     from fxprune.gated.attach import attach
@@ -34,6 +35,7 @@ __all__ = [
     "reference_of",
     "save",
     "shrink",
+    "try_export",
     "zeroed",
 ]
 
@@ -52,6 +54,7 @@ _HOMES = {
     "reference_of": "export.reference",
     "save": "runs.gated_file",
     "shrink": "api",
+    "try_export": "export.attempt",
     "zeroed": "export.reference",
 }
 

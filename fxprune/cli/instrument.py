@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from fxprune.cli.arguments import (
     print_result,
 )
 from fxprune.errors import OptionError
+
+if TYPE_CHECKING:
+    from fxprune.gated.module import GatedModule
 
 
 def inspect(
@@ -205,7 +208,7 @@ def instrument(
     limited = layers != Layers()
     phases = ["building the network", *(["matching the patterns"] if limited else [])]
     phases += ["measuring latencies"] if measures else []
-    phases += ["instrumenting it", *([] if dry_run else ["writing the run"])]
+    phases += ["instrumenting it", "trying its export", *([] if dry_run else ["writing the run"])]
     fitted, run = None, None
     notes: tuple[str, ...] = ()
     with console.phases(phases) as begin:
@@ -227,6 +230,8 @@ def instrument(
             spent = fitted.budget
         begin()
         gated = api.instrument(model, inputs, chosen, spent, every=every, seed=seed)
+        begin()
+        exported, refusals = _exported(gated)
         if not dry_run:
             begin()
             run = Run.create(output or Path(f"{source.name}{SUFFIX}"), gated, spec, shape)
@@ -238,9 +243,10 @@ def instrument(
         "round_to": spent.round_to,
         **records.of_widths(gated.channels, gated.cost, gated.best().widths),
         **({} if fitted is None else {"latency": records.of_latency(fitted)}),
+        "export": exported,
     }
     print_result(record, tables.show_widths, as_json)
-    for note in notes:
+    for note in (*notes, *refusals):
         console.note(note)
     widths = gated.best().widths
     if spent.kind == "keep" and not spent.fits(widths, gated.cost):
@@ -253,3 +259,19 @@ def instrument(
         return
     name = shlex.quote(str(run.path))
     console.note(f"next: fxprune train {name} --data …, then fxprune export {name} --onnx")
+
+
+def _exported(gated: "GatedModule") -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Try the export; return what is known of the file's inputs, and what to say of it."""
+    from fxprune.errors import ExportError
+    from fxprune.export.attempt import try_export
+
+    try:
+        sizes = try_export(gated)
+    except ExportError as error:
+        return {"refused": error.why}, (
+            f"as it is, it cannot be exported to ONNX: {error.why}; {error.do}",
+        )
+    fixed = not any("batch" in shape for shape in sizes)
+    said = "forward counts by the batch: export takes one batch size only, given by --batch"
+    return {"inputs": [list(shape) for shape in sizes]}, (said,) if fixed else ()

@@ -9,11 +9,10 @@ This is the only module that imports onnx and onnxruntime.
 """
 
 import copy
-import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,11 +31,13 @@ from torch.utils import _pytree as pytree
 
 from fxprune.equivalence import fresh_inputs, which_batched
 from fxprune.errors import ExportError, OptionError
+from fxprune.export.attempt import advice, no_logs, pairs_of, reason
 from fxprune.export.condconv import BatchedConvs
 from fxprune.export.parity import Network, Runner, excess, gaps, refusal, rounding
 from fxprune.files import write_bytes
 from fxprune.tracing.deepcopy import copied
-from fxprune.tracing.signature import flat_inputs, flat_network, signature_of
+from fxprune.tracing.module import exportable, own_name
+from fxprune.tracing.signature import flat_inputs, signature_of
 
 BATCHES = (1, 2, 7)
 """The batch sizes at which every export is compared."""
@@ -146,7 +147,7 @@ def export_onnx(
     """
     path = Path(path)
     signature = signature_of(model)
-    network = flat_network(copied(model, {}).cpu().eval())
+    network = exportable(copied(model, {}).cpu().eval())
     example = tuple(tensor.detach().cpu() for tensor in flat_inputs(model, example_inputs))
     program = _program(network, example, options)
     expected: Network = network
@@ -228,7 +229,7 @@ def _larger(example: tuple[Tensor, ...], network: Network) -> tuple[Tensor, ...]
     except RuntimeError as error:
         raise OptionError(
             "height and width of the network's input cannot vary",
-            why=f"in images of another size: {_reason(error)}",
+            why=f"in images of another size: {reason(error)}",
             do="leave out --dynamic-hw, or end the network in a global pooling",
         ) from error
     return larger
@@ -256,18 +257,13 @@ def _names_of(result: Any) -> list[str]:
 
 def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptions) -> Any:
     """Export the checked ModelProto, without the exporter's notes, which hold local paths."""
-    # An example of 1 would make torch.export take the batch for a constant.
-    size = options.batch or 2
-    pair = tuple(
-        tensor[:1].expand(size, *tensor.shape[1:]).contiguous() if batched else tensor
-        for tensor, batched in zip(example, which_batched(example))
-    )
+    pair = pairs_of(example, options.batch or 2)
     batches = which_batched(example)
     shapes = tuple(_varying(x, batched, options) for x, batched in zip(example, batches))
     with torch.no_grad():
         keys = _names_of(network(*pair))
     try:
-        with warnings.catch_warnings(), _no_logs(), torch.no_grad(), BatchedConvs():
+        with warnings.catch_warnings(), no_logs(), torch.no_grad(), BatchedConvs():
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
                 network,
@@ -280,11 +276,9 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptio
                 verbose=False,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        why = reason(error)
         raise ExportError(
-            "torch cannot export the network to ONNX",
-            why=_reason(error),
-            do="see torch.onnx.export(…, dynamo=True) on it; where forward computes with the batch "
-            "size as a number, write -1 or x.shape[0]",
+            "torch cannot export the network to ONNX", why=why, do=advice(why)
         ) from error
     assert exported is not None
     program = exported.model_proto
@@ -304,21 +298,10 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptio
     except (ValidationError, InferenceError) as error:
         raise ExportError(
             "the exporter made an invalid ONNX file",
-            why=_reason(error),
+            why=reason(error),
             do="ONNX's operators are for float32 above all: try model.float()",
         ) from error
     return program
-
-
-@contextmanager
-def _no_logs() -> Iterator[None]:
-    """Keep the exporter's logs away, among them the traceback of an opset that it cannot write."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _check_options(program: Any, options: OnnxOptions) -> None:
@@ -348,13 +331,17 @@ def _check_options(program: Any, options: OnnxOptions) -> None:
 
 
 def _name_nodes(graph: Any) -> None:
-    """Name each node by the module that it is of: `/layer1.0.conv1/Conv`."""
+    """Name each node by the module that it is of: `/layer1.0.conv1/Conv`; weights as they are."""
     seen: Counter[str] = Counter()
+    for weight in graph.initializer:
+        weight.name = own_name(weight.name)
     for node in graph.node:
+        node.input[:] = [own_name(entry) for entry in node.input]
         notes = {entry.key: entry.value for entry in node.metadata_props}
         # a list in a text: the names of the modules around the node, then the operation's
         scopes = re.findall(r"'([^']*)'", notes.get("pkg.torch.onnx.name_scopes", ""))
         module = next((scope for scope in reversed(scopes[:-1]) if scope), "")
+        module = own_name(f"{module}.").rstrip(".")
         name = "/".join(("", *([module] if module else []), node.op_type))
         node.name = f"{name}_{seen[name]}" if seen[name] else name
         seen[name] += 1
@@ -369,16 +356,6 @@ def _strip(program: Any) -> None:
             entry.doc_string = ""
     del graph.metadata_props[:]
     del program.metadata_props[:]
-
-
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause, in its first line, or two if the first announces the second."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def runtime(content: bytes, threads: int | None = None, *, optimised: bool = True) -> Runner:
@@ -420,6 +397,6 @@ def _runtime_errors() -> Any:
     except Exception as error:  # ONNX Runtime's own errors have no public base class
         raise ExportError(
             "ONNX Runtime cannot run the exported network",
-            why=_reason(error),
+            why=reason(error),
             do="ONNX Runtime's CPU kernels are for float32 above all: try model.float()",
         ) from error

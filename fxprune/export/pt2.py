@@ -16,7 +16,8 @@ from fxprune.export.onnx import BATCHES
 from fxprune.export.parity import TOLERANCE
 from fxprune.files import write_bytes
 from fxprune.tracing.deepcopy import copied
-from fxprune.tracing.signature import flat_inputs, flat_network, signature_of
+from fxprune.tracing.module import exportable
+from fxprune.tracing.signature import flat_inputs, signature_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def export_pt2(
         RunError: the file cannot be written.
     """
     signature = signature_of(model)
-    network = flat_network(copied(model, {}).cpu().eval())
+    network = exportable(copied(model, {}).cpu().eval())
     expected: Callable[..., Any] = network
     if reference is not None:
         expected = copied(reference, {}).cpu().eval()

@@ -16,7 +16,7 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.regions import Region, region_of
-from fxprune.tracing.signature import Signature, signature_of
+from fxprune.tracing.signature import Signature, flat_network, signature_of
 
 ROOT = "fxprune_model"
 """The child that a model is in the network that calls it, where the model keeps its code.
@@ -227,6 +227,18 @@ def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule
     twin.__dict__["_graph"] = twin._graphs[module.training]
     type(twin).forward = type(module).forward
     return twin
+
+
+def exportable(network: nn.Module) -> nn.Module:
+    """Make a network a function of its tensors alone, as torch.export takes it.
+
+    Args:
+        network: any; it may be changed and shares its tensors with the result.
+    """
+    network = flat_network(network)
+    if isinstance(network, TracedModule) and network.keeps_code:
+        return fx.GraphModule(network, network.graph)  # its names are where its modules are
+    return network
 
 
 def join(path: str, name: str) -> str:

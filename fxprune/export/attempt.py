@@ -1,0 +1,113 @@
+"""Whether a network will export, tried by torch's own trace before the network is trained."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.api import shrink
+from fxprune.equivalence import which_batched
+from fxprune.errors import ExportError
+from fxprune.export.condconv import BatchedConvs
+from fxprune.gated.module import GatedModule
+from fxprune.passes.shrink import examples_of
+from fxprune.tracing.module import exportable
+
+Sizes = tuple[str | int, ...]
+"""The sizes of an input; "batch" where any will do."""
+
+
+def try_export(gated: GatedModule) -> tuple[Sizes, ...]:
+    """Trace the compact network as an export to ONNX would; training changes nothing of that.
+
+    It takes about as long as `instrument`. Not tried is whether ONNX has each operation.
+
+    Args:
+        gated: the network, trained or not; it is not changed.
+
+    Returns:
+        For each input its sizes in the exported file. Where no first size is "batch", the file
+        takes batches of one size only, which `OnnxOptions` has to say.
+
+    Raises:
+        ExportError: torch cannot export it.
+
+    >>> import fxprune
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> try_export(fxprune.instrument(model, (torch.zeros(2, 3, 8, 8),)))
+    (('batch', 3, 8, 8),)
+    """
+    network = exportable(shrink(gated).cpu().eval())
+    example = pairs_of(examples_of(gated), 2)
+    known: list[tuple[Sizes, ...]] = []
+    for strict in (False, True):  # the second is what torch.onnx tries where the first fails
+        try:
+            known.append(_sizes(network, example, strict))
+        except Exception as error:  # torch's trace raises errors of many kinds
+            if strict and not known:
+                why = reason(error)
+                raise ExportError(
+                    "torch cannot export the network to ONNX", why=why, do=advice(why)
+                ) from error
+        if known and any("batch" in sizes for sizes in known[-1]):
+            break
+    return known[-1]
+
+
+def _sizes(network: nn.Module, example: tuple[Tensor, ...], strict: bool) -> tuple[Sizes, ...]:
+    """Run torch's trace, and read the sizes of the inputs off the result."""
+    shapes = tuple(
+        {0: torch.export.Dim.AUTO} if batched else None for batched in which_batched(example)
+    )
+    with warnings.catch_warnings(), no_logs(), torch.no_grad(), BatchedConvs():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(network, example, dynamic_shapes=shapes, strict=strict)
+    given = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    found = [given[name].meta["val"].shape for name in program.graph_signature.user_inputs]
+    return tuple(
+        tuple(int(text) if (text := str(size)).isdigit() else "batch" for size in sizes)
+        for sizes in found  # a symbol may have become a number
+    )
+
+
+def pairs_of(example: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
+    """Repeat the first of a batch: of one, torch.export would take the batch for a constant."""
+    return tuple(
+        tensor[:1].expand(size, *tensor.shape[1:]).contiguous() if batched else tensor
+        for tensor, batched in zip(example, which_batched(example), strict=True)
+    )
+
+
+@contextmanager
+def no_logs() -> Iterator[None]:
+    """Keep the exporter's logs away, among them the traceback of an opset that it cannot write."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def reason(error: BaseException) -> str:
+    """Return the innermost cause, in its first line, or two if the first announces the second."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def advice(why: str) -> str:
+    """Say what to do where torch cannot export."""
+    if "data-dependent" in why.lower():
+        return "forward branches on what is in a tensor: compute both and use torch.where"
+    return (
+        "see torch.onnx.export(…, dynamo=True) on it; where forward computes with the batch size "
+        "as a number, write -1 or x.shape[0], or give the one batch size (--batch)"
+    )
