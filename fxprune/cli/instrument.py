@@ -262,7 +262,7 @@ def instrument(
 
 
 def _exported(gated: "GatedModule") -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Try the export; return what is known of the file's inputs, and what to say of it."""
+    """Return what is known of an exported file's inputs, and what to say of it."""
     from fxprune.errors import ExportError
     from fxprune.export.attempt import try_export
 

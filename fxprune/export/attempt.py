@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fxprune.api import shrink
 from fxprune.equivalence import which_batched
 from fxprune.errors import ExportError
 from fxprune.export.condconv import BatchedConvs
 from fxprune.gated.module import GatedModule
-from fxprune.passes.shrink import examples_of
+from fxprune.passes import apply
+from fxprune.passes.base import Program
 from fxprune.tracing.module import exportable
 
 Sizes = tuple[str | int, ...]
@@ -41,8 +41,8 @@ def try_export(gated: GatedModule) -> tuple[Sizes, ...]:
     >>> try_export(fxprune.instrument(model, (torch.zeros(2, 3, 8, 8),)))
     (('batch', 3, 8, 8),)
     """
-    network = exportable(shrink(gated).cpu().eval())
-    example = pairs_of(examples_of(gated), 2)
+    program = apply("shrink", Program(gated, ()))
+    network, example = exportable(program.module.cpu().eval()), pairs_of(program.inputs, 2)
     known: list[tuple[Sizes, ...]] = []
     for strict in (False, True):  # the second is what torch.onnx tries where the first fails
         try:
@@ -75,7 +75,7 @@ def _sizes(network: nn.Module, example: tuple[Tensor, ...], strict: bool) -> tup
 
 
 def pairs_of(example: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
-    """Repeat the first of a batch: of one, torch.export would take the batch for a constant."""
+    """Make a batch of the first example: torch.export would take a batch of one for a constant."""
     return tuple(
         tensor[:1].expand(size, *tensor.shape[1:]).contiguous() if batched else tensor
         for tensor, batched in zip(example, which_batched(example), strict=True)

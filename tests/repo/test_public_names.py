@@ -45,6 +45,7 @@ PUBLIC = {
     "reference_of": ("gated", "dense"),
     "save": ("gated", "path"),
     "shrink": ("gated", "passes"),
+    "try_export": ("gated",),
     "zeroed": ("gated", "model"),
 }
 
