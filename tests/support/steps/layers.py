@@ -43,7 +43,8 @@ def transposed(w: Writer, x: Map, _: Map, dice: Dice) -> None:
 
 def shared(w: Writer, x: Map, other: Map, dice: Dice) -> None:
     """A convolution or a norm that is called again, on x."""
-    known = [call for channels, call in dice.pick((w.convs, w.norms)) if channels == x.channels]
+    kinds = (w.convs, w.norms) if x.side > 1 else (w.convs,)  # no instance norm takes 1 x 1
+    known = [call for channels, call in dice.pick(kinds) if channels == x.channels]
     if not known:
         w.conv(x, x.channels, 3)
         known = [w.convs[-1][1]]

@@ -172,7 +172,8 @@ class Writer:
     def finish(self, head: int) -> str:
         """Makes outputs of every map that nothing reads; returns the module's source."""
         loose = [m for m in self.maps if not m.used] or self.maps[-1:]
-        results = [_result(self, m, head) for m in loose]
+        # the first is read by a layer: where all are outputs as they are, no channel may go
+        results = [_result(self, m, 2 if head == 3 and m is loose[0] else head) for m in loose]
         joined = ", " if head == 3 else " + "
         self.line(f"return {joined.join(results)}")
         init = "".join(f"        {line}\n" for line in self._init)
