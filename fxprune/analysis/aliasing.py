@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.analysis.context import Notebook
+from fxprune.rules.base import tensors_in
 from fxprune.tracing.module import TracedModule
 
 aten = torch.ops.aten
@@ -35,7 +36,9 @@ class Aliasing:
         self.context, self.module = context, module
         self.copies: list[fx.Node] = []
         self._stepped: dict[int, list[tuple[Tensor, int]]] = defaultdict(list)
-        self._copied: dict[int, list[tuple[fx.Node, Tensor]]] = defaultdict(list)
+        # the copies are held, too: their memory would become another tensor's
+        self._copied: dict[int, list[tuple[fx.Node, Tensor, Tensor]]] = defaultdict(list)
+        self._makers: dict[int, fx.Node] = {}
 
     def see(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
         """Take note of a call and its result."""
@@ -46,14 +49,23 @@ class Aliasing:
             source, node = args[0], self.context.node
             perhaps = "memory_format" in kwargs and node.target not in ("clone", torch.clone)
             perhaps = perhaps and out.dtype == source.dtype  # x.clone() always copies
+            perhaps = perhaps and not self._is_inner(source, node)
             if perhaps and self.context.of(source):
                 for tensor in (source, out):
-                    self._copied[_memory(tensor)].append((node, source))
+                    self._copied[_memory(tensor)].append((node, source, out))
         else:
             for index in _written(func):
                 if index < len(args) and isinstance(args[index], Tensor):
                     self.context.overwrite(args[index])
                     self._write(_memory(args[index]))
+        given = {_memory(tensor) for tensor in tensors_in((*args, *kwargs.values()))}
+        for memory in {_memory(tensor) for tensor in tensors_in((out,))} - given:
+            self._makers[memory] = self.context.node
+
+    def _is_inner(self, tensor: Tensor, node: fx.Node) -> bool:
+        """Tell whether one function of torch has made a tensor for itself, as rms_norm does."""
+        made_here = self._makers.get(_memory(tensor)) is node
+        return made_here and node.op in ("call_function", "call_method")
 
     def _write(self, memory: int) -> None:
         context = self.context
@@ -61,7 +73,7 @@ class Aliasing:
             labels = context.along(source, dim)
             if labels is not None:
                 context.pin(labels, "a slice of every n-th of them is written in place")
-        for node, source in self._copied.pop(memory, ()):
+        for node, source, _ in self._copied.pop(memory, ()):
             if self._is_plain(node):
                 self.copies.append(node)
             else:
