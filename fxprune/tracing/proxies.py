@@ -251,6 +251,14 @@ class KnowingTracer(fx.Tracer):
             return None
         return value.dim() if isinstance(value, Tensor) else None
 
+    def is_mask(self, node: fx.Node) -> bool:
+        """Tell whether a node's tensor has truth values, as far as that is known."""
+        try:
+            (value,) = self._values(KnowingProxy(node, self), (self._plain,), asks=False)
+        except TraceError:
+            return False
+        return isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
+
     def refuse(self, why: str) -> TraceError:
         """Note that Python asked in vain; the error to raise, which the code may catch."""
         self.refused.append(error := TraceError(why))

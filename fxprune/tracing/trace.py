@@ -13,6 +13,7 @@ model is traced again.
 import copy
 import functools
 import linecache
+import operator
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -330,12 +331,19 @@ class _Tracer(KnowingTracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         called = node.op in ("call_function", "call_method")
-        if called and node.target in _VALUES:
+        if called and (node.target in _VALUES or self._takes_by_mask(node)):
             raise self.refuse("the code asks for what is in a tensor")
         if node.op not in ("placeholder", "output"):
             node.stack_trace = _user_frame()
             self.checkpoints.mark(node, sys._getframe(1))
         return node
+
+    def _takes_by_mask(self, node: fx.Node) -> bool:
+        """Tell whether a node is `x[mask]`, whose size depends on what is in the mask."""
+        if node.target is not operator.getitem:
+            return False
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        return any(isinstance(part, fx.Node) and self.is_mask(part) for part in index)
 
 
 def _graph(

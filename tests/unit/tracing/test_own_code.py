@@ -140,6 +140,20 @@ class ByType(Plain):
         return self.c(y) if not isinstance(other, Tensor) else other
 
 
+class ByMask(Plain):
+    """Takes channels, and places, by masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.arange(24) % 3 == 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        y = torch.cat([y[:, self.mask], y[:, ~self.mask]], 1)
+        low = y.mean(1) < 0.1
+        return self.c(y) * y.permute(0, 2, 3, 1)[low].abs().mean()
+
+
 class ByMode(Plain):
     """Has another head in training, behind a branch on a value."""
 
@@ -270,6 +284,7 @@ KEPT: dict[Callable[[], nn.Module], float] = {
     ByErrorOfTheAnalysis: 0.3,
     Scripted: 0.3,
     ByType: 0.3,
+    ByMask: 0.6,
     ByMode: 0.3,
     ByChance: 0.3,
     Numbers: 0.3,
