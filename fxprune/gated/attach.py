@@ -126,7 +126,7 @@ def _unwrapped(optimizer: Any) -> Optimizer:
     Raises:
         GateError: there is none.
     """
-    while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+    while "_optimizer_step_pre_hooks" not in vars(optimizer):  # Lightning's passes them on
         inside = [vars(optimizer).get(name) for name in ("optimizer", "opt", "_optimizer")]
         inner = next((value for value in inside if value is not None), None)
         if inner is None:

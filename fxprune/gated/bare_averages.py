@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxprune.errors import FxpruneWarning, message
 
@@ -123,10 +123,8 @@ def _averages(
     }
     alike: dict[torch.Size, list[Tensor]] = {weight.shape: [] for weight in weights}
     for tensor in objects:
-        kind = type(tensor)
-        if kind is not Tensor and kind is not nn.Parameter:
+        if type(tensor) is not Tensor:  # a parameter is that of another network
             continue
-        assert isinstance(tensor, Tensor)
         shape = tensor.shape
         whole = flat.get(shape[0]) if len(shape) == 1 else None
         if (shape not in alike and whole is None) or not _is_kept(tensor, own, others):
@@ -162,7 +160,7 @@ def _in_state_dicts() -> frozenset[int]:
         kind = type(container)
         if kind is OrderedDict or kind is dict:
             items: Any = container
-            if type(next(iter(items.values()), None)) not in (Tensor, nn.Parameter):
+            if not isinstance(next(iter(items.values()), None), Tensor):
                 continue
             if hasattr(items, "_metadata") or any(
                 type(key) is str and key.endswith("_extra_state") for key in items

@@ -83,6 +83,29 @@ def test_lightnings_averages(kind: str, policy: str) -> None:
     assert_law(module.net)
 
 
+def test_attached_to_the_optimizer_that_lightning_returns() -> None:
+    import lightning
+
+    class Late(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network("random")
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            del index
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.net.parameters(), 0.01)
+
+        def on_train_start(self) -> None:
+            attach(self.net, self.optimizers())
+
+    module = Late()
+    trainer(max_epochs=1).fit(module, loader())
+    assert module.net.steps == len(loader())
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_lightning_in_bf16(policy: str) -> None:
     module = lit(policy, 0.05)

@@ -58,9 +58,6 @@ AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
         *(p.detach().clone() for p in net.parameters()),
     ],
     "weights alone": lambda net: [p.detach().clone() for p in net.parameters() if p.dim() > 1],
-    "frozen parameters": lambda net: nn.ParameterList(
-        nn.Parameter(p.detach().clone(), requires_grad=False) for p in net.parameters()
-    ),
     "floats of a state dict": lambda net: {
         k: v.clone() for k, v in net.state_dict().items() if v.is_floating_point()
     },
