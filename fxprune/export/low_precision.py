@@ -21,9 +21,11 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import torch
+from onnx.checker import ValidationError, check_model
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import Tensor
 
 from fxprune.errors import DataError, ExportError, ParityError
@@ -91,6 +93,7 @@ def write_fp16(source: Path, path: Path, trials: Sequence[Sequence[Tensor]]) -> 
         raise ExportError(
             "the network cannot be written in half precision", why=str(error).splitlines()[0]
         ) from error
+    OnnxModel(lowered).topological_sort()  # the converter puts casts of the inputs last
     content = lowered.SerializeToString()
     run, wanted = runtime(content), runtime(source.read_bytes())
     return _written("fp16", lowered, path, trials, run, wanted, wanted)
@@ -212,6 +215,12 @@ def _written(
     for key, value in figures.items():
         entry = known.get(f"fxprune.{key}") or model.metadata_props.add(key=f"fxprune.{key}")
         entry.value = str(value)
+    try:
+        check_model(model)
+    except ValidationError as error:
+        raise ExportError(
+            f"the {kind} file would be no valid ONNX", why=str(error).splitlines()[0]
+        ) from error
     content = model.SerializeToString()
     write_bytes(path, content)
     tolerance, reference = TOLERANCE[kind], REFERENCE[kind]
