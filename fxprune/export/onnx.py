@@ -9,6 +9,7 @@ This is the only module that imports onnx and onnxruntime.
 """
 
 import copy
+import html
 import re
 import warnings
 from collections import Counter
@@ -111,6 +112,14 @@ class ExportReport:
     batches: tuple[int, ...]
     seed: int
     real_examples: int
+
+    def _repr_html_(self) -> str:
+        """Show the figures as a table, for notebooks."""
+        cells = (
+            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>"
+            for name, value in vars(self).items()
+        )
+        return f"<table><tbody>{''.join(cells)}</tbody></table>"
 
 
 def export_onnx(
@@ -282,6 +291,7 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptio
         ) from error
     assert exported is not None
     program = exported.model_proto
+    _clear_shapes(exported)
     _check_options(program, options)
     _name_nodes(program.graph)
     _strip(program)
@@ -302,6 +312,20 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptio
             do="ONNX's operators are for float32 above all: try model.float()",
         ) from error
     return program
+
+
+def _clear_shapes(exported: torch.onnx.ONNXProgram) -> None:
+    """Clear what torch.export keeps of a program for ever (seen in torch 2.14).
+
+    With a dynamic batch each call leaves its shape environment behind, which Python's collector
+    does not free: some 0.2 MB an export of a small network, 0.07 without these caches.
+    """
+    traced = exported.exported_program
+    for node in traced.graph.nodes if traced is not None else ():
+        shapes = getattr(getattr(node.meta.get("val"), "fake_mode", None), "shape_env", None)
+        if shapes is not None:
+            shapes.fake_tensor_cache.clear()
+            shapes.tracked_fakes = None
 
 
 def _check_options(program: Any, options: OnnxOptions) -> None:

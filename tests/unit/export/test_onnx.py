@@ -1,3 +1,5 @@
+import dataclasses
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,27 @@ def net():
 def exported(tmp_path_factory):
     net, path = make_net(), tmp_path_factory.mktemp("onnx") / "net.onnx"
     return net, path, export_onnx(net, (torch.randn(1, 3, 8, 8),), path, notes={"macs": 123})
+
+
+def test_the_report_of_an_export_shows_itself_in_a_notebook(exported):
+    report = exported[2]
+    shown = dataclasses.replace(report, path=Path("<b>.onnx"))._repr_html_()
+    assert shown.count("<tr>") == len(vars(report))
+    assert f"<td>{report.bytes}</td>" in shown
+    assert "&lt;b&gt;.onnx" in shown
+
+
+def test_exports_leave_no_traced_tensors_behind(net, tmp_path):
+    def left():
+        gc.collect()
+        return sum(type(thing).__name__ == "_DispatchCacheKey" for thing in gc.get_objects())
+
+    example = (torch.randn(1, 3, 8, 8),)
+    export_onnx(net, example, tmp_path / "net.onnx")
+    before = left()
+    for _ in range(2):
+        export_onnx(net, example, tmp_path / "net.onnx")
+    assert left() <= before
 
 
 def test_the_file_computes_what_the_network_computes(exported):
