@@ -86,8 +86,8 @@ TransformName = Annotated[
         metavar="pkg:factory",
         help="Your own transform of folder: images instead, pkg.mod:factory or file.py:factory; "
         "it returns a function from an image of Pillow to a float tensor \\[C, H, W], or two of "
-        "them, for evaluation and for training. Give it with each command: what a run names is "
-        "never imported.",
+        "them, for evaluation and for training. The run keeps the name; one that somebody else "
+        "wrote is imported with --trust alone.",
         show_default=False,
     ),
 ]

@@ -23,7 +23,8 @@ Sizes = tuple[str | int, ...]
 def try_export(gated: GatedModule) -> tuple[Sizes, ...]:
     """Trace the compact network as an export to ONNX would; training changes nothing of that.
 
-    It takes about as long as `instrument`. Not tried is whether ONNX has each operation.
+    It takes seconds (0.6 s of a CPU for ResNet-18, 3 s for DenseNet-121). Not tried is whether ONNX
+    has each operation, and whether another height and width will do.
 
     Args:
         gated: the network, trained or not; it is not changed.
