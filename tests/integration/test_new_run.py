@@ -1,6 +1,7 @@
 """A new run begins with the network of another one; a run says what it has not scored."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def call(*words: str) -> Result:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a run of two epochs, on data of the user's own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # fxprune appends the model's folder
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     Path("model.py").write_text(PLAIN_MODEL)
     Path("mine.py").write_text(DATA)

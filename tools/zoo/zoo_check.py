@@ -159,12 +159,12 @@ def _train(model: nn.Module, entry: Entry, gated: fxprune.GatedModule) -> float:
     gated.train()
     optimizer = torch.optim.SGD(gated.parameters(), lr=1e-6, momentum=0.9)
     controller = fxprune.attach(gated, optimizer)
-    before = [parameter.detach().clone() for parameter in gated.parameters()]
+    before = gated.dense_state_dict()
     loss = square(gated(images)) if own is None else own(model, gated, images)
     loss.backward()
     optimizer.step()
-    pairs = zip(gated.parameters(), before)
-    if all(new.shape == old.shape and torch.equal(new, old) for new, old in pairs):
+    after = gated.dense_state_dict()
+    if all(torch.equal(after[name], before[name]) for name, _ in model.named_parameters()):
         raise RuntimeError("the step changed no parameter")
     controller.detach()
     gated.eval()
