@@ -154,8 +154,11 @@ class Training(RuleBasedStateMachine):
         self.forward()
         scaler.scale(self.losses.pop()).backward()
         for optimizer in self.optimizers:
-            scaler.step(optimizer)
-        scaler.update()
+            held = (p for group in optimizer.param_groups for p in group["params"])
+            if any(p.grad is not None for p in held):  # or the scaler refuses it
+                scaler.step(optimizer)
+        if any(p.grad is not None for p in self.gated.parameters()):
+            scaler.update()
 
     @rule()
     def forward(self) -> None:
