@@ -8,15 +8,10 @@ would take another path are refused. Not known is a value that depends on the ba
 in a tensor.
 """
 
-import dis
-import linecache
 import math
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +22,7 @@ from torch.utils._device import _device_constructors
 
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import modules_of
+from fxprune.tracing.user_questions import users_code_asks
 
 _HIDDEN = frozenset(
     {"data_ptr", "grad", "grad_fn", "item", "layout", "requires_grad", "storage", "tolist"}
@@ -39,16 +35,6 @@ MODE = "training"
 """The target of the nodes that stand for the mode, which all modules share."""
 
 _VALUES = "the code branches on, or counts by, what is in a tensor"
-
-_PACKAGE = Path(__file__).parent.parent
-INTERNAL = tuple(
-    f"{folder}/"
-    for folder in (Path(torch.__file__).parent, _PACKAGE, (_PACKAGE / "passes").resolve())
-)
-"""The folders of code that is not the user's: PyTorch and this package."""
-
-_ASKING = frozenset({torch.is_tensor.__code__, torch._jit_internal._isinstance.__code__})
-"""PyTorch's functions that ask for a type in the user's name."""
 
 
 class Example:
@@ -354,7 +340,7 @@ class KnowingProxy(fx.Proxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # what isinstance looks at, beside the type itself
-        return self._tracer.kind(self) if _is_asked(sys._getframe(1)) else type(self)
+        return self._tracer.kind(self) if users_code_asks(sys._getframe(1)) else type(self)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         numbers = [self._tracer.known(x) if isinstance(x, KnowingProxy) else x for x in inputs]
@@ -398,24 +384,6 @@ class KnowingProxy(fx.Proxy):
 
     def _called(self, function: Callable[..., Any], *args: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
-
-
-def _is_asked(frame: FrameType) -> bool:
-    """Tell whether the user's code asks for a type at this place, and not code in C for itself.
-
-    Functions of C++, such as those of `torch.jit.script`, ask too, and take what says that it is a
-    tensor for the memory of one.
-    """
-    code = frame.f_code
-    if code.co_filename.startswith(INTERNAL):
-        return code in _ASKING
-    if dis.opname[code.co_code[frame.f_lasti]] == "MATCH_CLASS":
-        return True
-    line, _, column, _ = next(islice(code.co_positions(), frame.f_lasti // 2, None))
-    text = linecache.getline(code.co_filename, line or 0)
-    return text.encode()[column:].startswith(b"isinstance") or (
-        not text and "isinstance" in code.co_names
-    )
 
 
 def _in_place(function: Callable[..., Any]) -> Callable[[KnowingProxy, Any], fx.Proxy]:

@@ -20,8 +20,9 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
-from fxprune.tracing.proxies import INTERNAL, KnowingProxy, KnowingTracer
+from fxprune.tracing.proxies import KnowingProxy, KnowingTracer
 from fxprune.tracing.snapshot import Snapshot
+from fxprune.tracing.user_questions import INTERNAL
 
 
 @contextlib.contextmanager

@@ -35,11 +35,12 @@ from fxprune.tracing.module import (
     tensors_of,
 )
 from fxprune.tracing.own_children import Child, Examples, install, traced_children
-from fxprune.tracing.proxies import INTERNAL, MODE, KnowingTracer
+from fxprune.tracing.proxies import MODE, KnowingTracer
 from fxprune.tracing.side_effects import Draws, seen
 from fxprune.tracing.signature import CallCodeGen, Signature, pack
 from fxprune.tracing.sizes import follow_sizes
 from fxprune.tracing.snapshot import CONSTANT, Snapshot
+from fxprune.tracing.user_questions import INTERNAL
 
 _NOT_THE_USERS = (*INTERNAL, f"{Path(torch.__file__).parents[1] / 'torchvision' / 'ops'}/")
 
