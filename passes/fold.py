@@ -1,10 +1,11 @@
 """Fold: batch norms that follow a convolution or linear layer become part of it."""
 
 import copy
+import functools
 from collections import Counter
 from dataclasses import dataclass
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -35,13 +36,14 @@ class Fold(Pass):
         module = fx.GraphModule(whole, whole.graph, "FoldedModule")
         modules = dict(module.named_modules())
         calls = Counter(node.target for node in module.graph.nodes if node.op == "call_module")
+        matrices = functools.cache(lambda: _matrices(program))
         for node in list(module.graph.nodes):
             maker = node.args[0] if node.op == "call_module" and node.args else None
             if not isinstance(maker, fx.Node) or maker.op != "call_module":
                 continue
             alone = len(maker.users) == 1 and calls[node.target] == calls[maker.target] == 1
             folded = _folded(modules[maker.target], modules[node.target]) if alone else None
-            if isinstance(folded, nn.Linear) and not _gives_matrices(whole, program.inputs, maker):
+            if isinstance(folded, nn.Linear) and maker.name not in matrices():
                 continue  # in [N, L, C] a batch norm takes L for the channels
             if folded is not None:
                 modules[maker.target] = folded  # another norm may follow
@@ -74,15 +76,15 @@ def _folded(maker: nn.Module, norm: nn.Module) -> nn.Module | None:
     return None
 
 
-def _gives_matrices(network: fx.GraphModule, inputs: tuple[Tensor, ...], layer: fx.Node) -> bool:
-    """Tell whether a layer returns [N, C], as far as a run on meta tensors tells."""
-    twin = copy.deepcopy(network).to("meta")
+def _matrices(program: Program) -> frozenset[str]:
+    """Collect the nodes that return [N, C], as far as a run on meta tensors tells."""
+    twin = copy.deepcopy(program.graph_module).to("meta")
     try:
-        ShapeProp(twin).run(*(x.to("meta") for x in inputs), enable_io_processing=False)
+        ShapeProp(twin).run(*(x.to("meta") for x in program.inputs), enable_io_processing=False)
     except Exception:  # a module that keeps its code may ask for values
-        return False
-    found = next(node for node in twin.graph.nodes if node.name == layer.name)
-    return len(found.meta["tensor_meta"].shape) == 2
+        return frozenset()
+    found = ((node.name, node.meta.get("tensor_meta")) for node in twin.graph.nodes)
+    return frozenset(name for name, seen in found if len(getattr(seen, "shape", ())) == 2)
 
 
 def _is_plain(layer: nn.Module) -> bool:
