@@ -28,9 +28,8 @@ def with_randaugment(data: DataSet, strength: int) -> DataSet:
 def _strengthened(train: Split, name: str, operation: v2.Transform) -> Split:
     if isinstance(train, TensorSplit) and train.images.shape[1] in (1, 3):
         return replace(train, operation=operation)
-    if (
-        isinstance(train, FolderSplit) and train.normalise is not None
-    ):  # its transform ends in uint8
+    if isinstance(train, FolderSplit) and train.normalise is not None:
+        # its own transform ends in uint8
         augmented = copy.copy(train.augmented)
         augmented.transform = v2.Compose([augmented.transform, operation])
         return replace(train, augmented=augmented)

@@ -45,13 +45,7 @@ def lasting(method: _Method) -> _Method:
 class Executing(TracedModule):
     """A network in which only the channels of a selection exist.
 
-    Attributes:
-        channels: the channel dependency graph.
-        cost: macs and params as a function of the widths.
-        settings: policy, budget, interval, seed.
-        bank: where channels rest.
-        inputs: shape and dtype of each example input, with which it can be instrumented again.
-        attached: the optimisers whose steps drive its selection.
+    Its attributes are those of `GatedModule`, which users see.
     """
 
     def __init__(

@@ -110,14 +110,9 @@ class Residents:
     ) -> Iterator[Item]:
         shape = self.bank.shape(name, widths)
         tensor = self._homes[name].tensor()
-        tensors = {
-            key: value
-            for key, value in state.items()
-            if isinstance(value, Tensor)
-            and value.shape == shape
-            and value.data_ptr()
-            != tensor.data_ptr()  # as SAM's `p.data = state["old_p"]` leaves it
-        }
+        own = tensor.data_ptr()  # a state may be the parameter's: SAM's `p.data = state["old_p"]`
+        alike = ((k, v) for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape)
+        tensors = {key: value for key, value in alike if value.data_ptr() != own}
         new = tensors.keys() - self.bank.states.get(name, {}).keys()
         beginnings = optimizer_state.beginnings(optimizer, tensor) if new else {}
         for key, resident in tensors.items():

@@ -93,15 +93,16 @@ class Saving(Averaging):
     ) -> None:
         """Take up the saved widths first, in which the parameters are saved."""
         state = state_dict.get(f"{prefix}_extra_state")
-        gated = {id(tensor) for tensor in self._residents.tensors().values()}
-        names = [name for name, p in self.named_parameters() if id(p) in gated]
         if state is not None:
             self.restore(state if isinstance(state, Mapping) else from_bytes(state))
-        elif not self.settled:
-            loading.refuse_without_selection(state_dict, (f"{prefix}{name}" for name in names))
-        if state is not None and not self.settled:
-            own = dict(self.named_parameters())
-            loading.warn_of_others(state_dict, {f"{prefix}{name}": own[name] for name in names})
+        if not self.settled:
+            gated = {id(tensor) for tensor in self._residents.tensors().values()}
+            pairs = self.named_parameters(prefix.rstrip("."))
+            own = {name: p for name, p in pairs if id(p) in gated}
+            if state is None:
+                loading.refuse_without_selection(state_dict, own)
+            else:
+                loading.warn_of_others(state_dict, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __reduce__(self) -> Any:
