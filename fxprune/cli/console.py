@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -184,18 +185,37 @@ def heading(text: str) -> Text:
     return Text(text, style="bold")
 
 
+class _Table(Table):
+    """A table; where the terminal is too narrow for its columns, a list of its rows."""
+
+    least = 0
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Give the table, or each cell in a line of its own, named by its column."""
+        if options.max_width >= self.least:
+            yield from super().__rich_console__(console, options)
+            return
+        for row in zip(*(column.cells for column in self.columns), strict=True):
+            for at, (column, cell) in enumerate(zip(self.columns, row, strict=True)):
+                text = escape(cell.text) if isinstance(cell, Name) else cell
+                yield Padding(f"{column.header}: {text}".lstrip(" :"), (0, 0, 0, 2 if at else 0))
+
+
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[str] = ()
 ) -> Table:
     """Make a table whose columns hold figures, but for those named in `text`: names, or words."""
-    result = Table(box=box.SIMPLE_HEAD, show_header=any(column.strip() for column in columns))
-    for column in columns:
+    result = _Table(box=box.SIMPLE_HEAD, show_header=any(column.strip() for column in columns))
+    for at, column in enumerate(columns):
         figures = column not in text
+        longest = max((len(row[at]) for row in rows), default=0)
+        result.least += 3 + (longest if figures else min(longest, NAME_WIDTH))
         result.add_column(
             escape(column),
             justify="right" if figures else "left",
             no_wrap=figures,
             overflow="ellipsis" if figures else "fold",
+            min_width=longest if figures else None,
         )
     least = [told_apart({row[at] for row in rows}) for at in range(len(columns))]
     for row in rows:
@@ -238,7 +258,7 @@ class Bar:
         if remark is not None:
             self.progress.update(self.task, remark=escape(remark))
         silent = time.monotonic() - self.said > QUIET_SECONDS
-        if silent and not self.progress.console.is_terminal:
+        if silent and self.progress.disable:
             self.say(f"{self.what}: {done:,} of {total:,} steps, {share(done / max(total, 1))}")
 
     def below(self, line: str) -> None:
@@ -261,17 +281,15 @@ class Bar:
 
 @contextlib.contextmanager
 def bar(what: str) -> Iterator[Bar]:
-    """Show a bar."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[remark]}"),
-    )
+    """Show a bar; in a narrow terminal less of it."""
+    width = stderr().width
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), MofNCompleteColumn()]
+    if width >= 40:
+        columns.insert(1, BarColumn(bar_width=24 if width >= 80 else 8))
+        columns += [TextColumn("left"), TimeRemainingColumn()]
+    if width >= 80:
+        columns += [TextColumn("after"), TimeElapsedColumn(), _Rate()]
+    columns.append(TextColumn("{task.fields[remark]}"))
     with _progress(columns) as progress:
         yield Bar(progress, progress.add_task(escape(what), total=None, remark=""), what)
 
@@ -295,7 +313,7 @@ def _progress(columns: Sequence[ProgressColumn]) -> Progress:
         *columns,
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console.is_interactive,
         speed_estimate_period=60,
     )
 
@@ -321,7 +339,7 @@ class Phases:
         line = escape(f"{self.name}: {text}")
         self.progress.update(self.task, description=line)
         silent = time.monotonic() - self.said > QUIET_SECONDS
-        if silent and not self.progress.console.is_terminal:
+        if silent and self.progress.disable:
             self.said = time.monotonic()
             self.progress.console.print(line, soft_wrap=True)
 

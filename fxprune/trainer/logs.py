@@ -103,7 +103,12 @@ def open_logs(names: str, folder: Path, history: Sequence[EpochMetrics]) -> list
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in _LOGS:
-            raise OptionError(f"unknown log {name!r}", do=f"known: {', '.join(_LOGS)}")
+            raise OptionError(
+                f"unknown log {name!r}",
+                why=f"fxprune writes {' and '.join(_LOGS)}",
+                do="take one of these, or hand fit a progress callback for another tracker, as in "
+                "docs/guides/report.md, Logs",
+            )
     return [_LOGS[name](folder, history) for name in dict.fromkeys(wanted)]
 
 

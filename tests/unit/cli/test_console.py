@@ -39,6 +39,13 @@ def test_names_that_fit_stay_whole() -> None:
     assert all(name in shown(200) for name in NAMES)
 
 
+def test_a_table_that_does_not_fit_becomes_a_list_of_its_rows() -> None:
+    lines = [line.rstrip() for line in shown(40).splitlines()]
+    assert lines[0] == f"group: {NAMES[0]}"
+    assert lines.count("  channels: 1,024") == 2
+    assert all(word in " ".join(lines) for word in NAMES), "nothing is left out"
+
+
 def test_a_pipe_has_the_width_of_the_terminal_that_it_ends_in() -> None:
     """A child whose output is piped, while its stderr is a terminal of 70 columns."""
     main, other = pty.openpty()
@@ -88,3 +95,20 @@ def test_a_terminal_shows_a_line_under_the_bar(monkeypatch: pytest.MonkeyPatch) 
         bar.moved(3, 10)
         bar.below("epoch 1   right 90 % ▁█")
     assert "epoch 1   right 90 % ▁█" in screen.getvalue()
+
+
+@pytest.mark.parametrize("terminal", ["dumb", "xterm"])
+def test_a_bar_moves_only_where_a_terminal_can_move_it(
+    monkeypatch: pytest.MonkeyPatch, terminal: str
+) -> None:
+    screen = io.StringIO()
+    made = Console(
+        file=screen, force_terminal=True, width=20, highlight=False, _environ={"TERM": terminal}
+    )
+    monkeypatch.setattr(console, "stderr", lambda: made)
+    with console.bar("training") as bar:
+        bar.moved(3, 10)
+        bar.say("epoch 1")
+    said = screen.getvalue()
+    assert ("3/10" in said) == ("\x1b[" in said) == (terminal == "xterm")
+    assert "epoch 1" in said
