@@ -163,11 +163,19 @@ def test_a_norm_that_measures_in_an_evaluation_keeps_what_it_measured() -> None:
 @pytest.mark.parametrize("saved", [by_method, by_attribute])
 @pytest.mark.parametrize("in_training", [(True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dense", [False, True], ids=["its widths", "other widths"])
 @pytest.mark.parametrize("schedule", [False, True])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_state_dict_is_the_same_in_any_mode(
-    policy: str, schedule: bool, nested: bool, in_training: tuple[bool, bool], saved: To
+    policy: str,
+    schedule: bool,
+    dense: bool,
+    nested: bool,
+    in_training: tuple[bool, bool],
+    saved: To,
 ) -> None:
+    """Loads into a new network, or into one that has trained all of its channels."""
+
     def made() -> tuple[GatedModule, torch.optim.Optimizer, nn.Module]:
         gated, optimizer = build(policy, schedule)
         return gated, optimizer, nn.ModuleDict({"net": gated}) if nested else gated
@@ -182,6 +190,10 @@ def test_a_state_dict_is_the_same_in_any_mode(
     assert all(isinstance(value, Tensor) for value in state.values())
 
     again, other, holder = made()
+    if dense:
+        again.spend(1.0)
+        train_step(again, other, NET, 99)
+        again.spend(1.0)
     saved(holder, in_training[1])
     holder.load_state_dict(state, strict=True)
     other.load_state_dict(moments)
