@@ -42,7 +42,7 @@ def attach(
     gated: GatedModule,
     optimizer: Optimizer,
     *,
-    schedule: str | Schedule | None = None,
+    schedule: str | Schedule | StepSchedule | None = None,
     steps: int | None = None,
 ) -> Controller:
     """Let each step of the optimiser observe the channels, select anew, and exchange them.
@@ -57,8 +57,10 @@ def attach(
         optimizer: any torch optimiser over `gated.parameters()`, or what a framework wraps around
             one, such as accelerate's AcceleratedOptimizer or fastai's OptimWrapper.
         schedule: from all channels down to the budget, such as `"cubic{begin=0.1,end=0.6}"`;
-            without one the budget holds from the beginning, but for `gated.spend`.
-        steps: optimiser steps of the whole run, from the network's first one on, for a schedule.
+            or one that is planned already, a StepSchedule; without one the budget holds from the
+            beginning, but for `gated.spend`.
+        steps: optimiser steps of the whole run, from the network's first one on, for a schedule
+            that is not planned yet.
 
     Raises:
         GateError: `gated` is no gated network, or is sharded; the optimiser holds none of its
@@ -86,7 +88,7 @@ def attach(
             why="each of its steps would be observed twice",
             do="call attach once, or .detach() on what it returned before",
         )
-    pace = None if schedule is None else _pace(gated, parse(schedule), steps)
+    pace = _pace(gated, schedule, steps)
     gated.track(optimizer, pace)
     if pace is not None:
         gated.spend(pace.share(gated.steps))
@@ -147,13 +149,18 @@ def _skips(optimizer: Optimizer) -> bool:
     return found is not None and bool(found)
 
 
-def _pace(gated: GatedModule, schedule: Schedule, steps: int | None) -> StepSchedule:
+def _pace(
+    gated: GatedModule, schedule: str | Schedule | StepSchedule | None, steps: int | None
+) -> StepSchedule | None:
+    if schedule is None or isinstance(schedule, StepSchedule):
+        return schedule
+    planned = parse(schedule)
     if steps is None or steps < 1:
         raise OptionError(
             f"a schedule cannot be planned for {'no' if steps is None else steps} steps",
             do="give attach(…, steps=…) the number of optimiser steps of the whole run",
         )
-    return schedule.plan(gated.settings.budget.value, steps)
+    return planned.plan(gated.settings.budget.value, steps)
 
 
 def _not_compiled(hook: _Hook) -> _Hook:

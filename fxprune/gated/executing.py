@@ -180,8 +180,7 @@ class Executing(TracedModule):
     def spend(self, share: float) -> None:
         """Execute the widths of another share of the network in training, until told otherwise.
 
-        Without effect once the network is settled, and in evaluation mode, which goes on to show
-        what the budget allows.
+        Without effect once the network is settled. Evaluation shows what the budget allows.
 
         Args:
             share: of the dense network, counted as the budget counts: the budget's, up to 1.
@@ -196,7 +195,7 @@ class Executing(TracedModule):
 
     def _at(self, share: float) -> Selection | None:
         """Return the selection at another share; None where it stays."""
-        if self.settled or not self.training:
+        if self.settled:
             return None
         return self._chooser.spend(share, self._selection)
 

@@ -193,7 +193,7 @@ class _Session:
         self.spent: int | None = 0
         if self.gated is not None:
             self.plan = plan_run(self.gated, options, self.steps)
-            attach(self.gated, optimizer)
+            attach(self.gated, optimizer, schedule=self.plan.by_step)
         elif options.train_macs is not None:
             raise OptionError(
                 "train_macs is for gated networks",
@@ -213,8 +213,10 @@ class _Session:
             self.spent = history[-1].run_macs if so_far is None else so_far.spent
             self.so_far = so_far or self.so_far
             done = len(history) * self.steps_per_epoch + self.so_far.step
-            if self.gated is not None and done < self._settles_at(self.gated):
-                self.gated.unsettle()  # the run was shorter when it ended
+            if self.gated is not None and self.plan is not None:
+                if done < self._settles_at(self.gated):
+                    self.gated.unsettle()  # the run was shorter when it ended
+                self.gated.spend(self.plan.by_step.share(self.gated.steps))
         return history
 
     def learn_from_dense(self, run: Path | None, *, goes_on: bool) -> None:
@@ -279,7 +281,7 @@ class _Session:
             so_far.put_back_random(self.share)
             for inputs, targets in batches:
                 self._settle(done)
-                self._spend(done)
+                self._count()
                 with clock:
                     loss, right = self.step(self.network, inputs, targets, done / self.steps)
                 so_far.add(loss, right, examples_of(inputs))
@@ -361,12 +363,9 @@ class _Session:
         if gated is not None and not gated.settled and done >= self._settles_at(gated):
             gated.settle()
 
-    def _spend(self, done: int) -> None:
-        """Give a gated network the widths that are planned for a step, and count its macs."""
-        if self.gated is None or self.plan is None:
-            return
-        self.gated.spend(self.plan.by_step.share(done))
-        if self.spent is not None:
+    def _count(self) -> None:
+        """Count the macs of the next step of a gated network."""
+        if self.gated is not None and self.spent is not None:
             self.spent += self._examples * self.gated.cost.macs(self.gated.widths)
 
     def _fall_ends(self, done: int) -> int | None:

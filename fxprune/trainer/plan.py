@@ -5,7 +5,8 @@ times the examples of a batch. Forward and backward together cost about three ti
 dense and of a narrow network alike, so the shares are the same. Evaluation, which the dense run
 has as well, and the measuring of the batch norms at the end are not in it.
 
-Steps that GradScaler skips (amp in float16) prolong a policy's warm-up, which is not planned.
+Steps that GradScaler skips (amp in float16) prolong a policy's warm-up and the fall of the budget,
+which is not planned.
 """
 
 import dataclasses

@@ -122,13 +122,22 @@ def test_what_evaluation_shows_is_the_budget_from_the_start() -> None:
     step(gated, optimizer)
     assert gated.widths == (16, 32)
     assert gated.eval().widths == (4, 8)
-    gated.spend(0.5)  # without effect here
-    assert gated.train().widths == (16, 32)
+    gated.spend(0.5)
+    assert gated.widths == (4, 8)
+    assert gated.train().widths == (8, 16)
     compact = fxprune.shrink(gated)
     assert sum(p.numel() for p in compact.parameters()) == gated.cost.params((4, 8))
     gated.settle()
-    gated.spend(0.5)  # likewise
+    gated.spend(0.5)  # without effect now
     assert gated.widths == (4, 8)
+
+
+def test_the_fall_begins_with_all_channels_whatever_the_mode() -> None:
+    gated = small(budget="keep=0.25").eval()
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
+    fxprune.attach(gated, optimizer, schedule="linear", steps=100)
+    assert gated.widths == (4, 8)
+    assert gated.train().widths == (16, 32)
 
 
 def test_a_policy_that_allocates_takes_the_share_of_its_time() -> None:
