@@ -22,7 +22,7 @@ from fxprune.channels.resize import resize_parts
 from fxprune.gated.checkpointing import Code, code_of
 from fxprune.gated.nodes import remove_taps
 from fxprune.gated.residents import Residents
-from fxprune.tracing.module import TracedModule, modules_of
+from fxprune.tracing.module import TracedModule, keeps_code, modules_of
 
 
 class _Site(NamedTuple):
@@ -124,7 +124,10 @@ class Evaluation:
         self._left = own
         try:
             for site in self._sites:
-                site.table[site.key] = tensors[site.name]
+                shown = tensors[site.name]
+                if site.kind == "_parameters" and keeps_code(site.module):
+                    shown._is_param = True  # to `isinstance(…, nn.Parameter)`
+                site.table[site.key] = shown
             _set_sizes(self._sizes)
             yield
         finally:

@@ -13,8 +13,14 @@ from fxprune.tracing.side_effects import left_alone
 from fxprune.tracing.signature import Signature
 
 
+class OtherNetworkError(TraceError):
+    """The trace computes something else than the model."""
+
+
 def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, ...]) -> None:
     """Hold a traced network to the model that it was made of, on random inputs.
+
+    In evaluation mode, and in training mode where the two have graphs of their own.
 
     Args:
         model: the user's own, or another traced network; it is called as the user's.
@@ -22,42 +28,55 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
         inputs: example inputs, the batch first; others in their likeness are drawn.
 
     Raises:
-        TraceError: in evaluation mode they compute different things.
+        OtherNetworkError: they compute different things.
     """
     device = next((parameter.device for parameter in model.parameters()), None)
+    both = len(module.graphs) == 2 or any(len(r.graphs) == 2 for r in module.regions.values())
     why = ""
-    try:
-        gap = difference(_alone(model, module.signature), _alone(module), inputs, device)
-        if gap is not None and gap > SAME:
-            why = f"an output differs by {gap:.1e} of the largest value"
-    except Exception as error:  # the model itself ran
-        why = f"it raises {type(error).__name__}: {error}"
-    if why:
-        raise TraceError(
-            f"the trace of {type(model).__name__} is another network",
-            why=f"on random inputs {why}: forward does what symbolic tracing does not see",
-            do="look for results that forward keeps from one call to the next, and for what it "
-            "computes outside of torch",
-        )
+    for training in (False, True)[: 1 + both]:
+        try:
+            wanted, found = _alone(model, training, module.signature), _alone(module, training)
+            gap = difference(wanted, found, inputs, device)
+            if gap is not None and gap > SAME:
+                why = f"an output differs by {gap:.1e} of the largest value"
+        except Exception as error:  # the model itself ran
+            why = f"it raises {type(error).__name__}: {error}"
+        if why:
+            raise OtherNetworkError(
+                f"the trace of {type(model).__name__} is another network",
+                why=f"on random inputs in {'training' if training else 'evaluation'} mode {why}: "
+                "forward does what symbolic tracing does not see",
+                do="look for results that forward keeps from one call to the next, and for what "
+                "it computes outside of torch",
+            )
 
 
-def _alone(network: nn.Module, signature: Signature | None = None) -> Callable[..., Any]:
-    """Run a network in evaluation mode on copies of its tensors, so that it stays as it is.
+def _alone(
+    network: nn.Module, training: bool, signature: Signature | None = None
+) -> Callable[..., Any]:
+    """Run a network in one mode on copies of its tensors, so that it stays as it is.
 
-    A traced one runs its evaluation graph, whatever mode it is in; another is called as the
-    signature says.
+    A traced one runs the graph of that mode; another is called as the signature says.
     """
     called: Callable[..., Any]
     if isinstance(network, TracedModule):
-        interpreter = fx.Interpreter(network, graph=network.both_graphs[1])
-        called = functools.partial(interpreter.run, enable_io_processing=False)
+        graph = network.both_graphs[not training]
+        called = functools.partial(
+            fx.Interpreter(network, graph=graph).run, enable_io_processing=False
+        )
     else:
         called = network if signature is None else signature.caller(network)
 
     def alone(*inputs: Tensor) -> Any:
         parameters, buffers = tensors_of(network)
-        copies = {id(x): x.detach().clone() for x in (*parameters.values(), *buffers.values())}
-        with left_alone(network), with_tensors(network, copies):
+        copies = {id(x): _copy(x) for x in (*parameters.values(), *buffers.values())}
+        with left_alone(network), with_tensors(network, copies, training=training):
             return called(*inputs)
 
     return alone
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a copy of a parameter or buffer, of the same type where it is torch's own."""
+    copy = tensor.detach().clone()
+    return nn.Parameter(copy, tensor.requires_grad) if type(tensor) is nn.Parameter else copy

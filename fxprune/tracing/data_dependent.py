@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxprune.tracing.module import stand_in
+
 
 @torch.no_grad()
 def really_run(
@@ -25,7 +27,7 @@ def really_run(
         What it returns, on meta tensors, and its multiply-accumulates.
     """
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    own = {name: real[id(tensor)].clone() for name, tensor in named.items()}
+    own = {name: stand_in(x, real[id(x)].clone()) for name, x in named.items()}
     device = next(iter(own.values()), torch.empty(0)).device
 
     def drawn(value: Any) -> Any:

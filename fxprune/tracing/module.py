@@ -287,10 +287,12 @@ def tensors_of(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Te
 
 
 @contextlib.contextmanager
-def with_tensors(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
-    """Put a module into evaluation mode, with other tensors in the place of its own, by id."""
+def with_tensors(
+    module: nn.Module, tensors: Mapping[int, Tensor], *, training: bool = False
+) -> Iterator[None]:
+    """Put a module into a mode, with other tensors in the place of its own, by id."""
     children = modules_of(module).values()
-    training = [child for child in children if child.training]
+    others = [child for child in children if child.training != training]
     homes: list[tuple[dict[str, Any], str, Tensor]] = [
         (home, name, own)
         for child in children
@@ -299,16 +301,23 @@ def with_tensors(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[N
         if id(own) in tensors
     ]
     try:
-        for child in training:
-            child.training = False
+        for child in others:
+            child.training = training
         for home, name, own in homes:
-            home[name] = tensors[id(own)]
+            home[name] = stand_in(own, tensors[id(own)])
         yield
     finally:
         for home, name, own in homes:
             home[name] = own
-        for child in training:
-            child.training = True
+        for child in others:
+            child.training = not training
+
+
+def stand_in(own: Tensor, other: Tensor) -> Tensor:
+    """Make a tensor in the place of a parameter one to `isinstance(…, nn.Parameter)` too."""
+    if isinstance(own, nn.Parameter) and not isinstance(other, nn.Parameter):
+        other._is_param = True
+    return other
 
 
 def has_leaves(module: TracedModule) -> bool:

@@ -21,7 +21,7 @@ from torch.fx.proxy import TraceError
 from torch.utils._device import _device_constructors
 
 from fxprune.tracing.data_dependent import really_run
-from fxprune.tracing.module import modules_of
+from fxprune.tracing.module import modules_of, stand_in
 from fxprune.tracing.user_questions import users_code_asks
 
 _HIDDEN = frozenset(
@@ -105,7 +105,7 @@ class Example:
     def _call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module on meta tensors, or for real where that needs what is in a tensor."""
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        on_meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
+        on_meta = {name: stand_in(own, _to_meta(own)) for name, own in tensors.items()}
         args, kwargs = _on_meta((args, kwargs))
         try:
             return torch.func.functional_call(module, on_meta, args, kwargs)
@@ -167,6 +167,7 @@ class KnowingTracer(fx.Tracer):
         self._asserted: dict[fx.Node, Any] = {}
         tensors = (*model.named_buffers(), *model.named_parameters())
         self._names = {id(tensor): name for name, tensor in reversed(tensors)}
+        self._kinds: dict[Any, type] = {name: type(tensor) for name, tensor in tensors}
         self._attributes: dict[str, fx.Proxy] = {}
 
     def clean_up(self, module: nn.Module) -> None:
@@ -221,6 +222,8 @@ class KnowingTracer(fx.Tracer):
         """Return the type of what a proxy stands for; its own where that is not known."""
         if self.looking:
             return type(proxy)
+        if proxy.node.op == "get_attr" and proxy.node.target in self._kinds:
+            return self._kinds[proxy.node.target]
         try:
             (value,) = self._values(proxy, (self._plain,), asks=False)
         except TraceError:

@@ -55,7 +55,7 @@ def seen(tracer: KnowingTracer) -> Iterator[None]:
         *((torch, name, _of_proxies(getattr(torch, name), tracer)) for name in _BY_VALUE),
     )
     plain = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
-    with torch.enable_grad(), _whole_numbers(tracer):
+    with torch.enable_grad(), _followed(tracer):
         for owner, name, patch in patches:
             setattr(owner, name, patch)
         try:
@@ -89,80 +89,103 @@ def _has_proxy(value: Any) -> bool:
     return isinstance(value, fx.Proxy)
 
 
-# --- int() -----------------------------------------------------------------------------------
+# --- int(), type() and isinstance() ------------------------------------------------------------
 
 
-class _WholeType(type):
-    """Makes a class that answers as `int` does where code compares or checks types with it."""
+class _Stand(type):
+    """Makes a class that answers as its base does where code compares or checks types with it."""
+
+    stands_for: type
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, int)
+        return isinstance(instance, cls.stands_for)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, int)
+        return issubclass(subclass, cls.stands_for)
 
     def __eq__(cls, other: object) -> bool:
-        return other is int or other is cls
+        return other is cls.stands_for or other is cls
 
     def __hash__(cls) -> int:
-        return hash(int)
+        return hash(cls.stands_for)
 
     def __or__(cls, other: Any) -> Any:
-        return int | other
+        return cls.stands_for | other
 
     def __getattr__(cls, name: str) -> Any:
-        return getattr(int, name)
+        return getattr(cls.stands_for, name)
 
 
-def _whole_type(tracer: KnowingTracer) -> type:
-    """Make the type in the place of `int`: `int(h)` of a proxy for a size is that proxy."""
+def _stand(kind: type, of_proxy: Callable[[KnowingProxy], Any]) -> type:
+    """Make the class in the place of `int` or `type`: one proxy alone goes to a function."""
 
-    class Whole(metaclass=_WholeType):
+    class Stand(metaclass=_Stand):
+        stands_for = kind
+
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             if len(args) == 1 and issubclass(type(args[0]), KnowingProxy):
-                return tracer.whole(args[0])
-            return int(*args, **kwargs)
+                return of_proxy(args[0])
+            return kind(*args, **kwargs)
 
-    return Whole
+    return Stand
+
+
+def _stands(tracer: KnowingTracer) -> dict[str, Any]:
+    """Return what stands for the functions of Python's that ask for a type or a number."""
+
+    def is_instance(value: Any, kinds: Any) -> bool:
+        proxy = issubclass(type(value), KnowingProxy) and not tracer.looking
+        return issubclass(tracer.kind(value), kinds) if proxy else isinstance(value, kinds)
+
+    return {
+        "int": _stand(int, tracer.whole),
+        "type": _stand(type, tracer.kind),
+        "isinstance": is_instance,
+    }
 
 
 @contextlib.contextmanager
-def _whole_numbers(tracer: KnowingTracer) -> Iterator[None]:
-    """Let `int` follow proxies in the files of the model's classes while this lasts."""
-    whole = _whole_type(tracer)
-    places = [place for place in _namespaces(tracer.modules) if "int" not in place]
-    for place in places:
-        place["int"] = whole
+def _followed(tracer: KnowingTracer) -> Iterator[None]:
+    """Let `int`, `type` and `isinstance` follow proxies in the files of the model's classes."""
+    places = [
+        (place, name, stand)
+        for name, stand in _stands(tracer).items()
+        for place in _namespaces(tracer.modules, name)
+        if name not in place
+    ]
+    for place, name, stand in places:
+        place[name] = stand
     try:
         yield
     finally:
-        for place in places:
-            del place["int"]
+        for place, name, _ in places:
+            del place[name]
 
 
-def _namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """Return the globals of these modules' code, and of the functions that it has imported."""
+def _namespaces(modules: Iterable[nn.Module], asked: str) -> list[dict[str, Any]]:
+    """Return the globals of these modules' code, and of the functions that it has imported.
+
+    Only those whose code may ask with this function of Python's.
+    """
     kinds = {kind for module in modules for kind in type(module).__mro__}
     found: dict[int, dict[str, Any]] = {}
     for name in sorted({kind.__module__ for kind in kinds}):
-        for place in _near(name):
+        for place in _near(name, asked):
             found[id(place)] = place
     return list(found.values())
 
 
 @cache
-def _near(name: str) -> tuple[dict[str, Any], ...]:
-    own = _traceable(name)
-    if own is None:
-        return ()
+def _near(name: str, asked: str) -> tuple[dict[str, Any], ...]:
+    own = vars(sys.modules[name]) if name in sys.modules else {}
     functions = [value for value in own.values() if isinstance(value, FunctionType)]
-    near = {function.__module__ for function in functions if function.__module__}
-    return (own, *(place for other in near - {name} if (place := _traceable(other)) is not None))
+    near = {name, *(function.__module__ for function in functions if function.__module__)}
+    return tuple(place for other in near if (place := _traceable(other, asked)) is not None)
 
 
 @cache
-def _traceable(name: str) -> dict[str, Any] | None:
-    """Return the globals of a module that may have `int` replaced.
+def _traceable(name: str, asked: str) -> dict[str, Any] | None:
+    """Return the globals of a module that may have a function of Python's replaced.
 
     None for PyTorch's and the like.
     """
@@ -171,11 +194,10 @@ def _traceable(name: str) -> dict[str, Any] | None:
     if path is None or path.startswith(INTERNAL) or name.partition(".")[0] in _LEFT_OUT:
         return None
     source = "".join(linecache.getlines(path))
-    return None if _COMPARES.search(source) or "int(" not in source else vars(module)
+    tells = rf"\bis (not )?{asked}\b|^\s*class .*\b{asked}\b"  # that it is another class
+    used = re.search(rf"\b{asked}\b", source) and not re.search(tells, source, re.MULTILINE)
+    return vars(module) if used else None
 
-
-_COMPARES = re.compile(r"\bis (not )?int\b")
-"""Code that could tell that `int` is another class."""
 
 _LEFT_OUT = frozenset({"numpy", "scipy", *sys.stdlib_module_names}) - {"__main__"}
 

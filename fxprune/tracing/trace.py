@@ -60,6 +60,7 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     *,
     own_children: bool = True,
+    keeping: type[nn.Module] | None = None,
 ) -> TracedModule:
     """Trace a model for training and for evaluation; neither it nor its mode changes.
 
@@ -70,6 +71,7 @@ def trace(
         args: its example inputs, positional: tensors, and lists, tuples and dicts of tensors.
         kwargs: those by keyword.
         own_children: whether the children of modules that keep their code are traced as well.
+        keeping: a class whose modules keep their code, whether it can be followed or not.
 
     Raises:
         TraceError: forward does not take these inputs.
@@ -77,9 +79,11 @@ def trace(
     signature = Signature(model, args, kwargs or {})
     snapshot = Snapshot(model)
     try:
-        root, training, evaluation = _both_graphs(model, signature, snapshot)
+        root, training, evaluation = _both_graphs(model, signature, snapshot, keeping)
         module = DraftModule(root, training, evaluation)
-        children = _children(module, model, signature, snapshot) if own_children else {}
+        children = {}
+        if own_children:
+            children = _children(module, model, signature, snapshot, keeping)
     finally:
         snapshot.restore()
     if children:
@@ -97,7 +101,11 @@ def trace(
 
 
 def _children(
-    module: TracedModule, model: nn.Module, signature: Signature, snapshot: Snapshot
+    module: TracedModule,
+    model: nn.Module,
+    signature: Signature,
+    snapshot: Snapshot,
+    keeping: type[nn.Module] | None,
 ) -> dict[int, Child]:
     """Return the children of modules that keep their code, traced."""
     if not has_leaves(module):
@@ -106,7 +114,7 @@ def _children(
 
     def graphs(child: nn.Module, of: Signature, examples: Examples) -> Any:
         snapshot.restore()  # what the runs have left in the model
-        return _child_graphs(child, of, examples)
+        return _child_graphs(child, of, keeping, examples)
 
     try:
         return traced_children(module, model, signature, graphs)
@@ -115,30 +123,35 @@ def _children(
 
 
 def _child_graphs(
-    child: nn.Module, signature: Signature, examples: Examples
+    child: nn.Module, signature: Signature, keeping: type[nn.Module] | None, examples: Examples
 ) -> tuple[fx.Graph, fx.Graph] | None:
     """Return the graphs of a child of a module that keeps its code; None where it keeps its own."""
     snapshot = Snapshot(child)
     try:
-        root, training, evaluation = _both_graphs(child, signature, snapshot, examples)
+        root, training, evaluation = _both_graphs(child, signature, snapshot, keeping, examples)
     finally:
         snapshot.restore()
     return (training, evaluation) if root is child else None
 
 
 def _both_graphs(
-    model: nn.Module, signature: Signature, snapshot: Snapshot, examples: Examples = ()
+    model: nn.Module,
+    signature: Signature,
+    snapshot: Snapshot,
+    keeping: type[nn.Module] | None,
+    examples: Examples = (),
 ) -> tuple[nn.Module, fx.Graph, fx.Graph]:
     """Return the root of the graphs, the training graph and the evaluation graph.
 
     They may be the same.
     """
     again = any(_has_its_own_modes(module) for module in modules_of(model).values())
-    with _Watch() as watch:
-        evaluation = _graph(model, signature, snapshot, watch, examples)
-    training = None
+    evaluation = training = None
+    if type(model) is not keeping:
+        with _Watch() as watch:
+            evaluation = _graph(model, signature, snapshot, watch, keeping, examples)
     if evaluation is not None and (again or watch.branched):
-        training = _graph(model, signature, snapshot, None, examples)
+        training = _graph(model, signature, snapshot, None, keeping, examples)
     elif evaluation is not None and evaluation.find_nodes(op="get_attr", target=MODE):
         training = copy.deepcopy(evaluation)
         _settle_mode(training, True)
@@ -241,6 +254,7 @@ class _Tracer(KnowingTracer):
 
     Attributes:
         leaves: the modules that keep their code, by name, with what stopped the trace there.
+        keeping: a class whose modules keep their code.
     """
 
     def __init__(
@@ -256,6 +270,7 @@ class _Tracer(KnowingTracer):
         super().__init__(model, signature.inputs, exact=exact, examples=examples)
         self.signature, self.snapshot, self.wary = signature, snapshot, wary
         self.leaves: dict[str, Exception] = {}
+        self.keeping: type[nn.Module] | None = None
         self.codegen: CallCodeGen | None = None
         self.checkpoints = Checkpoints()
 
@@ -286,7 +301,8 @@ class _Tracer(KnowingTracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # its sizes are literals, which can be rewritten only where they stand in the graph
-        return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Unflatten)
+        own = super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Unflatten)
+        return own or type(m) is self.keeping
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
@@ -352,6 +368,7 @@ def _graph(
     signature: Signature,
     snapshot: Snapshot,
     watch: _Watch | None,
+    keeping: type[nn.Module] | None,
     examples: Examples,
 ) -> fx.Graph | None:
     """Return the graph of a model for evaluation, with a watch, or for training.
@@ -363,6 +380,7 @@ def _graph(
     while True:
         model.train(watch is None)
         tracer = _Tracer(model, signature, snapshot, exact=exact, wary=wary, examples=examples)
+        tracer.keeping = keeping
         if watch is not None:
             watch.follow(tracer)
         draws, drawn = Draws(), False

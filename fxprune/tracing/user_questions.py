@@ -28,8 +28,8 @@ def users_code_asks(frame: FrameType) -> bool:
     code = frame.f_code
     if code.co_filename.startswith(INTERNAL):
         return code in _ASKING
-    if dis.opname[code.co_code[frame.f_lasti]] == "MATCH_CLASS":
-        return True
+    if dis.opname[code.co_code[frame.f_lasti]] in ("MATCH_CLASS", "LOAD_ATTR"):
+        return True  # the attribute is `__class__`
     line, _, column, _ = next(islice(code.co_positions(), frame.f_lasti // 2, None))
     text = linecache.getline(code.co_filename, line or 0)
     return text.encode()[column:].startswith(b"isinstance") or (

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune import instrument
+from fxprune import instrument, zeroed
 from fxprune.bank.exchange import Selection
 from fxprune.equivalence import difference, fresh_inputs
-from fxprune.errors import TraceError
 
 
 def test_fresh_inputs_are_like_the_example() -> None:
@@ -26,44 +25,31 @@ def test_fresh_inputs_are_like_the_example() -> None:
     assert float(drawn[3].std()) == pytest.approx(1, abs=0.2)
 
 
-class AsksForType(nn.Module):
-    """The type of what is traced is not Tensor, so that the trace goes the other way."""
+class AsksForNode(nn.Module):
+    """What is traced has a node, so that the trace goes the other way, which need not run."""
 
-    def __init__(self, twice: bool) -> None:
+    def __init__(self, other: str) -> None:
         super().__init__()
-        self.conv, self.fc, self.twice = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), twice
+        self.conv, self.fc, self.other = nn.Conv2d(3, 8, 3), nn.Linear(8, 2), other
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        if self.twice and type(x) is Tensor:
-            x = 2 * x
+        if hasattr(x, "node") and self.training == (self.other == "training"):
+            x = x + torch.zeros(1, 8, 1, 1, device="meta" if self.other == "fails" else "cpu") + 1
         return self.fc(x.mean((2, 3)))
 
 
-def test_a_trace_that_is_another_network_is_refused() -> None:
-    inputs = (torch.zeros(2, 3, 8, 8),)
-    instrument(AsksForType(twice=False), inputs)
-    model = AsksForType(twice=True).train()
-    with pytest.raises(TraceError, match="the trace of AsksForType is another network"):
-        instrument(model, inputs)
-    assert model.training
-    assert model.conv.training
-
-
-class AsksForShape(AsksForType):
-    """The other way of which does not even run."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        if type(x) is not Tensor:
-            x = x + torch.zeros(1, 4, 1, 1, device="meta")  # which has no values
-        return self.fc(x.mean((2, 3)))
-
-
-def test_a_trace_that_does_not_run_is_refused_like_any_other() -> None:
-    with pytest.raises(TraceError, match="is another network") as refused:
-        instrument(AsksForShape(twice=False), (torch.zeros(2, 3, 8, 8),))
-    assert "it raises" in refused.value.why
+@pytest.mark.parametrize("other", ["runs", "fails", "training"])
+def test_modules_whose_trace_is_another_network_keep_their_code(other: str) -> None:
+    model = nn.Sequential(AsksForNode(other), nn.ReLU()).train()
+    x = torch.randn(2, 3, 8, 8)
+    gated = instrument(model, (x,), budget="keep=0.5")
+    assert all(module.training for module in model.modules())
+    with torch.no_grad():
+        for mode in (True, False):
+            wanted = zeroed(gated.train(mode), model)(x)
+            assert torch.allclose(gated(x), wanted, atol=1e-6)
+    assert [group.size for group in gated.channels.groups] == [8]
 
 
 class Counts(nn.Module):

@@ -137,6 +137,11 @@ class ByType(Plain):
         match y:
             case Tensor():
                 y = y.roll(3, 1)
+        own = isinstance(self.c.weight, nn.Parameter) and type(self.c.bias) is nn.Parameter
+        if type(y) is Tensor and own and not isinstance(y, nn.Parameter):
+            y = y.flip(1)
+        if y.__class__ is Tensor and type(y.shape[1]) is int and isinstance(ByType, type):
+            y = y.roll(5, 1)
         return self.c(y) if not isinstance(other, Tensor) else other
 
 
