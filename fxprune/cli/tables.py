@@ -198,18 +198,25 @@ def show_pruned(record: Record) -> RenderableType:
     )
 
 
+def _change(drop: float) -> str:
+    return f"{'lost' if drop >= 0 else 'gained'} {abs(drop):.2f} points"
+
+
 def _lost(record: Record) -> str:
     drop, most = record["drop"], record["max_drop"]
+    low, high = drop["low"], drop["high"]
+    if drop["points"] < 0:
+        low, high = -high, -low
     line = (
-        f"lost {drop['points']:.2f} points on the validation images "
-        f"(95 % interval {drop['low']:.2f} to {drop['high']:.2f})"
+        f"{_change(drop['points'])} on the validation images "
+        f"(95 % interval {low:.2f} to {high:.2f})"
     )
     if most is None:
         return line
     held_out = record["held_out"]["points"]
     word = "within" if held_out <= most else "more than"
     return (
-        f"{line};\n{held_out:.2f} on the training images held out, by which the size was chosen: "
+        f"{line};\n{_change(held_out)} on the training images held out, by which the size was chosen: "
         f"{word} the {most:g} allowed"
     )
 
