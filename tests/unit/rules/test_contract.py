@@ -25,7 +25,7 @@ every_example = pytest.mark.parametrize(
 @pytest.mark.parametrize("rule", dict.fromkeys(RULES.values()), ids=lambda rule: rule.__name__)
 def test_has_an_example(rule: type[Rule]) -> None:
     assert [example.name for example in EXAMPLES if example.rule is rule], (
-        f"{rule.__module__}.{rule.__name__} has no example in tests/support/rule_examples.py"
+        f"{rule.__module__}.{rule.__name__} has no example in tests/support/rule_examples"
     )
 
 
@@ -51,7 +51,7 @@ def test_groups(example: Example) -> None:
     assert len(reasons) == len(example.pinned), reasons
     assert [r[: len(p)] for r, p in zip(reasons, example.pinned)] == list(example.pinned)
     assert bool(graph.mixing) == example.mixes
-    assert all("examples.py" in pin.where for pin in graph.pinned if pin.reason != OUTPUT)
+    assert all("rule_examples" in pin.where for pin in graph.pinned if pin.reason != OUTPUT)
 
 
 @every_example

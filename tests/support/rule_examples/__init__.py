@@ -1,0 +1,38 @@
+"""An example or more of every op rule, a file for each of `fxprune/rules`."""
+
+from tests.support.rule_examples import (
+    convolution,
+    copies,
+    deformable,
+    fake_quantisation,
+    fourier,
+    indexing,
+    joins,
+    matmul,
+    movement,
+    norm,
+    pointwise,
+    reduction,
+    resample,
+    triangle,
+)
+from tests.support.rule_examples.base import Around, Example, inputs
+
+__all__ = ["EXAMPLES", "Around", "Example", "inputs"]
+
+EXAMPLES: tuple[Example, ...] = (
+    *convolution.EXAMPLES,
+    *copies.EXAMPLES,
+    *deformable.EXAMPLES,
+    *fake_quantisation.EXAMPLES,
+    *fourier.EXAMPLES,
+    *indexing.EXAMPLES,
+    *joins.EXAMPLES,
+    *matmul.EXAMPLES,
+    *movement.EXAMPLES,
+    *norm.EXAMPLES,
+    *pointwise.EXAMPLES,
+    *reduction.EXAMPLES,
+    *resample.EXAMPLES,
+    *triangle.EXAMPLES,
+)

@@ -1,0 +1,23 @@
+"""Examples of `fxprune.rules.copies`."""
+
+import torch
+
+from fxprune.rules.copies import Identity, New
+from tests.support.rule_examples.base import Example
+
+EXAMPLES: tuple[Example, ...] = (
+    Example(New, "broadcast", lambda x: x * x.new_full((1, 1, 6, 6), 2.0)),
+    Example(
+        New,
+        "of the channels' number",
+        lambda x: x * x.new_ones(8, 1, 1),
+        groups=(4,),
+        pinned=("it is combined with a tensor of fixed size",),
+    ),
+    Example(
+        Identity,
+        "copies and constants in its likeness",
+        lambda x: x.clone() * torch.full_like(x, 2.0) + torch.zeros_like(x),
+    ),
+    Example(Identity, "to another dtype and back", lambda x: x.to(torch.float32).to(torch.float64)),
+)

@@ -1,0 +1,53 @@
+"""Examples of `fxprune.rules.joins`."""
+
+import torch
+from torch.nn import functional as F
+
+from fxprune.rules.joins import Concatenate, ConstantPad, Stack
+from tests.support.rule_examples.base import Example
+
+EXAMPLES: tuple[Example, ...] = (
+    Example(
+        Concatenate,
+        "with itself",
+        lambda x: torch.cat([x, x.tanh()], dim=1),
+        16,
+    ),
+    Example(Concatenate, "in space", lambda x: torch.cat([x, x.tanh()], dim=2)),
+    Example(
+        Concatenate,
+        "with a tensor of fixed size",
+        lambda x: torch.cat([x, x.mean(1, keepdim=True)], dim=1),
+        9,
+        pinned=("they are concatenated from a tensor of fixed size",),
+        mixes=True,
+    ),
+    Example(
+        Concatenate,
+        "in space with a tensor of fixed size",
+        lambda x: torch.cat([x, x.new_ones(x.shape[0], 8, 1, 6)], dim=2),
+        groups=(4,),
+        pinned=("it is concatenated with a tensor of fixed size",),
+    ),
+    Example(Stack, "summed", lambda x: torch.stack([x, x.tanh()], dim=1).sum(1)),
+    Example(Stack, "in a new last dimension", lambda x: torch.stack((x, x.tanh()), dim=-1)),
+    Example(
+        Stack,
+        "with a tensor of fixed size",
+        lambda x: torch.stack([x, x.new_ones(x.shape[0], 8, 6, 6)]).sum(0),
+        groups=(4,),
+        pinned=("it is stacked with a tensor of fixed size",),
+    ),
+    Example(ConstantPad, "in space", lambda x: F.pad(x, (1, 0, 2, -1), value=0.3)),
+    Example(
+        ConstantPad, "one channel", lambda x: F.pad(x, (0, 0, 0, 0, 0, 1), value=0.3), 9, (8, 4, 1)
+    ),
+    Example(
+        ConstantPad,
+        "negative",
+        lambda x: F.pad(x, (0, 0, 0, 0, -1, -1)),
+        6,
+        (4,),
+        ("padding by a negative amount cuts channels off",),
+    ),
+)

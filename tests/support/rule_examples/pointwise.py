@@ -1,0 +1,48 @@
+"""Examples of `fxprune.rules.pointwise`."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxprune.rules.pointwise import GatedHalves, MaskedWrite, Pointwise
+from tests.support.rule_examples.base import Example, one, run
+
+
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """A constant where the mask is true."""
+    x = x.clone()
+    x[mask] = 0.5
+    return x
+
+
+EXAMPLES: tuple[Example, ...] = (
+    Example(MaskedWrite, "rectified", lambda x: masked(x, x < 0.1)),
+    Example(
+        MaskedWrite,
+        "some examples",
+        lambda x: masked(x, torch.arange(x.shape[0]) == 1),
+    ),
+    Example(
+        MaskedWrite,
+        "by numbers",
+        lambda x: x.index_put((torch.tensor([0]), torch.tensor([2])), x.new_zeros(())),
+        groups=(4,),
+        pinned=("it is written by numbers of places",),
+    ),
+    Example(Pointwise, "broadcast", lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()),
+    Example(Pointwise, "where", lambda x: torch.where(x > 0, x, 0.1 * x)),
+    Example(Pointwise, "masked fill", lambda x: x.masked_fill(x < 0, 0.5)),
+    Example(Pointwise, "lerp", lambda x: torch.lerp(x, x.exp(), 0.3)),
+    Example(Pointwise, "in place", lambda x: F.hardswish(x.clone(), inplace=True).mul_(2).add_(x)),
+    Example(
+        Pointwise, "activations", lambda x: F.gelu(x) + F.mish(x) + F.relu6(x) + F.logsigmoid(x)
+    ),
+    Example(Pointwise, "prelu", run, layers=one(nn.PReLU, 8)),
+    Example(
+        Pointwise,
+        "a constant of each channel",
+        lambda x: x * torch.linspace(1, 2, 8)[:, None, None],
+    ),
+    Example(GatedHalves, "glu", lambda x: F.glu(x, dim=1), 4, (4, 4)),
+    Example(GatedHalves, "glu in space", lambda x: F.glu(x, dim=3)),
+)

@@ -1,0 +1,53 @@
+"""Examples of `fxprune.rules.reduction`."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fxprune.rules.reduction import Reduction, Softmax
+from tests.support.rule_examples.base import Example, one, tokens
+
+EXAMPLES: tuple[Example, ...] = (
+    Example(Reduction, "spread in space", lambda x: x / x.std((2, 3), keepdim=True)),
+    Example(Reduction, "largest in a row", lambda x: x.max(dim=3).values + x.amax(2)),
+    Example(Reduction, "over the channels", lambda x: x * x.mean(1, keepdim=True), mixes=True),
+    Example(
+        Reduction,
+        "normalised channels",
+        lambda x: x / torch.linalg.vector_norm(x, dim=1, keepdim=True),
+        mixes=True,
+    ),
+    Example(
+        Reduction,
+        "normalised channels, expanded",
+        lambda x: F.normalize(x, dim=1),
+        mixes=True,
+    ),
+    Example(
+        Reduction,
+        "over everything",
+        lambda x: x / x.square().sum((1, 2, 3), keepdim=True),
+        mixes=True,
+    ),
+    Example(Softmax, "over space", lambda x: torch.softmax(x.flatten(2), dim=2)),
+    Example(
+        Softmax,
+        "over the channels",
+        lambda x: torch.softmax(x, dim=1),
+        groups=(4,),
+        pinned=("a softmax normalises over these channels",),
+    ),
+    Example(
+        Reduction,
+        "root mean square",
+        lambda x, n: n(tokens(x)).transpose(1, 2),
+        layers=one(nn.RMSNorm, 8),
+        mixes=True,
+    ),
+    Example(
+        Reduction,
+        "root mean square, by function",
+        lambda x: F.rms_norm(tokens(x), (8,)).transpose(1, 2),
+        mixes=True,
+    ),
+)
