@@ -216,8 +216,8 @@ def _lost(record: Record) -> str:
     held_out = record["held_out"]["points"]
     word = "within" if held_out <= most else "more than"
     return (
-        f"{line};\n{_change(held_out)} on the training images held out, by which the size was chosen: "
-        f"{word} the {most:g} allowed"
+        f"{line};\n{_change(held_out)} on the training images held out, by which the size was "
+        f"chosen: {word} the {most:g} allowed"
     )
 
 
