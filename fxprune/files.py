@@ -61,6 +61,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         RunError: the folder is missing or not writable, the disk is full, the name is none, or
             something else than a file has it.
     """
+    target = path
     try:
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():
@@ -185,7 +186,16 @@ def _opened(path: Path) -> Iterator[int]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON; NaN and infinity are refused with a ValueError."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    try:
+        content = f"{text}\n".encode()
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"cannot write {_printable(path)}",
+            why=f"it would name a file whose name is no text: {error.reason}",
+            do="rename that file",
+        ) from error
+    write_bytes(path, content)
 
 
 def read_json(path: Path) -> Any:

@@ -3,8 +3,13 @@
 Commands import what they need when they run, so that --help and --version need no torch.
 """
 
+import contextlib
+import io
+import os
 import sys
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +24,7 @@ from fxprune.cli.prune import prune
 from fxprune.cli.report import report
 from fxprune.cli.signals import ending
 from fxprune.cli.train import train
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.errors import FxpruneError, FxpruneWarning, RunError
 
 app = typer.Typer(
     name="fxprune",
@@ -62,9 +67,43 @@ def main() -> None:
         warnings.simplefilter("ignore")  # of torch and its exporter; -W brings them back
         warnings.simplefilter("always", FxpruneWarning)
         warnings.showwarning = lambda message, *_, **__: console.note(str(message))
+    _open_streams()
     try:
-        with ending():
+        with ending(), _named():
             app()
     except FxpruneError as error:
-        typer.echo(f"error: {error}", err=True)
+        with contextlib.suppress(OSError):  # stderr may be what failed
+            typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+
+
+def _open_streams() -> None:
+    """Open the standard streams that were closed, lest a file that is written gets their number."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Turn what the system refuses, and nobody else has named, into a refusal."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise RunError(
+            "the current folder is gone", why=str(error), do="change to one that is there"
+        ) from error
+    try:
+        yield
+    except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk: what is left in it would be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise RunError(
+            "the system refused something", why=str(error), do="mend that, and call it again"
+        ) from error

@@ -27,6 +27,7 @@ from fxprune.cli.arguments import (
     show_tick,
 )
 from fxprune.cli.options import NONE_GIVEN, Given, options_of
+from fxprune.cli.signals import Ended, ended
 from fxprune.errors import OptionError
 from fxprune.trainer.recipe import OPTIONS
 
@@ -231,14 +232,14 @@ def prune(
                     made=made,
                 ),
             )
-        except KeyboardInterrupt:
-            if runs:
-                name = shlex.quote(str(folder))
-                console.note(
-                    f"stopped; fxprune train {name} goes on from the last whole epoch, then "
-                    f"fxprune export {name}"
-                )
-            raise typer.Exit(130) from None
+        except Ended:
+            if not runs:
+                raise
+            name = shlex.quote(str(folder))
+            raise ended(
+                f"stopped; fxprune train {name} goes on from the last whole epoch, then "
+                f"fxprune export {name}"
+            ) from None
     run = runs[-1]
     with console.phases(["shrinking it", "writing ONNX", "the dense twin", "timing"]) as begin:
         begin()

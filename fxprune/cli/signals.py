@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C, and the SIGTERM of a cluster, end a command with one line and its exit code."""
+"""Signals: Ctrl-C, a cluster's SIGTERM, a closed terminal end a command with one line and code."""
 
 import contextlib
 import os
@@ -10,6 +10,8 @@ from types import FrameType
 from typing import NoReturn
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+    WORDS[signal.SIGHUP] = "hung up"
 POSIX = hasattr(signal, "setitimer")
 AGAIN = 15.0
 """Seconds after which a signal is raised again, in case that code of others has swallowed it."""
@@ -67,9 +69,9 @@ def ended(said: str) -> Ended:
 
 @contextlib.contextmanager
 def ending() -> Iterator[None]:
-    """End the process with one line and the signal's exit code when SIGINT or SIGTERM comes.
+    """End the process with one line and the signal's exit code when one of WORDS comes.
 
-    The exit code is 128 and the signal's number, as a shell has it: 130 or 143. Of several
+    The exit code is 128 and the signal's number, as a shell has it: 130, 143 or 129. Of several
     processes of torchrun the first speaks.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -88,7 +90,7 @@ def ending() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """Ignore SIGINT and SIGTERM from now on; for a process that has nothing left to do."""
+    """Ignore the signals from now on; for a process that has nothing left to do."""
     if threading.current_thread() is threading.main_thread():
         for number in WORDS:
             signal.signal(number, signal.SIG_IGN)

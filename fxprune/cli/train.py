@@ -123,8 +123,8 @@ def train(
     """Train a run; called again, go on from its last epoch.
 
     Each epoch ends with the accuracy that the exported network would have now. Options that are
-    not given are those of the last call for this run. Ctrl-C and SIGTERM end it after a step,
-    with a checkpoint. The processes of torchrun share each batch.
+    not given are those of the last call for this run. Ctrl-C, SIGTERM and SIGHUP end it
+    after a step, with a checkpoint. The processes of torchrun share each batch.
 
     Examples: [bold]fxprune train model.fxprune --data cifar10 --download --epochs 30[/bold],
     [bold]torchrun --nproc-per-node 2 -m fxprune train model.fxprune --data cifar10[/bold].

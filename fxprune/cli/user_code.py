@@ -11,8 +11,9 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,15 @@ FORMS = (
     "model.py, model.py:factory, pkg.mod:factory, torchvision:NAME or timm:NAME,\n"
     "with options for the factory in braces: torchvision:resnet18{num_classes=10}"
 )
+
+
+class _Text(SourceFileLoader):
+    """Compiles what stands in a file; the bytecode in `__pycache__` may be of another text."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the file's code."""
+        del fullname
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def module_of_file(path: Path) -> ModuleType:
@@ -50,7 +60,7 @@ def module_of_file(path: Path) -> ModuleType:
 def _import_file(path: Path) -> ModuleType:
     # Not under its own name: a file called torch.py or data.py must not replace another module.
     name = f"_fxprune_source_{path.stem}"
-    found = importlib.util.spec_from_file_location(name, path)
+    found = importlib.util.spec_from_file_location(name, path, loader=_Text(name, str(path)))
     assert found is not None  # the name ends in .py
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)

@@ -50,7 +50,7 @@ def record(run: Path, kind: str, name: str, base: Path, *, content: bool = False
         content: remember what the named file holds as well, and ask again when it changes.
     """
     mark = _mark(run, kind, name, base)
-    lines = [shown(str(run.resolve())), f"{kind} {shown(name)}"]
+    lines = _lines(run, kind, name)
     lines += [f"{_CONTENT}{_digest(name, base)}"] if content else []
     with contextlib.suppress(OSError, RunError):
         mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -71,9 +71,10 @@ def require(run: Path, kind: str, name: str, base: Path) -> None:
             of one, and the run would write to files elsewhere.
     """
     mark = _mark(run, kind, name, base)
-    known = mark.read_text().splitlines() if mark.is_file() else None
-    trusted = [line for line in known or () if line.startswith(_CONTENT)]
-    if known and trusted in ([], [f"{_CONTENT}{_digest(name, base)}"]):
+    text = mark.read_text("utf-8", "replace") if mark.is_file() else ""
+    head, content = text.splitlines()[:2], text.splitlines()[2:]
+    known = head == _lines(run, kind, name)  # else the mark is damaged
+    if known and content in ([], [f"{_CONTENT}{_digest(name, base)}"]):
         return
     if kind == "spec" and _REGISTERED.fullmatch(name):
         _refuse_links(run)
@@ -104,6 +105,10 @@ def shown(text: str) -> str:
     """Show a text of a stranger on one short line, without control characters."""
     plain = text.encode("unicode_escape", "backslashreplace").decode()
     return plain if len(plain) <= 200 else f"{plain[:200]}…"
+
+
+def _lines(run: Path, kind: str, name: str) -> list[str]:
+    return [shown(str(run.resolve())), f"{kind} {shown(name)}"]
 
 
 def _mark(run: Path, kind: str, name: str, base: Path) -> Path:

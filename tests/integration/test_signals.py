@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
+from fxprune.cli.spec import resolve
 from fxprune.runs.run import Run
 from tests.support.cli import PLAIN_MODEL
 
 KILLS = """
 import os, signal, sys
+
+signal.signal({number}, signal.SIG_DFL)
 
 
 class Kill:
@@ -89,7 +93,8 @@ def python(
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "line"), [(15, 143, "terminated"), (2, 130, "interrupted")]
+    ("number", "code", "line"),
+    [(15, 143, "terminated"), (2, 130, "interrupted"), (1, 129, "hung up")],
 )
 def test_amid_the_imports(tmp_path: Path, number: int, code: int, line: str) -> None:
     done = python(KILLS.format(number=number), tmp_path)
@@ -125,6 +130,19 @@ def test_amid_a_step_and_amid_an_export(tmp_path: Path) -> None:
     done = python(train, tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(Run.open(tmp_path / "a.fxprune").metrics()) == 2
+
+    weights = resolve(str(tmp_path / "model.py"), "1x8x8").model.state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "w.safetensors")
+    prune = ["prune", *train[2:], "model.py", "--input", "1x8x8", "--macs", ".5"]
+    prune += ["--weights", "w.safetensors", "-o", "b.fxprune"]
+    done = python(prune, tmp_path, KILL_AT="20", KILL_BY="2")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[-1] == (
+        "stopped; fxprune train b.fxprune goes on from the last whole epoch, then "
+        "fxprune export b.fxprune"
+    )
+    done = python(["train", "b.fxprune"], tmp_path)
+    assert done.returncode == 0, done.stderr
 
     done = python(["export", "a.fxprune", "--passes", "passes_of_mine:Kill"], tmp_path)
     assert (done.returncode, done.stdout) == (143, "")

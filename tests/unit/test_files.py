@@ -145,6 +145,12 @@ class Record:
     count: Annotated[int, Field(ge=0)] = 0
 
 
+def test_names_that_are_no_text_are_not_written(tmp_path):
+    with pytest.raises(RunError, match="whose name is no text"):
+        write_json(tmp_path / "a.json", {"base": "x\udcff"})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_records(tmp_path):
     path = tmp_path / "a.json"
     write_record(path, {"name": "a", "count": 3})

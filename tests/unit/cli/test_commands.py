@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -512,6 +513,39 @@ def test_a_pass_that_is_not_there_is_refused(here: Path, passes: str, said: str)
     (here / "mine.py").write_text(PASSES)
     done = run("export", "model.fxprune", "--passes", passes, folder=here, exit_code=2)
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ("env > /dev/full", 2, "error: the system refused something"),
+        ("env > /dev/full 2>&1", 2, ""),
+        ("env >&-", 0, ""),
+        ("env 2>&-", 0, ""),
+        ("env <&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_streams_that_take_nothing(shell: str, code: int, said: str, tmp_path: Path) -> None:
+    words = shlex.join([sys.executable, "-c", "from fxprune.__main__ import main; main()"])
+    done = subprocess.run(
+        f"{words} {shell}", shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_a_current_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    monkeypatch.setattr(sys, "argv", ["fxprune", "env"])
+    with pytest.raises(SystemExit) as caught:
+        commands.main()
+    assert caught.value.code == 2
+    assert "error: the current folder is gone" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """Runs that a stranger made execute nothing, and write nothing outside of themselves."""
 
 import dataclasses
+import importlib.util
 import json
 import os
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from fxprune.cli import commands
+from fxprune.cli.spec import resolve
 from fxprune.errors import RunError
 from fxprune.files import write_record
 from fxprune.runs.promise import COMMAND, Promise
@@ -175,6 +178,18 @@ def test_what_was_trusted_is_asked_for_again_when_it_changes(here: Path) -> None
     (here / "pkg" / "m.py").write_text("other = 1")
     with pytest.raises(RunError, match="has other code than what you trusted"):
         Run.open(path).require("spec", "pkg.m:build_model")
+
+
+def test_bytecode_beside_a_file_is_not_executed(here: Path) -> None:
+    plain = here / "plain.py"
+    plain.write_text("from torch import nn\ndef build_model(): return nn.Conv2d(1, 4, 3)\n")
+    py_compile.compile(
+        str(here / "gift.py"),
+        cfile=importlib.util.cache_from_source(str(plain)),
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+    resolve("plain.py", "1x8x8")
+    assert not (here.parent / "EXECUTED").exists()
 
 
 def test_code_that_the_user_named_may_change(here: Path) -> None:

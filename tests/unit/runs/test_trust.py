@@ -94,6 +94,15 @@ def test_trust_without_a_state_folder(
     Run.open(run.path, trust=True).require("spec", run.spec)
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"content \xff"])
+def test_a_damaged_mark_is_asked_for_again(run: Run, tmp_path: Path, content: bytes) -> None:
+    Run.open(run.path, trust=True).require("spec", "other.py")
+    for mark in (tmp_path / "state" / "fxprune" / "trust").iterdir():
+        mark.write_bytes(content)
+    refusal(run, "spec", "other.py")
+    Run.open(run.path, trust=True).require("spec", "other.py")
+
+
 def test_another_base_is_another_name(run: Run) -> None:
     plan = json.loads((run.path / PLAN).read_text())
     del plan["checksum"], plan["format"]
