@@ -282,7 +282,8 @@ class _Decoded(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         try:
             return self.images[index]
-        except (OSError, SyntaxError, ValueError, EOFError) as error:  # as Pillow's formats do
+        # as Pillow's formats do; ultralytics lets Pillow ask for a plug-in that may be missing
+        except (OSError, SyntaxError, ValueError, EOFError, ImportError) as error:
             return DataError(
                 f"cannot read the image {self.images.samples[index][0]}",
                 why=str(error),

@@ -43,7 +43,10 @@ def small(width: float = 1.0) -> nn.Module:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize(
+    "contender",
+    [c if c == "gated" else pytest.param(c, marks=pytest.mark.slow) for c in CONTENDERS],
+)
 def test_contenders(
     contender: str, bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
 }
 
 
-@pytest.mark.parametrize("late", [0, 3])
+@pytest.mark.parametrize("late", [0, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", AVERAGES)
 def test_a_bare_average_is_warned_of_once(kind: str, late: int) -> None:
     gated, optimizer = build(NET, policy="random")

@@ -53,7 +53,8 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 
 @modes
 @pytest.mark.parametrize(
-    ("policy", "schedule"), [*((p, False) for p in POLICIES), ("random", True)]
+    ("policy", "schedule"),
+    [("random", True), *(pytest.param(p, False, marks=pytest.mark.slow) for p in POLICIES)],
 )
 def test_a_validation_anywhere_changes_nothing(policy: str, schedule: bool, to: To) -> None:
     """Between forward and backward, backward and step, and in the midst of an accumulation."""

@@ -167,6 +167,7 @@ def test_what_cannot_be_followed() -> None:
             fxprune.follow(average, gated)
 
 
+@pytest.mark.slow
 def test_averages_are_recognised_whatever_was_imported() -> None:
     """In a process of its own, since here `fxprune.gated.followers` is imported already."""
     code = (

@@ -98,7 +98,13 @@ def stopped_after(steps):
 
 @pytest.mark.parametrize("steps", [0, 21, 22, 24, 30])
 @pytest.mark.parametrize(
-    "change", [{}, {"optimizer": "adamw", "lr": 0.002}, {"amp": "float16", "recalibrate": 0}]
+    "change",
+    [
+        {},
+        pytest.param({"optimizer": "adamw", "lr": 0.002}, marks=pytest.mark.slow),
+        pytest.param({"amp": "float16", "recalibrate": 0}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_run_that_was_stopped_in_an_epoch_ends_in_the_same_bits(digits, tmp_path, change, steps):
     options = dataclasses.replace(FAST, **change)

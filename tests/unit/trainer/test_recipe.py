@@ -58,9 +58,9 @@ def gated() -> GatedModule:
         {"accumulate": 3},
         {"mixup": 0.2, "cutmix": 1.0},
         {"freeze": "0,*.bias"},
-        {"distil": 0.5},
         {"ema": 0.9, "best": True, "epochs": 3},
-        {"randaugment": 9},
+        pytest.param({"distil": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"randaugment": 9}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -183,7 +183,11 @@ def lost(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("make", [gated, plain])
-@pytest.mark.parametrize("change", [{"best": True}, {"early_stop": 2, "ema": 0.8}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"best": True}, pytest.param({"early_stop": 2, "ema": 0.8}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_the_best_epoch_is_handed_over(
     digits: DataSet, tmp_path: Path, make: Any, change: dict[str, Any]
 ) -> None:
@@ -234,7 +238,7 @@ def test_randaugment_changes_images_by_its_strength(
     def first(strength: int) -> Tensor:
         train, order = with_randaugment(data, strength).train, torch.Generator().manual_seed(1)
         before = torch.get_rng_state()
-        (images, _), *_ = train.batches(8, shuffle=order, augment=True)
+        images, _ = next(train.batches(8, shuffle=order, augment=True))
         assert torch.equal(torch.get_rng_state(), before)
         return images
 
