@@ -104,6 +104,11 @@ def _named() -> Iterator[None]:
             sys.stdout.flush()
         except OSError:  # a full disk: what is left in it would be tried again at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from fxprune.user_lines import user_line
+
         raise RunError(
-            "the system refused something", why=str(error), do="mend that, and call it again"
+            "the system refused something",
+            at=user_line(error),
+            why=str(error),
+            do="mend that, and call it again",
         ) from error

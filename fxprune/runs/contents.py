@@ -104,7 +104,7 @@ def check_values(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Te
     for name, tensor in tensors.items():
         if is_wild(tensor) and not is_wild(own.get(name)):
             raise _wrong(path, name, "it holds NaN or infinity")
-        if _is_never_negative(name) and not tensor.is_complex() and bool((tensor < 0).any()):
+        if is_negative(name, tensor):
             raise _wrong(path, name, "it holds numbers below 0")
 
 
@@ -131,13 +131,16 @@ def check_plain(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any])
     )
 
 
-def _is_never_negative(name: str) -> bool:
+def is_negative(name: str, tensor: Tensor) -> bool:
+    """Tell whether a tensor holds numbers below 0, and by its name must not."""
     kind, _, rest = name.partition("/")
     if kind == "state":  # state/KEY/NAME of resting channels
-        return rest.partition("/")[0] in SQUARES
-    if kind == "optimizer":  # optimizer/INDEX/KEY
-        return rest.partition("/")[2] in SQUARES
-    return rest.rpartition(".")[2] in BUFFERS
+        never = rest.partition("/")[0] in SQUARES
+    elif kind == "optimizer":  # optimizer/INDEX/KEY
+        never = rest.partition("/")[2] in SQUARES
+    else:
+        never = name.rpartition(".")[2] in BUFFERS
+    return never and not tensor.is_complex() and bool((tensor < 0).any())
 
 
 def is_wild(tensor: Tensor | None) -> bool:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fxprune.errors import RunError
-from fxprune.runs.contents import is_wild
+from fxprune.runs.contents import is_negative, is_wild
 
 ENDINGS = (".safetensors", ".pt", ".pth")
 INSIDE = ("state_dict", "model_state_dict", "model")
@@ -103,7 +102,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "never run from it",
             do="save model.state_dict() and nothing else, best as safetensors",
         ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # of a damaged pickle torch raises anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(
             f"cannot read {path}", why=f"it is damaged: {reason}", do="save it again"
@@ -139,7 +138,7 @@ def _named(found: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_odd_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that hold no numbers, and numbers that are not finite."""
+    """Refuse tensors that hold no numbers, and numbers that no training leaves."""
     for name, tensor in weights.items():
         do = "save model.state_dict() of the float network"
         if tensor.is_meta:
@@ -157,6 +156,12 @@ def _refuse_odd_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
                 f"{name} in {path} holds {bad}",
                 why="the training that wrote it diverged, or it overflowed in half precision",
                 do="take the weights of an earlier checkpoint",
+            )
+        if is_negative(name, tensor):
+            raise RunError(
+                f"{name} in {path} holds numbers below 0",
+                why="a variance is a mean of squares, and a count begins at 0",
+                do="save it again, or take the weights of another checkpoint",
             )
 
 

@@ -5,8 +5,9 @@ the user's own they are the cross-entropy of logits, and the share of right answ
 [B] from logits [B, classes], or of each pixel's class [B, H, W] from logits [B, classes, H, W].
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 from typing_extensions import TypeIs
 
 from fxprune.errors import DataError, ModelError, OptionError
+from fxprune.user_lines import user_line
 
 IGNORED = -100
 """The label that counts for nothing, as in torch's cross_entropy."""
@@ -129,6 +131,20 @@ class Scores:
     labelled: bool = False
 
 
+@contextlib.contextmanager
+def _measuring(metric: Metric) -> Iterator[None]:
+    """Name a metric that does not take what it is given, or gives no number."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        raise DataError(
+            f"the metric {name_of(metric)} raises, or returns no number",
+            at=user_line(error),
+            why=_first_line(error),
+            do="take what the network returns and the targets, and return a number",
+        ) from error
+
+
 class Meter:
     """Adds up the loss and the metric of batches, without making a GPU wait for its host."""
 
@@ -149,9 +165,12 @@ class Meter:
         if metric is None:
             sums += self._right(outputs, targets, examples)
         elif _accumulates(metric):
-            metric.update(outputs, targets)
+            with _measuring(metric):
+                metric.update(outputs, targets)
         else:
-            sums.append(examples * torch.as_tensor(metric(outputs, targets), device=loss.device))
+            with _measuring(metric):
+                value = torch.as_tensor(metric(outputs, targets), device=loss.device).reshape(())
+            sums.append(examples * value)
         for at, figure in enumerate(sums):
             self.sums[at] += figure.detach().double()
 
@@ -179,7 +198,8 @@ class Meter:
         examples, loss, metric, top5 = sums.tolist()
         own = self.task.metric
         if own is not None:
-            value = float(own.compute()) if _accumulates(own) else metric / examples
+            with _measuring(own):
+                value = float(own.compute()) if _accumulates(own) else metric / examples
             return Scores(loss / examples, None, metric=value if math.isfinite(value) else None)
         return Scores(
             loss / examples,

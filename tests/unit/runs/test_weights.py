@@ -1,5 +1,7 @@
 """What a run starts from: weights that fit exactly, or a message that says which do not."""
 
+import contextlib
+import random
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,32 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
     path = write(tmp_path / "whole.pt", net())
     with pytest.raises(RunError, match="code is never run from it"):
         load_weights(net(), path)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "old.pt", "a.safetensors"])
+def test_any_damage_is_refused_or_harmless(name: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    path = tmp_path / name
+    if name == "old.pt":
+        torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)  # noqa: TID251 - a file of somebody else
+    else:
+        write(path, model.state_dict())
+    whole, draw = path.read_bytes(), random.Random(18)
+    for _ in range(150):
+        damaged = bytearray(whole[: draw.choice([len(whole), draw.randrange(len(whole))])])
+        for _ in range(min(draw.choice([0, 1, 20]), len(damaged))):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(RunError):
+            load_weights(model, path)
+        assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+def test_negative_variances(tmp_path: Path) -> None:
+    state = nn.BatchNorm2d(4).state_dict()
+    state["running_var"][2] = -1.0
+    with pytest.raises(RunError, match=r"running_var in .* holds numbers below 0"):
+        load_weights(nn.BatchNorm2d(4), write(tmp_path / "a.pt", state))
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,20 @@ def test_what_is_refused_before_training(
     assert torch.equal(before, model.first.weight)
 
 
+class Tables(MeanIoU):
+    def compute(self) -> Any:
+        return {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "metric", [lambda *_: "x", lambda out, _: out["out"], lambda out, _: out["nothing"], Tables()]
+)
+def test_metrics_that_give_no_number(metric: Any) -> None:
+    data = own_data((shapes(16), shapes(4)), "shapes")
+    with pytest.raises(DataError, match="raises, or returns no number"):
+        fit(Masks(), data, options(), loss=dice, metric=metric)
+
+
 def test_label_images_of_another_size() -> None:
     data = own_data((shapes(16, 6), shapes(4, 6)), "shapes")
     with pytest.raises(DataError, match=r"returns \{out: float32 \[2, 3, 12, 12\]\}, the targets"):
