@@ -1,5 +1,6 @@
 """What code asks of values, which meta tensors do not have, and what it is told."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.tracing.user_questions import INTERNAL
 
 _LOOKS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__})
 """Methods that hand values to Python without an ATen call."""
@@ -73,13 +76,30 @@ class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return told if torch.Tag.data_dependent_output in func.tags else out
 
 
-class Looking(TorchFunctionMode):
-    """Answers the methods that hand values to Python without an ATen call."""
+_PLACES = frozenset(
+    getattr(Tensor, name).__get__ for name in ("device", "is_cpu", "is_cuda", "is_meta")
+)
+"""What says where a tensor is; code may take another way for another device."""
 
-    def __init__(self, answers: Answers, at: Callable[[Tensor], None] = lambda _: None) -> None:
-        """Take the answers; `at` is called with each tensor that is looked at."""
+
+class Looking(TorchFunctionMode):
+    """Answers the methods that hand values to Python without an ATen call.
+
+    Meta tensors are to the user's code where the network's own are.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        at: Callable[[Tensor], None] = lambda _: None,
+        own: Tensor | None = None,
+    ) -> None:
+        """Take the answers, and one of the network's own tensors.
+
+        `at` is called with each tensor that is looked at.
+        """
         super().__init__()
-        self.answers, self._at = answers, at
+        self.answers, self._at, self._own = answers, at, own
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -87,6 +107,9 @@ class Looking(TorchFunctionMode):
         if func in _LOOKS:
             self._at(args[0])
             return self.answers.take(func.__name__, lambda: func(*args, **(kwargs or {})))
+        if func in _PLACES and self._own is not None and args[0].is_meta:
+            asks = sys._getframe(1).f_code.co_filename
+            return func(args[0] if asks.startswith(INTERNAL) else self._own)
         return func(*args, **(kwargs or {}))
 
 

@@ -114,7 +114,8 @@ class OwnCode:
             self.mode.answers = Answers(way.answers or ())
             seeded(way.seed)
             try:
-                looking = Looking(self.mode.answers, self._looked_at)
+                own = next(iter(self.real.values()), None)
+                looking = Looking(self.mode.answers, self._looked_at, own)
                 with own_modes(module, way.training), looking, self.mode:
                     results.append(module(*args, **kwargs))
                 if self.mode.answers.missed:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from tests.support.law import at_random, gap, zeroed
+from tests.support.law import at_random, choose, gap, zeroed
 from tests.support.topologies.base import randomised
 from tests.support.untouched import changes, described
 
@@ -143,6 +143,16 @@ class ByType(Plain):
         if y.__class__ is Tensor and type(y.shape[1]) is int and isinstance(ByType, type):
             y = y.roll(5, 1)
         return self.c(y) if not isinstance(other, Tensor) else other
+
+
+class ByPlace(Plain):
+    """Asks where a tensor is, and asks for values there only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        if y.mean().item() < 1e9 and y.device.type == "cpu":
+            y = y.flip(1) * torch.arange(3, device=y.device).sum().item()
+        return self.c(y.roll(3, 1) if y.is_cpu and not y.is_meta else y)
 
 
 class ByMask(Plain):
@@ -289,6 +299,7 @@ KEPT: dict[Callable[[], nn.Module], float] = {
     ByErrorOfTheAnalysis: 0.3,
     Scripted: 0.3,
     ByType: 0.3,
+    ByPlace: 0.3,
     ByMask: 0.6,
     ByMode: 0.3,
     ByChance: 0.3,
@@ -326,6 +337,9 @@ def test_the_law_holds_and_channels_go(kind: type[nn.Module]) -> None:
             assert gap(wanted, fxprune.shrink(gated)(x)) < 1e-5
             if not graph.mixing:
                 assert gap(wanted, zeroed(model, gated, chosen)(x)) < 1e-5
+    gated.settle(choose(graph, graph.layout.sizes, seed=3))
+    with torch.no_grad():
+        assert gap(model(x), gated(x)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", [ByMode, ByChance, Blocks], ids=lambda kind: kind.__name__)
