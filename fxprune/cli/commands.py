@@ -107,8 +107,8 @@ def _named() -> Iterator[None]:
         from fxprune.user_lines import user_line
 
         raise RunError(
-            "the system refused something",
+            "the operating system refused a call",
             at=user_line(error),
             why=str(error),
-            do="mend that, and call it again",
+            do="look at what it names: space on the disk, permissions, the connection",
         ) from error

@@ -518,7 +518,7 @@ def test_a_pass_that_is_not_there_is_refused(here: Path, passes: str, said: str)
 @pytest.mark.parametrize(
     ("shell", "code", "said"),
     [
-        ("env > /dev/full", 2, "error: the system refused something"),
+        ("env > /dev/full", 2, "error: the operating system refused a call"),
         ("env > /dev/full 2>&1", 2, ""),
         ("env >&-", 0, ""),
         ("env 2>&-", 0, ""),
