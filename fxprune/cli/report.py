@@ -62,7 +62,13 @@ def report(
     target = output or (runs[0].path / PAGE if len(runs) == 1 else Path(PAGE))
     if target.is_dir():
         raise OptionError(f"{target} is a folder", do="give -o the name of a file")
-    beside = () if dense is None else metrics_of(dense)
+    beside = [] if dense is None else metrics_of(dense)
+    if dense is not None and not beside:
+        raise OptionError(
+            f"{dense} has no epoch to draw",
+            why=f"there is no {METRICS}, or it is empty",
+            do="give --dense the folder of the dense network's training, or leave it out",
+        )
     with console.phases([f"building {run.path.name}" for run in runs]) as begin:
         records = []
         for run in runs:

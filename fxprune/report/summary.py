@@ -113,8 +113,10 @@ def _epoch(line: Mapping[str, Any]) -> Record:
 
 
 def _short(value: Any) -> Any:
-    """Round to six significant digits: the page holds hundreds of epochs."""
-    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
+    """Round to six significant digits: the page holds hundreds of epochs. None for no number."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _groups(gated: GatedModule, widths: Widths) -> list[Record]:

@@ -20,7 +20,7 @@ from tests.support.nets import BY_NAME
 
 pytestmark = pytest.mark.slow
 
-ODD = "</script><script>document.title = 'executed'</script><b>a</b>"
+ODD = "</script><script>document.title = 'executed'</script><b>a</b>" + "a" * 80
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 SCREENS = [(scheme, width) for scheme in ("light", "dark") for width in (360, 1280)]
 
@@ -71,10 +71,11 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     whole = Subject("a.fxprune", "cucb", "keep=0.5", lines, lines, export(), ["fxprune train"])
     one, bare = summarize(whole, gated), summarize(Subject("new", "cucb", "keep=0.5"), gated)
     scored = [{**line, "metric": "iou", "val_metric": 0.1 * line["epoch"]} for line in lines]
+    scored[3] |= dict.fromkeys(("train_loss", "lr", "churn", "val_metric"), float("nan"))
     latency = {"asked": 0.5, "dense": 0.002, "compact": 0.001}
     odd = Subject(ODD, "cucb", "keep=0.5", scored, latency=latency, commands=[ODD])
     folder = tmp_path_factory.mktemp("reports")
-    found = {"one": [one], "two": [one, {**one, "title": "b.fxprune"}], "bare": [bare]}
+    found = {"one": [one], "two": [one, {**one, "title": "b" * 99}], "bare": [bare]}
     found["odd"] = [summarize(odd, gated)]
     for name, records in found.items():
         pages.write(folder / f"{name}.html", records)

@@ -70,3 +70,5 @@ def test_figures_that_someone_wrote_are_refused(
     Path("a.fxprune/export.json").write_text('{"onnx": {"batches": [1], "bytes": "many"}}')
     result = CliRunner().invoke(app, ["report", "a.fxprune"])
     assert "cannot read a.fxprune/export.json" in str(result.exception)
+    result = CliRunner().invoke(app, ["report", "a.fxprune", "--dense", "nowhere"])
+    assert "nowhere has no epoch to draw" in str(result.exception)

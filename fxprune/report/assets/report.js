@@ -30,6 +30,7 @@
     if (file && file.dense) return { share: file.compact.latency / file.dense.latency, dense: file.dense.latency, compact: file.compact.latency };
     return run.latency ? { share: run.latency.compact / run.latency.dense, ...run.latency } : null;
   };
+  const figure = (value, digits) => value == null ? "–" : value.toPrecision(digits);
   const ms = (seconds) => seconds == null ? "–" : (1000 * seconds).toPrecision(3) + " ms";
 
   function section(id, title, about) {
@@ -164,12 +165,13 @@
       run.groups.forEach((group, y) => {
         const name = group.name.length > 22 ? group.name.slice(0, 10) + "…" + group.name.slice(-11) : group.name;
         picture.append(h("text", { x: left - 6, y: y * hgt + 10, "text-anchor": "end" }, name));
-        shown.forEach((epoch, x) => {
-          const share = epoch.widths[y] / group.size;
-          const cell = h("rect", { x: left + x * w, y: y * hgt, width: w + .3, height: hgt - 1, fill: colour("--gated"), "fill-opacity": (0.06 + 0.94 * share).toFixed(2) },
-            h("title", {}, `${group.name}, epoch ${epoch.epoch}: ${epoch.widths[y]} of ${group.size} channels`));
-          picture.append(cell);
-        });
+        for (let from = 0, to; from < shown.length; from = to) {  // a rectangle for each stretch of one width
+          const width = shown[from].widths[y];
+          for (to = from + 1; to < shown.length && shown[to].widths[y] === width;) to++;
+          const [first, end] = [shown[from].epoch, shown[to - 1].epoch];
+          picture.append(h("rect", { x: left + from * w, y: y * hgt, width: (to - from) * w + .3, height: hgt - 1, fill: colour("--gated"), "fill-opacity": (0.06 + 0.94 * width / group.size).toFixed(2) },
+            h("title", {}, `${group.name}, ${first === end ? `epoch ${first}` : `epochs ${first} to ${end}`}: ${width} of ${group.size} channels`)));
+        }
       });
       picture.append(h("text", { x: left, y: hgt * run.groups.length + 14 }, `epoch ${shown[0].epoch}`));
       if (shown.length > 2) picture.append(h("text", { x: left + w * shown.length, y: hgt * run.groups.length + 14, "text-anchor": "end" }, `${last(shown).epoch}`));
@@ -269,7 +271,7 @@
     tile(percent(run.macs.compact / run.macs.dense, 0), `of the macs: ${short(run.macs.compact)} of ${short(run.macs.dense)}`);
     tile(percent(run.params.compact / run.params.dense, 0), `of the parameters: ${short(run.params.compact)} of ${short(run.params.dense)}`);
     const times = timed(run);
-    if (times) tile(percent(times.share, 0), `of the time${times.by || " in ONNX Runtime"}: ${ms(times.compact)} of ${ms(times.dense)}` + (run.latency ? `; asked for ${percent(run.latency.asked, 0)}` : ""));
+    if (times) tile(percent(times.share, 0), `of the time${times.by || " in ONNX Runtime"}, median of pairs: ${ms(times.compact)} against ${ms(times.dense)}` + (run.latency ? `; asked for ${percent(run.latency.asked, 0)}` : ""));
     if (end && end.run_macs && end.run_macs_dense) tile(percent(end.run_macs / end.run_macs_dense, 0), "of the dense training's macs");
     if (file) tile(small(file.max_rel_error), `largest difference of the ONNX file; ${small(file.tolerance)} is allowed`);
     return h("div", { class: "tiles" }, ...made);
@@ -280,7 +282,7 @@
     if (run.epochs.length) {
       const part = section("training", "Training");
       training(part, [run]);
-      part.append(folded("All epochs as a table", table(["epoch", "learning rate", "loss", last(run.epochs).metric || "accuracy", "macs of a step", "churn", "step"], run.epochs.map((e) => [e.epoch, e.lr.toPrecision(3), e.train_loss.toPrecision(4), scored(e), short(e.macs), e.churn == null ? "–" : percent(e.churn, 2), ms(e.step_seconds)]))));
+      part.append(folded("All epochs as a table", table(["epoch", "learning rate", "loss", last(run.epochs).metric || "accuracy", "macs of a step", "churn", "step"], run.epochs.map((e) => [e.epoch, figure(e.lr, 3), figure(e.train_loss, 4), scored(e), short(e.macs), e.churn == null ? "–" : percent(e.churn, 2), ms(e.step_seconds)]))));
     }
     const layers = run.layers.filter((layer) => layer.width[0]);
     if (layers.length) {
