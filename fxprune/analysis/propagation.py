@@ -130,7 +130,8 @@ def _run(interpreter: LabelInterpreter, inputs: tuple[Tensor, ...]) -> None:
             why=f"{type(error).__name__}: {first[0]}",
             do="move code that asks for what is in a tensor into a submodule of its own"
             if "meta" in str(error)
-            else "give example inputs of the shape the model takes, with the batch first",
+            else "give example inputs of the shape the model takes, with the batch first; where "
+            "its code takes no random numbers for them, instrument a part of it (the backbone)",
             node=node.name if node is not None else "",
         )
         refused.near = [family.labels for x in context.near for family in context.of(x)]

@@ -79,7 +79,10 @@ def test_an_input_of_the_wrong_shape(shape: tuple[int, ...], code: str) -> None:
     assert what == f"the model does not run on inputs of shape [{shape}]"
     assert at == f"  at   {line_of(code)}"
     assert why.startswith("  why  RuntimeError: ")  # the rest is torch's
-    assert do == "  do   give example inputs of the shape the model takes, with the batch first"
+    assert do == (
+        "  do   give example inputs of the shape the model takes, with the batch first; where its "
+        "code takes no random numbers for them, instrument a part of it (the backbone)"
+    )
 
 
 def test_inputs_that_are_no_tuple() -> None:
