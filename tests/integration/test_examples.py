@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 INPUT = {
     "detector": (3, 96, 96),
+    "fake_quantisation": (1, 8, 8),
     "segmentation": (1, 32, 32),
     "trainer": (3, 32, 32),
     "yolo": (3, 64, 64),
