@@ -42,7 +42,7 @@ INPUTS = FakeQuantize.with_args(
 
 
 def fake_quantise(network: nn.Module) -> None:
-    """Makes convolutions and linear layers round their weights and inputs, in place."""
+    """Make convolutions and linear layers round their weights and inputs, in place."""
     for layer in list(network.modules()):
         if isinstance(layer, nn.Conv2d | nn.Linear):
             parametrize.register_parametrization(layer, "weight", WEIGHTS())
@@ -56,7 +56,7 @@ def _rounded(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 
 
 def unquantise(network: nn.Module) -> None:
-    """Makes the layers plain again, in place, with the rounded weights."""
+    """Make the layers plain again, in place, with the rounded weights."""
     for layer in list(network.modules()):
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight")

@@ -131,7 +131,7 @@ def _run(interpreter: LabelInterpreter, inputs: tuple[Tensor, ...]) -> None:
             do="move code that asks for what is in a tensor into a submodule of its own"
             if "meta" in str(error)
             else "give example inputs of the shape the model takes, with the batch first; where "
-            "its code takes no random numbers for them, instrument a part of it (the backbone)",
+            "its code refuses random values (as boxes, or indices), instrument its backbone alone",
             node=node.name if node is not None else "",
         )
         refused.near = [family.labels for x in context.near for family in context.of(x)]

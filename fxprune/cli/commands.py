@@ -69,7 +69,7 @@ def main() -> None:
         warnings.showwarning = lambda message, *_, **__: console.note(str(message))
     _open_streams()
     try:
-        with ending(), _named():
+        with ending(), _os_errors_refused():
             app()
     except FxpruneError as error:
         with contextlib.suppress(OSError):  # stderr may be what failed
@@ -89,8 +89,8 @@ def _open_streams() -> None:
 
 
 @contextlib.contextmanager
-def _named() -> Iterator[None]:
-    """Turn what the system refuses, and nobody else has named, into a refusal."""
+def _os_errors_refused() -> Iterator[None]:
+    """Turn an OSError that no other code has explained into a refusal."""
     try:
         Path.cwd()
     except OSError as error:

@@ -22,16 +22,25 @@ from fxprune.channels.resize import resize_parts
 from fxprune.gated.checkpointing import Code, code_of
 from fxprune.gated.nodes import remove_taps
 from fxprune.gated.residents import Residents
-from fxprune.tracing.module import TracedModule, keeps_code, modules_of
+from fxprune.tracing.module import TracedModule, keeps_code, modules_of, stand_in
 
 
 class _Site(NamedTuple):
-    """A table of a module in which a resident stands under a key."""
+    """A table of a module in which a resident stands under a key.
+
+    Attributes:
+        module: the module.
+        kind: the name of the table.
+        key: the resident's in it.
+        name: of the resident in the network.
+        asked: whether code of the user's may ask if it is a parameter.
+    """
 
     module: nn.Module
     kind: str
     key: str
     name: str
+    asked: bool
 
     @property
     def table(self) -> MutableMapping[str, Tensor | None]:
@@ -123,11 +132,9 @@ class Evaluation:
         sizes = [(m, {k: getattr(m, k) for k in sizes}) for m, sizes in self._sizes]
         self._left = own
         try:
-            for site in self._sites:
+            for site, (table, key, tensor) in zip(self._sites, own, strict=True):
                 shown = tensors[site.name]
-                if site.kind == "_parameters" and keeps_code(site.module):
-                    shown._is_param = True  # to `isinstance(…, nn.Parameter)`
-                site.table[site.key] = shown
+                table[key] = stand_in(tensor, shown) if site.asked else shown
             _set_sizes(self._sizes)
             yield
         finally:
@@ -182,7 +189,7 @@ def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Sit
         for kind in ("_parameters", "_buffers"):
             for key, tensor in child.__dict__[kind].items():
                 if id(tensor) in names:
-                    yield _Site(child, kind, key, names[id(tensor)])
+                    yield _Site(child, kind, key, names[id(tensor)], keeps_code(child))
 
 
 def _sizes(

@@ -313,7 +313,7 @@ def with_tensors(
             child.training = not training
 
 
-def stand_in(own: Tensor, other: Tensor) -> Tensor:
+def stand_in(own: Tensor | None, other: Tensor) -> Tensor:
     """Make a tensor in the place of a parameter one to `isinstance(…, nn.Parameter)` too."""
     if isinstance(own, nn.Parameter) and not isinstance(other, nn.Parameter):
         other._is_param = True

@@ -265,12 +265,13 @@ class _Tracer(KnowingTracer):
         *,
         exact: bool,
         wary: bool,
+        keeping: type[nn.Module] | None,
         examples: Examples = (),
     ) -> None:
         super().__init__(model, signature.inputs, exact=exact, examples=examples)
-        self.signature, self.snapshot, self.wary = signature, snapshot, wary
+        self.signature, self.snapshot = signature, snapshot
+        self.wary, self.keeping = wary, keeping
         self.leaves: dict[str, Exception] = {}
-        self.keeping: type[nn.Module] | None = None
         self.codegen: CallCodeGen | None = None
         self.checkpoints = Checkpoints()
 
@@ -379,8 +380,9 @@ def _graph(
     exact = wary = False
     while True:
         model.train(watch is None)
-        tracer = _Tracer(model, signature, snapshot, exact=exact, wary=wary, examples=examples)
-        tracer.keeping = keeping
+        tracer = _Tracer(
+            model, signature, snapshot, exact=exact, wary=wary, keeping=keeping, examples=examples
+        )
         if watch is not None:
             watch.follow(tracer)
         draws, drawn = Draws(), False

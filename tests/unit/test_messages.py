@@ -81,7 +81,7 @@ def test_an_input_of_the_wrong_shape(shape: tuple[int, ...], code: str) -> None:
     assert why.startswith("  why  RuntimeError: ")  # the rest is torch's
     assert do == (
         "  do   give example inputs of the shape the model takes, with the batch first; where its "
-        "code takes no random numbers for them, instrument a part of it (the backbone)"
+        "code refuses random values (as boxes, or indices), instrument its backbone alone"
     )
 
 
