@@ -17,6 +17,8 @@ from tests.support.training import build, train_step
 NET = BY_NAME["resnet_projection"]
 FOUND = "of the gated network's parameters"
 
+pytestmark = pytest.mark.filterwarnings("error")  # other tests may keep copies of parameters
+
 
 @pytest.fixture(autouse=True)
 def fresh_search(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +82,6 @@ def test_a_bare_average_is_warned_of_once(kind: str, late: int) -> None:
 
 
 def test_what_is_none_is_not_warned_of() -> None:
-    """Warnings are errors here."""
     gated, optimizer = build(NET, policy="random")
     kept: list[Any] = [
         copy.deepcopy(gated),
