@@ -18,13 +18,14 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.proxy import Scope, ScopeContextManager
 
 from fxprune.tracing.checkpoints import Checkpoints, copy_checkpoints
+from fxprune.tracing.mode import ModeWatch, has_its_own_modes, settle_mode
 from fxprune.tracing.module import (
     ROOT,
     DraftModule,
@@ -145,16 +146,16 @@ def _both_graphs(
 
     They may be the same.
     """
-    again = any(_has_its_own_modes(module) for module in modules_of(model).values())
+    again = any(has_its_own_modes(module) for module in modules_of(model).values())
     evaluation = training = None
     if type(model) is not keeping:
-        with _Watch() as watch:
+        with ModeWatch() as watch:
             evaluation = _graph(model, signature, snapshot, watch, keeping, examples)
     if evaluation is not None and (again or watch.branched):
         training = _graph(model, signature, snapshot, None, keeping, examples)
     elif evaluation is not None and evaluation.find_nodes(op="get_attr", target=MODE):
         training = copy.deepcopy(evaluation)
-        _settle_mode(training, True)
+        settle_mode(training, True)
     elif evaluation is not None:
         return model, evaluation, evaluation
     if evaluation is None or training is None:
@@ -162,7 +163,7 @@ def _both_graphs(
         holder.add_module(ROOT, model)
         graph = _call_of(signature)
         return holder, graph, graph
-    _settle_mode(evaluation, False)
+    settle_mode(evaluation, False)
     same = _calls(training) == _calls(evaluation)
     if same:
         copy_checkpoints(training, evaluation)
@@ -178,64 +179,6 @@ def _call_of(signature: Signature) -> fx.Graph:
     if not signature.is_plain:
         graph.set_codegen(CallCodeGen(signature))
     return graph
-
-
-def _settle_mode(graph: fx.Graph, training: bool) -> None:
-    """Set a value for the nodes that stand for the mode."""
-    modes = graph.find_nodes(op="get_attr", target=MODE)
-
-    def settled(node: fx.Node) -> Any:
-        return training if node in modes else node
-
-    for mode in modes:
-        for user in list(mode.users):
-            user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), settled)
-        graph.erase_node(mode)
-
-
-class _Watch:
-    """Stands for the attribute `training` of all modules; code that is traced gets a proxy.
-
-    Attributes:
-        branched: whether the trace depends on the mode by more than handing it on.
-    """
-
-    def __init__(self) -> None:
-        self.branched = False
-        self._tracer: KnowingTracer | None = None
-
-    def follow(self, tracer: KnowingTracer) -> None:
-        """Return this tracer's proxies for `module.training` until a trace has failed with them."""
-        self._tracer = None if self.branched else tracer
-
-    def give_up(self) -> bool:
-        """Return the true mode from now on; tell whether that may help a trace that failed."""
-        used = self._tracer is not None and bool(self._tracer.modes)
-        self.branched |= used
-        return used
-
-    def __enter__(self) -> Self:
-        nn.Module.training = self  # type: ignore[assignment]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del nn.Module.training
-
-    def __get__(self, module: nn.Module | None, owner: type) -> Any:
-        if module is None:
-            return self
-        if self._tracer is not None and not self._tracer.looking:
-            return self._tracer.mode()
-        own = module.__dict__
-        return own["training"] if "training" in own else module.__getattr__("training")
-
-    def __set__(self, module: nn.Module, mode: bool) -> None:
-        module.__dict__["training"] = mode
-
-
-def _has_its_own_modes(module: nn.Module) -> bool:
-    """Tell whether changing the mode may change more than the attribute `training`."""
-    return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
 
 
 def _home(name: str | None, value: Any) -> tuple[str | None, Any]:
@@ -368,7 +311,7 @@ def _graph(
     model: nn.Module,
     signature: Signature,
     snapshot: Snapshot,
-    watch: _Watch | None,
+    watch: ModeWatch | None,
     keeping: type[nn.Module] | None,
     examples: Examples,
 ) -> fx.Graph | None:
