@@ -16,6 +16,7 @@ import linecache
 import operator
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -77,16 +78,13 @@ def trace(
     Raises:
         TraceError: forward does not take these inputs.
     """
-    signature = Signature(model, args, kwargs or {})
-    snapshot = Snapshot(model)
+    subject = _Subject(model, Signature(model, args, kwargs or {}), Snapshot(model), keeping)
     try:
-        root, training, evaluation = _both_graphs(model, signature, snapshot, keeping)
+        root, training, evaluation = _both_graphs(subject)
         module = DraftModule(root, training, evaluation)
-        children = {}
-        if own_children:
-            children = _children(module, model, signature, snapshot, keeping)
+        children = _children(module, subject) if own_children else {}
     finally:
-        snapshot.restore()
+        subject.snapshot.restore()
     if children:
         install(module, children)
     for name in [name for name in vars(model) if name.startswith(CONSTANT)]:
@@ -101,58 +99,63 @@ def trace(
     return module
 
 
-def _children(
-    module: TracedModule,
-    model: nn.Module,
-    signature: Signature,
-    snapshot: Snapshot,
-    keeping: type[nn.Module] | None,
-) -> dict[int, Child]:
+@dataclass(frozen=True)
+class _Subject:
+    """A module that is traced.
+
+    Attributes:
+        model: the module.
+        signature: how it is called, with its example inputs.
+        snapshot: the module as it was, to be put back.
+        keeping: a class whose modules keep their code; None for no other than have to.
+        examples: of a child, further calls that its graphs must fit.
+    """
+
+    model: nn.Module
+    signature: Signature
+    snapshot: Snapshot
+    keeping: type[nn.Module] | None
+    examples: Examples = ()
+
+
+def _children(module: TracedModule, subject: _Subject) -> dict[int, Child]:
     """Return the children of modules that keep their code, traced."""
     if not has_leaves(module):
         return {}
     draws = Draws()
 
     def graphs(child: nn.Module, of: Signature, examples: Examples) -> Any:
-        snapshot.restore()  # what the runs have left in the model
-        return _child_graphs(child, of, keeping, examples)
+        subject.snapshot.restore()  # what the runs have left in the model
+        return _child_graphs(_Subject(child, of, Snapshot(child), subject.keeping, examples))
 
     try:
-        return traced_children(module, model, signature, graphs)
+        return traced_children(module, subject.model, subject.signature, graphs)
     finally:
         draws.put_back()
 
 
-def _child_graphs(
-    child: nn.Module, signature: Signature, keeping: type[nn.Module] | None, examples: Examples
-) -> tuple[fx.Graph, fx.Graph] | None:
+def _child_graphs(child: _Subject) -> tuple[fx.Graph, fx.Graph] | None:
     """Return the graphs of a child of a module that keeps its code; None where it keeps its own."""
-    snapshot = Snapshot(child)
     try:
-        root, training, evaluation = _both_graphs(child, signature, snapshot, keeping, examples)
+        root, training, evaluation = _both_graphs(child)
     finally:
-        snapshot.restore()
-    return (training, evaluation) if root is child else None
+        child.snapshot.restore()
+    return (training, evaluation) if root is child.model else None
 
 
-def _both_graphs(
-    model: nn.Module,
-    signature: Signature,
-    snapshot: Snapshot,
-    keeping: type[nn.Module] | None,
-    examples: Examples = (),
-) -> tuple[nn.Module, fx.Graph, fx.Graph]:
+def _both_graphs(subject: _Subject) -> tuple[nn.Module, fx.Graph, fx.Graph]:
     """Return the root of the graphs, the training graph and the evaluation graph.
 
     They may be the same.
     """
+    model = subject.model
     again = any(has_its_own_modes(module) for module in modules_of(model).values())
     evaluation = training = None
-    if type(model) is not keeping:
+    if type(model) is not subject.keeping:
         with ModeWatch() as watch:
-            evaluation = _graph(model, signature, snapshot, watch, keeping, examples)
+            evaluation = _graph(subject, watch)
     if evaluation is not None and (again or watch.branched):
-        training = _graph(model, signature, snapshot, None, keeping, examples)
+        training = _graph(subject, None)
     elif evaluation is not None and evaluation.find_nodes(op="get_attr", target=MODE):
         training = copy.deepcopy(evaluation)
         settle_mode(training, True)
@@ -161,7 +164,7 @@ def _both_graphs(
     if evaluation is None or training is None:
         holder = nn.Module()
         holder.add_module(ROOT, model)
-        graph = _call_of(signature)
+        graph = _call_of(subject.signature)
         return holder, graph, graph
     settle_mode(evaluation, False)
     same = _calls(training) == _calls(evaluation)
@@ -197,36 +200,25 @@ class _Tracer(KnowingTracer):
 
     Attributes:
         leaves: the modules that keep their code, by name, with what stopped the trace there.
-        keeping: a class whose modules keep their code.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        signature: Signature,
-        snapshot: Snapshot,
-        *,
-        exact: bool,
-        wary: bool,
-        keeping: type[nn.Module] | None,
-        examples: Examples = (),
-    ) -> None:
-        super().__init__(model, signature.inputs, exact=exact, examples=examples)
-        self.signature, self.snapshot = signature, snapshot
-        self.wary, self.keeping = wary, keeping
+    def __init__(self, subject: _Subject, *, exact: bool, wary: bool) -> None:
+        inputs, examples = subject.signature.inputs, subject.examples
+        super().__init__(subject.model, inputs, exact=exact, examples=examples)
+        self.subject, self.wary = subject, wary
         self.leaves: dict[str, Exception] = {}
         self.codegen: CallCodeGen | None = None
         self.checkpoints = Checkpoints()
 
     def clean_up(self, module: nn.Module) -> None:
-        self.snapshot.restore_parts(modules_of(module).values())
+        self.subject.snapshot.restore_parts(modules_of(module).values())
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         """Make a placeholder for each tensor, and a function of them that calls the model."""
         del is_module, concrete_args
-        signature, model = self.signature, self.root
+        signature, model = self.subject.signature, self.root
         placeholders = []
         for name in signature.names:
             proxy = self.create_proxy("placeholder", name, (), {})
@@ -246,7 +238,7 @@ class _Tracer(KnowingTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # its sizes are literals, which can be rewritten only where they stand in the graph
         own = super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Unflatten)
-        return own or type(m) is self.keeping
+        return own or type(m) is self.subject.keeping
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
@@ -307,14 +299,7 @@ class _Tracer(KnowingTracer):
         return any(isinstance(part, fx.Node) and self.is_mask(part) for part in index)
 
 
-def _graph(
-    model: nn.Module,
-    signature: Signature,
-    snapshot: Snapshot,
-    watch: ModeWatch | None,
-    keeping: type[nn.Module] | None,
-    examples: Examples,
-) -> fx.Graph | None:
+def _graph(subject: _Subject, watch: ModeWatch | None) -> fx.Graph | None:
     """Return the graph of a model for evaluation, with a watch, or for training.
 
     Returns:
@@ -322,16 +307,14 @@ def _graph(
     """
     exact = wary = False
     while True:
-        model.train(watch is None)
-        tracer = _Tracer(
-            model, signature, snapshot, exact=exact, wary=wary, keeping=keeping, examples=examples
-        )
+        subject.model.train(watch is None)
+        tracer = _Tracer(subject, exact=exact, wary=wary)
         if watch is not None:
             watch.follow(tracer)
         draws, drawn = Draws(), False
         try:
             with seen(tracer):
-                graph = tracer.trace(model)
+                graph = tracer.trace(subject.model)
             if tracer.refused:
                 raise tracer.refused[-1]  # which the code has caught
             drawn = Draws() != draws
@@ -341,13 +324,15 @@ def _graph(
             if watch is not None and (isinstance(error, _Again) or watch.give_up()):
                 watch.give_up()
                 continue  # what the code could not work with may have been the proxy
-            if exact or examples:  # a child has to take images of all sizes that its parent does
+            if (
+                exact or subject.examples
+            ):  # a child has to take images of all sizes that its parent does
                 return None
             exact = True
             continue
         finally:
             draws.put_back()
-            snapshot.restore()
+            subject.snapshot.restore()
         if drawn:
             wary = True
             continue
