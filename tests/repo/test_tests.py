@@ -11,10 +11,7 @@ from tests.support.modules import ROOT
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
-PRIVATE = {
-    "tests/law/test_stateful.py": {"_selection"},
-    "tests/unit/gated/test_optimizers.py": {"_selection"},
-}
+PRIVATE = {"tests/law/test_stateful.py": {"_selection"}}
 """Private names that tests still read; it only shrinks."""
 
 OTHERS = {"_dynamo", "_assert", "_pytree", "_metadata", "_forward_hooks", "_repr_html_"}

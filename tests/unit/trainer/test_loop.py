@@ -1,42 +1,19 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from fxprune import instrument
-from fxprune.data import DataSet, TensorSplit, load
-from fxprune.errors import DataError, FxpruneWarning, ModelError, OptionError, RunError
-from fxprune.files import read_tensors, write_tensors
+from fxprune.data import DataSet, TensorSplit
+from fxprune.errors import DataError, ModelError, OptionError
 from fxprune.runs.history import METRICS
 from fxprune.runs.run import CHECKPOINT
-from fxprune.trainer.loop import Placement, Stopped, TrainOptions, evaluate, fit
+from fxprune.trainer.loop import Placement, TrainOptions, evaluate, fit
 from fxprune.trainer.optimizer import learning_rate
-
-FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits")
-
-
-def small_net(seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            *(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-            *(nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-            *(nn.Flatten(), nn.Dropout(0.2), nn.Linear(256, 10)),
-        )
-
-
-def same_bits(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+from tests.support.fitting import FAST, same_bits, small_net
 
 
 def test_it_learns_the_digits(digits):
@@ -58,110 +35,6 @@ def test_the_metrics_are_those_of_the_network_that_is_left(digits):
     assert last.val_loss == pytest.approx(
         nn.functional.cross_entropy(logits, labels).item(), rel=1e-5
     )
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"optimizer": "adamw", "lr": 0.002, "label_smoothing": 0.1},
-        {"momentum": 0.0, "schedule": "step", "milestones": (0.3,)},
-        {"channels_last": "off", "augment": False},
-        {"amp": "bfloat16"},
-        {"amp": "float16"},
-    ],
-    ids=str,
-)
-def test_a_resumed_run_ends_in_the_same_bits(digits, tmp_path, change):
-    options = dataclasses.replace(FAST, **change)
-    straight = small_net()
-    whole = fit(straight, digits, options, run=tmp_path / "straight")
-
-    first = fit(small_net(), digits, options, run=tmp_path / "resumed", minutes=0)
-    assert len(first) == 1, "no time is left for a second epoch"
-    resumed = small_net(seed=99)
-    rest = fit(resumed, digits, options, run=tmp_path / "resumed")
-
-    assert same_bits(straight.state_dict(), resumed.state_dict())
-    assert [m.val_loss for m in rest] == [m.val_loss for m in whole]
-    assert [m.train_loss for m in rest] == [m.train_loss for m in whole]
-    one, two = (read_tensors(tmp_path / name / CHECKPOINT)[0] for name in ("straight", "resumed"))
-    assert any(key.startswith("optimizer/") for key in one) == (change.get("momentum") != 0.0)
-    assert same_bits(one, two)
-
-
-def stopped_after(steps):
-    """Asks to stop when so many questions were answered: one a step, then one a batch."""
-    left = iter(range(steps))
-    return lambda: next(left, None) is None
-
-
-@pytest.mark.parametrize("steps", [0, 21, 22, 24, 30])
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        pytest.param({"optimizer": "adamw", "lr": 0.002}, marks=pytest.mark.slow),
-        pytest.param({"amp": "float16", "recalibrate": 0}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_a_run_that_was_stopped_in_an_epoch_ends_in_the_same_bits(digits, tmp_path, change, steps):
-    options = dataclasses.replace(FAST, **change)
-
-    straight, resumed = small_net(), small_net(seed=99)
-    whole = fit(straight, digits, options, run=tmp_path / "straight")
-    with pytest.raises(Stopped):
-        fit(small_net(), digits, options, run=tmp_path / "resumed", stop=stopped_after(steps))
-    rest = fit(resumed, digits, options, run=tmp_path / "resumed")
-
-    assert same_bits(straight.state_dict(), resumed.state_dict())
-    for name in ("val_loss", "val_accuracy", "train_loss", "train_accuracy", "lr"):
-        assert [getattr(m, name) for m in rest] == [getattr(m, name) for m in whole]
-    one, two = (read_tensors(tmp_path / name / CHECKPOINT)[0] for name in ("straight", "resumed"))
-    assert same_bits(one, two)
-
-
-def test_a_run_that_was_stopped_twice(digits, tmp_path):
-    straight, resumed = small_net(), small_net(seed=99)
-    whole = fit(straight, digits, FAST)
-    for steps in (3, 4, 30, 1):
-        with pytest.raises(Stopped):
-            fit(small_net(), digits, FAST, run=tmp_path, stop=stopped_after(steps))
-    rest = fit(resumed, digits, FAST, run=tmp_path)
-    assert same_bits(straight.state_dict(), resumed.state_dict())
-    assert [m.train_loss for m in rest] == [m.train_loss for m in whole]
-
-
-def test_metrics_that_were_not_written_are_written_by_the_next_call(digits, tmp_path):
-    history = fit(small_net(), digits, FAST, run=tmp_path)
-    whole = (tmp_path / METRICS).read_bytes()
-    for damage in (whole.splitlines(keepends=True)[0], b"", whole.replace(b"1", b"2")):
-        (tmp_path / METRICS).write_bytes(damage)
-        assert fit(small_net(), digits, FAST, run=tmp_path) == history
-        assert (tmp_path / METRICS).read_bytes() == whole
-
-
-def test_one_process_writes_at_a_time(digits, tmp_path):
-    code = """
-import sys
-from pathlib import Path
-from fxprune.runs.writer import only_writer
-with only_writer(Path(sys.argv[1])):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes)
-    assert other.stdout.readline() == b"locked\n"
-    with pytest.raises(
-        RunError, match=rf"another process writes to .*\n  why  process {other.pid} "
-    ):
-        fit(small_net(), digits, FAST, run=tmp_path)
-    other.kill()
-    other.communicate()
-    assert len(fit(small_net(), digits, FAST, run=tmp_path)) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, METRICS]
 
 
 def test_weights_that_are_not_finite_are_not_written(digits, tmp_path):
@@ -192,21 +65,6 @@ def test_another_seed_gives_other_bits(digits):
     for net, seed in zip(nets, (1, 2)):
         fit(net, digits, dataclasses.replace(FAST, epochs=1, seed=seed))
     assert not same_bits(nets[0].state_dict(), nets[1].state_dict())
-
-
-def test_a_finished_run_is_returned_as_it_is(digits, tmp_path):
-    net = small_net()
-    whole = fit(net, digits, FAST, run=tmp_path)
-    again = small_net(seed=5)
-    assert fit(again, digits, FAST, run=tmp_path) == whole
-    assert same_bits(net.state_dict(), again.state_dict())
-
-
-def test_a_longer_run_goes_on_from_a_shorter_one(digits, tmp_path):
-    short = fit(small_net(), digits, FAST, run=tmp_path)
-    longer = fit(small_net(), digits, dataclasses.replace(FAST, epochs=3), run=tmp_path)
-    assert longer[:2] == short
-    assert longer[2].epoch == 3
 
 
 def test_the_validation_labels_have_no_influence(digits):
@@ -372,63 +230,6 @@ def test_too_few_outputs(digits):
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 9))
     with pytest.raises(DataError, match=r"output \(2, 9\) does not fit digits\n"):
         fit(net, digits, FAST)
-
-
-def test_other_options_are_refused(digits, tmp_path):
-    fit(small_net(), digits, FAST, run=tmp_path)
-    changed = dataclasses.replace(FAST, lr=0.2, batch_size=32)
-    with pytest.raises(RunError, match=r"lr 0\.05 \(now 0\.2\), batch_size 64 \(now 32\)"):
-        fit(small_net(), digits, changed, run=tmp_path)
-
-
-def test_a_shorter_run_is_refused(digits, tmp_path):
-    """It would have settled and saved earlier than it did."""
-    fit(small_net(), digits, dataclasses.replace(FAST, epochs=3), run=tmp_path, minutes=0)
-    with pytest.raises(RunError, match=r"epochs 3 \(now 2\)\n  do   .* for more epochs") as caught:
-        fit(small_net(), digits, FAST, run=tmp_path)
-    assert f"fxprune train NEW.fxprune --from {tmp_path}, with the options" in str(caught.value)
-
-
-def test_another_number_of_processes_is_told(digits, tmp_path):
-    with pytest.raises(Stopped):
-        fit(small_net(), digits, FAST, run=tmp_path, stop=stopped_after(3))
-    tensors, meta = read_tensors(tmp_path / CHECKPOINT)
-    write_tensors(tmp_path / CHECKPOINT, tensors, {**meta, "processes": 2})
-    told = r"was trained by 2 processes so far, and goes on in one process: it does not end in the"
-    with pytest.warns(FxpruneWarning, match=told):
-        assert len(fit(small_net(), digits, FAST, run=tmp_path)) == 2
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda data: {"train": data.val},
-        lambda data: {"val": data.train},
-        lambda _: {"classes": tuple("abcdefghij")},
-    ],
-)
-def test_other_data_are_refused(digits, tmp_path, change):
-    fit(small_net(), digits, FAST, run=tmp_path)
-    other = dataclasses.replace(digits, **change(digits))
-    with pytest.raises(RunError, match=r"on other data: digits, 1438 and 359 images of 1 x 8 x 8"):
-        fit(small_net(), other, dataclasses.replace(FAST, epochs=3), run=tmp_path)
-    renamed = dataclasses.replace(digits, name="moved")
-    assert len(fit(small_net(), renamed, FAST, run=tmp_path)) == 2
-
-
-def test_another_model_is_refused(digits, tmp_path):
-    fit(small_net(), digits, FAST, run=tmp_path)
-    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    with pytest.raises(RunError, match="it belongs to another model"):
-        fit(other, digits, FAST, run=tmp_path)
-
-
-def test_a_damaged_checkpoint_is_refused(digits, tmp_path):
-    fit(small_net(), digits, FAST, run=tmp_path)
-    path = tmp_path / CHECKPOINT
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(RunError, match=r"cannot read .*\n  why  it is damaged"):
-        fit(small_net(), digits, FAST, run=tmp_path)
 
 
 def test_a_data_set_smaller_than_a_batch(digits):

@@ -8,20 +8,13 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.data import load
 from fxprune.errors import RunError
 from fxprune.files import read_tensors
 from fxprune.runs.gated_file import save
 from fxprune.runs.history import METRICS
 from fxprune.runs.run import CHECKPOINT
-from fxprune.trainer.loop import Stopped, TrainOptions, fit
-
-FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits")
+from fxprune.trainer.loop import Stopped, fit
+from tests.support.fitting import FAST, same_bits, stopped_after
 
 
 class Net(nn.Module):
@@ -51,10 +44,6 @@ def make(weights=0, **settings):
         return fxprune.instrument(Net(), (torch.zeros(2, 1, 8, 8),), **settings)
 
 
-def same_bits(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -70,10 +59,9 @@ def test_a_run_that_was_stopped_in_an_epoch_ends_in_the_same_bits(
 ):
     straight, resumed = make(**settings), make(weights=9, **settings)
     whole = fit(straight, digits, FAST, run=tmp_path / "straight")
-    left = iter(range(steps))
     run = tmp_path / "resumed"
     with pytest.raises(Stopped):
-        fit(make(**settings), digits, FAST, run=run, stop=lambda: next(left, None) is None)
+        fit(make(**settings), digits, FAST, run=run, stop=stopped_after(steps))
     rest = fit(resumed, digits, FAST, run=run)
     same = [
         {**dataclasses.asdict(metrics), "step_seconds": 0, "seconds": 0}

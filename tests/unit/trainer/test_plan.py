@@ -15,7 +15,7 @@ import fxprune
 import fxprune.files
 from fxprune.budget.budget import Budget
 from fxprune.budget.widths import uniform_widths
-from fxprune.data import DataSet, load
+from fxprune.data import DataSet
 from fxprune.errors import OptionError
 from fxprune.files import read_tensors
 from fxprune.gated.module import GatedModule
@@ -26,11 +26,6 @@ from fxprune.trainer.plan import RunPlan, plan_run
 
 FAST = TrainOptions(epochs=3, lr=0.05, batch_size=64, recalibrate=2, device="cpu", seed=3)
 STEPS = 66  # of FAST on the digits
-
-
-@pytest.fixture(scope="module")
-def digits() -> DataSet:
-    return load("digits")
 
 
 def make(weights: int = 0, **how: object) -> GatedModule:

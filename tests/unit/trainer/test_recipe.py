@@ -24,14 +24,10 @@ from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.task import Task
 from fxprune.trainer.teacher import Teacher
+from tests.support.fitting import stopped_after
 from tests.support.images import make_folder
 
 FAST = TrainOptions(epochs=2, lr=0.01, batch_size=256, recalibrate=2, device="cpu", seed=3)
-
-
-@pytest.fixture(scope="module")
-def digits() -> DataSet:
-    return load("digits")
 
 
 def plain(norm: bool = True) -> nn.Sequential:
@@ -70,10 +66,9 @@ def test_a_stopped_run_ends_in_the_same_bits(
 ) -> None:
     options = dataclasses.replace(FAST, **change)
     fit(gated(), digits, options, run=tmp_path / "whole")
-    left = iter(range(8))
     run = tmp_path / "stopped"
     with pytest.raises(Stopped):
-        fit(gated(), digits, options, run=run, stop=lambda: next(left, None) is None)
+        fit(gated(), digits, options, run=run, stop=stopped_after(8))
     fit(gated(), digits, options, run=run)
     one, two = (read_tensors(tmp_path / name / CHECKPOINT)[0] for name in ("whole", "stopped"))
     assert one.keys() == two.keys()

@@ -1,0 +1,50 @@
+"""Folders with a small model and a run of it, for the tests of the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from fxprune.runs.run import Run
+from tests.support.cli import MODEL, run
+
+ODD = """\
+from torch import nn
+
+
+class Raises(nn.Module):
+    def forward(self, x):
+        if x.dim() == 4:
+            raise ValueError("no images")
+        return x
+
+
+def broken():
+    return nn.Conv2d(3, 5, 3, groups=2)
+
+
+def pinned():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.py and an instrumented model.fxprune."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "model.py").write_text(MODEL)
+    (folder / "odd.py").write_text(ODD)
+    run("instrument", "model.py", folder=folder)
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, tmp_path: Path) -> Path:
+    """A fresh folder with copies of what is in `folder`."""
+    for path in folder.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            copy = tmp_path / path.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    made = Run.open(tmp_path / "model.fxprune")
+    made.record("spec", made.spec)
+    return tmp_path
