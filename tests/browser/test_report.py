@@ -13,7 +13,6 @@ import pytest
 from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from fxprune import instrument
 from fxprune.report import page as pages
 from fxprune.report.summary import Subject, summarize
 from tests.support.nets import BY_NAME
@@ -66,7 +65,7 @@ def export() -> dict[str, Any]:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The files of one run, of two, of one that was never trained, and of one by its own metric."""
     net = BY_NAME["resnet_projection"]
-    gated = instrument(net.model(), net.inputs(), policy="cucb", budget="keep=0.5")
+    gated = net.gated(policy="cucb", budget="keep=0.5")
     lines = history(len(gated.widths), gated.channels.layout.sizes)
     whole = Subject("a.fxprune", "cucb", "keep=0.5", lines, lines, export(), ["fxprune train"])
     one, bare = summarize(whole, gated), summarize(Subject("new", "cucb", "keep=0.5"), gated)

@@ -121,7 +121,7 @@ def test_widths_that_change_in_every_step(net: Net, name: str) -> None:
 
 @nets("resnet_projection", "densenet")
 def test_global_allocation(net: Net) -> None:
-    sizes = instrument(net.model(), net.inputs()).channels.layout.sizes
+    sizes = net.gated().channels.layout.sizes
     executed = follow(
         net,
         OPTIMIZERS["momentum"],

@@ -65,7 +65,7 @@ def test_random_selections(net: Net) -> None:
 @every_net
 def test_extremes(net: Net) -> None:
     model = net.model()
-    gated = instrument(model, net.inputs())
+    gated = net.gated()
     for chosen in extremes(gated.channels):
         check(model, gated, net.inputs(3), chosen)
 
@@ -74,7 +74,7 @@ def test_extremes(net: Net) -> None:
 def test_in_training_mode(net: Net) -> None:
     """Batch statistics are each channel's own, so the law holds in training as well."""
     model = net.model()
-    gated = instrument(model, net.inputs())
+    gated = net.gated()
     model.train()
     gated.train()
     assert (len(gated.graphs) == 2) == net.differs
@@ -85,7 +85,7 @@ def test_in_training_mode(net: Net) -> None:
 def test_gradients_are_the_dense_networks(net: Net) -> None:
     """What a compact parameter learns is what its slices learn with the removed columns zero."""
     model = net.model()
-    gated = instrument(model, net.inputs())
+    gated = net.gated()
     chosen = at_random(gated.channels, 9)
     gated.settle(chosen)
     wanted, found = zeroed(model, gated, chosen), shrink(gated)
@@ -105,7 +105,7 @@ def test_gradients_are_the_dense_networks(net: Net) -> None:
 
 @every_net
 def test_folded(net: Net) -> None:
-    gated = instrument(net.model(), net.inputs())
+    gated = net.gated()
     gated.settle(at_random(gated.channels, 6))
     compact = shrink(gated.eval())
     folded = fold(compact)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune import GatedModule, attach, instrument
+from fxprune import GatedModule, attach
 from tests.support.nets import Net
 from tests.support.oracle import loss_of
 
@@ -36,7 +36,7 @@ def fused_adamw(parameters: Any) -> torch.optim.Optimizer:
 def build(
     net: Net, make: Callable[[Any], torch.optim.Optimizer] = sgd, **settings: Any
 ) -> tuple[GatedModule, torch.optim.Optimizer]:
-    gated = instrument(net.model().train(), net.inputs(), **settings)
+    gated = net.gated(**settings).train()
     optimizer = make(gated.parameters())
     attach(gated, optimizer)
     return gated, optimizer

@@ -1,10 +1,18 @@
 """A network, and what the analysis has to find in it."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fxprune import GatedModule
+from fxprune.budget.budget import Budget
+from fxprune.gated.module import Settings
+from fxprune.passes import Program, apply
+from fxprune.policies import Policy, parse
 
 INPUT = "it meets input channels of fixed number"
 OUTPUT = "it reaches the model's output"
@@ -52,6 +60,15 @@ class Net:
             torch.manual_seed(seed)
             return randomised(self.build()).to(dtype).eval()
 
+    def gated(
+        self, policy: str | Policy = "cucb", budget: str = "keep=0.5", **settings: Any
+    ) -> GatedModule:
+        """What `instrument` makes of it; traced and analysed once for all tests."""
+        settings = Settings(parse(policy), Budget.parse(budget), **settings)
+        gated = apply("gate", _coupled(self), settings=settings).module
+        assert isinstance(gated, GatedModule)
+        return gated
+
     def inputs(
         self, batch: int = 2, dtype: torch.dtype = torch.float64, seed: int = 1
     ) -> tuple[Tensor, ...]:
@@ -60,6 +77,12 @@ class Net:
         return tuple(
             torch.randn(batch, *shape, generator=generator, dtype=dtype) for shape in self.shapes
         )
+
+
+@functools.cache
+def _coupled(net: Net) -> Program:
+    """The channel graph of the network; gating copies its weights."""
+    return apply("couple", apply("trace", Program(net.model(), net.inputs())))
 
 
 def group(size: int, *members: str | tuple[str, ...]) -> Group:

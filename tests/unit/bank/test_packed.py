@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fxprune import GatedModule, attach, instrument
+from fxprune import GatedModule, attach
 from fxprune.bank import bank
 from fxprune.bank.bank import take
 from fxprune.bank.exchange import Selection
@@ -40,7 +40,7 @@ def test_swaps(
 ) -> None:
     monkeypatch.setattr(bank, "LARGE", large)
     model = net.model()
-    gated = instrument(model, net.inputs()).to(memory_format=memory_format).train()
+    gated = net.gated().to(memory_format=memory_format).train()
     wanted = model.state_dict()
     formats = {name: p.stride()[-1:] for name, p in gated.named_parameters()}
     for seed in range(4):
@@ -60,7 +60,7 @@ def test_a_frozen_parameter_has_no_state_to_move(
     """Packs hold all parameters, but only some of them have a momentum."""
     monkeypatch.setattr(bank, "LARGE", large)
     net = BY_NAME["resnet_projection"]
-    gated = instrument(net.model(), net.inputs()).train()
+    gated = net.gated().train()
     for number, parameter in enumerate(gated.parameters()):
         parameter.requires_grad = number % 3 > 0
     optimizer = torch.optim.SGD((p for p in gated.parameters() if p.requires_grad), 0, 0.9)
@@ -89,7 +89,7 @@ def test_no_step_waits_for_the_device(
 ) -> None:
     """On meta tensors item(), cpu(), nonzero() and indexing by masks raise."""
     monkeypatch.setattr(optimizer_state, "beginnings", lambda *_: {})  # asked once for each state
-    gated = instrument(net.model(), net.inputs(), policy=policy).train()
+    gated = net.gated(policy=policy).train()
     gated.to("meta")
     optimizer = kind(gated.parameters(), lr=0.1)
     attach(gated, optimizer)

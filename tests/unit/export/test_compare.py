@@ -15,7 +15,7 @@ from tests.support.nets import BY_NAME, NETS, Net
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
 @torch.no_grad()
 def test_the_reference_is_the_users_module_where_it_can_be(net: Net) -> None:
-    gated = instrument(net.model(), net.inputs())
+    gated = net.gated()
     gated.settle(at_random(gated.channels, 3))
     reference = reference_of(gated, net.model(seed=7))  # its own values do not matter
     assert (reference is gated) == bool(gated.channels.mixing)

@@ -127,7 +127,7 @@ def test_parameters_stay_the_same_objects() -> None:
 
 def test_detach() -> None:
     net = BY_NAME["resnet_projection"]
-    gated = instrument(net.model().train(), net.inputs(), policy="random")
+    gated = net.gated(policy="random").train()
     optimizer = sgd(gated.parameters())
     controller = attach(gated, optimizer)
     train_step(gated, optimizer, net, 0)
@@ -140,7 +140,7 @@ def test_detach() -> None:
 
 def test_an_optimizer_is_attached_once() -> None:
     net = BY_NAME["resnet_projection"]
-    gated = instrument(net.model().train(), net.inputs())
+    gated = net.gated().train()
     optimizer = sgd(gated.parameters())
     controller = attach(gated, optimizer)
     with pytest.raises(GateError) as error:
@@ -254,7 +254,7 @@ def test_a_closure_is_observed_when_it_has_run(keyword: bool) -> None:
 
 def test_an_optimizer_that_calls_its_closure_often_is_observed_once() -> None:
     net = BY_NAME["raw"]
-    gated = instrument(net.model().train(), net.inputs(), policy="cucb{c=1}", every=100)
+    gated = net.gated(policy="cucb{c=1}", every=100).train()
     optimizer = torch.optim.LBFGS(gated.parameters(), lr=0.1, max_iter=5)
     attach(gated, optimizer)
     calls = 0

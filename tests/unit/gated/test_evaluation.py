@@ -254,7 +254,7 @@ def test_files_of_before_still_load() -> None:
 def test_sizes_that_are_written_down_follow_other_widths(name: str) -> None:
     """A depthwise layer's groups, a view's channels: in training all channels, then the budget."""
     net = BY_NAME[name]
-    gated = instrument(net.model().train(), net.inputs(), policy="cucb", budget="keep=0.5")
+    gated = net.gated(policy="cucb", budget="keep=0.5").train()
     gated.spend(1.0)
     trained = gated.widths
     assert gated.eval().widths != trained

@@ -59,7 +59,7 @@ def train_step(gated: GatedModule, optimizer: torch.optim.Optimizer, net: Net, s
 
 
 def build(net: Net, policy: str) -> tuple[GatedModule, torch.optim.Optimizer]:
-    gated = instrument(net.model().train(), net.inputs(), policy=policy)
+    gated = net.gated(policy=policy).train()
     optimizer = torch.optim.SGD(gated.parameters(), 0.05, momentum=0.9)
     attach(gated, optimizer)
     return gated, optimizer

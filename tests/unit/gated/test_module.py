@@ -82,7 +82,7 @@ def test_instrument_leaves_the_model_alone(net: Net, training: bool) -> None:
 @every_net
 def test_the_dense_state_is_the_models(net: Net) -> None:
     model = net.model()
-    gated = instrument(model, net.inputs())
+    gated = net.gated()
     state = gated.dense_state_dict()
     assert_same_bits(state, model.state_dict())
     assert state._metadata == model.state_dict()._metadata
@@ -96,7 +96,7 @@ def test_the_dense_state_is_the_models(net: Net) -> None:
 def test_the_dense_state_survives_every_selection(net: Net) -> None:
     """No exchange loses or moves a value, whatever the widths; the policy has no part in it."""
     model = net.model()
-    gated = instrument(model, net.inputs()).train()
+    gated = net.gated().train()
     graph = gated.channels
     halves = tuple((size + 1) // 2 for size in graph.layout.sizes)
     chosen = [at_random(graph, seed) for seed in range(3)]
@@ -131,7 +131,7 @@ def test_the_mode_is_the_models(training: bool) -> None:
 
 def test_without_attach_the_first_selection_stays() -> None:
     net = BY_NAME["resnet_projection"]
-    gated = instrument(net.model(), net.inputs(), policy="random").train()
+    gated = net.gated(policy="random").train()
     first = gated.executing.clone()
     optimizer = torch.optim.SGD(gated.parameters(), 0.1)
     for seed in range(3):
@@ -148,7 +148,7 @@ def test_without_attach_the_first_selection_stays() -> None:
 
 @every_net
 def test_the_selection_describes_the_compact_tensors(net: Net) -> None:
-    gated = instrument(net.model(), net.inputs(), policy="cucb{c=5}")
+    gated = net.gated(policy="cucb{c=5}")
     if net.name != "several":
         train(gated, net, 3)
     compact = dict(shrink(gated).named_parameters())
@@ -185,7 +185,7 @@ def test_the_selection_is_what_a_reader_expects() -> None:
 @every_net
 def test_a_step_runs_narrow(net: Net) -> None:
     """torch's own counter sees no more than the narrow network's macs, in either mode."""
-    gated = instrument(net.model(), net.inputs())
+    gated = net.gated()
     batch = 3
     for chosen in (at_random(gated.channels, 1), choose(gated.channels, gated.widths)):
         gated.settle(chosen)
@@ -232,7 +232,7 @@ def test_budgets_hold_in_the_compact_network(net: Net, share: float) -> None:
 @nets("resnet_option_a", "densenet", "mobilenet", "shuffle_split", "tied", "auxiliary_head")
 @pytest.mark.parametrize("policy", ["cucb{c=1}", "random", "utility{warmup=3,reallocate=4}"])
 def test_a_look_at_the_evaluation_changes_nothing(net: Net, policy: str) -> None:
-    gated = instrument(net.model(), net.inputs(), policy=policy)
+    gated = net.gated(policy=policy)
     optimizer = train(gated, net, 5)
     before = everything(gated, optimizer)
     executing = gated.executing.clone()
@@ -251,7 +251,7 @@ def test_a_look_at_the_evaluation_changes_nothing(net: Net, policy: str) -> None
 
 def test_settling_in_evaluation_mode_holds_in_training() -> None:
     net = BY_NAME["resnet_projection"]
-    gated = instrument(net.model(), net.inputs(), policy="cucb{c=1}")
+    gated = net.gated(policy="cucb{c=1}")
     optimizer = train(gated, net, 5)
     before = moments(gated, optimizer)
     explored = gated.executing.clone()
@@ -275,7 +275,7 @@ def test_settling_in_evaluation_mode_holds_in_training() -> None:
 @pytest.mark.filterwarnings("ignore:.* of the gated network's parameters")  # kept on purpose
 @nets("resnet_option_a", "tied", "shared", "auxiliary_head", "opaque")
 def test_a_copy_is_its_own(net: Net) -> None:
-    gated = instrument(net.model(), net.inputs(), policy="random")
+    gated = net.gated(policy="random")
     optimizer = train(gated, net, 3)
     twin = copy.deepcopy(gated)
     assert isinstance(twin, GatedModule)
@@ -296,7 +296,7 @@ def test_a_copy_is_its_own(net: Net) -> None:
 
 def test_tied_tensors_stay_tied_in_copies() -> None:
     net = BY_NAME["tied"]
-    gated = instrument(net.model(), net.inputs())
+    gated = net.gated()
     for network in (gated, copy.deepcopy(gated), shrink(gated)):
         assert network.a.weight is network.b.weight
         assert network.a.bias is not network.b.bias
@@ -308,7 +308,7 @@ def test_tied_tensors_stay_tied_in_copies() -> None:
 @nets("resnet_option_a", "tied", "unet")
 def test_dtypes(net: Net) -> None:
     model = net.model()
-    gated = instrument(model, net.inputs()).to(torch.float32)
+    gated = net.gated().to(torch.float32)
     assert_same_bits(gated.dense_state_dict(), model.float().state_dict())
     gated.settle(at_random(gated.channels, 2))
     with torch.no_grad():
@@ -324,7 +324,7 @@ def test_dtypes(net: Net) -> None:
 )
 def test_state_dicts(net: Net, policy: str) -> None:
     """Another instance with other weights and widths takes all of it over."""
-    gated = instrument(net.model(), net.inputs(), policy=policy, budget="keep=0.4")
+    gated = net.gated(policy=policy, budget="keep=0.4")
     train(gated, net, 4)
     other = instrument(net.model(seed=9), net.inputs(), policy=policy, budget="keep=0.4").train()
     assert not policy.startswith("utility") or other.widths != gated.widths
@@ -337,7 +337,7 @@ def test_state_dicts(net: Net, policy: str) -> None:
 
 def test_global_allocation_gives_groups_different_shares() -> None:
     net = BY_NAME["densenet"]
-    gated = instrument(net.model(), net.inputs(), policy="utility{warmup=2,reallocate=2}")
+    gated = net.gated(policy="utility{warmup=2,reallocate=2}")
     train(gated, net, 6)
     shares = [w / s for w, s in zip(gated.widths, gated.channels.layout.sizes, strict=True)]
     assert any(a != b for a, b in itertools.pairwise(shares))
@@ -346,7 +346,7 @@ def test_global_allocation_gives_groups_different_shares() -> None:
 def test_a_restored_beginning_has_no_momentum_of_later() -> None:
     """What rests begins anew as well, as in the run that the state was saved in."""
     net = BY_NAME["resnet_projection"]
-    first, again = (instrument(net.model(), net.inputs(), policy="cucb{c=1}") for _ in range(2))
+    first, again = (net.gated(policy="cucb{c=1}") for _ in range(2))
     start = again.training_state()
     train(again, net, 4)
     again.restore(start)
@@ -358,7 +358,7 @@ def test_a_restored_beginning_has_no_momentum_of_later() -> None:
 def test_a_state_whose_selection_does_not_fit_changes_nothing() -> None:
     """As from a release that found other groups in the same model."""
     net = BY_NAME["resnet_projection"]
-    gated = instrument(net.model(), net.inputs(), policy="cucb{c=1}")
+    gated = net.gated(policy="cucb{c=1}")
     optimizer = train(gated, net, 2)
     before = everything(gated, optimizer)
     for key in ("trained", "settled"):

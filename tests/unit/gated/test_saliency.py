@@ -138,7 +138,7 @@ def test_taps_change_nothing_but_what_is_seen(net: Net) -> None:
     """The network with taps has the outputs and gradients of the one without, in both modes."""
     results = []
     for measure in ("batch", "sample"):
-        gated = instrument(net.model(), net.inputs(), policy=Recorder(measure))
+        gated = net.gated(policy=Recorder(measure))
         outputs = {}
         for training in (False, True):
             gated.train(training)
@@ -184,7 +184,7 @@ def test_bn_scale_is_the_scale_of_the_norm_behind() -> None:
 def test_a_parameter_without_a_gradient_counts_nothing() -> None:
     recorder = Recorder("batch")
     net = BY_NAME["vgg_bn"]
-    gated = instrument(net.model().train(), net.inputs(), policy=recorder)
+    gated = net.gated(policy=recorder).train()
     optimizer = torch.optim.SGD(gated.parameters(), 0.1)
     attach(gated, optimizer)
     for parameter in gated.features.parameters():

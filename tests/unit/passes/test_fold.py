@@ -36,7 +36,7 @@ def norms(module: nn.Module) -> list[str]:
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_left(name: str) -> None:
     net = BY_NAME[name]
-    gated = fxprune.instrument(net.model(), net.inputs())
+    gated = net.gated()
     gated.settle(at_random(gated.channels, 3))
     compact = fxprune.shrink(gated)
     before = norms(compact)
@@ -49,7 +49,7 @@ def test_what_is_left(name: str) -> None:
 
 def test_the_folded_graph() -> None:
     net = BY_NAME["resnet_option_a"]
-    folded = fxprune.fold(fxprune.shrink(fxprune.instrument(net.model(), net.inputs())))
+    folded = fxprune.fold(fxprune.shrink(net.gated()))
     assert printed(folded).splitlines()[1:6] == [
         "conv = self.conv(x)",
         "relu = torch.nn.functional.relu(conv, inplace = False)",
@@ -63,7 +63,7 @@ def test_the_folded_graph() -> None:
 def test_a_folded_network_has_one_graph(name: str) -> None:
     """Without its norms there is nothing to train; the mode changes nothing but dropout."""
     net = BY_NAME[name]
-    gated = fxprune.instrument(net.model(), net.inputs())
+    gated = net.gated()
     folded = fxprune.fold(fxprune.shrink(gated))
     code = printed(folded)
     folded.train()

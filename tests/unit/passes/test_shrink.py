@@ -39,7 +39,7 @@ def test_the_compact_network_in_print() -> None:
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
 def test_nothing_of_fxprune_is_left(net: Net) -> None:
-    gated = fxprune.instrument(net.model(), net.inputs(), policy="cucb{saliency=sample}")
+    gated = net.gated(policy="cucb{saliency=sample}")
     compact = fxprune.shrink(gated)
     own = {type(module).__module__ for module in compact.modules() if module is not compact}
     assert not {name for name in own if name.startswith("fxprune")}

@@ -17,7 +17,7 @@ EPOCH = {"epoch": 1, "lr": 0.1, "train_loss": 1.23456789, "val_accuracy": 0.5, "
 @pytest.fixture
 def gated() -> GatedModule:
     net = BY_NAME["resnet_projection"]
-    return instrument(net.model(), net.inputs(), policy="cucb", budget="keep=0.5")
+    return net.gated(policy="cucb", budget="keep=0.5")
 
 
 def summary(gated: GatedModule, **more):
@@ -50,7 +50,7 @@ def test_a_transposed_convolution_counts_its_second_dimension() -> None:
 
 def test_scores_are_told_apart_by_what_is_kept() -> None:
     net = BY_NAME["resnet_projection"]
-    gated = instrument(net.model(), net.inputs(), policy="magnitude", budget="keep=0.5").train()
+    gated = net.gated(policy="magnitude", budget="keep=0.5").train()
     attach(gated, torch.optim.SGD(gated.parameters(), lr=0.0))
     for group in summary(gated)["groups"]:
         kept, removed = group["saliency"]["kept"], group["saliency"]["removed"]
