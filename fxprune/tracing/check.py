@@ -1,7 +1,7 @@
 """Holds a traced network to the model that it was made of."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -32,10 +32,12 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
     """
     device = next((parameter.device for parameter in model.parameters()), None)
     both = len(module.graphs) == 2 or any(len(r.graphs) == 2 for r in module.regions.values())
+    kept = _copies({**tensors_of(model)[0], **tensors_of(module)[0]})
     why = ""
     for training in (False, True)[: 1 + both]:
         try:
-            wanted, found = _alone(model, training, module.signature), _alone(module, training)
+            wanted = _alone(model, training, kept, module.signature)
+            found = _alone(module, training, kept)
             gap = difference(wanted, found, inputs, device)
             if gap is not None and gap > SAME:
                 why = f"an output differs by {gap:.1e} of the largest value"
@@ -52,11 +54,15 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
 
 
 def _alone(
-    network: nn.Module, training: bool, signature: Signature | None = None
+    network: nn.Module,
+    training: bool,
+    kept: dict[int, Tensor],
+    signature: Signature | None = None,
 ) -> Callable[..., Any]:
     """Run a network in one mode on copies of its tensors, so that it stays as it is.
 
-    A traced one runs the graph of that mode; another is called as the signature says.
+    A traced one runs the graph of that mode; another is called as the signature says. The copies
+    of parameters are kept from run to run, unless one was written to.
     """
     called: Callable[..., Any]
     if isinstance(network, TracedModule):
@@ -69,14 +75,20 @@ def _alone(
 
     def alone(*inputs: Tensor) -> Any:
         parameters, buffers = tensors_of(network)
-        copies = {id(x): _copy(x) for x in (*parameters.values(), *buffers.values())}
+        if any(copy._version for copy in kept.values()):
+            kept.update(_copies(parameters))
+        copies = {**kept, **_copies(buffers)}
         with left_alone(network), with_tensors(network, copies, training=training):
             return called(*inputs)
 
     return alone
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    """Return a copy of a parameter or buffer, of the same type where it is torch's own."""
-    copy = tensor.detach().clone()
-    return nn.Parameter(copy, tensor.requires_grad) if type(tensor) is nn.Parameter else copy
+def _copies(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Copy tensors, by id; a copy of torch's own parameter is one."""
+    copies = {}
+    for tensor in tensors.values():
+        copy = tensor.detach().clone()
+        own = type(tensor) is nn.Parameter
+        copies[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if own else copy
+    return copies
