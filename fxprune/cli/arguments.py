@@ -93,6 +93,15 @@ TransformName = Annotated[
 ]
 
 
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Layers that keep all channels that they make, by their names, * and ? allowed; "
+        "may be repeated: --exclude 'stem.*' --exclude head.",
+        show_default=False,
+    ),
+]
 Loss = Annotated[
     str | None,
     typer.Option(

@@ -9,6 +9,7 @@ import typer
 from fxprune.cli import console
 from fxprune.cli.arguments import (
     Cold,
+    Exclude,
     Input,
     Json,
     LatencyCommand,
@@ -94,15 +95,7 @@ def instrument(
             show_default="macs=0.25, with --keep what that comes to",
         ),
     ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Layers that keep all channels that they make, by their names, * and ? allowed; "
-            "may be repeated: --exclude 'stem.*' --exclude head.",
-            show_default=False,
-        ),
-    ] = None,
+    exclude: Exclude = None,
     exclude_inputs: Annotated[
         list[str] | None,
         typer.Option(

@@ -11,6 +11,7 @@ from fxprune.cli import console
 from fxprune.cli.arguments import (
     Cold,
     Crop,
+    Exclude,
     Flip,
     Input,
     Json,
@@ -99,6 +100,7 @@ def prune(
             show_default=False,
         ),
     ] = None,
+    exclude: Exclude = None,
     loss: Loss = None,
     given: Given = NONE_GIVEN,
     shape: Input = None,
@@ -142,6 +144,7 @@ def prune(
 
     from fxprune import api
     from fxprune.budget.budget import Budget
+    from fxprune.budget.layers import Layers, limit
     from fxprune.cli import lines, records, tables
     from fxprune.cli.export import keep_export, notes_of, real_inputs
     from fxprune.cli.spec import maker, resolve
@@ -165,7 +168,7 @@ def prune(
     root = data_root.expanduser().resolve()
     job = Job(absolute(data), root, options, looks, transform, loss=loss)
     spent = None if goal is None else Budget.parse(goal)
-    fitted = None
+    fitted, layers = None, Layers.parse(exclude or [], [], [], [], [])
     with console.phases(["building the network", "loading the data", "measuring"]) as begin:
         begin()
         torch.manual_seed(options.seed)
@@ -181,6 +184,9 @@ def prune(
         )
         if spent is not None and spent.kind == "latency" and not spent.widths:
             begin()
+            channels = api.analyze(source.model, source.example_inputs)
+            names = api.names_of(source.model)
+            spent = limit(layers, spent, spent, channels, names).budget
             fitted = api.fit_latency(
                 source.model,
                 source.example_inputs,
@@ -223,6 +229,7 @@ def prune(
                 budget=spent,
                 loss=own.get("loss"),
                 max_drop=max_drop,
+                exclude=layers.exclude,
                 options=options,
                 watcher=Watcher(
                     began=bar.rename,

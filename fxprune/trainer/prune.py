@@ -187,6 +187,7 @@ def prune(
     round_to: int | None = None,
     watcher: Watcher = SILENT,
     loss: Loss | None = None,
+    exclude: str | Sequence[str] = (),
 ) -> Pruned:
     """Make a trained network smaller: instrument it, train it for a short while, shrink it.
 
@@ -209,6 +210,7 @@ def prune(
         watcher: called with how far it is.
         loss: what is minimised, from the logits [B, classes] and the labels [B] to a scalar; by
             default the cross-entropy.
+        exclude: patterns of layers that keep all channels that they make.
 
     Warns:
         UserWarning: the dense network's accuracy is near chance.
@@ -257,7 +259,7 @@ def prune(
             stacklevel=2,
         )
     watcher.measured(dense)
-    work = _Work(model, example_inputs, data, loss, policy, options, round_to, watcher)
+    work = _Work(model, example_inputs, data, loss, policy, options, round_to, exclude, watcher)
     if given is not None:
         gated, history = work.run(given, data, options, finish=True)
         return work.result(gated, given, dense, history)
@@ -289,6 +291,7 @@ class _Work:
     policy: str | Policy
     options: TrainOptions
     round_to: int | None
+    exclude: str | Sequence[str]
     watcher: Watcher
     trials: list[Trial] = field(default_factory=list)
 
@@ -298,7 +301,9 @@ class _Work:
         """Instrument the network and train it; what is finished gets a folder."""
         self.watcher.began(f"instrumenting for {budget.kind}={budget.value:.3g}")
         example = tuple(tensor.to(_device_of(self.model)) for tensor in self.example_inputs)
-        gated = api.instrument(self.model, example, self.policy, budget, self.round_to)
+        gated = api.instrument(
+            self.model, example, self.policy, budget, self.round_to, exclude=self.exclude
+        )
         folder = self.watcher.made(gated) if finish else None
         self.watcher.began(f"training at {budget.kind}={budget.value:.3g}")
         history = fit(

@@ -81,6 +81,15 @@ def test_a_budget_in_one_call(data: DataSet, trained: nn.Module, tmp_path: Path)
     fxprune.export_onnx(pruned.model, EXAMPLE, tmp_path / "net.onnx", reference=pruned.gated)
 
 
+def test_layers_that_stay_whole(data: DataSet, trained: nn.Module) -> None:
+    quick = dataclasses.replace(QUICK, epochs=1)
+    pruned = prune(trained, EXAMPLE, data=data, macs=0.5, exclude="0", options=quick)
+    assert pruned.widths[0] == 16
+    assert pruned.widths[1] < 16
+    with pytest.raises(BudgetError, match="matches no layer"):
+        prune(trained, EXAMPLE, data=data, macs=0.5, exclude="stem", options=quick)
+
+
 def test_ticks_say_when_the_fall_ends(data: DataSet, trained: nn.Module) -> None:
     """Ten steps an epoch, of 3 epochs, of which the first half is the fall: it ends in step 15."""
     gated = fxprune.instrument(trained, EXAMPLE, "utility", "macs=0.5")
