@@ -3,7 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+"""The command line, called as `run` is."""
 
 MODEL = """\
 import torch

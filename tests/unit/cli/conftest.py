@@ -1,9 +1,13 @@
 """Folders with a small model and a run of it, for the tests of the command line."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fxprune.cli import commands
 from fxprune.runs.run import Run
 from tests.support.cli import MODEL, run
 
@@ -48,3 +52,27 @@ def here(folder: Path, tmp_path: Path) -> Path:
     made = Run.open(tmp_path / "model.fxprune")
     made.record("spec", made.spec)
     return tmp_path
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """What `run` does, in this process: for tests that do not depend on one of their own."""
+
+    def called(
+        *arguments: str, folder: Path, exit_code: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "argv", ["fxprune", *arguments])
+        code: object = 0
+        try:
+            commands.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        assert code == exit_code, out + err
+        return subprocess.CompletedProcess(arguments, exit_code, out, err)
+
+    return called

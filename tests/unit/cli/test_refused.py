@@ -1,14 +1,12 @@
 """What the command line refuses, and how it says so."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from fxprune.cli import commands
 from fxprune.files import write_record
-from tests.support.cli import MODEL, run
+from tests.support.cli import MODEL, Call, run
 
 REFUSED = {
     "no such file": (("inspect", "nothing.py"), "there is no file"),
@@ -72,19 +70,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused(
-    case: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_refused(case: str, folder: Path, call: Call) -> None:
     arguments, expected = REFUSED[case]
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["fxprune", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        commands.main()
-    out, err = capsys.readouterr()
-    assert caught.value.code == 2
-    assert expected in err
-    assert out == ""
+    done = call(*arguments, folder=folder, exit_code=2)
+    assert expected in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.mark.slow
@@ -128,22 +118,14 @@ def test_a_run_whose_model_has_changed(here: Path) -> None:
 
 @pytest.mark.parametrize("command", [("export",), ("train", "--data", "digits"), ("report",)])
 def test_a_run_of_a_stranger_executes_nothing(
-    command: tuple[str, ...],
-    here: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...], here: Path, call: Call
 ) -> None:
     path = here / "model.fxprune" / "plan.json"
     plan = json.loads(path.read_text())
     del plan["format"], plan["checksum"]
     write_record(path, {**plan, "spec": "gift.py:build_model"})
     (here / "gift.py").write_text("open('executed', 'w')\n")
-    monkeypatch.chdir(here)
-    monkeypatch.setattr(sys, "argv", ["fxprune", *command])
-    with pytest.raises(SystemExit) as caught:
-        commands.main()
-    assert caught.value.code == 2
-    text = capsys.readouterr().err
+    text = call(*command, folder=here, exit_code=2).stderr
     assert "error: model.fxprune was not made here, and would execute code" in text
     assert "gift.py:build_model" in text
     assert "--trust" in text
