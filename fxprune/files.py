@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import stat
 import tempfile
@@ -49,6 +50,16 @@ TEMPORARY = ".fxprune-", ".tmp"
 """What the name of a temporary file begins and ends with."""
 
 T = TypeVar("T")
+
+
+def shell_word(path: Path | str) -> str:
+    """Write a path for a shell, so that no command takes it for an option.
+
+    >>> shell_word("-a b")
+    "'./-a b'"
+    """
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,6 +1,5 @@
 """The commands inspect and instrument."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,7 @@ from fxprune.cli.arguments import (
     print_result,
 )
 from fxprune.errors import OptionError
+from fxprune.files import shell_word
 
 if TYPE_CHECKING:
     from fxprune.gated.module import GatedModule
@@ -250,7 +250,7 @@ def instrument(
     if run is None:
         console.note("nothing was written: --dry-run")
         return
-    name = shlex.quote(str(run.path))
+    name = shell_word(run.path)
     console.note(f"next: fxprune train {name} --data …, then fxprune export {name} --onnx")
 
 

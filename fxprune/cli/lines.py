@@ -1,11 +1,11 @@
 """Lines that say what a command found or how far it is, beside the table of its result."""
 
-import shlex
 from collections.abc import Sequence
 
 from fxprune.cli import console
 from fxprune.cli.records import Record
 from fxprune.data import DataSet
+from fxprune.files import shell_word
 from fxprune.runs.history import EpochMetrics
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.prune import Answers, Trial
@@ -179,7 +179,7 @@ def remarks(record: Record) -> list[str]:
         lines.append(
             f"the training was stopped within epoch {record['stopped_in_epoch']}: nothing says how "
             f"accurate the network is as it stands; "
-            f"fxprune train {shlex.quote(record['run'])} goes on"
+            f"fxprune train {shell_word(record['run'])} goes on"
         )
     if record["of_best"] or record["average"]:
         lines.append(f"the network is {handed_over(record)}")

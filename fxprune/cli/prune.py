@@ -1,7 +1,6 @@
 """The command prune."""
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +29,7 @@ from fxprune.cli.arguments import (
 from fxprune.cli.options import NONE_GIVEN, Given, options_of
 from fxprune.cli.signals import Ended, ended
 from fxprune.errors import OptionError
+from fxprune.files import shell_word
 from fxprune.trainer.recipe import OPTIONS
 
 TRAINING = (
@@ -242,7 +242,7 @@ def prune(
         except Ended:
             if not runs:
                 raise
-            name = shlex.quote(str(folder))
+            name = shell_word(folder)
             raise ended(
                 f"stopped; fxprune train {name} goes on from the last whole epoch, then "
                 f"fxprune export {name}"

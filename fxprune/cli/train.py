@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +26,7 @@ from fxprune.cli.arguments import (
 from fxprune.cli.options import NONE_GIVEN, Given, options_of
 from fxprune.cli.signals import ended, held
 from fxprune.errors import OptionError
+from fxprune.files import shell_word
 from fxprune.trainer.options import PYTHON_ONLY, TrainOptions
 
 if TYPE_CHECKING:
@@ -187,9 +187,7 @@ def train(
                     stop=stop,
                 )
         except Stopped:
-            said = (
-                f"stopped; fxprune train {shlex.quote(str(run.path))} goes on after the last step"
-            )
+            said = f"stopped; fxprune train {shell_word(run.path)} goes on after the last step"
             raise ended(said) from None
         finally:
             for one in logs:
@@ -208,7 +206,7 @@ def train(
             console.note(line)
         if rank == 0:
             console.note(f"report: {write_beside(run, gated)}")
-        console.note(f"next: fxprune export {shlex.quote(str(run.path))} --onnx")
+        console.note(f"next: fxprune export {shell_word(run.path)} --onnx")
 
 
 def _branch(origin: Path, folder: Path | None, trust: bool) -> "Run":

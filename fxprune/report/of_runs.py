@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from fxprune.files import shell_word
 from fxprune.gated.module import GatedModule
 from fxprune.report import page
 from fxprune.report.exported import Exported
@@ -57,7 +58,7 @@ def write_beside(run: Run, gated: GatedModule, dense_history: History = ()) -> P
 
 def commands_of(run: Run) -> list[str]:
     """List the commands that repeat a run, quoted for a shell."""
-    plan, name = run.plan, shlex.quote(run.path.name)
+    plan, name = run.plan, shell_word(run.path.name)
     shape = f" --input {shlex.quote(run.input)}" if run.input else ""
     rounding = "" if plan.round_to is None else f" --round-to {plan.round_to}"
     lines = [

@@ -363,16 +363,25 @@ def refuse_what_is_there(path: Path) -> None:
             why="something else is there",
             do="give another folder with -o",
         )
-    if METRICS in left or (CHECKPOINT in left and _is_trained(path / CHECKPOINT)):
+    if METRICS in left or _seems_trained(path / CHECKPOINT):
         raise RunError(
             f"there is a trained run in {path}",
             do="give another folder with -o, or delete this one",
         )
 
 
-def _is_trained(checkpoint: Path) -> bool:
+def is_trained(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint, which may be missing, is of a training that has begun.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    return checkpoint.exists() and "history" in read_tensors(checkpoint)[1]
+
+
+def _seems_trained(checkpoint: Path) -> bool:
     try:
-        return "history" in read_tensors(checkpoint)[1]
+        return is_trained(checkpoint)
     except RunError as error:
         raise RunError(
             f"cannot tell whether {checkpoint.parent} is trained",

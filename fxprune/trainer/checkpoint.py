@@ -310,21 +310,34 @@ def _check_options(path: Path, training: _Training, options: TrainOptions, data:
     differ = [key for key in now if key != "epochs" and now[key] != was[key]]
     # A shorter run would have begun to save earlier, and settled earlier.
     differ += ["epochs"] if now["epochs"] < was["epochs"] else []
-    if differ:
-        raise RunError(
-            f"cannot go on from {path}",
-            why="it was trained with other options: "
-            + ", ".join(f"{key} {was[key]} (now {now[key]})" for key in differ),
-            do="give the same options, but for more epochs, or begin another run from this "
-            f"checkpoint: fxprune train NEW{SUFFIX} --from {path.parent}, with the options that it "
-            "is to have",
-        )
+    refuse_others(path, {key: (was[key], now[key]) for key in differ})
     saw, sees = training.data, _Looks.of(data)
     if dataclasses.replace(saw, name=sees.name) != sees:
         raise RunError(
             f"cannot go on from {path}",
             why=f"it was trained on other data: {saw}; now {sees}",
             do="give the same data, or begin another run",
+        )
+
+
+def refuse_others(path: Path, differ: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse to go on from a checkpoint with options that differ from those it was trained with.
+
+    Args:
+        path: the checkpoint.
+        differ: by the option's name, what it was and what it is now.
+
+    Raises:
+        RunError: there is one.
+    """
+    if differ:
+        raise RunError(
+            f"cannot go on from {path}",
+            why="it was trained with other options: "
+            + ", ".join(f"{key} {was} (now {now})" for key, (was, now) in differ.items()),
+            do="give the same options, but for more epochs, or begin another run from this "
+            f"checkpoint: fxprune train NEW{SUFFIX} --from {path.parent}, with the options that it "
+            "is to have",
         )
 
 

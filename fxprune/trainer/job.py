@@ -13,8 +13,9 @@ from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, load, own_data, own
 from fxprune.errors import OptionError
 from fxprune.files import read_record, write_record
 from fxprune.runs.plan import Text
-from fxprune.runs.run import Run
+from fxprune.runs.run import Run, is_trained
 from fxprune.runs.schema import STRICT
+from fxprune.trainer.checkpoint import refuse_others
 from fxprune.trainer.options import TrainOptions
 
 FILE = "train.json"
@@ -105,7 +106,8 @@ class Job:
 
         Raises:
             OptionError: no data set was ever named, or an option is out of its range.
-            RunError: what the last call wrote is damaged.
+            RunError: what the last call wrote is damaged; or the run is trained, and its images
+                were prepared otherwise, or its loss or metric was another.
         """
         old = Job.read(run)
         name = absolute(data) if data else (old.data if old else None)
@@ -130,9 +132,25 @@ class Job:
         folder = where.expanduser().resolve()
         named = transform or (old.transform if old else "")
         job = Job(name, folder, options, preprocess, named, **names, val_split=share)
+        if old is not None and is_trained(run.checkpoint):
+            refuse_others(run.checkpoint, old.differing(job))
         given_names = {"data": data, "transform": transform, **(own or {})}
         job.record(run, [kind for kind, text in given_names.items() if text])
         return job
+
+    def differing(self, other: "Job") -> dict[str, tuple[Any, Any]]:
+        """Compare what a training keeps from its begin to its end; its options aside.
+
+        Returns:
+            By name what this job has and the other one has.
+        """
+        was, now = (
+            vars(job.preprocess)
+            | {name: getattr(job, name) or "none" for name in ("transform", "loss", "metric")}
+            | {"val_split": job.val_split}
+            for job in (self, other)
+        )
+        return {name: (was[name], now[name]) for name in was if was[name] != now[name]}
 
     def record(self, run: Run, kinds: Iterable[str]) -> None:
         """Remember that the user gave the names of code of these kinds."""

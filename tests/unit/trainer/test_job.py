@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import OptionError, RunError
+from fxprune.files import read_tensors, write_tensors
 from fxprune.runs.run import Run
 from fxprune.trainer.job import FILE, Job
 from fxprune.trainer.options import TrainOptions
@@ -29,6 +31,29 @@ def test_the_next_call_takes_what_it_is_not_told(run: Run) -> None:
     second = Job.of(run, None, None, {"epochs": 5, "lr": None})
     assert second.options == TrainOptions(epochs=5, lr=0.2)
     assert (second.data, second.root) == ("digits", Path("here").resolve())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"own": {"loss": "mine.py:loss"}},
+        {"own": {"metric": "mine.py:metric"}},
+        {"transform": "mine.py:transform"},
+        {"images": {"mean": "0.5"}},
+        {"val_split": 0.1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_training_keeps_its_task_and_its_images(run: Run, change: dict[str, Any]) -> None:
+    first = Job.of(run, "digits", None, {})
+    first.write(run)
+    assert Job.of(run, "digits", None, {}, **change) != first  # not trained yet
+    tensors, meta = read_tensors(run.checkpoint)
+    write_tensors(run.checkpoint, tensors, {**meta, "history": []})
+    assert Job.of(run, "digits", None, {}) == first
+    said = r"other options: \w+ .* \(now .*\)\n  do   .*--from"
+    with pytest.raises(RunError, match=said):
+        Job.of(run, None, None, {}, **change)
 
 
 def test_a_folder_is_found_from_another_one(
