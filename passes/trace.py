@@ -42,11 +42,19 @@ class Trace(Pass):
                 why="the wrapper is not part of the network",
                 do="instrument the bare model first, and wrap the gated one",
             )
+        for path in modules_of(model):
+            if not {'"', "\\", "\n", "\r"}.isdisjoint(path):
+                raise TraceError(
+                    f"the model has a module of the name {path!r}",
+                    why="torch.fx writes a network as Python code, which quotes its names as they "
+                    "are: a quotation mark, a backslash or a new line is no part of them there",
+                    do="give it another name",
+                )
         example_arguments(program.inputs, self.kwargs)
 
     def run(self, program: Program) -> Program:
         args, kwargs = example_arguments(program.inputs, self.kwargs)
-        own, keeping = self.own_children, self.keeping
+        own, keeping = self.own_children, self.keeping or _kept_by_names(program.module)
         module = trace(program.module, args, kwargs, own_children=own, keeping=keeping)
         return Program(module, Signature(program.module, args, kwargs).inputs)
 
@@ -75,3 +83,25 @@ class Trace(Pass):
             with contextlib.suppress(OtherNetworkError):
                 return super(Trace, other).__call__(program)
         raise wrong
+
+
+ATTRIBUTES = frozenset(
+    "_bare_averages _chooser _code _copies _create_node_hooks _deepcopy_hooks _erase_node_hooks"
+    " _evaluation _followers _graph _graphs _known _known_widths _lead _lineno_map _loaded_at"
+    " _lock _made _pending _prologue_start _replace_hooks _residents _selection _settled"
+    " _tracer_cls _tracer_extras _training _twin _wrappers attached bank channels copied_from"
+    " cost inputs meta origin settings shape_env".split()
+)
+"""What a gated network has beside what its class names."""
+
+
+def _kept_by_names(model: nn.Module) -> type[nn.Module] | None:
+    """Return the model's class, for it to keep its code, where its own names are a network's.
+
+    A child called `graph` or `cost` would take the place of that attribute of the gated network.
+    """
+    from fxprune.gated.module import GatedModule
+
+    own = {*model._modules, *model._parameters, *model._buffers}
+    taken = (set(dir(GatedModule)) | ATTRIBUTES) - set(dir(nn.Module))
+    return type(model) if own & taken else None

@@ -3,6 +3,7 @@
 Commands import what they need when they run, so that --help and --version need no torch.
 """
 
+import codecs
 import contextlib
 import io
 import os
@@ -84,8 +85,20 @@ def _open_streams() -> None:
     os.close(handle)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Write what the terminal's encoding lacks in ASCII; names of files may be no text at all."""
+    assert isinstance(error, UnicodeEncodeError)
+    known = {"…": "...", "–": "-", "·": "-", "×": "x", "±": "+-", "→": "->", "\u00a0": " "}
+    known |= zip(console.BLOCKS, "_.:-=+*#", strict=True)
+    lacking = error.object[error.start : error.end]
+    texts = (known.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking)
+    return "".join(texts), error.end
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from rich.text import Text
 
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
 NAME_WIDTH = 16  # to which a name is shortened before anything else gives way
+BLOCKS = "▁▂▃▄▅▆▇█"  # of a sparkline, the lowest first
 QUIET_SECONDS = 60.0  # after which a log without a bar says how far it is
 
 
@@ -164,10 +165,10 @@ def sparkline(values: Sequence[float], most: int = 24) -> str:
     >>> sparkline([0.1, 0.5, 0.9]), sparkline([1.0, 1.0]), sparkline([])
     ('▁▅█', '▁▁', '')
     """
-    blocks, last = "▁▂▃▄▅▆▇█", list(values)[-most:]
+    last = list(values)[-most:]
     low, high = min(last, default=0.0), max(last, default=0.0)
     span = (high - low) or 1.0
-    return "".join(blocks[round((value - low) / span * (len(blocks) - 1))] for value in last)
+    return "".join(BLOCKS[round((value - low) / span * (len(BLOCKS) - 1))] for value in last)
 
 
 def milliseconds(seconds: float) -> str:

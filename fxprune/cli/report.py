@@ -79,6 +79,9 @@ def report(
                     f"{run.path / METRICS} does not say what the checkpoint does: it is damaged or "
                     "was edited. The report is of the checkpoint"
                 )
-            records.append(record_of(run, gated, beside))
+            record = record_of(run, gated, beside)
+            if [one.path.name for one in runs].count(run.path.name) > 1:
+                record["title"] = str(run.path)
+            records.append(record)
     size = page.write(target, records)
     console.note(f"wrote {target}, {size / 1000:.0f} kB")

@@ -20,17 +20,22 @@ def render(records: Sequence[dict[str, Any]]) -> str:
     """Render summaries, one or several to compare, as a page.
 
     Args:
-        records: what `fxprune.report.summary.summarize` returned, one for each run.
+        records: what `fxprune.report.summary.summarize` returned, one for each run; where titles
+            are the same they are numbered.
 
     Returns:
         HTML that asks for no other file.
     """
+    titles = [str(record["title"]) for record in records]
+    for at, title in enumerate(titles):
+        if titles.count(title) > 1:
+            titles[at] = f"{title} ({at + 1})"
+    records = [{**record, "title": title} for record, title in zip(records, titles, strict=True)]
     folder = files("fxprune.report") / "assets"
     parts = {name: (folder / name).read_text(encoding="utf-8") for name in _ASSETS}
     page = (folder / "report.html").read_text(encoding="utf-8")
     text = json.dumps(list(records), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    title = " · ".join(str(record["title"]) for record in records)
-    parts["title"] = html.escape(f"fxprune report · {title}")
+    parts["title"] = html.escape(f"fxprune report · {' · '.join(titles)}")
     # "</script>" inside a string would end the element that holds the JSON
     parts["data"] = text.replace("<", "\\u003c")
     for name, part in parts.items():

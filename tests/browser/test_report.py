@@ -75,6 +75,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     odd = Subject(ODD, "cucb", "keep=0.5", scored, latency=latency, commands=[ODD])
     folder = tmp_path_factory.mktemp("reports")
     found = {"one": [one], "two": [one, {**one, "title": "b" * 99}], "bare": [bare]}
+    found["same"] = [one, one]
     found["odd"] = [summarize(odd, gated)]
     for name, records in found.items():
         pages.write(folder / f"{name}.html", records)
@@ -129,7 +130,7 @@ def test_it_draws_without_a_word_and_asks_for_nothing(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["one", "two"])
+@pytest.mark.parametrize("name", ["one", "two", "same"])
 def test_a_screen_reader_and_weak_eyes_can_use_it(
     browser: Browser, reports: dict[str, Path], name: str, scheme: str
 ) -> None:
@@ -143,6 +144,10 @@ def test_the_keyboard_moves_and_zooms_the_graph(browser: Browser, reports: dict[
     tab = Tab(browser, reports["one"])
     graph = tab.page.locator("svg.graph")
     first = graph.get_attribute("viewBox")
+    turned = "new WheelEvent('wheel', {deltaY: 400, cancelable: true})"
+    taken = f"graph => {{ const e = {turned}; graph.dispatchEvent(e); return e.defaultPrevented }}"
+    assert not graph.evaluate(taken), "all is in sight: the wheel is the page's"
+    assert graph.get_attribute("viewBox") == first
     graph.focus()
     tab.page.keyboard.press("+")
     zoomed = graph.get_attribute("viewBox")

@@ -23,7 +23,7 @@
     return String(value);
   };
   const last = (list) => list[list.length - 1];
-  const small = (value) => value == null ? "–" : value.toExponential(1);
+  const small = (value) => value == null ? "–" : value.toExponential(1).replace("-", "\u2212");  // a hyphen may be broken at
   const timed = (run) => {  // the latency that an export measured, as its table shows it
     const file = run.export && run.export.onnx, timing = file && file.timing;
     if (timing) return { share: timing[timing.binds].median, by: timing.command && `, by ${timing.command}`, ...timing[timing.binds] };
@@ -31,7 +31,7 @@
     return run.latency ? { share: run.latency.compact / run.latency.dense, ...run.latency } : null;
   };
   const figure = (value, digits) => value == null ? "–" : value.toPrecision(digits);
-  const ms = (seconds) => seconds == null ? "–" : (1000 * seconds).toPrecision(3) + " ms";
+  const ms = (seconds) => seconds == null ? "–" : (1000 * seconds).toPrecision(3) + "\u00a0ms";
 
   function section(id, title, about) {
     const part = h("section", { id, "aria-labelledby": id + "-title" }, h("h2", { id: id + "-title" }, title));
@@ -158,12 +158,14 @@
     if (!epochs.length || !run.groups.length) return null;
     const step = Math.max(1, Math.ceil(epochs.length / 160));
     const shown = epochs.filter((_, i) => i % step === 0 || i === epochs.length - 1);
-    const [w, hgt, left] = [Math.max(4, Math.min(24, 800 / shown.length)), 13, 150];
+    const narrow = matchMedia("(max-width: 32rem)").matches;
+    const [w, hgt, left] = [narrow ? 210 / shown.length : Math.max(4, Math.min(24, 800 / shown.length)), 13, narrow ? 116 : 150];
     const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${Math.max(left + w * shown.length + 4, 264)} ${hgt * run.groups.length + 22}`, style: `max-width:${1.3 * Math.max(left + w * shown.length, 260)}px;min-width:min(100%, 22rem)` });
     const draw = () => {
       picture.replaceChildren();
       run.groups.forEach((group, y) => {
-        const name = group.name.length > 22 ? group.name.slice(0, 10) + "…" + group.name.slice(-11) : group.name;
+        const letters = narrow ? 17 : 22;
+        const name = group.name.length > letters ? group.name.slice(0, letters - 12) + "…" + group.name.slice(-11) : group.name;
         picture.append(h("text", { x: left - 6, y: y * hgt + 10, "text-anchor": "end" }, name));
         for (let from = 0, to; from < shown.length; from = to) {  // a rectangle for each stretch of one width
           const width = shown[from].widths[y];
@@ -208,9 +210,13 @@
     run.groups.forEach((group, g) => {
       const makes = group.makes.filter((name) => at.has(name)), uses = group.consumes.filter((name) => at.has(name));
       for (const name of makes) marks[g].push(nodes[at.get(name)]);
-      const from = makes.length ? makes : uses.slice(0, 1);
-      for (const a of from) for (const b of uses) {
-        const [y, z] = [at.get(a) * gap + 16, at.get(b) * gap + 16];
+      const from = (makes.length ? makes : uses.slice(0, 1)).map((name) => at.get(name)).sort((a, b) => a - b);
+      const to = uses.map((name) => at.get(name)).sort((a, b) => a - b);
+      const pairs = new Map();  // each layer and its neighbour: all with all is a thicket
+      for (const b of to) { const a = from.findLast((a) => a < b) ?? from[0]; pairs.set(`${a} ${b}`, [a, b]); }
+      for (const a of from) { const b = to.find((b) => b > a) ?? last(to); if (b != null) pairs.set(`${a} ${b}`, [a, b]); }
+      for (const [a, b] of pairs.values()) {
+        const [y, z] = [a * gap + 16, b * gap + 16];
         if (y === z) continue;
         const bend = 30 + Math.min(Math.abs(z - y) * .6, most);
         const arc = h("path", { d: `M${right} ${y} C${right + bend} ${y} ${right + bend} ${z} ${right} ${z}` }, h("title", {}, `group ${group.name}`));
@@ -234,11 +240,16 @@
     const move = (x, y) => { view[0] += x; view[1] += y; look(); };
     const reset = () => { view = [...start]; look(); };
     picture.addEventListener("wheel", (event) => {
-      event.preventDefault();
       if (event.ctrlKey || event.metaKey || event.shiftKey) {
+        event.preventDefault();
         const place = picture.getBoundingClientRect();
         zoom(event.deltaY > 0 ? 1.15 : .87, view[0] + view[2] * (event.clientX - place.left) / place.width, view[1] + view[3] * (event.clientY - place.top) / place.height);
-      } else move(0, event.deltaY * view[3] / picture.clientHeight);
+        return;
+      }
+      const to = Math.min(Math.max(view[1] + event.deltaY * view[3] / picture.clientHeight, 0), Math.max(box[3] - view[3], 0));
+      if (to === view[1]) return;  // at its end the page scrolls on
+      event.preventDefault();
+      move(0, to - view[1]);
     }, { passive: false });
     let held = null;
     picture.addEventListener("pointerdown", (event) => { held = [event.clientX, event.clientY]; picture.setPointerCapture(event.pointerId); });
@@ -311,7 +322,7 @@
       pins.append(table(["reason", "channels", "of the macs", "at", "layers"], rows.map((p) => [p.reason, p.channels, percent(p.share), p.where || "–", p.layers.slice(0, 4).join(", ") + (p.layers.length > 4 ? ` and ${p.layers.length - 4} more` : "")]), [0, 3, 4]));
     } else pins.append(h("p", {}, "Nothing: every channel of every layer may be removed."));
     if (run.mixing.length) pins.append(h("h3", {}, "A removed channel changes the statistics of the others at"), h("ul", {}, ...run.mixing.map((line) => h("li", {}, h("code", {}, line)))));
-    if (run.groups.length) graph(section("graph", "The channel graph", "Each row is a layer; an arc is a group of channels on its way to the layers that consume them."), run);
+    if (run.groups.length) graph(section("graph", "The channel graph", "Each row is a layer; an arc leads a group of channels from a layer to the next that consumes them."), run);
     proof(run);
   }
 

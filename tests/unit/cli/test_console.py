@@ -112,3 +112,13 @@ def test_a_bar_moves_only_where_a_terminal_can_move_it(
     said = screen.getvalue()
     assert ("3/10" in said) == ("\x1b[" in said) == (terminal == "xterm")
     assert "epoch 1" in said
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_signs_of_it() -> None:
+    code = (
+        "import sys; from fxprune.cli import commands, console; commands._open_streams();"
+        "[print(console.sparkline([0, 1, 2]), '1 – 2 …', file=f) for f in (sys.stdout, sys.stderr)]"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stdout == done.stderr == b"_=# 1 - 2 ...\n"

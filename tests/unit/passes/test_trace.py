@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxprune import attach, instrument, reference_of, shrink
+from fxprune.errors import TraceError
+from fxprune.gated.module import GatedModule
 from fxprune.passes import Program, apply
+from fxprune.passes.trace import ATTRIBUTES
 from fxprune.tracing.module import TracedModule
 from fxprune.tracing.trace import trace as traced_by
 from fxprune.user_lines import where
@@ -372,3 +376,33 @@ def test_the_precision_of_parts_stays() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(traced(*inputs), model(*inputs))
     assert not torch.is_autocast_enabled("cpu")
+
+
+def named(*names: str) -> nn.Module:
+    """Make a network with a convolution of each of these names, in a row."""
+    model = nn.Sequential()
+    for name in names:
+        model.add_module(name, nn.Conv2d(3, 3, 1))
+    return model
+
+
+def test_what_a_network_calls_its_parts_is_no_attribute_of_a_gated_one() -> None:
+    plain = (torch.zeros(2, 3, 4, 4),)
+    gated = instrument(named("a", "b"), plain)
+    attach(gated, torch.optim.SGD(gated.parameters(), 0.1))
+    gated(*plain).sum().backward()
+    gated.eval()(*plain)
+    own = {name for name in vars(gated) if name not in vars(nn.Module())}
+    assert own <= ATTRIBUTES | set(dir(GatedModule))
+    for name in ("graph", "cost", "bank", "select", "steps", "_known"):
+        model = named(name, "last")
+        gated = instrument(model, plain).eval()
+        assert f"{name}.weight" in gated.state_dict()
+        torch.testing.assert_close(gated(*plain), reference_of(gated, model).eval()(*plain))
+        torch.testing.assert_close(shrink(gated)(*plain), gated(*plain))
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb"])
+def test_names_that_no_code_can_quote_are_refused(name: str) -> None:
+    with pytest.raises(TraceError, match="give it another name"):
+        apply("trace", Program(named(name), (torch.zeros(2, 3, 4, 4),)))
