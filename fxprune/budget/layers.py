@@ -221,11 +221,16 @@ class _Matcher:
                     self._note_others(group, (pattern,), f"exclude {pattern!r} keeps")
         for pattern in layers.exclude_inputs:
             self._check("exclude_inputs", pattern)
-            whole |= {
-                group.index
-                for group in self.channels.groups
-                if _any(self._consuming(group), pattern)
-            }
+            for group in self.channels.groups:
+                if not _any(self._consuming(group), pattern):
+                    continue
+                whole.add(group.index)
+                makers = dict.fromkeys(map(_layer, _parameters(group, (Role.OUT,))))
+                if len(makers) > 1:
+                    self.notes.append(
+                        f"exclude_inputs {pattern!r} keeps the channels of {', '.join(makers)}: "
+                        f"they are those of one group, {group.name}"
+                    )
         return whole
 
     def decided(self, word: str, shares: Shares, whole: set[int]) -> dict[int, float]:
