@@ -3,9 +3,11 @@
 A sum or a norm of a weight does not mix: the slices of removed channels are zero and add nothing.
 """
 
+import math
+
 import torch
 
-from fxprune.rules.base import Call, Context, Rule
+from fxprune.rules.base import Call, Context, Family, Rule
 
 aten = torch.ops.aten
 
@@ -43,6 +45,7 @@ class Reduction(Rule):
         carried = []
         for family in context.of(x):
             if family.dim in reduced:
+                _keep_enough(context, call, family, reduced)
                 if _adds_up(call) and context.is_parametric(x):
                     context.consumes(x, family.dim)
                 elif not family.free:
@@ -55,20 +58,29 @@ class Reduction(Rule):
 
 
 class Softmax(Rule):
-    """Normalises over one dimension, whose size is part of the result."""
+    """Normalises over one dimension: its channels mix, and the result has them too."""
 
     keys = (aten._softmax, aten._log_softmax, aten._safe_softmax)
 
     def __call__(self, context: Context, call: Call) -> None:
         x = call.tensors()[0]
-        dim = call["dim"] % x.dim()
-        carried = []
-        for family in context.of(x):
-            if family.dim == dim:
-                context.pin(family.labels, "a softmax normalises over these channels")
-            else:
-                carried.append(family)
-        context.carry(call.out, carried)
+        families = context.of(x)
+        if any(family.dim == call["dim"] % x.dim() and not family.free for family in families):
+            context.mixes()
+        context.carry(call.out, families)
+
+
+def _keep_enough(context: Context, call: Call, family: Family, reduced: set[int]) -> None:
+    """Pin what a variance needs to be a number: its divisor is the count minus the correction."""
+    if call.op.overloadpacket not in (aten.var, aten.std, aten.var_mean, aten.std_mean):
+        return
+    x = call.tensors()[0]
+    correction = call.args.get("correction", call.args.get("unbiased", True))
+    followed = {other.dim for other in context.of(x)}
+    others = math.prod(x.shape[dim] for dim in reduced - followed)
+    enough = int((1 if correction is None else correction) // max(others, 1))
+    if enough:  # and a group keeps one more
+        context.pin(family.labels[:enough], "a variance over channels needs two of them")
 
 
 def _adds_up(call: Call) -> bool:

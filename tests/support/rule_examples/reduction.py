@@ -29,13 +29,26 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x: x / x.square().sum((1, 2, 3), keepdim=True),
         mixes=True,
     ),
+    Example(
+        Reduction,
+        "deviation of the channels",
+        lambda x: (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True),
+        groups=(7, 4),
+        pinned=("a variance over channels needs two of them",),
+        mixes=True,
+    ),
+    Example(
+        Reduction,
+        "deviation of the channels, biased",
+        lambda x: x / (x.var(1, correction=0, keepdim=True) + 1),
+        mixes=True,
+    ),
     Example(Softmax, "over space", lambda x: torch.softmax(x.flatten(2), dim=2)),
     Example(
         Softmax,
         "over the channels",
         lambda x: torch.softmax(x, dim=1),
-        groups=(4,),
-        pinned=("a softmax normalises over these channels",),
+        mixes=True,
     ),
     Example(
         Reduction,
