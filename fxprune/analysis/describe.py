@@ -154,13 +154,29 @@ class Description:
         for product in self.solved.context.products:
             lengths = [length for length in product.factors if isinstance(length, int)]
             factors = [self._factor(v) for v in product.factors if not isinstance(v, int)]
-            scale, rest = divmod(product.scale * math.prod(lengths), self.solved.labelled.batch)
-            if rest and factors:  # the batch is part of a dimension that carries labels
-                scale, factors = (
-                    product.scale * math.prod(lengths),
-                    [_share(factors[0], self.solved.labelled.batch), *factors[1:]],
-                )
+            scale, rest = divmod(product.scale * math.prod(lengths), self._examples)
+            if rest:  # the batch is part of a dimension that carries labels
+                scale = product.scale * math.prod(lengths)
+                factors = [_share(factors[0], self._examples), *factors[1:]]
             yield Term(product.node.name, scale, tuple(factors))
+
+    @cached_property
+    def _examples(self) -> int:
+        """The length of the batch; 1 where the first input's first dimension is no batch.
+
+        A list of images [C, H, W] makes products that C does not divide.
+        """
+        batch = self.solved.labelled.batch
+
+        def divides(product: Product) -> bool:
+            lengths = [length for length in product.factors if isinstance(length, int)]
+            if math.prod(lengths) % batch == 0:
+                return True
+            labelled = [self._factor(v) for v in product.factors if not isinstance(v, int)]
+            counts = [count for _, count in labelled[0].per_channel] if labelled else [1]
+            return all(count % batch == 0 for count in (*counts, *(f.fixed for f in labelled[:1])))
+
+        return batch if all(map(divides, self.solved.context.products)) else 1
 
     def _macs_by_group(self) -> Ints:
         """Return the dense macs of the layers that make each group's channels."""
@@ -168,7 +184,7 @@ class Description:
         groups = self.solved.layout.groups.numpy()[self.solved.channel_of[is_channel]]
         sizes = len(self.solved.layout.sizes)
         total = np.bincount(groups, self.macs_made[is_channel], minlength=sizes)
-        return np.rint(total / self.solved.labelled.batch).astype(np.int64)
+        return np.rint(total / self._examples).astype(np.int64)
 
     @cached_property
     def macs_made(self) -> npt.NDArray[np.float64]:
@@ -209,7 +225,7 @@ class Description:
                 where=where(pin.node) if pin.node is not None else "",
                 channels=len(fresh),
                 parameters=parameters,
-                macs=round(self.macs_made[fresh].sum() / self.solved.labelled.batch),
+                macs=round(self.macs_made[fresh].sum() / self._examples),
             )
 
     def _holders(self, components: Ints) -> list[str]:

@@ -27,6 +27,32 @@ class Gather(Rule):
         context.carry(call.out, [*kept, *(f.at(dim) for f in context.of(index))])
 
 
+class GatherAlong(Rule):
+    """gather: numbers [.., K, ..] choose along one dimension, for each index of the others."""
+
+    keys = (aten.gather,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, index = call["self"], call["index"]
+        dim = call["dim"] % max(x.dim(), 1)
+        carried = [family for family in context.of(index) if family.dim == dim]
+        for family in context.of(x):
+            if family.dim == dim:
+                context.pin(family.labels, "its channels are chosen by their numbers")
+            elif index.shape[family.dim] == x.shape[family.dim]:
+                labels = context.along(index, family.dim)
+                if labels is not None:
+                    context.meet(family.labels, labels)
+                carried.append(family)
+            else:
+                context.pin(family.labels, "it is gathered up to a fixed number")
+        known = {family.dim for family in context.of(x)}
+        for family in context.of(index):
+            if family.dim != dim and family.dim not in known:
+                context.pin(family.labels, "it chooses from a dimension of fixed size")
+        context.carry(call.out, carried)
+
+
 class Scatter(Rule):
     """index_copy by labelled places: what is put meets its places; the result has them all."""
 

@@ -56,13 +56,17 @@ class Pointwise(Rule):
             context.carry(result, carried)
 
 
-class MaskedWrite(Rule):
-    """x[mask] = number: the mask meets what is written, index by index."""
+class WriteAtPlaces(Rule):
+    """x[mask] = number, or x[:, numbers] = values: what is not chosen from meets, index by index."""
 
     keys = (aten.index_put, aten.index_put_)
 
     def __call__(self, context: Context, call: Call) -> None:
         x, masks, values = call["self"], call["indices"], call["values"]
+        given = [mask for mask in masks if mask is not None]
+        if len(given) == 1 and given[0].dtype == torch.int64 and given[0].dim() == 1:
+            context.carry(call.out, self._rows(context, x, masks, values))
+            return
         if len(masks) > 1 or masks[0].dtype != torch.bool or values.numel() > 1:
             context.pin_all([x, *tensors_in(masks), values], "it is written by numbers of places")
             context.carry(call.out, context.of(x))
@@ -73,6 +77,27 @@ class MaskedWrite(Rule):
             found = context.overlay(places, dim, "it is combined with a mask of fixed size")
             carried = [family for family in carried if family.dim != dim] + found
         context.carry(call.out, carried)
+
+    def _rows(
+        self, context: Context, x: Tensor, numbers: list[Tensor | None], values: Tensor
+    ) -> list[Family]:
+        """Return what is carried where whole rows along one dimension are written."""
+        dim = next(place for place, number in enumerate(numbers) if number is not None)
+        shift = x.dim() - values.dim()
+        carried = []
+        for other in range(x.dim()):
+            places = [(x, other)]
+            if other >= shift and values.shape[other - shift] > 1:
+                places.append((values, other - shift))
+            if other != dim:
+                reason = "it is put into a tensor of fixed size"
+                carried += context.overlay(places, other, reason)
+                continue
+            for tensor, own in (*places, (numbers[dim], 0)):
+                labels = context.along(tensor, own)
+                if labels is not None:
+                    context.pin(labels, "it is written by numbers of places")
+        return carried
 
 
 class GatedHalves(Rule):

@@ -76,8 +76,10 @@ def _keep_enough(context: Context, call: Call, family: Family, reduced: set[int]
         return
     x = call.tensors()[0]
     correction = call.args.get("correction", call.args.get("unbiased", True))
-    followed = {other.dim for other in context.of(x)}
+    kernel = x.dim() if not context.is_parametric(x) else 2  # its positions all stay
+    followed = {other.dim for other in context.of(x) if other.dim < kernel}
     others = math.prod(x.shape[dim] for dim in reduced - followed)
+    others *= int(torch.unique(family.labels, return_counts=True)[1].min())  # where flattened
     enough = int((1 if correction is None else correction) // max(others, 1))
     if enough:  # and a group keeps one more
         context.pin(family.labels[:enough], "a variance over channels needs two of them")

@@ -13,6 +13,7 @@ from tests.support.rule_examples import (
     norm,
     pointwise,
     reduction,
+    regions_of_interest,
     resample,
     triangle,
 )
@@ -33,6 +34,7 @@ EXAMPLES: tuple[Example, ...] = (
     *norm.EXAMPLES,
     *pointwise.EXAMPLES,
     *reduction.EXAMPLES,
+    *regions_of_interest.EXAMPLES,
     *resample.EXAMPLES,
     *triangle.EXAMPLES,
 )

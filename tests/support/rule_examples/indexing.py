@@ -4,7 +4,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.rules.indexing import Embedding, Gather, GridOfAffine, GridSample, Index, Scatter
+from fxprune.rules.indexing import (
+    Embedding,
+    Gather,
+    GatherAlong,
+    GridOfAffine,
+    GridSample,
+    Index,
+    Scatter,
+)
 from tests.support.rule_examples.base import Example, one
 
 
@@ -51,6 +59,25 @@ EXAMPLES: tuple[Example, ...] = (
         9,
         layers=one(Places, 8, 3, 0, 1, 4, 5, 7, 6),
         mixes=True,
+    ),
+    Example(
+        GatherAlong,
+        "along space, other places for each channel",
+        lambda x: x.flatten(2).gather(2, (x > 0).long().flatten(2)[:, :, :3]),
+    ),
+    Example(
+        GatherAlong,
+        "along space, the same for all channels",
+        lambda x: x.flatten(2).gather(2, torch.tensor([[[2, 0]]]).repeat(*x.shape[:2], 1)),
+        mixes=True,  # the mean over what is taken
+    ),
+    Example(
+        GatherAlong,
+        "channels",
+        lambda x: x.gather(1, torch.zeros(x.shape[0], 3, 6, 6, dtype=torch.int64)),
+        3,
+        (4,),
+        ("its channels are chosen by their numbers",),
     ),
     Example(Index, "by a list", lambda x: x[:, [6, 1, 1, 4]].tanh(), 4, (5, 1, 2, 4)),
     Example(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.rules.pointwise import GatedHalves, MaskedWrite, Pointwise
+from fxprune.rules.pointwise import GatedHalves, WriteAtPlaces, Pointwise
 from tests.support.rule_examples.base import Example, one, run
 
 
@@ -15,15 +15,37 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     return x
 
 
+def put(x: Tensor) -> Tensor:
+    """The examples put one by one into a tensor of zeros."""
+    out = torch.zeros_like(x)
+    out[torch.arange(x.shape[0])] = x.tanh()
+    return out
+
+
+def over_channels(x: Tensor) -> Tensor:
+    """Two channels written by their numbers."""
+    out = x.tanh()
+    out[:, torch.tensor([2, 0])] = x[:, :2]
+    return out
+
+
 EXAMPLES: tuple[Example, ...] = (
-    Example(MaskedWrite, "rectified", lambda x: masked(x, x < 0.1)),
+    Example(WriteAtPlaces, "rectified", lambda x: masked(x, x < 0.1)),
     Example(
-        MaskedWrite,
+        WriteAtPlaces,
         "some examples",
         lambda x: masked(x, torch.arange(x.shape[0]) == 1),
     ),
+    Example(WriteAtPlaces, "examples by numbers", put),
     Example(
-        MaskedWrite,
+        WriteAtPlaces,
+        "channels by numbers",
+        over_channels,
+        groups=(4,),
+        pinned=("it is written by numbers of places",) * 2,  # the numbers stay as well
+    ),
+    Example(
+        WriteAtPlaces,
         "by numbers",
         lambda x: x.index_put((torch.tensor([0]), torch.tensor([2])), x.new_zeros(())),
         groups=(4,),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxprune import instrument
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Factor, Term
 from fxprune.errors import GateError
@@ -99,3 +100,22 @@ def test_widths_that_do_not_fit_are_refused(widths: tuple[int, ...], text: str) 
     with pytest.raises(GateError) as error:
         COST.macs(widths)
     assert str(error.value).startswith(text)
+
+
+class OfAList(nn.Module):
+    """Takes a list of images [C, H, W], as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.tail = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, images: list[torch.Tensor]) -> torch.Tensor:
+        out: torch.Tensor = self.tail(self.stem(torch.stack(images)).relu())
+        return out
+
+
+def test_images_in_a_list_have_no_batch_of_their_own() -> None:
+    images = [torch.zeros(3, 5, 7)]
+    gated = instrument(OfAList(), (images,), "random", "keep=0.5", round_to=1)
+    for widths, channels in (((8,), 8), ((4,), 4)):
+        assert gated.cost.macs(widths) == 5 * 7 * (3 * channels + channels * 4)
