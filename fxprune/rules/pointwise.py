@@ -57,7 +57,7 @@ class Pointwise(Rule):
 
 
 class WriteAtPlaces(Rule):
-    """x[mask] = number, or x[:, numbers] = values: what is not chosen from meets, index by index."""
+    """x[mask] = number, x[:, numbers] = values: dimensions that are not chosen from meet."""
 
     keys = (aten.index_put, aten.index_put_)
 
