@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.rules.pointwise import GatedHalves, WriteAtPlaces, Pointwise
+from fxprune.rules.pointwise import GatedHalves, Pointwise, WriteAtPlaces
 from tests.support.rule_examples.base import Example, one, run
 
 
