@@ -12,13 +12,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from fxprune.errors import GateError
 from fxprune.passes.base import Pass, Program, assert_same_function
 
+_NORMS = nn.modules.batchnorm._BatchNorm
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
 class Fold(Pass):
-    """Requires a plain network in evaluation mode; the result computes the same function."""
+    """Requires a plain network in evaluation mode; the result computes the same function.
+
+    `meta["folded"]` of the result has the layer that each norm became part of, and `meta["unfolded"]`
+    why each of the others stays, by their names.
+    """
 
     keys = ("fold",)
 
@@ -37,15 +42,24 @@ class Fold(Pass):
         modules = dict(module.named_modules())
         calls = Counter(node.target for node in module.graph.nodes if node.op == "call_module")
         matrices = functools.cache(lambda: _matrices(program))
+        done: dict[str, str] = {}
+        stays: dict[str, str] = {}
         for node in list(module.graph.nodes):
-            maker = node.args[0] if node.op == "call_module" and node.args else None
-            if not isinstance(maker, fx.Node) or maker.op != "call_module":
+            if node.op != "call_module" or not isinstance(modules[node.target], _NORMS):
                 continue
+            name, maker = str(node.target), node.args[0] if node.args else None
+            if not isinstance(maker, fx.Node) or maker.op != "call_module":
+                stays[name] = f"it follows {maker}, which is no layer"
+                continue
+            stays[name] = f"{maker.target} before it cannot take it up"
             alone = len(maker.users) == 1 and calls[node.target] == calls[maker.target] == 1
+            if not alone:
+                stays[name] = f"it or {maker.target} before it is used elsewhere too"
             folded = _folded(modules[maker.target], modules[node.target]) if alone else None
             if isinstance(folded, nn.Linear) and maker.name not in matrices():
                 continue  # in [N, L, C] a batch norm takes L for the channels
             if folded is not None:
+                done[name] = str(maker.target)
                 modules[maker.target] = folded  # another norm may follow
                 module.set_submodule(str(maker.target), folded)
                 node.replace_all_uses_with(maker)
@@ -54,6 +68,11 @@ class Fold(Pass):
         module.recompile()
         module.eval()
         module.meta.update(program.graph_module.meta)
+        left = (path for path, child in module.named_modules() if isinstance(child, _NORMS))
+        module.meta["folded"] = done
+        module.meta["unfolded"] = {
+            path: stays.get(path, "it is inside a module that keeps its code") for path in left
+        }
         return Program(module, program.inputs)
 
     def ensures(self, before: Program, after: Program) -> None:
@@ -63,7 +82,7 @@ class Fold(Pass):
 
 def _folded(maker: nn.Module, norm: nn.Module) -> nn.Module | None:
     """Fold the norm into a copy of the layer; None where the two do not fold."""
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+    if not isinstance(norm, _NORMS) or norm.running_mean is None:
         return None
     if not (_is_plain(maker) and _is_plain(norm)):
         return None

@@ -188,6 +188,7 @@ def export(
         begin()
         compact = compact_of(gated, passes=wanted)
         record = records.of_run(run, gated)
+        record |= {key: compact.meta[key] for key in ("folded", "unfolded") if key in compact.meta}
         begin()
         source = _data_of(run, job)
         data = None if source is None else source[0]

@@ -1,6 +1,6 @@
 """Lines that say what a command found or how far it is, beside the table of its result."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fxprune.cli import console
 from fxprune.cli.records import Record
@@ -170,6 +170,19 @@ def handed_over(record: Record) -> str:
     return f"{at}{best}{', an average of weights' if record['average'] else ''}"
 
 
+def _folding(folded: Mapping[str, str], unfolded: Mapping[str, str]) -> str:
+    """Say which batch norms are part of the layers before them, and why others stay.
+
+    >>> _folding({"conv1.bn": "conv1.conv"}, {"bn": "it follows x, which is no layer"})
+    '1 of 2 batch norms is part of the layer before it; bn stays: it follows x, which is no layer'
+    """
+    count, whole = len(folded), len(folded) + len(unfolded)
+    said = "is part of the layer before it" if count == 1 else "are part of the layers before them"
+    few = [f"{name} stays: {why}" for name, why in list(unfolded.items())[:3]]
+    more = [f"{len(unfolded) - 3} more stay (--json has all)"] if len(unfolded) > 3 else []
+    return "; ".join([f"{count} of {whole} batch norms {said}", *few, *more])
+
+
 def remarks(record: Record) -> list[str]:
     """List what a user should know of an export beside its figures."""
     lines = []
@@ -183,6 +196,8 @@ def remarks(record: Record) -> list[str]:
         )
     if record["of_best"] or record["average"]:
         lines.append(f"the network is {handed_over(record)}")
+    if "folded" in record:
+        lines.append(_folding(record["folded"], record["unfolded"]))
     onnx = record.get("onnx")
     timing = onnx and onnx["timing"]
     if timing and not timing["quiet"]:

@@ -43,6 +43,8 @@ def test_what_is_left(name: str) -> None:
     folded = fxprune.fold(compact)
     assert sorted(norms(folded)) == sorted(LEFT[name])
     assert norms(compact) == before  # the given one stays
+    assert {*folded.meta["folded"], *folded.meta["unfolded"]} == set(before)
+    assert sorted(folded.meta["unfolded"]) == sorted(LEFT[name])
     with torch.no_grad():
         assert gap(compact(*net.inputs(3)), folded(*net.inputs(3))) <= 1e-12
 
