@@ -21,8 +21,8 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 class Fold(Pass):
     """Requires a plain network in evaluation mode; the result computes the same function.
 
-    `meta["folded"]` of the result has the layer that each norm became part of, and `meta["unfolded"]`
-    why each of the others stays, by their names.
+    `meta["folded"]` of the result has the layer that each norm became part of, and
+    `meta["unfolded"]` why each of the others stays, by their names.
     """
 
     keys = ("fold",)
