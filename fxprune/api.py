@@ -1,4 +1,4 @@
-"""The compiler's public functions: pipelines of passes."""
+"""The public functions that run the passes: analyze, instrument, shrink, fold."""
 
 import contextlib
 import dataclasses
@@ -32,14 +32,18 @@ Inputs = tuple[Any, ...] | Mapping[str, Any]
 def analyze(
     model: nn.Module, example_inputs: Inputs, *, example_kwargs: Mapping[str, Any] | None = None
 ) -> ChannelGraph:
-    """Find which channel slices of which parameters must live and die together.
+    """Find which slices of which parameters can only be kept or removed together.
 
     Args:
         model: any network of convolutions; it is not changed.
-        example_inputs: a tensor for each positional argument, the batch first, or a list, tuple or
-            dict of tensors where forward takes one; their values do not matter. A dict is inputs
-            by keyword.
-        example_kwargs: more inputs by keyword, and options; the network has them for good.
+        example_inputs: a tuple with one tensor [N, ...] for each positional argument of forward
+            (or a list, tuple or dict of tensors, where forward takes one), or a dict of tensors
+            by keyword. Shapes and dtypes matter, values do not.
+        example_kwargs: more arguments by keyword. Those that are no tensors become constants of
+            the network.
+
+    Returns:
+        The channel groups, and what is pinned, with the reason and the line of the model's code.
 
     Raises:
         TraceError: the model cannot be traced, or does not run on inputs of this shape.
@@ -78,13 +82,13 @@ def instrument(
         example_inputs: as for `analyze`.
         policy: how channels are chosen, such as `"cucb{c=0.5}"`, or a Policy.
         budget: how much may execute, such as `"macs=0.25"` or `"macs=0.5,params=0.3"`, or a
-            Budget. For `"latency=0.4"` networks of some widths are measured first, see
-            `fit_latency`. None is `"keep=0.5"`; with `keep` it is what that comes to, all other
-            layers whole.
-        round_to: widths are multiples of this; None: of 8, or less in groups of fewer than 32
-            channels, see `Budget`, which has its own.
+            Budget. For `"latency=0.4"`, compact networks are timed first, see `fit_latency`.
+            None means `"keep=0.5"`; if `keep` is given, that alone limits the network, and all
+            other layers stay whole.
+        round_to: widths are multiples of this many channels. None means 8, less in groups of
+            fewer than 32 channels. A Budget has its own.
         every: optimiser steps between two selections.
-        seed: for policies that draw.
+        seed: of the random numbers that policies draw.
         exclude: patterns of layers that keep all channels that they make; a pattern is a name of
             `named_modules()`, `*` and `?` allowed, see `fxprune.budget.layers`.
         exclude_inputs: patterns of layers that keep all channels that they consume.
@@ -95,16 +99,16 @@ def instrument(
         example_kwargs: as for `analyze`.
 
     Warns:
-        UserWarning: a pattern reaches further than it says, or less far; or the budget is a share
-            of the channels, and much more of them, or of the macs, stays.
+        UserWarning: a pattern affects more layers than it matches, or fewer; or the budget is a
+            share of the channels, and a much larger share of the channels or macs stays.
 
     Returns:
         A GraphModule with `selection()` and `dense_state_dict()`; give its parameters to an
         optimiser, and both to `fxprune.attach`.
 
     Raises:
-        TraceError: as for `analyze`; or the traced network does not compute what the model does,
-            which is tried on random inputs in evaluation mode.
+        TraceError: as for `analyze`; or the traced network, run on random inputs in evaluation
+            mode, does not compute what the model computes.
         OptionError: the policy, the budget or another option is not understood or out of range.
         GateError: no channel of the model could be removed.
     """
@@ -134,11 +138,11 @@ def instrument(
 
 
 TOO_MUCH = 0.1
-"""By how much more than the budget's share of the channels may stay without a warning."""
+"""How far the share that stays may exceed the budget's share without a warning."""
 
 
 def _kept_too_much(gated: GatedModule) -> Iterator[str]:
-    """Yield what a user of a budget of channels has to know of what stays."""
+    """Yield a warning if much more than a `keep` budget's share of channels or macs stays."""
     budget, widths, cost = gated.settings.budget, gated.best().widths, gated.cost
     if budget.kind != "keep" or budget.limits:
         return
@@ -155,7 +159,7 @@ def _kept_too_much(gated: GatedModule) -> Iterator[str]:
             f"{pin.macs / max(cost.dense_macs, 1):.0%} {pin.reason}" for pin in pinned if pin.macs
         )
         yield (
-            f"{macs:.0%} of the macs stay with {budget}, because pinned channels do: {reasons} "
+            f"{macs:.0%} of the macs stay with {budget}, because channels are pinned: {reasons} "
             "(all of them: gated.channels.pinned)"
         )
 
@@ -170,22 +174,24 @@ def fit_latency(
     remeasure: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> "Choice":
-    """Measure in ONNX Runtime, or by a command of the user's, which widths meet a latency budget.
+    """Find by measurement which widths meet a latency budget.
 
-    It takes some seconds for each of about six networks, longer where the machine is busy. What
-    was measured without noise is kept in the user's cache directory.
+    About six compact networks are timed, in ONNX Runtime or by a command of the user's. Each
+    takes some seconds, longer on a busy machine. Measurements without noise are kept in the
+    user's cache directory.
 
     Args:
         model: as for `instrument`.
         example_inputs: likewise.
         budget: a latency budget.
-        target: on what is measured; by default ONNX Runtime on this machine, in a loop.
+        target: where and how networks are timed; by default ONNX Runtime on this machine, in a
+            loop.
         example_kwargs: likewise.
-        remeasure: forget what is in the cache.
-        progress: called with what is measured, and how far it is.
+        remeasure: whether to measure again what the cache holds.
+        progress: called with a line of text that says what is measured, and how far it is.
 
     Returns:
-        The budget with its widths, and what was measured.
+        The budget with its widths, and the measurements.
 
     Raises:
         BudgetError: the narrowest network takes longer, or the machine is too busy to tell.
@@ -207,10 +213,11 @@ def group_latencies(
     remeasure: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> "list[GroupLatency]":
-    """Measure what each channel group costs: the time that half of its channels take.
+    """Measure for each channel group how much time half of its channels take.
 
-    Each group is halved by itself, exported and timed in turns with the dense network, which takes
-    some seconds; the arguments, the cache and the errors are those of `fit_latency`.
+    For each group, the network with half of that group's channels is exported and timed in turns
+    with the dense network, which takes some seconds. Arguments, cache and errors are those of
+    `fit_latency`.
     """
     from fxprune.export.group_latency import measure_groups
 
@@ -238,35 +245,35 @@ def _bench(
 
 
 def names_of(model: nn.Module) -> list[str]:
-    """Return the names of all modules of a network, under each of their names."""
+    """List the names of a network's modules; one that is used under several names has all."""
     return [name for name, _ in model.named_modules(remove_duplicate=False)]
 
 
 def shrink(gated: GatedModule, passes: str | Sequence[str | Pass] = ()) -> fx.GraphModule:
-    """Build the compact network that the gated one stands for: plain modules, its own tensors.
+    """Build the compact network of plain modules with the channels that an export would have.
 
-    It has the selection that export takes, and the mode that `gated` is in; `gated` itself does
-    not change. In evaluation mode the result is run against `gated` on random inputs.
+    It has tensors of its own, and the mode (training or evaluation) that `gated` is in; `gated`
+    does not change. In evaluation mode the two are compared on random inputs.
 
     Args:
         gated: the network.
-        passes: what is done to the compact network then, in this order: names with options,
-            such as `"fold"` or `"my_package:MyPass{strength=2}"` (in one text with commas
-            between them, or one by one), or `Pass` objects.
+        passes: passes that are then run on the compact network, in this order: names with
+            options, such as `"fold"` or `"my_package:MyPass{strength=2}"` (one text with commas,
+            or a sequence), or `Pass` objects.
 
     Raises:
         GateError: `gated` is not a gated network, or a pass refuses the network.
         OptionError: a pass is unknown, or its options are wrong.
-        PassError: the result of a pass is not what it promises.
+        PassError: the result of a pass does not fulfil what the pass ensures.
     """
     return run_passes(passes, apply("shrink", Program(gated, ()))).graph_module
 
 
 def fold(compact: fx.GraphModule) -> fx.GraphModule:
-    """Copy a network, its batch norms made part of the layers before them.
+    """Copy a network and merge its batch norms into the layers before them.
 
     Args:
-        compact: a network in evaluation mode. What `shrink` returned is compared with the result
+        compact: a network in evaluation mode. If `shrink` made it, it is compared with the result
             on random inputs.
 
     Raises:
@@ -284,7 +291,7 @@ def _coupled(model: nn.Module, inputs: Inputs, kwargs: Mapping[str, Any] | None)
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Suspend garbage collection: a graph is a million small objects that all live on."""
+    """Suspend garbage collection: a graph is a million small objects, none of them garbage."""
     collected = gc.isenabled()
     gc.disable()
     try:

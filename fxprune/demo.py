@@ -22,7 +22,7 @@ from fxprune.data import DataSet, load
 from fxprune.errors import RunError
 from fxprune.export.compare import Comparison, compact_of, compare_onnx
 from fxprune.export.onnx import BATCHES
-from fxprune.files import write_bytes
+from fxprune.files import CHECK, write_bytes
 from fxprune.gated.attach import attach
 from fxprune.gated.module import GatedModule
 from fxprune.report.exported import Exported
@@ -192,7 +192,7 @@ def prepare(output: Path) -> None:
             shutil.rmtree(output / name, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot write to {output}", why=str(error)) from error
+        raise RunError(f"cannot write to {output}", why=str(error), do=CHECK) from error
     write_bytes(output / MARK, README)
 
 

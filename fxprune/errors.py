@@ -1,4 +1,4 @@
-"""The error tree, and the one format in which a user sees a refusal.
+"""The errors that a user can correct, and the format in which they are shown.
 
 Every error says what went wrong, where (the user's own line if there is one), why, and what
 to do about it::
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def message(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
-    """Format a refusal; lines that have nothing to say are left out."""
+    """Format an error or a warning; an empty part has no line."""
     lines = [what]
     for label, text in (("at", at), ("why", why), ("do", do)):
         if text:
@@ -25,7 +25,14 @@ def message(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
 
 
 class FxpruneError(Exception):
-    """Base of all errors that a user can mend; the command line exits with `exit_code`."""
+    """Base of all errors that a user can correct; the command line exits with `exit_code`.
+
+    Attributes:
+        what: what went wrong, with the value that did.
+        at: the line of the user's code, if one is known.
+        why: the reason.
+        do: what to change.
+    """
 
     exit_code = 2
 
@@ -38,7 +45,7 @@ class FxpruneError(Exception):
 
 
 class FxpruneWarning(UserWarning):
-    """What a user should know of, and nothing that has to be mended."""
+    """Something that a user should know, and need not correct."""
 
 
 class SpecError(FxpruneError):
@@ -48,8 +55,9 @@ class SpecError(FxpruneError):
 class TraceError(FxpruneError):
     """A model that torch.fx cannot trace, or whose example inputs do not fit.
 
-    `node` is the name of the node that was running, if one was; `near` are the labels of the
-    tensors that its call had, or that came just before it.
+    Attributes:
+        node: name of the graph node that was running, "" if none was.
+        near: labels of the tensors that its call received, or of the last ones before it.
     """
 
     near: Sequence[Any] = ()
@@ -86,7 +94,7 @@ class GateError(FxpruneError):
 
 
 class PassError(FxpruneError):
-    """A pass whose result is not what it promises."""
+    """A pass whose result does not fulfil what the pass ensures."""
 
     exit_code = 1
 

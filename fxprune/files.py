@@ -49,6 +49,12 @@ TENSOR_BYTES = 2**36
 TEMPORARY = ".fxprune-", ".tmp"
 """What the name of a temporary file begins and ends with."""
 
+CHECK = "check that the path exists, its permissions, and the space on the disk"
+"""What to do where the operating system refuses a file."""
+
+OTHER = "use the version that wrote it, or make the file again with this one"
+"""What to do about a file in another layout."""
+
 T = TypeVar("T")
 
 
@@ -60,6 +66,15 @@ def shell_word(path: Path | str) -> str:
     """
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def damaged(path: Path, why: str, what: str = "it") -> RunError:
+    """Build the error for a file whose content, or the part `what` of it, cannot be true."""
+    return RunError(
+        f"cannot read {path}",
+        why=f"{what} is damaged: {why}",
+        do="take an earlier copy of it, or make it again",
+    )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -97,7 +112,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             do="make it, or name another one",
         ) from error
     except (OSError, ValueError) as error:  # the latter for a NUL in the name
-        raise RunError(f"cannot write {_printable(path)}", why=str(error)) from error
+        raise RunError(f"cannot write {_printable(path)}", why=str(error), do=CHECK) from error
 
 
 def sweep(folder: Path) -> None:
@@ -164,16 +179,13 @@ def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
         with _opened(path) as handle:
             size = os.fstat(handle).st_size
             if size > most:
-                raise RunError(
-                    f"cannot read {path}",
-                    why=f"it is damaged: {size:,} bytes, and at most {most:,} are expected",
-                )
+                raise damaged(path, f"{size:,} bytes, and at most {most:,} are expected")
             with os.fdopen(os.dup(handle), "rb") as file:
                 content = file.read(size + 1)
     except FileNotFoundError as error:
-        raise RunError(f"there is no file {path}") from error
+        raise RunError(f"there is no file {path}", do="check the name and the folder") from error
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {_printable(path)}", why=str(error)) from error
+        raise RunError(f"cannot read {_printable(path)}", why=str(error), do=CHECK) from error
     if len(content) != size:
         raise RunError(
             f"cannot read {path}",
@@ -240,7 +252,9 @@ def read_record(path: Path, kind: type[T]) -> T:
     """
     value = read_json(path)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise RunError(f"cannot read {path}", why="it was not written by this version of fxprune")
+        raise RunError(
+            f"cannot read {path}", why="it was not written by this version of fxprune", do=OTHER
+        )
     checksum = value.pop("checksum", None)
     if checksum != _checksum({}, _canonical(value)):
         raise RunError(
@@ -262,13 +276,11 @@ def fitting(kind: type[T], value: Any, path: Path, what: str = "content") -> T:
         whole: Any = kind
         found: T = _adapter(whole).validate_json(json.dumps(value))
     except OptionError as error:  # of a dataclass that checks itself
-        raise RunError(f"cannot read {path}", why=f"its {what} is damaged: {error}") from error
+        raise damaged(path, str(error), f"its {what}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = "".join(f"{part}: " for part in first["loc"][:3])
-        raise RunError(
-            f"cannot read {path}", why=f"its {what} is damaged: {place}{first['msg']}"
-        ) from error
+        raise damaged(path, f"{place}{first['msg']}", f"its {what}") from error
     return found
 
 
@@ -286,7 +298,7 @@ def parsed(content: bytes | str, path: Path) -> Any:
     try:
         return from_json(content, allow_inf_nan=False)
     except ValueError as error:
-        raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
+        raise damaged(path, str(error)) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -324,17 +336,23 @@ def read_tensors(path: Path, most: int = TENSOR_BYTES) -> tuple[dict[str, Tensor
     try:
         tensors = from_bytes(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise RunError(f"cannot read {path}", why=f"it is damaged: {error}") from error
+        raise damaged(path, str(error)) from error
     found = parsed(content[8 : 8 + int.from_bytes(content[:8], "little")], path)
     found = found.get("__metadata__") or {}
     text = found.get("fxprune")
     if text is None:
-        raise RunError(f"cannot read {path}", why="it was not written by fxprune")
+        raise RunError(
+            f"cannot read {path}",
+            why="it was not written by fxprune",
+            do="give a file that fxprune.save wrote, or the folder of a run",
+        )
     if found.get("checksum") != _checksum(tensors, text):
-        raise RunError(f"cannot read {path}", why="it is damaged: the checksum does not match")
+        raise damaged(path, "the checksum does not match")
     meta = parsed(text, path)
     if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
-        raise RunError(f"cannot read {path}", why="it was written by another version of fxprune")
+        raise RunError(
+            f"cannot read {path}", why="it was written by another version of fxprune", do=OTHER
+        )
     return tensors, meta
 
 

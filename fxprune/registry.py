@@ -176,11 +176,11 @@ def _convert(value: str, kind: Any, what: str) -> Any:
         choices = typing.get_args(kind)
         if value in choices:
             return value
-        raise OptionError(f"{what} cannot be {value!r}", do=f"one of {', '.join(choices)}")
+        raise OptionError(f"{what} cannot be {value!r}", do=f"give one of {', '.join(choices)}")
     if kind is bool:
         if value.lower() in ("true", "false"):
             return value.lower() == "true"
-        raise OptionError(f"{what} cannot be {value!r}", do="true or false")
+        raise OptionError(f"{what} cannot be {value!r}", do="give true or false")
     try:
         return kind(value)
     except ValueError as error:

@@ -7,9 +7,9 @@ all of `layer4`), by a parameter's name, or by the group's name in `fxprune insp
 `exclude` keeps all channels that the matched layers make, `exclude_inputs` all that they consume;
 both win over the rest. `keep` says what share of its channels a group keeps, `floor` and `ceiling`
 between what shares the budget may choose. There the first pattern that matches a layer decides;
-layers whose channels live and die together form one group, which takes the largest share of its
-layers. Shares become allowed widths: `keep` and `ceiling` are rounded down, to one rounding step at
-least, `floor` is rounded up.
+layers whose channels can only be removed together form one group, which takes the largest share of
+its layers. Shares become allowed widths: `keep` and `ceiling` are rounded down, to one rounding
+step at least, `floor` is rounded up.
 """
 
 import dataclasses

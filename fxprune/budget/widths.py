@@ -124,7 +124,8 @@ def _prices(budget: Budget, cost: CostModel) -> list[float]:
 def _measured(budget: Budget, layout: Layout) -> Widths:
     if not budget.widths:
         raise BudgetError(
-            f"the budget {budget} has not been measured", do="fxprune.instrument measures it"
+            f"the budget {budget} has not been measured",
+            do="make the network with fxprune.instrument, which measures it",
         )
     fits = len(budget.widths) == len(layout.sizes) and all(
         1 <= width <= size for width, size in zip(budget.widths, layout.sizes)

@@ -108,7 +108,7 @@ def _os_errors_refused() -> Iterator[None]:
         Path.cwd()
     except OSError as error:
         raise RunError(
-            "the current folder is gone", why=str(error), do="change to one that is there"
+            "the current folder is gone", why=str(error), do="change to a folder that exists (cd)"
         ) from error
     try:
         yield
@@ -123,5 +123,5 @@ def _os_errors_refused() -> Iterator[None]:
             "the operating system refused a call",
             at=user_line(error),
             why=str(error),
-            do="look at what it names: space on the disk, permissions, the connection",
+            do="check the file or connection that it names: its permissions, the space on the disk",
         ) from error

@@ -83,5 +83,5 @@ def made_up(shapes: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, ...]:
         raise SpecError(
             f"an input of shape {' and '.join('x'.join(map(str, shape)) for shape in shapes)} "
             "does not fit into memory",
-            do="give a smaller one",
+            do="give a smaller shape with --input",
         ) from error

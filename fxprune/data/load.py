@@ -129,6 +129,7 @@ def from_tensors(
             raise DataError(
                 f"cannot use the data set {name}",
                 why=f"a split is empty or has labels outside 0..{len(classes) - 1}",
+                do="give examples in both splits, and a class for each label",
             )
     _, channels, height, width = train[0].shape
     shape = channels, height, width

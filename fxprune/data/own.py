@@ -94,7 +94,9 @@ def _split(part: Any, which: str, name: str, workers: int) -> "DatasetSplit | Lo
                 do=FORMS,
             )
         if len(split) == 0:
-            raise DataError(f"{which} of the data factory {name} is empty", do="give examples")
+            raise DataError(
+                f"{which} of the data factory {name} is empty", do="return at least one example"
+            )
         inputs, _ = next(split.batches(1))
     except (TypeError, NotImplementedError, StopIteration) as error:
         raise DataError(

@@ -49,13 +49,17 @@ class Preprocess:
     def __post_init__(self) -> None:
         """Check the fields."""
         if any(value <= 0 for value in self.std):
-            raise OptionError("a standard deviation has to be above 0", do="see --std")
+            raise OptionError(
+                f"std cannot be {self.std}",
+                why="images are divided by it",
+                do="give numbers above 0, one or one per channel, such as 0.229,0.224,0.225",
+            )
         if len(self.resize) > 2 or any(side < 1 for side in self.resize):
             raise OptionError(
                 f"cannot resize to {self.resize}", do="give one side or two, such as 256 or 256x256"
             )
         if self.crop not in Crop.__args__:  # type: ignore[attr-defined]
-            raise OptionError(f"crop cannot be {self.crop!r}", do="resized, shift or center")
+            raise OptionError(f"crop cannot be {self.crop!r}", do="give resized, shift or center")
 
     @staticmethod
     def parse(

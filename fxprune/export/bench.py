@@ -164,7 +164,11 @@ def _run_command(command: str, path: Path) -> float:
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise BudgetError(f"cannot run the latency command {words[0]}", why=str(error)) from error
+        raise BudgetError(
+            f"cannot run the latency command {words[0]}",
+            why=str(error),
+            do="give a program that can be started from here",
+        ) from error
     last = (done.stdout.split() or [""])[-1]
     with contextlib.suppress(ValueError):
         if done.returncode == 0 and 0 < float(last) < float("inf"):

@@ -47,6 +47,9 @@ REFERENCE: Mapping[str, str] = {
     "int8": "the same file computed in float32 between quantising and dequantising",
 }
 
+LEAVE = "leave out {}; the float32 file can be written"
+"""What to do where a network has no form in the precision of an option."""
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -91,7 +94,9 @@ def write_fp16(source: Path, path: Path, trials: Sequence[Sequence[Tensor]]) -> 
         lowered = convert_float_to_float16(model, keep_io_types=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ExportError(
-            "the network cannot be written in half precision", why=str(error).splitlines()[0]
+            "the network cannot be written in half precision",
+            why=str(error).splitlines()[0],
+            do=LEAVE.format("--fp16"),
         ) from error
     OnnxModel(lowered).topological_sort()  # the converter puts casts of the inputs last
     content = lowered.SerializeToString()
@@ -137,7 +142,9 @@ def write_int8(
             )
         except (ValueError, RuntimeError, KeyError) as error:
             raise ExportError(
-                "the network cannot be quantised", why=str(error).splitlines()[0]
+                "the network cannot be quantised",
+                why=str(error).splitlines()[0],
+                do=LEAVE.format("--int8"),
             ) from error
         model = onnx.load(str(quantised))
     content = model.SerializeToString()
@@ -219,7 +226,9 @@ def _written(
         check_model(model)
     except ValidationError as error:
         raise ExportError(
-            f"the {kind} file would be no valid ONNX", why=str(error).splitlines()[0]
+            f"the {kind} file would be no valid ONNX",
+            why=str(error).splitlines()[0],
+            do=LEAVE.format(f"--{kind}"),
         ) from error
     content = model.SerializeToString()
     write_bytes(path, content)

@@ -72,7 +72,11 @@ class OnnxOptions:
             raise OptionError(f"batch cannot be {self.batch}", do="give 1 or more examples")
         for words in (self.input_names, self.output_names):
             if len({*words}) < len(words) or not all(words):
-                raise OptionError(f"cannot use the names {', '.join(words)}", do="give each once")
+                raise OptionError(
+                    f"cannot use the names {', '.join(words)}",
+                    why="one is empty, or two are the same",
+                    do="give each input or output a name of its own",
+                )
 
     @property
     def batches(self) -> tuple[int, ...]:

@@ -102,6 +102,7 @@ def gaps(expected: Network, run: Runner, trial: tuple[Tensor, ...]) -> list[Gap]
         raise ParityError(
             f"the ONNX file has {len(found)} outputs, the network {len(wanted)}",
             why="there is none, one is not a tensor, or two are the same",
+            do="let forward return one or more different tensors",
         )
     return [
         _gap(f"output {i}", a, torch.from_numpy(b)) for i, (a, b) in enumerate(zip(wanted, found))
@@ -112,12 +113,14 @@ def _gap(name: str, wanted: Tensor, found: Tensor) -> Gap:
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         raise ParityError(
             f"{name} of the ONNX file is {found.dtype} {tuple(found.shape)}, "
-            f"of the network {wanted.dtype} {tuple(wanted.shape)}"
+            f"of the network {wanted.dtype} {tuple(wanted.shape)}",
+            do="write --pt2, and please report it with the network",
         )
     if not (wanted.isfinite().all() and found.isfinite().all()):
         raise ParityError(
             f"{name} of the network is not finite",
-            why="nothing can be proven of infinity and NaN; the training may have diverged",
+            why="infinity and NaN cannot be compared; the training may have diverged",
+            do="train again with a smaller learning rate",
         )
     tolerance = TOLERANCE.get(wanted.dtype, 0.0)
     if wanted.numel() == 0:

@@ -48,7 +48,7 @@ class Pending:
             raise GateError(
                 "the gradients are those of other channels than the ones that execute",
                 why="the selection changed between backward and the optimiser's step",
-                do="step first",
+                do="call optimizer.step() or zero_grad() before what changes the selection",
             )
 
     def _is_used(self, gradient: Tensor) -> bool:

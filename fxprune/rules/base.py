@@ -1,9 +1,9 @@
 """The language in which an op rule is written.
 
 A tensor's labels are *families*: along one of its dimensions, every index carries a label (an
-int64 id), and indices whose labels fall together live and die together. A tensor may carry
-several families (a weight carries one along its rows and one along its columns). A dimension
-without a family has a fixed size. Label 0 means pinned.
+int64 id), and indices whose labels become equal are one channel. A tensor may carry several
+families (a weight carries one along its rows and one along its columns). A dimension without a
+family has a fixed size. Label 0 means pinned.
 
 A rule sees one ATen call, with meta tensors, and says three things: which labels become equal
 (`Context.meet`), which are pinned and why (`Context.pin`), and what the result carries

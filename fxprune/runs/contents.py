@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fxprune.errors import RunError
-from fxprune.files import TENSOR_BYTES
+from fxprune.files import TENSOR_BYTES, damaged
 from fxprune.gated.module import GatedModule
 
 BUFFERS = ("running_var", "num_batches_tracked")
@@ -151,8 +151,4 @@ def is_wild(tensor: Tensor | None) -> bool:
 
 
 def _wrong(path: Path, name: str, why: str) -> RunError:
-    return RunError(
-        f"cannot read {path}",
-        why=f"it is damaged: {name!r}: {why}",
-        do="take an earlier copy of it, or train again in another folder",
-    )
+    return damaged(path, f"{name!r}: {why}")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.errors import GateError, RunError
-from fxprune.files import read_tensors, write_tensors
+from fxprune.files import damaged, read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.runs.contents import check_gated, most_bytes, tensors_of
 from fxprune.runs.plan import Plan
@@ -87,11 +87,7 @@ def take_over(gated: GatedModule, tensors: Mapping[str, Tensor], path: Path) -> 
     try:
         gated.restore(state)
     except (GateError, RuntimeError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"cannot read {path}",
-            why=f"it is damaged: {error}",
-            do="take an earlier copy of it, or instrument again",
-        ) from error
+        raise damaged(path, str(error)) from error
 
 
 def gated_state(gated: GatedModule) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from fxprune.errors import RunError
-from fxprune.files import fitting, read_bytes, write_bytes
+from fxprune.files import damaged, fitting, read_bytes, write_bytes
 from fxprune.runs.plan import Text
 from fxprune.runs.schema import STRICT
 
@@ -102,11 +101,7 @@ def history_of(meta: dict[str, Any], path: Path) -> list[EpochMetrics]:
     """
     history = fitting(list[EpochMetrics], meta.get("history", []), path, "history")
     if [metrics.epoch for metrics in history] != list(range(1, len(history) + 1)):
-        raise RunError(
-            f"cannot read {path}",
-            why="its history is damaged: epochs are missing",
-            do="take an earlier copy of it, or train again in another folder",
-        )
+        raise damaged(path, "epochs are missing", "its history")
     return history
 
 

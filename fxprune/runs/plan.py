@@ -16,7 +16,7 @@ from fxprune.api import instrument
 from fxprune.budget.budget import Budget
 from fxprune.channels.graph import ChannelGraph
 from fxprune.errors import OptionError, RunError
-from fxprune.files import fitting
+from fxprune.files import damaged, fitting
 from fxprune.gated.module import GatedModule
 from fxprune.runs import calls
 from fxprune.runs.schema import STRICT
@@ -115,11 +115,7 @@ class Plan:
                 example_kwargs=kwargs,
             )
         except OptionError as error:
-            raise RunError(
-                f"cannot read {path}",
-                why=f"its plan is damaged: {error}",
-                do="take an earlier copy of it, or instrument again",
-            ) from error
+            raise damaged(path, str(error), "its plan") from error
         if fingerprint(gated.channels) != self.fingerprint:
             raise RunError(
                 f"{path} belongs to another network",

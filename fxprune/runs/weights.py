@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fxprune.errors import RunError
+from fxprune.files import CHECK
 from fxprune.runs.contents import is_negative, is_wild
 
 ENDINGS = (".safetensors", ".pt", ".pth")
@@ -87,8 +88,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if _is_text(path):
         raise RunError(
             f"there are no weights in {path}",
-            why="it is a text file; perhaps a pointer of Git LFS, or a page that says why not",
-            do="fetch the file itself",
+            why="it is a text file; perhaps a pointer of Git LFS, or an error page of a download",
+            do="download the weights again, with git lfs pull if they are in Git LFS",
         )
     try:
         if path.suffix == ".safetensors":
@@ -105,7 +106,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # of a damaged pickle torch raises anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(
-            f"cannot read {path}", why=f"it is damaged: {reason}", do="save it again"
+            f"cannot read {path}",
+            why=f"it is damaged: {reason}",
+            do="save or copy the weights again",
         ) from error
     return _named(found, path)
 
@@ -115,7 +118,7 @@ def _is_text(path: Path) -> bool:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        raise RunError(f"cannot read {path}", why=str(error)) from error
+        raise RunError(f"cannot read {path}", why=str(error), do=CHECK) from error
     return bool(head) and all(byte >= 32 or byte in b"\t\r\n" for byte in head)
 
 
@@ -148,7 +151,9 @@ def _refuse_odd_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
         if tensor.layout != torch.strided:
             layout = str(tensor.layout).removeprefix("torch.")
             raise RunError(
-                f"{name} in {path} is sparse", why=f"its layout is {layout}", do="save it dense"
+                f"{name} in {path} is sparse",
+                why=f"its layout is {layout}",
+                do="save tensor.to_dense() in its place",
             )
         if is_wild(tensor):
             bad = "NaN" if bool(tensor.isnan().any()) else "infinity"

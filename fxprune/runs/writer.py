@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fxprune.errors import RunError
-from fxprune.files import lock, parsed, sweep
+from fxprune.files import CHECK, lock, parsed, sweep
 from fxprune.runs.trust import shown
 
 LOCK = ".writer"
@@ -35,7 +35,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _lock(path)
     except OSError as error:
-        raise RunError(f"cannot write to {folder}", why=str(error)) from error
+        raise RunError(f"cannot write to {folder}", why=str(error), do=CHECK) from error
     try:
         sweep(folder)
         yield

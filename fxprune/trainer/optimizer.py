@@ -40,7 +40,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
         raise OptionError(
             "no parameter of the network is left to train",
             why=f"freeze {options.freeze} matches them all" if options.freeze else "",
-            do="freeze less",
+            do="give fewer or narrower patterns to freeze",
         )
     groups: Any = list(trained.values())
     if not options.decay_norms:

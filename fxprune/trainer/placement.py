@@ -43,7 +43,10 @@ class Placement:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # the latter where torch is built without
-            raise OptionError(f"there is no device {options.device!r}", do="give cpu") from error
+            raise OptionError(
+                f"there is no device {options.device!r}",
+                do="give cpu, or a torch that supports the device",
+            ) from error
         amp = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(options.amp)
         if options.amp == "auto" and device.type == "cuda":
             amp = torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16

@@ -155,11 +155,11 @@ def test_only_what_differs_is_written() -> None:
         ),
         (
             "tuned{form=both}",
-            "option 'form' of the thing 'tuned' cannot be 'both'\n  do   one of batch, sample",
+            "option 'form' of the thing 'tuned' cannot be 'both'\n  do   give one of batch, sample",
         ),
         (
             "tuned{loud=1}",
-            "option 'loud' of the thing 'tuned' cannot be '1'\n  do   true or false",
+            "option 'loud' of the thing 'tuned' cannot be '1'\n  do   give true or false",
         ),
     ],
 )

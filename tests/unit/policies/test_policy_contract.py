@@ -291,16 +291,16 @@ BAD = {
     "cucb{discount=0}": "option 'discount' of the policy 'cucb' cannot be 0.0\n"
     "  do   give a value of at least 0.5 and at most 1",
     "cucb{saliency=hessian}": "option 'saliency' of the policy 'cucb' cannot be 'hessian'\n"
-    "  do   one of batch, sample",
+    "  do   give one of batch, sample",
     "cucb{warmup=1.5}": "option 'warmup' of the policy 'cucb' cannot be '1.5'\n"
     "  do   give a whole number",
     "utility{decay=1.1}": "option 'decay' of the policy 'utility' cannot be 1.1",
     "utility{decay_step=-0.1}": "option 'decay_step' of the policy 'utility' cannot be -0.1",
     "utility{reallocate=-1}": "option 'reallocate' of the policy 'utility' cannot be -1",
     "utility{scale=l1}": "option 'scale' of the policy 'utility' cannot be 'l1'\n"
-    "  do   one of sum, l2, max",
+    "  do   give one of sum, l2, max",
     "fixed{choice=best}": "option 'choice' of the policy 'fixed' cannot be 'best'\n"
-    "  do   one of magnitude, first, random",
+    "  do   give one of magnitude, first, random",
     "random{seed=1}": "the policy 'random' has no option 'seed'\n  do   known options: none",
 }
 

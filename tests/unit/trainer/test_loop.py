@@ -152,7 +152,7 @@ def test_learning_rate(options, share, expected):
         ({"lr": math.inf}, "lr cannot be inf\n  do   give a number from 0 up, not infinity"),
         ({"weight_decay": math.inf}, "weight_decay cannot be inf"),
         ({"settle": 1.5}, "settle cannot be 1.5\n  do   give a number from 0 to 1"),
-        ({"schedule": "line"}, "schedule cannot be 'line'\n  do   one of cosine, step"),
+        ({"schedule": "line"}, "schedule cannot be 'line'\n  do   give one of cosine, step"),
         ({"clip": 0.0}, "clip cannot be 0.0\n  do   give a number above 0"),
         ({"accumulate": 65}, "a batch of 128 cannot be split into 65 parts"),
         ({"mixup": -1.0}, "mixup cannot be -1.0"),
