@@ -1,4 +1,4 @@
-"""The one line in a user's training loop: selection and exchange inside the optimiser's step."""
+"""Attach: hooks on an optimiser, which select and exchange channels around each of its steps."""
 
 import functools
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Controller:
     handles: tuple[RemovableHandle, ...]
 
     def detach(self) -> None:
-        """End the selection; the network stays on the one that executes."""
+        """Remove the hooks; the network stays on its current selection."""
         for handle in self.handles:
             handle.remove()
         self.gated.attached.release(self.optimizer)
@@ -56,11 +56,11 @@ def attach(
         gated: what `fxprune.instrument` returned; not a wrapper around it.
         optimizer: any torch optimiser over `gated.parameters()`, or what a framework wraps around
             one, such as accelerate's AcceleratedOptimizer or fastai's OptimWrapper.
-        schedule: from all channels down to the budget, such as `"cubic{begin=0.1,end=0.6}"`;
-            or one that is planned already, a StepSchedule; without one the budget holds from the
-            beginning, but for `gated.spend`.
-        steps: optimiser steps of the whole run, from the network's first one on, for a schedule
-            that is not planned yet.
+        schedule: how the network falls from all channels to the budget, such as
+            `"cubic{begin=0.1,end=0.6}"`, or a planned StepSchedule. Without one the budget holds
+            from the first step on, unless `gated.spend` sets another share.
+        steps: number of optimiser steps of the whole run, counted from the network's first one;
+            needed for a schedule that is not planned yet.
 
     Raises:
         GateError: `gated` is no gated network, or is sharded; the optimiser holds none of its
@@ -164,13 +164,13 @@ def _pace(
 
 
 def _not_compiled(hook: _Hook) -> _Hook:
-    """Keep torch.compile, where it compiles a user's whole step, out of what is done around it."""
+    """Keep torch.compile out of a hook, where a user compiles a whole step."""
     disabled: _Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
     return disabled
 
 
 def _observed(closure: Callable[[], Any], show: Callable[[], None]) -> Callable[[], Any]:
-    """Return a closure that shows the gradients it makes, at the optimiser's first call."""
+    """Return a closure that calls `show` after the first time it has made gradients."""
     seen = False
 
     def call() -> Any:

@@ -34,9 +34,9 @@ class Averaging(Executing):
     ) -> None:
         """Take `dense` over, as `Executing` does."""
         self._followers: weakref.WeakSet[Averaging] = weakref.WeakSet()
-        self._lead: weakref.ref[Averaging] | None = None
-        self._known: Selection | None = None  # what the leader executed when it was followed last
-        self._loaded_at: Selection | None = None  # what the leader executed then, for a follower
+        self._leader: weakref.ref[Averaging] | None = None
+        self._leader_selection: Selection | None = None  # the leader's, taken up last
+        self._loaded_at: Selection | None = None  # the leader's selection when a state was loaded
         self.copied_from: weakref.ref[Averaging] | None = None
         self._copies: weakref.WeakSet[Averaging] = weakref.WeakSet()
         self._twin: Twin | None = None
@@ -47,23 +47,23 @@ class Averaging(Executing):
 
         For an average of the other's parameters; see `fxprune.follow`, which is what to call.
         """
-        self._lead, self._twin = weakref.ref(leader), None
+        self._leader, self._twin = weakref.ref(leader), None
         leader._followers.add(self)
         self._catch_up()
 
     @property
     def follows(self) -> bool:
         """Whether it holds an average, and follows another network's selections."""
-        return self._lead is not None
+        return self._leader is not None
 
     @lasting
     def best(self) -> Selection:
         """Return the selection that export would take now: the whole budget, and no exploration."""
         self._catch_up()
-        if self._twin is not None and self._twin.still is not None:
+        if self._twin is not None and self._twin.own_best is not None:
             source = self._twin.source()
             if source is None or not self._twin.is_written(self._dense_parameters()):
-                return self._twin.still.to(self._device())
+                return self._twin.own_best.to(self._device())
             self._take_over(source)
         return super().best()
 
@@ -73,7 +73,14 @@ class Averaging(Executing):
         self._catch_up()
         self._finish()
         own = (
-            *("_residents", "_wrappers", "_followers", "_lead", "_evaluation", "_known"),
+            *(
+                "_residents",
+                "_wrappers",
+                "_followers",
+                "_leader",
+                "_evaluation",
+                "_leader_selection",
+            ),
             *("_copies", "_twin", "_pending", "_bare_averages", "_lock"),
         )
         kept = {name: self.__dict__.pop(name) for name in own}
@@ -85,35 +92,35 @@ class Averaging(Executing):
         for name in ("_wrappers", "_followers", "_copies"):
             setattr(twin, name, weakref.WeakSet())
         twin._pending, twin._twin, twin._lock = [], None, threading.RLock()
-        twin._lead, twin._known, twin.copied_from = None, None, weakref.ref(self)
+        twin._leader, twin._leader_selection, twin.copied_from = None, None, weakref.ref(self)
         twin._evaluation, twin._bare_averages = Evaluation(), BareAverages()
         twin._mode_was_set()
         twin._twin = Twin.of(self, twin._dense_parameters())
         self._copies.add(twin)
         return twin
 
-    def _go_its_own_way(self) -> None:
+    def _forget_source(self) -> None:
         self._twin = None
 
     def _restored(self) -> None:
-        """Begin anew to follow, after all of its state was set."""
-        leader = None if self._lead is None else self._lead()
+        """Follow again, after the whole state was loaded."""
+        leader = None if self._leader is None else self._leader()
         if leader is not None:
-            self._loaded_at, self._known = leader._selection, None
+            self._loaded_at, self._leader_selection = leader._selection, None
         source = None if self._twin is None else self._twin.source()
         if source is not None:
             self._twin = Twin.of(source, self._dense_parameters())
 
-    def _be_followed(self) -> None:
+    def _update_copies(self) -> None:
         """Let the copies that follow take up the selection."""
         for follower in self._followers:
             follower._catch_up()
         for copy in [*self._copies]:
-            copy._keep_in_step(self)
+            copy._mirror(self)
 
-    def _announce(self) -> None:
-        self._be_followed()
-        super()._announce()
+    def _apply_widths(self) -> None:
+        self._update_copies()
+        super()._apply_widths()
 
     def _moving(self) -> Iterator[Tensor]:
         yield from super()._moving()
@@ -124,31 +131,31 @@ class Averaging(Executing):
     @lasting
     def _catch_up(self) -> None:
         """Take the selection of the network that it follows, if it follows one."""
-        leader = None if self._lead is None else self._lead()
+        leader = None if self._leader is None else self._leader()
         if leader is None or self._loaded_at is leader._selection:
             return
         self._take_over(leader)
         device = self._device()
-        if self._known is not leader._selection:
+        if self._leader_selection is not leader._selection:
             self._exchange(leader._selection.to(device))
-            self._known = leader._selection
+            self._leader_selection = leader._selection
 
     def _take_over(self, leader: "Averaging") -> None:
         """Copy the policy state of another network."""
         device = self._device()
         self._settled = None if leader._settled is None else leader._settled.to(device)
-        self._chooser.take_over(leader._chooser, device)
+        self._selector.take_over(leader._selector, device)
         self._evaluation.stale = True
 
-    def _keep_in_step(self, source: "Averaging") -> None:
-        """Execute what its source does, in a copy that may hold an average; see `twins.Twin`."""
+    def _mirror(self, source: "Averaging") -> None:
+        """Take up the source's selection in a copy that may hold an average; see `twins.Twin`."""
         twin = self._twin
         if twin is None or any(p.grad is not None for p in self.parameters()):
             self._twin = None
             source._copies.discard(self)
         elif twin.at is not source._selection:
-            if twin.still is None:
-                twin.still = self.best()
+            if twin.own_best is None:
+                twin.own_best = self.best()
             self._exchange(source._selection.to(self._device()))
             twin.at = source._selection
 

@@ -1,8 +1,8 @@
 """Execution: one selection of channels exists as a narrow network, all others rest in the bank.
 
 Outside a forward the parameters hold the selection that the policy explores, in any mode. A forward
-in evaluation mode shows the selection that export would take now. An exchange of channels is a list
-of steps, which is finished before the next use if it was interrupted.
+in evaluation mode executes the selection that export would take now. An exchange of channels is a
+list of operations; if it is interrupted, the next use finishes it first.
 """
 
 import functools
@@ -30,7 +30,7 @@ from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.nodes import note_paths, taps, to_gated
 from fxprune.gated.optimizers import Rounds
 from fxprune.gated.residents import Residents
-from fxprune.gated.selector import Chooser, Settings
+from fxprune.gated.selector import Selector, Settings
 from fxprune.tracing.module import TracedModule, modules_of
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -79,15 +79,15 @@ class Executing(TracedModule):
         whole = Selection(torch.arange(layout.total).to(self._device()), layout.sizes)
         with torch.no_grad():
             prior = self._residents.meter(whole).magnitude(self._residents.tensors())
-        self._chooser = Chooser(settings, layout, self.cost, prior)
-        first = self._chooser.first()
+        self._selector = Selector(settings, layout, self.cost, prior)
+        first = self._selector.first()
         self._residents.load(first)
         resize(self, channels, first.widths)
         self._made = True
         self.recompile()
         self._selection = first
         self._known_widths: Widths = ()
-        self._announce()
+        self._apply_widths()
         self._mode_was_set()
 
     @property
@@ -103,12 +103,12 @@ class Executing(TracedModule):
     @property
     def steps(self) -> int:
         """How many optimiser steps were observed."""
-        return self._chooser.steps
+        return self._selector.steps
 
     @property
     def policy_state(self) -> dict[str, Tensor]:
         """The policy's tensors."""
-        return self._chooser.state
+        return self._selector.state
 
     def selection(self) -> dict[str, dict[int, Tensor]]:
         """Return the kept indices of each parameter, as export would take them now.
@@ -153,7 +153,7 @@ class Executing(TracedModule):
         """Return the selection that export would take now: the whole budget, and no exploration."""
         if self._settled is not None:
             return self._settled
-        return self._chooser.best(self._selection)
+        return self._selector.best(self._selection)
 
     @lasting
     def settle(self, chosen: Selection | None = None) -> None:
@@ -178,9 +178,9 @@ class Executing(TracedModule):
         return self._settled is not None
 
     def spend(self, share: float) -> None:
-        """Execute the widths of another share of the network in training, until told otherwise.
+        """Execute the widths of another share of the network in training, until the next call.
 
-        Without effect once the network is settled. Evaluation shows what the budget allows.
+        It has no effect once the network is settled. Evaluation keeps to the budget.
 
         Args:
             share: of the dense network, counted as the budget counts: the budget's, up to 1.
@@ -188,16 +188,16 @@ class Executing(TracedModule):
         Raises:
             BudgetError: the share is below the budget's, or above 1.
         """
-        chosen = self._at(share)
+        chosen = self._selection_at(share)
         if chosen is not None:
             self._residents.gradients.drop()
             self._select(chosen)
 
-    def _at(self, share: float) -> Selection | None:
-        """Return the selection at another share; None where it stays."""
+    def _selection_at(self, share: float) -> Selection | None:
+        """Return the selection at another share, or None if it stays the same."""
         if self.settled:
             return None
-        return self._chooser.spend(share, self._selection)
+        return self._selector.spend(share, self._selection)
 
     @lasting
     def select(self, chosen: Selection) -> None:
@@ -206,14 +206,14 @@ class Executing(TracedModule):
         Raises:
             GateError: the selection does not fit the groups and its widths.
         """
-        self._chooser.check(chosen)
-        self._go_its_own_way()
+        self._selector.check(chosen)
+        self._forget_source()
         if chosen is not self._selection:
             self._residents.gradients.drop()
         self._select(chosen)
 
-    def _go_its_own_way(self) -> None:
-        """Stop doing what another network does."""
+    def _forget_source(self) -> None:
+        """Stop following the network of which this is a copy."""
 
     # --- modes, devices -----------------------------------------------------------------------
 
@@ -262,7 +262,7 @@ class Executing(TracedModule):
         return self._evaluation.run(self, self._residents, *args, **kwargs)
 
     def recompile(self) -> Any:
-        """Make the code of the graph; not before its sizes are those of the first selection."""
+        """Generate the graph's code, once its sizes are those of the first selection."""
         if not self._made:
             return None
         code = super().recompile()
@@ -276,7 +276,7 @@ class Executing(TracedModule):
         self.bank.apply(fn)
         self._residents.refind(self._selection)
         device = self._device()
-        self._chooser.take_over(self._chooser, device)
+        self._selector.take_over(self._selector, device)
         self._selection = self._selection.to(device)
         self._settled = None if self._settled is None else self._settled.to(device)
         self._fit_taps()
@@ -303,9 +303,9 @@ class Executing(TracedModule):
     def _exchange(self, chosen: Selection) -> None:
         """Exchange parameters, buffers and optimisers' state for those of another selection."""
         with self._lock:
-            self._exchange_alone(chosen)
+            self._exchange_locked(chosen)
 
-    def _exchange_alone(self, chosen: Selection) -> None:
+    def _exchange_locked(self, chosen: Selection) -> None:
         self._finish()
         self._residents.put_in_order(self._selection)
         torch.clear_autocast_cache()  # of casts of what leaves
@@ -321,7 +321,7 @@ class Executing(TracedModule):
             self._selection = chosen
             self._evaluation.stale = True
 
-        plan = [*exchange.steps(items, self.bank, old, chosen), take_up, self._announce]
+        plan = [*exchange.steps(items, self.bank, old, chosen), take_up, self._apply_widths]
         self._pending = plan[::-1]
         try:
             self._finish()
@@ -345,7 +345,7 @@ class Executing(TracedModule):
         """Yield the tensors that follow the channels: optimisers' state, and the bank."""
         yield from self._residents.moving()
 
-    def _announce(self) -> None:
+    def _apply_widths(self) -> None:
         """Give autograd and data-parallel wrappers the widths of the selection."""
         if self._known_widths == self._selection.widths:
             return

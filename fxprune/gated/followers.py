@@ -1,10 +1,10 @@
 """Averages of a gated network's parameters: EMA and SWA.
 
-An average of compact tensors would mix channels, since a slot is another channel's after the next
-selection. So a copy that holds an average follows the network: whenever that exchanges channels,
-the copy exchanges the same ones with a bank of its own, and each slot of it holds the average of
-the channel that executes there. A channel that rests is not averaged meanwhile. When the copy is
-called it computes what export would take, as `eval()` does.
+A plain average of compact tensors would mix channels, since after the next selection a slot holds
+another channel. So a copy that holds an average follows the network: whenever the network
+exchanges channels, the copy exchanges the same ones with a bank of its own, and each of its slots
+holds the average of the channel that executes there. The average of a channel does not change while
+the channel rests. Calling the copy executes the selection of export, as in `eval()`.
 """
 
 from fxprune.errors import GateError
@@ -15,11 +15,11 @@ def follow(average: GatedModule, gated: GatedModule) -> None:
     """Let a copy that holds an average of a gated network's parameters follow its selections.
 
     `AveragedModel` of torch.optim.swa_utils, and timm's `ModelEmaV3(exclude_buffers=True)`, are
-    recognised and do without. Call it for an average of your own, right after
+    recognised and need no call. Call it for an average of your own, right after
     `copy.deepcopy(gated)`.
 
     Args:
-        average: a copy of `gated`; parameters and buffers of the two belong together in order.
+        average: a copy of `gated`, with its parameters and buffers in the same order.
         gated: the network that trains.
 
     Raises:
@@ -42,7 +42,7 @@ def follow(average: GatedModule, gated: GatedModule) -> None:
     if average is gated or average.channels.shapes != gated.channels.shapes:
         raise GateError(
             "an average has to be a copy of the network that it follows",
-            why="each of its channels holds the average of the other's channel of that number",
+            why="each of its channels holds the average of the channel of that number there",
             do="make it with copy.deepcopy(gated)",
         )
     average.follow(gated)

@@ -1,7 +1,7 @@
-"""Gradients that wait for their step.
+"""The check that gradients are applied to the channels that made them.
 
-A gradient belongs to the channels that executed when it was made. A step that would apply
-gradients to channels that did not make them is refused.
+A gradient belongs to the channels that executed in its backward pass. A step that would apply
+gradients to other channels is refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from fxprune.errors import GateError
 
 
 class Pending:
-    """The gradients of residents; a parameter stays the same object at all selections."""
+    """The gradients of resident parameters, which are the same objects at all selections."""
 
     def __init__(self, homes: Mapping[str, Home]) -> None:
         self._homes = homes
@@ -29,9 +29,9 @@ class Pending:
             parameter.grad = None
 
     def used(self) -> None:
-        """Note after a step that the gradients there are were applied.
+        """Note after a step that the present gradients were applied.
 
-        One gradient stands for all, since they are of the same backward passes.
+        The first gradient stands for all, since they come from the same backward passes.
         """
         first = next((p.grad for p in self._parameters() if p.grad is not None), None)
         self._used = None if first is None else (TensorWeakRef(first), first._version)

@@ -41,25 +41,25 @@ class GatedModule(Saving):
     _is_early = False  # gradients of this round come one by one, see `_observe_early`
 
     def track(self, optimizer: torch.optim.Optimizer, pace: StepSchedule | None = None) -> None:
-        """Make the optimiser's per-element state follow its channels, and its steps drive them.
+        """Exchange the optimiser's state with the channels, and let its steps drive the selection.
 
-        It takes the place of those that hold some of the same parameters.
+        It replaces attached optimisers that hold some of the same parameters.
 
         Args:
             optimizer: the optimiser.
-            pace: what its steps spend by themselves.
+            pace: the share of the network that executes at each of its steps.
 
         Raises:
             GateError: a gated layer was replaced.
         """
-        self._go_its_own_way()  # it trains on its own
+        self._forget_source()  # it trains on its own
         self._residents.refind(self._selection)
         self.attached.add(optimizer, pace)
         held = weakref.ref(self)
         self._residents.track(optimizer, self.attached, lambda: _saving(held()))
 
     def join(self, wrapper: DistributedDataParallel) -> None:
-        """Join the equal replicas of a data-parallel wrapper, which is being made.
+        """Join the replicas of a data-parallel wrapper that is being made.
 
         Takes over the first rank's bank, policy state and selection, as the wrapper does with the
         parameters. `DistributedDataParallel(gated)` calls it by itself.
@@ -70,11 +70,11 @@ class GatedModule(Saving):
     def _before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
         """Prepare a step of an attached optimiser, at a learning rate.
 
-        Where several are attached, the first of each round shows the gradients to the policy.
+        Where several are attached, the policy observes before the first step of each round.
         """
         if self.attached.begins(optimizer):
             self._observe_early()  # of a round that did not end
-            self._chooser.note_rate(rate)
+            self._selector.note_rate(rate)
             self.observe()
         elif optimizer in self.attached:
             self._residents.gradients.check()
@@ -90,11 +90,11 @@ class GatedModule(Saving):
             (name, t) for name, t in self._residents.tensors().items() if t.requires_grad
         )
         self._residents.gradients.used()
-        if not self.training:  # trained in evaluation mode: go on with what is shown
+        if not self.training:  # trained in evaluation mode: train the selection that it executes
             self._select(self.best())
             return
         for pace in self.attached.paces:
-            chosen = self._at(pace.share(self.steps))
+            chosen = self._selection_at(pace.share(self.steps))
             if chosen is not None:
                 self._select(chosen)
         self.advance()
@@ -110,13 +110,13 @@ class GatedModule(Saving):
         self._residents.gradients.check()
         self._residents.put_in_order(self._selection)
         self._residents.begin(self.attached)
-        self._chooser.steps += 1
+        self._selector.steps += 1
         self._evaluation.stale = True
-        for follower in self._followers:  # what was loaded into one alone holds no longer
+        for follower in self._followers:  # a state that was loaded into one alone is outdated
             follower._loaded_at = None
-        self._be_followed()
+        self._update_copies()
         if self._settled is not None:
-            seen(self)  # or it would add up until the policy chooses again
+            seen(self)  # empties the taps, which would add up until the policy chooses again
             return
         if self.attached.are_several and self.settings.policy.observes in ("batch", "sample"):
             meter = self._residents.meter(self._selection)
@@ -124,7 +124,7 @@ class GatedModule(Saving):
             if not self._is_early:
                 meter.forget_early()
         if not self._is_early:
-            self._chooser.observe(self._selection.channels, self._saliency())
+            self._selector.observe(self._selection.channels, self._saliency())
 
     @torch.no_grad()
     def _observe_early(self) -> None:
@@ -132,13 +132,13 @@ class GatedModule(Saving):
         if not self._is_early:
             return
         self._is_early = False
-        self._chooser.observe(self._selection.channels, self._saliency())
+        self._selector.observe(self._selection.channels, self._saliency())
         self._residents.meter(self._selection).forget_early()
 
     def advance(self) -> None:
         """Take the next selection if one is due; to be called after the optimiser's step."""
         if self._settled is None and self.training:
-            chosen = self._chooser.following(self._selection)
+            chosen = self._selector.following(self._selection)
             if chosen is not None:
                 self._select(chosen)
 
@@ -152,10 +152,10 @@ class GatedModule(Saving):
                 saliency = ddp.mean(saliency, wrapper.process_group)
         return saliency
 
-    def _exchange_alone(self, chosen: Selection) -> None:
+    def _exchange_locked(self, chosen: Selection) -> None:
         self._finish()
         self._observe_early()
-        super()._exchange_alone(chosen)
+        super()._exchange_locked(chosen)
 
     def __repr__(self) -> str:
         return display.as_text(display.picture_of(self))

@@ -1,9 +1,9 @@
-"""The optimiser's state and the channels: what follows them, what cannot, and where it begins.
+"""The optimiser's state: what follows the channels, what does not, and its initial values.
 
 A state tensor that has its parameter's shape (momentum, Adam's moments) has a slice for each
-channel, which rests and comes back with it. What an optimiser keeps once for a whole parameter,
-such as Adam's `step`, stays with the parameter: a channel that enters late has the bias correction
-of the parameter's steps and not of its own.
+channel, which is exchanged with it. What an optimiser keeps once for a whole parameter, such as
+Adam's `step`, stays with the parameter: a channel that enters late gets the bias correction of the
+parameter's number of steps, not of its own.
 """
 
 import inspect
@@ -23,13 +23,17 @@ LARGE = 1024.0  # a parameter that no other state looks like
 def beginnings(
     optimizer: torch.optim.Optimizer, parameter: Tensor
 ) -> dict[str, float | Literal["parameter"]]:
-    """Return what the elements of each state tensor are before their first gradient, by key.
+    """Find the initial value of the elements of each state tensor, by key.
 
-    Not all are zero: Adagrad's sum and Rprop's step size begin elsewhere, and averages of the
-    parameter as the parameter. A new optimiser of the same kind and options tells, after a step
-    with a zero gradient on a zero, and on a large number. Where it cannot (it takes other
-    arguments, or needs a closure), a state that is nearly its parameter is taken for a copy, and
-    others for zeros.
+    Not all are zero: Adagrad's sum and Rprop's step size are not, and an average of the parameter
+    begins as the parameter. To find out, a new optimiser of the same class and options takes a
+    step with zero gradient on the lone parameter 0, and on 1024: after it, Adam's `exp_avg` is 0
+    both times, Rprop's `step_size` is its lr, and an average is 0 and 1024, so it is a copy of the
+    parameter. Where no such optimiser can be made or stepped (it takes other arguments, or needs a
+    closure), a state that nearly equals its parameter is taken for a copy, and any other for zeros.
+
+    Returns:
+        For each key a number, or "parameter" for a copy of the parameter.
     """
     group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
     options = {k: v for k, v in group.items() if k in inspect.signature(type(optimizer)).parameters}
@@ -65,12 +69,14 @@ def _after(
 
 
 def strays(state: Mapping[str, Any], shape: tuple[int, ...] | None, size: int) -> Iterator[str]:
-    """Return the keys of a parameter's state that hold more than a number, and not one per element.
+    """Yield the keys of a parameter's state that does not follow the channels.
+
+    That is state of another shape than the parameter's, single numbers aside.
 
     Args:
         state: by key.
-        shape: of a gated parameter; None for another, whose state is nobody's business, unless it
-            has more elements than the parameter, as that of LBFGS, which is of all parameters.
+        shape: of a gated parameter. None for one that is not gated: its state matters only if it
+            has more elements than the parameter, like LBFGS's, which is of all parameters.
         size: elements of the parameter.
     """
     for key, value in state.items():

@@ -1,11 +1,15 @@
-"""Rounds: each of the attached optimisers steps once, then channels change places.
+"""Rounds: each of the attached optimisers steps once, then channels are exchanged.
 
-Before the first step of a round the policy sees the gradients, or before each step those that are
-there by then; after the last one channels may be exchanged. In between they may not, since an
-optimiser that has not stepped holds gradients of the channels that execute. One whose parameters
-are all frozen is not waited for. Optimisers that step in a backward hook, one for each parameter,
-make a round of a backward. A round in which one is missing, since GradScaler skipped it or since
-it steps seldom, ends without an exchange when there are new gradients. Optimisers are held weakly.
+The policy sees the gradients before the first step of a round (where optimisers step inside
+backward, before each step those that exist by then). Channels are exchanged after the last step of
+the round only: an optimiser that has not stepped holds gradients of the channels that execute. An
+optimiser whose parameters are all frozen is not waited for. Optimisers that step in a backward
+hook, one for each parameter, make one round per backward pass. A round in which an optimiser does
+not step (GradScaler skipped it, or it steps seldom) ends without an exchange when there are new
+gradients. Optimisers are held weakly.
+
+For example, with the optimisers A and B attached: A, B, exchange; A, B, exchange; A, new gradients
+(B was skipped: no exchange), A, B, exchange.
 """
 
 import warnings
@@ -43,11 +47,11 @@ class Rounds:
 
     @property
     def paces(self) -> Iterator[StepSchedule]:
-        """The shares of the network that their steps spend by themselves."""
+        """The schedules of those optimisers that have one."""
         return (pace for pace in [*self._paces.values()] if pace is not None)
 
     def add(self, optimizer: Optimizer, pace: StepSchedule | None) -> None:
-        """Attach one, in place of those that hold some of the same parameters."""
+        """Attach an optimiser, in place of those that hold some of the same parameters."""
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for other in [*self._paces]:
             if any(id(p) in own for group in other.param_groups for p in group["params"]):
@@ -57,13 +61,13 @@ class Rounds:
         self._mark()
 
     def release(self, optimizer: Optimizer) -> None:
-        """Detach one."""
+        """Detach an optimiser."""
         self._paces.pop(optimizer, None)
         self._stepped.discard(optimizer)
         self._mark()
 
     def _mark(self) -> None:
-        """Note new gradients where there are several optimisers."""
+        """Note which optimisers have new gradients, where there are several."""
         for mark in self._marks:
             mark.remove()
         several = [*self._paces] if len(self._paces) > 1 else []
@@ -89,7 +93,7 @@ class Rounds:
         """Warn once, after a step, of gradients that no attached optimiser applies.
 
         Args:
-            parameters: of the network that are exchanged, by name.
+            parameters: the network's exchanged parameters, by name.
         """
         if self._checked:
             return
@@ -109,11 +113,11 @@ class Rounds:
 
     @property
     def are_several(self) -> bool:
-        """Whether a step may be one of several in a round."""
+        """Whether a round may have several steps."""
         return len(self._paces) > 1
 
     def begins(self, optimizer: Optimizer) -> bool:
-        """Tell whether a step that it is about to take is the first of a round."""
+        """Tell whether the step that an optimiser is about to take is the first of a round."""
         if optimizer not in self:
             return False
         begins = not self._stepped or optimizer in self._stepped
@@ -123,7 +127,7 @@ class Rounds:
         return begins
 
     def ends(self, optimizer: Optimizer) -> bool:
-        """Tell whether the step that it has taken is the last of a round."""
+        """Tell whether the step that an optimiser has taken is the last of its round."""
         if optimizer not in self:
             return False
         self._stepped.add(optimizer)

@@ -1,4 +1,4 @@
-"""A network's residents, its bank, and the optimisers' state, which change places together.
+"""The resident tensors of a network, its bank, and the optimisers' state: exchanged together.
 
 Optimisers are held weakly.
 """
@@ -25,33 +25,33 @@ from fxprune.gated.slot_order import key_of, take_order, with_order
 
 @dataclass(eq=False)
 class _Tracked:
-    """An optimiser whose state travels.
+    """An optimiser whose state is exchanged with the channels.
 
     Attributes:
         optimizer: held weakly.
-        attached: the one that was attached; another where that wraps this one.
-        stepped: whether its state is of the selection at hand: a step was taken since it was
-            attached, and none was loaded since.
-        told: whether it was told that some of its state does not follow.
-        order: the selection in whose order its loaded state lies; None where that is the one at
-            hand, or unknown.
+        attached: the optimiser given to `attach`; it may wrap this one.
+        stepped: whether its state is that of the current selection: it has stepped since it was
+            attached, and no state was loaded since.
+        warned: whether the user was warned of state that does not follow the channels.
+        order: the selection in whose order its loaded state lies; None if that is the current
+            one, or unknown.
         handles: of the hooks by which saving and loading are noticed.
     """
 
     optimizer: weakref.ref[Optimizer]
     attached: weakref.ref[Optimizer]
     stepped: bool = False
-    told: bool = False
+    warned: bool = False
     order: Selection | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
 
 
 class Residents:
-    """What a gated network holds.
+    """The gated tensors of a network: those that execute, with their bank and optimisers' state.
 
     Attributes:
         bank: where channels rest.
-        gradients: those of the gated parameters.
+        gradients: of the gated parameters, checked before each step.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Residents:
         """Find the gated tensors of a network.
 
         Args:
-            network: a dense one, which gets a bank, or one with a bank.
+            network: a dense network, for which a bank is made, or one with a bank.
             channels: its channel graph.
             bank: the bank, if there is one.
         """
@@ -78,7 +78,7 @@ class Residents:
         return {name: home.tensor() for name, home in self._homes.items()}
 
     def meter(self, at: Selection) -> Meter:
-        """Measure the residents of a selection; kept until the widths change."""
+        """Return the meter of a selection's saliencies, which is kept until the widths change."""
         slots = self.bank.slots(at.widths, device := at.channels.device)
         if self._meter is None or self._meter[0] is not slots:
             meter = Meter(self.bank.channels, slots.slot, len(at.channels), device)
@@ -91,11 +91,12 @@ class Residents:
             yield Item(name, None, home.tensor().detach(), self.bank.dense[name], home.install)
 
     def states(self, widths: Widths, stepped: bool = False) -> Iterator[Item]:
-        """Return the optimisers' tensors that have an element for each of their parameter's.
+        """Yield the optimisers' state tensors that have their parameter's shape.
 
         Args:
             widths: of the selection in whose order they lie.
-            stepped: whether only those are wanted that surely lie so, and were not just loaded.
+            stepped: leave out optimisers that did not step since they were attached or loaded,
+                whose state may lie in another order.
         """
         for tracked, optimizer in self._optimizers():
             if stepped and not tracked.stepped:
@@ -126,9 +127,9 @@ class Residents:
             yield Item(name, key, resident, dense, _setter(state, key))
 
     def begin(self, attached: Container[object]) -> None:
-        """Prepare a step: an optimiser that never stepped has no state that rests.
+        """Prepare a step; before an optimiser's first one, delete the state in the bank.
 
-        Unless it was loaded, what rests is another's: of one before it.
+        That state is an earlier optimiser's, unless this optimiser's own state was loaded.
         """
         for tracked, _ in self._optimizers():
             if not tracked.stepped and tracked.attached() in attached:
@@ -146,7 +147,7 @@ class Residents:
         return [t for t, dense in pairs if isinstance(t, nn.Parameter) and t.shape != dense.shape]
 
     def moving(self) -> Iterator[Tensor]:
-        """Yield the tensors that follow the parameters: the bank's, and optimisers' state."""
+        """Yield the bank's tensors and the optimisers' state, which follow the channels."""
         yield from self.bank.dense.values()
         for states in self.bank.states.values():
             yield from states.values()
@@ -155,7 +156,7 @@ class Residents:
                 yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def store(self, at: Selection) -> Mapping[str, Tensor]:
-        """Update the bank with the residents of a selection; return it, by name."""
+        """Write the residents of a selection into the bank; return the bank's tensors by name."""
         store(self.parameters(), self.bank, at)
         return self.bank.dense
 
@@ -166,7 +167,7 @@ class Residents:
             home.install(take(self.bank.dense[name], self.bank.of(name, places)))
 
     def renew(self) -> None:
-        """Make autograd take up the residents' shapes."""
+        """Make autograd forget the shapes that residents had (see `Home.renew`)."""
         for home in self._homes.values():
             home.renew()
 
@@ -216,13 +217,13 @@ class Residents:
         attached: Container[object],
         saving: Callable[[], Selection | None],
     ) -> None:
-        """Let this optimiser's state travel from now on, and that of those it wraps.
+        """Exchange the state of this optimiser, and of those that it wraps, from now on.
 
-        Of the others, only what is attached goes on.
+        Of the optimisers tracked before, only attached ones stay.
 
         Args:
             optimizer: the optimiser.
-            attached: what is attached, among it this one.
+            attached: all attached optimisers, this one among them.
             saving: called before its state is saved; brings states in order and returns the
                 selection at hand, or None where the network is gone.
         """
@@ -247,9 +248,9 @@ class Residents:
         self._tracked = kept
 
     def reset_unmovable_state(self, widths: Widths, new: Widths) -> None:
-        """Warn of state that cannot follow; at new widths the optimiser has to begin it anew."""
+        """Warn of state that does not follow the channels, and delete it at new widths."""
         for tracked, optimizer in self._optimizers():
-            if not optimizer.state or (tracked.told and widths == new):
+            if not optimizer.state or (tracked.warned and widths == new):
                 continue
             names = {home.tensor(): name for name, home in self._homes.items()}
             strays: dict[Tensor, tuple[str, ...]] = {}
@@ -258,10 +259,10 @@ class Residents:
                 shape = None if name is None else self.bank.shape(name, widths)
                 if keys := tuple(optimizer_state.strays(state, shape, parameter.numel())):
                     strays[parameter] = keys
-            if not tracked.told:
+            if not tracked.warned:
                 for key in dict.fromkeys(key for keys in strays.values() for key in keys):
                     optimizer_state.warn_of_stray(optimizer, key)
-            tracked.told = True
+            tracked.warned = True
             if widths != new:
                 for parameter in strays:
                     del optimizer.state[parameter]

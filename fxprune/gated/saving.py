@@ -26,13 +26,13 @@ class Saving(Averaging):
         self._catch_up()
         return Snapshot(
             dense=self.dense_tensors(),
-            policy=self._chooser.state,
+            policy=self._selector.state,
             states=self.bank.states,
             trained=self._selection,
             settled=self._settled,
-            steps=self._chooser.steps,
-            peak_rate=self._chooser.peak_rate,
-            share=self._chooser.share,
+            steps=self._selector.steps,
+            peak_rate=self._selector.peak_rate,
+            share=self._selector.share,
             settings=self._settings_text(),
         ).tensors()
 
@@ -44,11 +44,11 @@ class Saving(Averaging):
             RunError: it belongs to another network; nothing was changed.
             GateError: its selection does not fit the channel groups; nothing was changed.
         """
-        dense, chooser = self.dense_tensors(), self._chooser
+        dense, selector = self.dense_tensors(), self._selector
         saved = Snapshot.read(state, dense, self._device(), self._settings_text())
-        chooser.check(saved.trained)
+        selector.check(saved.trained)
         if saved.settled is not None:
-            chooser.check(saved.settled)
+            selector.check(saved.settled)
         moments = self._residents.states(self._selection.widths, stepped=True)
         follow = exchange.taken(moments, self.bank, self._selection, saved.trained)
         for name, tensor in dense.items():
@@ -64,12 +64,12 @@ class Saving(Averaging):
             install(tensor)
         self._selection = saved.trained
         self._settled = saved.settled
-        chooser.state |= saved.policy
-        chooser.steps, chooser.peak_rate = saved.steps, saved.peak_rate
-        chooser.share = self.settings.budget.value if saved.share is None else saved.share
+        selector.state |= saved.policy
+        selector.steps, selector.peak_rate = saved.steps, saved.peak_rate
+        selector.share = self.settings.budget.value if saved.share is None else saved.share
         self._restored()
         self._evaluation.stale = True
-        self._announce()
+        self._apply_widths()
         if not self.training:
             self._prepare()
 

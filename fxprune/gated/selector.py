@@ -1,4 +1,4 @@
-"""Choosing: a policy and a budget at work on one network, whose tensors they never see.
+"""Selection: what a policy and a budget choose for one network, whose tensors they do not see.
 
 Letters: N channels in all, K of them chosen.
 """
@@ -42,14 +42,14 @@ class Settings:
         return 0 if self.budget.kind == "latency" else self.policy.reallocate
 
 
-class Chooser:
-    """What a network's policy has seen, and the selections it takes from that.
+class Selector:
+    """The state of a network's policy, and the selections that follow from it.
 
     Attributes:
         state: the policy's tensors.
         steps: how many optimiser steps were observed.
         peak_rate: the highest learning rate since the last cut; 0 before the first step.
-        share: of the dense network, what executes in training; the budget's, or more.
+        share: of the dense network that executes in training; the budget's, or more.
     """
 
     def __init__(self, settings: Settings, layout: Layout, cost: CostModel, prior: Tensor) -> None:
@@ -116,10 +116,10 @@ class Chooser:
         self._settings.policy.observe(self.state, self._layout, executing, saliency)
 
     def following(self, trained: Selection) -> Selection | None:
-        """Return the selection after the step just taken; None while it stays.
+        """Return the selection after the step just taken, or None if it stays the same.
 
         Args:
-            trained: the selection at hand; channels that stay keep their slots.
+            trained: the current selection; channels that stay keep their slots.
         """
         reallocate, widths = self._settings.reallocate, trained.widths
         since = self.steps - self._settings.policy.warmup
@@ -132,7 +132,7 @@ class Chooser:
         return self._aligned(self._top(widths, explore=True), widths, trained)
 
     def spend(self, share: float, trained: Selection) -> Selection | None:
-        """Return the selection at another share; None while it stays.
+        """Return the selection at another share, or None if it stays the same.
 
         Args:
             share: of the dense network, counted as the budget counts.
@@ -171,7 +171,7 @@ class Chooser:
         widths = self._allocated(self._settings.budget.value, explore=False)
         return self._aligned(self._top(widths, explore=False), widths, trained)
 
-    def take_over(self, other: "Chooser", device: torch.device) -> None:
+    def take_over(self, other: "Selector", device: torch.device) -> None:
         """Copy another selector's policy state to a device."""
         self.state = {key: value.to(device) for key, value in other.state.items()}
         self.steps, self.peak_rate, self.share = other.steps, other.peak_rate, other.share
@@ -181,7 +181,7 @@ class Chooser:
         return top(score, self._layout, widths)
 
     def _allocated(self, share: float, explore: bool) -> Widths:
-        """Return the widths that spend a share: the same of all groups, or what each deserves."""
+        """Return the widths that spend a share: the same share of each group, or by its score."""
         policy, layout = self._settings.policy, self._layout
         budget = self._settings.budget.at(share, layout.sizes)
         if self._settings.reallocate and self.steps > 0:
@@ -192,7 +192,7 @@ class Chooser:
         return uniform_widths(budget, layout, self._cost)
 
     def _aligned(self, channels: Tensor, widths: Widths, trained: Selection) -> Selection:
-        """Keep the slots of the channels that stay, so that only the others have to move."""
+        """Order channels so that those that stay keep their slots, and only others move."""
         if widths == trained.widths:
             channels = keep_slots(trained.channels, channels, self._layout, widths)
         return Selection(channels, widths)

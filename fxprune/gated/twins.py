@@ -2,11 +2,11 @@
 
 Most averages (Lightning's StochasticWeightAveraging, ignite's EMAHandler, YOLO's ModelEMA, a loop
 of one's own) are a deep copy whose tensors are averaged with the network's, slot by slot. A copy
-cannot know what it is for. So each one executes the channels that its source does, in the same
-slots, which changes none of its values: a copy that is only kept has the same dense tensors, and
-evaluates as when it was made. One that was written to is an average, and evaluates the selection
-that its source would export. A copy with an optimiser, gradients or selections of its own is
-neither, and goes its own way.
+cannot know what it is for. So each copy executes its source's channels in the same slots, which
+changes none of its dense values. A copy that is never written to evaluates as when it was made. A
+copy that was written to is an average, and evaluates the selection that its source would export. A
+copy with an optimiser, gradients or a selection of its own is neither: it no longer follows its
+source.
 """
 
 import weakref
@@ -22,19 +22,21 @@ from fxprune.bank.exchange import Selection
 
 @dataclass(eq=False)
 class Twin:
-    """What ties a copy to its source.
+    """The link between a copy and its source.
 
     Attributes:
         source: the network that it is a copy of.
-        sums: of its dense parameters when it was made, by which a change is noticed.
+        sums: of each of its dense parameters when it was made; other sums mean that it was
+            written to.
         at: the source's selection that it has taken up.
-        still: what it evaluates as long as nothing is written to it; None before it first moves.
+        own_best: the selection that it evaluates as long as nothing is written to it; None until
+            the source changes its selection.
     """
 
     source: "weakref.ref[Any]"
     sums: dict[str, float]
     at: Selection | None = None
-    still: Selection | None = None
+    own_best: Selection | None = None
 
     @classmethod
     def of(cls, source: Any, dense: Mapping[str, Tensor]) -> "Twin":
