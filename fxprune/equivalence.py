@@ -1,4 +1,4 @@
-"""Networks on trial: the inputs they are given, and whether two of them compute the same."""
+"""Comparison of two networks: random inputs for them, and how far their outputs differ."""
 
 import contextlib
 import dataclasses

@@ -1,7 +1,7 @@
-"""What a pass is: it requires something of a program, changes it, and ensures something.
+"""Passes: each requires something of a program, makes another, and ensures something of that.
 
 A pass is a frozen dataclass whose fields are its options. It never edits the program it is
-given; it returns another. `ensures` compares the two, whatever `run` believes it did.
+given; it returns another. `ensures` compares the two.
 """
 
 import abc

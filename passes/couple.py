@@ -1,9 +1,9 @@
 """Couple: a traced network to its channel dependency graph.
 
-Labels are propagated and solved; then the result is tried: a compact network of uneven
-widths is run, on meta tensors and with the labels of the dense one. Where it cannot run, or
-channels meet that were strangers in the dense network, the code around that node does not
-follow narrow widths: its channels are pinned with that reason, and the rest is tried again.
+Labels are propagated and solved; then the result is tried: a compact network of uneven widths is
+run on meta tensors, with the labels of the dense one. Where it cannot run, or couples channels that
+the dense network does not couple, the code around that node does not follow narrow widths: its
+channels are pinned with that reason, and the rest is tried again.
 """
 
 import contextlib

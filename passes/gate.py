@@ -48,7 +48,7 @@ class Gate(Pass):
         return Program(gated, program.inputs, program.channels)
 
     def ensures(self, before: Program, after: Program) -> None:
-        """Hold the dense values of the gated network, bank included, to those it was given."""
+        """Check that the gated network, bank included, has the dense values it was given."""
         assert isinstance(before.module, TracedModule)
         assert isinstance(after.module, GatedModule), "the result is no GatedModule"
         parameters, buffers = tensors_of(before.module)

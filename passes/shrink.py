@@ -40,7 +40,7 @@ class Shrink(Pass):
         return Program(compact, inputs)
 
     def ensures(self, before: Program, after: Program) -> None:
-        """Hold the compact network to `gated.eval()`; in training mode that selects otherwise."""
+        """Compare the compact network with `gated`, if that is in evaluation mode."""
         own = {type(child).__name__ for child in after.module.modules() if _is_of_gates(child)}
         assert not own, f"it still has modules of the gated network: {', '.join(sorted(own))}"
         if not before.module.training:

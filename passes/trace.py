@@ -59,7 +59,7 @@ class Trace(Pass):
         return Program(module, Signature(program.module, args, kwargs).inputs)
 
     def ensures(self, before: Program, after: Program) -> None:
-        """Hold the trace to the model, on random inputs.
+        """Compare the trace with the model, on random inputs.
 
         Raises:
             TraceError: the two compute different things: `forward` does what tracing cannot see.
@@ -68,9 +68,9 @@ class Trace(Pass):
         hold_to_model(before.module, after.module, after.inputs)
 
     def __call__(self, program: Program) -> Program:
-        """Run the pass; where the trace is another network, modules of one class keep their code.
+        """Run the pass; if the trace differs from the model, modules of one class keep their code.
 
-        The innermost class that mends it is taken, and at last the whole model as it is.
+        That is the innermost class with which the two agree, or in the last resort the model's.
         """
         try:
             return super().__call__(program)

@@ -127,11 +127,12 @@ def _shares_of(word: str, texts: Sequence[str]) -> Iterator[tuple[str, float]]:
 
 @dataclass(frozen=True)
 class Limited:
-    """What patterns came to in one network.
+    """A budget with the limits that patterns set in one network.
 
     Attributes:
         budget: with its limits.
-        notes: what a user should know: where a pattern reaches further than it says, or less far.
+        notes: what a user should know: where a pattern affects more layers than it matches, or
+            fewer.
     """
 
     budget: Budget
@@ -149,9 +150,9 @@ def limit(
 
     Args:
         layers: the patterns.
-        budget: the budget that holds beside them. None: where `keep` says what stays, the rest
-            stays whole, or up to its ceiling; without `keep` the default.
-        default: the budget where none is given; its rounding and floor hold in any case.
+        budget: the budget beside them. None with `keep`: layers without a share stay whole, or at
+            their ceiling. None without `keep`: the default.
+        default: the budget where none is given; its rounding and floor hold in both cases.
         channels: the network's channel groups.
         modules: the names of all of the network's modules.
 
@@ -196,7 +197,7 @@ def _down(widths: Sequence[int], target: float) -> int:
 
 
 class _Matcher:
-    """Finds the groups that patterns mean, and notes what is worth knowing about it."""
+    """Finds the groups that patterns match, and collects notes for the user."""
 
     def __init__(self, channels: ChannelGraph, modules: Iterable[str]) -> None:
         self.channels = channels
@@ -234,7 +235,7 @@ class _Matcher:
         return whole
 
     def decided(self, word: str, shares: Shares, whole: set[int]) -> dict[int, float]:
-        """Return the share of each group that a pattern matches, those that stay whole left out."""
+        """Return the share of each group that a pattern matches; whole groups have none."""
         found: dict[int, float] = {}
         deciding: set[str] = set()
         for pattern, _ in shares:
@@ -268,9 +269,9 @@ class _Matcher:
     def _first(self, group: ChannelGroup, shares: Shares) -> dict[str, tuple[str, float]]:
         """Return the first pattern that matches each layer that makes the group's channels.
 
-        A group is called by one of its layers. So the group's name counts for another layer that
-        makes its channels only where no pattern matches that one by its own name; norms, which
-        only pass channels on, go with the group.
+        A group has the name of one of its layers. For another layer that makes its channels, the
+        group's name counts only if no pattern matches that layer's own name. For norms, which only
+        pass channels on, both names count alike.
         """
         own: dict[str, tuple[str, float]] = {}
         makers = _parameters(group, (Role.OUT,))
@@ -286,20 +287,21 @@ class _Matcher:
         return own
 
     def _making(self, group: ChannelGroup) -> list[str]:
-        """Return the parameters of the layers that put the group's channels out, norms included."""
+        """Return the parameters of the layers that output the group's channels, norms included."""
         return _parameters(group, (Role.OUT, Role.ALONG))
 
     def _consuming(self, group: ChannelGroup) -> list[str]:
-        """Return the parameters of the layers that take the group's channels in.
+        """Return the parameters of the layers that have the group's channels as input.
 
-        Norms and depthwise layers are among them, but not the bias of a layer that makes them.
+        Norms and depthwise layers are among them, but not the bias of a layer that makes the
+        channels.
         """
         along = _parameters(group, (Role.ALONG,))
         passing = [name for name in along if _layer(name) not in self.turning]
         return [*_parameters(group, (Role.IN,)), *passing]
 
     def _note_others(self, group: ChannelGroup, patterns: tuple[str, ...], text: str) -> None:
-        """Note where a group has layers that make its channels and that no pattern matches."""
+        """Add a note if layers that make the group's channels are matched by no pattern."""
         others = [
             _layer(name)
             for name in _parameters(group, (Role.OUT,))

@@ -1,20 +1,23 @@
 """The widths that spend a budget.
 
 Two ways to spend one. *Uniform*: every group keeps the same share of its channels. *Global*: one
-threshold over the scores of all channels, each divided by its price, so that a group keeps what it
-deserves, but never less than its floor. The price of a channel is what it costs in the budget's own
-measure: 1 where channels are counted, else the mean macs or params that a channel of its group
-takes along when half of the dense group goes.
+threshold over all channels' scores, each divided by the channel's price; no group gets less than
+its floor. The price of a channel is what it costs in the budget's own measure: 1 where channels
+are counted, else the macs or params saved by removing half of its group, divided by the number of
+removed channels.
 
-Both walk one list. Every group's width climbs from its least to its most allowed width in
+Both use one list. Every group's width climbs from its least to its most allowed width in
 *rounding steps*, see `Budget.round_to` (the last may be shorter). The steps of all groups are
 put in order: by the share that the group reaches (uniform) or by the mean score of the step's
-channels over their price (global), as is usual for knapsacks. The longest beginning of that list
-that the budget can pay is taken; then the rest of the list is walked once, and each group may climb
-one more step if that still fits.
-So the cost never exceeds the budget, and it would if every group climbed one step more. Only
-uniform `keep` needs no list: it is a share of each group, and one that cannot be so narrow keeps
-its smallest width.
+channels over their price (global), as is usual for knapsacks. As many steps from the beginning of
+the list are taken as the budget can pay; then each group may climb one more step if that still
+fits. So the cost never exceeds the budget, and it would if every group climbed one step more. Only
+uniform `keep` needs no list: it is a share of each group, and a group that cannot be so narrow
+keeps its smallest width.
+
+For example, two groups of 24 channels at the price 1 may have 8, 16 or 24 of them; the mean scores
+of their steps to 16 and to 24 are 9, 4 and 5, 1; the budget is 40 channels. The widths begin at 8
+and 8. The steps in order are 9, 5, 4, 1, and the first three fit: the widths are 24 and 16.
 """
 
 import dataclasses
@@ -118,7 +121,7 @@ def _prices(budget: Budget, cost: CostModel) -> list[float]:
     if budget.kind == "keep":
         return [1.0] * len(cost.sizes)
     prices = cost.macs_per_channel if budget.kind == "macs" else cost.params_per_channel
-    return [max(price, 1e-6) for price in prices]  # what costs nothing comes first
+    return [max(price, 1e-6) for price in prices]  # free channels come first
 
 
 def _measured(budget: Budget, layout: Layout) -> Widths:
@@ -173,7 +176,7 @@ def _spend(
     allowed: list[list[int]],
     urgency: Callable[[int, int, int], float],
 ) -> Widths:
-    """Climb the steps in falling order of `urgency(group, from, to)`; see the module."""
+    """Take steps in falling order of `urgency(group, from, to)` while the budget pays for them."""
     least = tuple(widths[0] for widths in allowed)
     if not budget.fits(least, cost):
         raise _impossible(budget, least, cost)

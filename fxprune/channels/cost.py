@@ -57,12 +57,12 @@ class CostModel:
 
     @cached_property
     def macs_per_channel(self) -> tuple[float, ...]:
-        """For each group the macs that a channel takes along, as half of the dense group goes."""
+        """For each group, the macs saved per channel when half of the dense group is removed."""
         return tuple(self._per_channel(self.macs, group) for group in range(len(self.sizes)))
 
     @cached_property
     def params_per_channel(self) -> tuple[float, ...]:
-        """The same in elements of parameters."""
+        """For each group, the parameters saved per channel when half of it is removed."""
         return tuple(self._per_channel(self.params, group) for group in range(len(self.sizes)))
 
     def _per_channel(self, count: Callable[[Widths], int], group: int) -> float:

@@ -1,4 +1,4 @@
-"""What the analysis finds: channels, the groups they form, and what is pinned.
+"""The result of the analysis: channels, the groups that they form, and what is pinned.
 
 All channels of all groups are numbered 0..N-1, group after group, so that a choice over the
 whole network is one flat tensor:
@@ -258,7 +258,7 @@ class Gate:
 
 @dataclass(frozen=True, eq=False)
 class GroupedInput:
-    """What the weight of a convolution or a group norm does not tell: its input and its groups.
+    """The input channels and groups of a convolution or group norm, which its weight does not show.
 
     Attributes:
         channels: the input channels, or their number where it is fixed.

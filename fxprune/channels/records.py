@@ -1,4 +1,4 @@
-"""What is kept of every node and tensor of a network, so that it can be resized again and again.
+"""Records of the dense sizes of every node and tensor, from which a network can be resized.
 
 The sizes that the dense run saw are kept on each node as a `Record`; those of a compact network
 are worked out from them.

@@ -1,9 +1,9 @@
-"""Resizing: the sizes that are written into a network are set to what the widths ask for.
+"""Resizing: set the sizes that are written into a network to those of other widths.
 
-Three kinds of sizes are written into it: attributes of modules, literals in calls, and numbers
-that the code computes from widths (`view(n, heads, c // heads)`), which become literals. What is
-known of single ops stands in `fxprune/rules` (see `fxprune.channels.sizes`). All sizes are worked
-out from what the dense run saw, so that a network can be resized again and again.
+There are three kinds of them: attributes of modules, literals in calls, and numbers that the code
+computes from widths (`view(n, heads, c // heads)`), which become literals. How the sizes of a
+single op follow the widths is written in `fxprune/rules` (see `fxprune.channels.sizes`). All sizes
+are computed from those of the dense run, so that a network can be resized again and again.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -21,10 +21,10 @@ from fxprune.tracing.module import TracedModule, modules_of, tensors_of
 
 
 def resize(module: TracedModule, channels: ChannelGraph, widths: Widths) -> None:
-    """Set all sizes that are written into `module` to what the widths ask for, in place.
+    """Set all sizes that are written into `module` to those of other widths, in place.
 
-    The parameters are the caller's business, and so is `recompile`, without which the module runs
-    the code of its old graph.
+    The caller exchanges the parameters, and calls `recompile`, without which the module runs the
+    code of its old graph.
     """
     nodes = (node for graph in module.all_graphs for node in graph.nodes)
     resize_parts(module, modules_of(module).items(), nodes, channels, widths)
@@ -39,7 +39,7 @@ def resize_parts(
     channels: ChannelGraph,
     widths: Widths,
 ) -> None:
-    """Set the sizes that are written into some modules and some nodes of `module`."""
+    """Set the sizes in the given modules and nodes of `module`; else as `resize`."""
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
     for path, child in modules:
@@ -88,7 +88,7 @@ def _other(node: fx.Node, record: Record) -> None:
 
 
 def _dense_numbers(dense: Any, now: Any) -> Any:
-    """Return an argument as it is now, but for the numbers in it that come from widths."""
+    """Return an argument as it is now, with the dense value of each number that follows widths."""
     if isinstance(dense, Number):
         return plain(dense)
     if isinstance(dense, (list, tuple)) and isinstance(now, (list, tuple)):
@@ -98,20 +98,20 @@ def _dense_numbers(dense: Any, now: Any) -> Any:
 
 
 def _assertion(node: fx.Node, record: Record) -> None:
-    """Replace an assertion of the code's: it held for the dense widths."""
+    """Replace the condition of an assertion by True: it held for the dense widths."""
     if isinstance(record.args[0], Number):
         node.args = (True, *node.args[1:])
 
 
 @cache
 def _calls() -> Mapping[Hashable, CallSizes]:
-    """Map each function, or method's name, to what is known of its literals."""
+    """Map each function, or name of a method, to the rule for its literal sizes."""
     found = collect("fxprune.rules", CallSizes)  # type: ignore[type-abstract]
     return {key: rule() for key, rule in found.items()}
 
 
 @cache
 def _attributes(kind: Any) -> ModuleSizes | None:
-    """Map each class of modules to what is known of its attributes."""
+    """Find the rule for the sizes in a module class's attributes; None if it has none."""
     found: Mapping[Any, Any] = collect("fxprune.rules", ModuleSizes)
     return next((rule() for base, rule in found.items() if issubclass(kind, base)), None)

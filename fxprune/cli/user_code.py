@@ -101,7 +101,7 @@ def module_of_name(dotted: str, base: Path, spec: str) -> ModuleType:
 def pick(
     module: ModuleType, name: str | None, options: dict[str, Any], spec: str, where: str
 ) -> Callable[[], Any]:
-    """Find what makes the network in `module`; refuse, with what there is, if nothing does."""
+    """Find what makes the network in `module`; if nothing does, the error lists its names."""
     wanted = ("build_model", "model") if name is None else (name,)
     for candidate in wanted:
         value = getattr(module, candidate, None)

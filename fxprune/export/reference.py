@@ -1,4 +1,4 @@
-"""What an exported network is checked against."""
+"""The network that an exported file is checked against."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from fxprune.tracing.deepcopy import copied
 
 
 def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
-    """Make the dense network that the compact one has to equal: removed channels count for nothing.
+    """Make the dense network that the compact one has to equal, with removed channels at zero.
 
     Where removing a channel changes the others (`gated.channels.mixing`) there is none, and
     `gated` itself says what to equal; see `reference_of`.
@@ -58,7 +58,7 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
 
 
 def reference_of(gated: GatedModule, dense: nn.Module) -> nn.Module:
-    """Return what an exported network is checked against: the user's own module, where it can be.
+    """Return the network that an exported one is checked against: the user's own, if possible.
 
     That is `zeroed(gated, dense)`, the dense network with the removed channels' columns at zero.
     Where the network mixes channels (`gated.channels.mixing`) it is another function, and `gated`

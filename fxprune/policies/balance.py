@@ -1,8 +1,8 @@
 """Balance: widths follow marginal saliency at a constant cost, channels come in a fixed order.
 
 Each group executes its first channels, in the order of their weights' magnitudes at the start. So
-channels hardly come and go: a selection of channels that keeps changing costs more than choosing
-them well earns (results/appendix.md). What is learnt are the widths. Every `reallocate` steps the
+channels are hardly exchanged: a selection that keeps changing costs more accuracy than choosing
+channels well gains (results/appendix.md). Only the widths are learnt. Every `reallocate` steps the
 budget goes to where one more channel is worth most for its price: an executing channel is worth
 its mean saliency, and the next ones, of which nothing is known, as much as the least of their
 group. A group grows by about the share `grow` at a time, or by a rounding step; what it takes,
@@ -40,7 +40,7 @@ enter, and so that what is left of the budget is spent.
 
 @dataclass(frozen=True)
 class Balance(Policy):
-    """Mean saliencies with a memory, as worths of positions in a group.
+    """Decayed means of saliency, which say what the positions of a group are worth.
 
     Attributes:
         decay: what is left of an observation's weight after another one.
@@ -70,7 +70,7 @@ class Balance(Policy):
 
     @property
     def falls(self) -> bool:
-        """No: which channels execute is not chosen by what they learn."""
+        """False: scores choose the widths, not the channels, so a fall from all does not pay."""
         return False
 
     def start(self, layout: Layout, prior: Tensor, seed: int) -> State:

@@ -29,8 +29,8 @@ class Policy(abc.ABC):
     """Base of the policies. Subclasses are frozen dataclasses whose fields are their options.
 
     Every state has `prior`, float32 [N] in [0, 1], the weight magnitude as a share of the
-    group's largest, which ranks the channels of which nothing is known; and `seen`, bool [N],
-    the channels that were ever observed.
+    group's largest, which ranks channels that were never observed; and `seen`, bool [N], the
+    channels that were ever observed.
     """
 
     keys: ClassVar[tuple[Hashable, ...]]
@@ -96,9 +96,9 @@ class Policy(abc.ABC):
         Args:
             state: the state; it is not changed.
             layout: the channel groups.
-            explore: whether a channel may gain by being little known. Without it the score says
-                what export takes: channels that were never observed rank below all others, by
-                their prior.
+            explore: whether channels that were seldom observed may get a bonus. False for the
+                scores by which export chooses: channels that were never observed then rank below
+                all others, by their prior.
 
         Returns:
             Finite float32 [N].
@@ -151,5 +151,5 @@ def check_choice(policy: Policy, option: str, choices: object) -> None:
     if value not in get_args(choices):
         raise OptionError(
             f"option {option!r} of the policy {policy.keys[0]!r} cannot be {value!r}",
-            do=f"one of {', '.join(get_args(choices))}",
+            do=f"give one of {', '.join(get_args(choices))}",
         )

@@ -1,6 +1,6 @@
-"""Random numbers by number: a hash of seed, step and channel.
+"""Random numbers as a hash of seed, step and channel number.
 
-So there is no generator to save, a run goes on from its state, and every device draws the same.
+So a checkpoint needs no generator's state, and every device draws the same numbers.
 """
 
 from torch import Tensor
@@ -9,7 +9,7 @@ LOW = 0xFFFFFFFF
 
 
 def draw(seed: Tensor, step: Tensor, channels: Tensor) -> Tensor:
-    """Draw from [0, 1) by number: int64 [], [], [N] -> float32 [N], multiples of 2^-24."""
+    """Draw a multiple of 2^-24 in [0, 1) for each channel: int64 [], [], [N] -> float32 [N]."""
     bits = _mix(channels + _mix(step + _mix(seed)))
     return (bits >> 8).float() * 2.0**-24
 

@@ -53,6 +53,6 @@ class Fixed(Policy):
         mark_seen(state, selection, torch.isfinite(saliency))
 
     def score(self, state: State, layout: Layout, explore: bool) -> Tensor:
-        """Return the order of the start, whatever happened since."""
+        """Return the scores of the start."""
         del layout, explore
         return state["order"].clone()

@@ -1,7 +1,7 @@
-"""Saliencies made comparable: each divided by a norm of its group, or of the whole network.
+"""Scaled saliencies: each divided by a norm over its group, or over the whole network.
 
 All are taken over the executed channels, ignore what is not finite and give 0, not 0/0, where all
-is zero. None minds the unit of the saliencies, so loss scaling does not matter.
+is zero. No result depends on the unit of the saliencies, so loss scaling does not matter.
 """
 
 import torch
@@ -42,8 +42,8 @@ def per_group_l2(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[T
 def per_sum(saliency: Tensor, selection: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """Divide by the sum over all groups; takes and gives as `per_group_max`.
 
-    The Taylor saliency is a first-order change of the loss in any layer, so what is left are
-    shares of it that add up to 1, and groups keep what sets them apart.
+    The Taylor saliency is a first-order change of the loss in any layer, so values of different
+    groups can be compared; the results are shares that add up to 1.
     """
     value, valid = _finite(saliency)
     if not value.numel():

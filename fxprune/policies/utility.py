@@ -1,8 +1,9 @@
 """Utility: dynamic channel propagation (Shen, Li, Zhao, Zhang and Zhou, arXiv 2007.01486).
 
-Executed channels: U <- lambda * U + v, v the saliency made comparable between groups. The others
-stand still while those decay, which is how a channel comes back. The highest utilities of the
-whole network execute: one threshold over all groups, which allocates the widths.
+Executed channels: U <- lambda * U + v, v the saliency made comparable between groups. Utilities
+of resting channels do not decay, so a channel comes back when executing ones have fallen below it.
+The highest utilities of the whole network execute: one threshold over all groups, which allocates
+the widths.
 
 By default v is a channel's share of the saliency of the whole network, lambda is 0.99, and the
 widths, for which a utility is weighed against what a channel costs (`fxprune.budget.budget`), are

@@ -80,7 +80,7 @@ Place = tuple[Hashable, ...]
 
 
 class Context(abc.ABC):
-    """What a rule asks and says while a network runs.
+    """The methods by which a rule reads labels and states what an op does to them.
 
     Most rules need five of its methods: `of` and `along` tell what a tensor carries, `meet` and
     `pin` say what becomes of labels, `carry` says what a result carries. Layers that multiply by
@@ -93,7 +93,7 @@ class Context(abc.ABC):
 
     @abc.abstractmethod
     def carry(self, tensor: Tensor, families: Iterable[Family]) -> None:
-        """Say what a result carries."""
+        """Set the families that a result carries."""
 
     @abc.abstractmethod
     def meet(self, a: Tensor | None, b: Tensor | None, reason: str = "") -> None:
@@ -109,7 +109,7 @@ class Context(abc.ABC):
 
     @abc.abstractmethod
     def choose(self, choice: int, *which: Hashable) -> int:
-        """Return `choice`, or what an earlier run chose here: the compact run has to follow it.
+        """Return `choice`, or the choice of an earlier run at this call, which has to be repeated.
 
         Where labels can be coupled in several ways, what is seen of them differs between the runs.
         A call that asks for several things says for `which`.
@@ -270,8 +270,9 @@ class Rule(abc.ABC):
 def goes_whole(channels: Tensor, groups: int) -> bool:
     """Choose how a layer of several groups loses channels: whole groups, or a part of each.
 
-    Whole ones where that leaves more to choose from: 32 groups of 2 channels are 32 channels to
-    remove, and thinned alike they would be 2. What is coupled already stays coupled that way.
+    It loses whole groups if that leaves more choices: 32 groups of 2 channels are 32 groups to
+    remove, but only 2 channels if each group loses the same part. Channels that are coupled already
+    stay coupled that way.
 
     Args:
         channels: the labels of the layer's channels, int64 [C].

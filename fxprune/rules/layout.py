@@ -1,4 +1,4 @@
-"""Labels laid out like data: an op moves them, and what it gives is read back."""
+"""Labels as data: an op is run on a tensor of labels, and its result is read back."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""What a training leaves in its run after each epoch, and how another call goes on from there.
+"""Checkpoints: the state that a training writes after each epoch, and from which it goes on.
 
 The checkpoint is the gated file (`fxprune.runs.run`), or a plain network's state, with the
 optimiser's state, the options, the history, and what the data looked like.
@@ -39,7 +39,7 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 @dataclass(frozen=True)
 class _Optimizer:
-    """The schema of what of an optimiser's state is no tensor."""
+    """The schema of the part of an optimiser's state that is no tensor."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -49,7 +49,7 @@ class _Optimizer:
 
 @dataclass(frozen=True)
 class _Looks:
-    """By what other data are recognised; the name is for messages, since folders may move."""
+    """Properties by which other data are recognised; the name is for messages only."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -89,7 +89,7 @@ class _Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """What changes in a training but for its history.
+    """The tensors and counters of a training that a checkpoint has to restore.
 
     Attributes:
         model: plain or gated.
@@ -174,7 +174,7 @@ class Trained:
     def load(
         self, run: Path, options: TrainOptions, data: DataSet, share: Share
     ) -> tuple[list[EpochMetrics], Progress | None]:
-        """Take up the state of `run`, if it has one.
+        """Load the state of `run`, if it has one.
 
         All options but the epochs have to be what they were; of these there may be more.
 
@@ -293,7 +293,7 @@ def _processes(count: int) -> str:
 
 
 def _settled(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an optimiser's group that do not change from step to step."""
+    """Return the options of an optimiser's group that do not change from step to step."""
     return {key: value for key, value in group.items() if key not in ("lr", "step")}
 
 

@@ -10,7 +10,7 @@ from fxprune.gated.module import GatedModule
 
 
 class Churn:
-    """Counts the channels that change hands, step by step, without making a GPU wait."""
+    """Counts the channels that each step exchanges, without making a GPU wait."""
 
     def __init__(self, gated: GatedModule | None, before: Sequence[float] = ()) -> None:
         """Go on with an epoch of a gated network; a plain one (None) has no figures.

@@ -1,4 +1,4 @@
-"""What a network is worth on a split, and whether it fits a data set at all."""
+"""Score a network on a split, and check that it fits a data set."""
 
 from collections.abc import Callable
 

@@ -220,7 +220,7 @@ class _Session:
         return history
 
     def learn_from_dense(self, run: Path | None, *, goes_on: bool) -> None:
-        """Take the teacher up, and keep it in `run` if it has just become one."""
+        """Load the teacher of the distillation; a new one is written into `run`."""
         goes_on = goes_on or self.so_far.step > 0
         self.step.teacher = Teacher.of(
             self.model, self.options, self.placement, run if goes_on else None
@@ -246,7 +246,7 @@ class _Session:
         return bool(any_of_them)
 
     def wrap(self) -> None:
-        """Make the network one of several equal ones, if there are several processes."""
+        """Wrap the network in DistributedDataParallel, if there are several processes."""
         if self.share.of > 1:
             self.network = DistributedDataParallel(self.model)
 

@@ -163,7 +163,7 @@ class TrainOptions:
             ):
                 raise OptionError(
                     f"{field.name} cannot be {getattr(self, field.name)!r}",
-                    do=f"one of {', '.join(choices)}",
+                    do=f"give one of {', '.join(choices)}",
                 )
         if self.train_macs is not None and not 0 < self.train_macs <= 1:
             raise OptionError(

@@ -1,4 +1,4 @@
-"""What a training hands over: the network of its last step, an average of weights, or the best.
+"""The result of a training: the network of its last step, an average of weights, or the best.
 
 With `ema` the average is what each epoch evaluates and what is exported. With `best` it is the
 network (or the average) of the epoch that scored best among those that ended with the final
@@ -25,7 +25,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Outcome:
-    """What of a training is evaluated and handed over.
+    """The networks of a training that are evaluated and exported.
 
     Args:
         model: the network that trains, plain or gated, on its device.
@@ -62,7 +62,7 @@ class Outcome:
         return None if self._average is None else int(self._average.n_averaged)
 
     def step(self) -> None:
-        """Take the weights after an optimiser's step into the average."""
+        """Add the weights after an optimiser's step to the average."""
         if self._average is not None:
             self._average.update_parameters(self.model)
 
@@ -79,7 +79,7 @@ class Outcome:
             self.best = _copied(_exported(self.network))
 
     def hand_over(self) -> None:
-        """Give the network that trained the tensors of what is handed over."""
+        """Load the average or the best network into the network that trained."""
         state = self.best
         if state is None and self._average is not None:
             state = _copied(_exported(self._average.module))
@@ -100,7 +100,7 @@ class Outcome:
 
     @torch.no_grad()
     def restore(self, tensors: State, averaged: int | None, path: Path) -> None:
-        """Take up what a checkpoint keeps.
+        """Load what a checkpoint keeps.
 
         Args:
             tensors: of the checkpoint, by name; the network itself is restored already.

@@ -14,7 +14,7 @@ from fxprune.trainer.task import call
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and in which precision the network runs; what the "auto" options came to."""
+    """The device, precision and memory format of a training, "auto" options resolved."""
 
     device: torch.device
     amp: torch.dtype | None

@@ -1,4 +1,4 @@
-"""An epoch on its way: its sums so far, and how a checkpoint in the middle of it keeps them.
+"""The sums of an unfinished epoch, and how a checkpoint in the middle of it keeps them.
 
 An epoch that was stopped goes on after its last step: the batches before it are drawn again and
 left out, and the random state is put back. So it ends in the same bits as one that was not.

@@ -1,4 +1,4 @@
-"""A trained network becomes a smaller one: instrumented, trained for a short while, compared.
+"""Prune a trained network: instrument it, train it for a short while, compare it.
 
 Either the size is given, as a budget, or the accuracy: then the smallest network that stays within
 so many points of the dense one is searched, by a few short runs, and the best is finished. What
@@ -114,7 +114,7 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """What became of a network.
+    """The result of pruning a network.
 
     Attributes:
         model: the compact network in evaluation mode: plain modules, its own tensors.

@@ -1,4 +1,4 @@
-"""A training step of the built-in trainer: forward, backward, and what the optimiser does then."""
+"""A training step of the built-in trainer: forward, backward, clipping, optimiser."""
 
 import contextlib
 from collections.abc import Iterator

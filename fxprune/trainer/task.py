@@ -1,4 +1,4 @@
-"""What a network is trained for: the loss that is minimised, and the metric that is reported.
+"""The task of a network: the loss that is minimised, and the metric that is reported.
 
 Both get what the network returns, as it returns it, and the target of the batch. Without ones of
 the user's own they are the cross-entropy of logits, and the share of right answers: of classes

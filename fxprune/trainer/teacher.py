@@ -29,7 +29,7 @@ DENSE = "dense/"
 
 
 class Teacher:
-    """The dense network as it was before the training, and what is learnt from it.
+    """The dense network as it was before the training, and the loss of learning from it.
 
     Args:
         dense: the network, in evaluation mode.
