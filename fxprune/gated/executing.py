@@ -262,7 +262,7 @@ class Executing(TracedModule):
         return self._evaluation.run(self, self._residents, *args, **kwargs)
 
     def recompile(self) -> Any:
-        """Generate the graph's code, once its sizes are those of the first selection."""
+        """Write the graph's code, once its sizes are those of the first selection."""
         if not self._made:
             return None
         code = super().recompile()
