@@ -19,8 +19,8 @@ from fxprune.channels.graph import FIXED, Axis, ChannelGraph, Widths, template_s
 from fxprune.channels.records import compact_shape
 
 LARGE = 1 << 16
-"""On a CPU a tensor with as many elements is no part of a pack: copying all of it costs more than
-finding out what changes."""
+"""On a CPU a tensor with this many elements is no part of a pack: copying all of it costs more than
+finding the cells that change."""
 
 
 class Slots:
@@ -70,7 +70,13 @@ class Slots:
 
 
 def _slots(axis: Axis, widths: Widths) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute slot, order, step, base: i is order[base[i] + step[i] * selection[slot[i]]]."""
+    """Compute four int64 tensors that give the dense position of each compact position i.
+
+    It is order[base[i] + step[i] * selection[slot[i]]]. For example, a linear layer behind a
+    flattening has 4 channels at 2 positions each: channel 0 at 0 and 1, channel 1 at 2 and 3, and
+    so on. With 2 channels kept, slot is 0 0 1 1, order 0 … 7, step 2 2 2 2 and base 0 1 0 1; the
+    selection (3, 1) gives the dense positions 6 7 2 3.
+    """
     layout = axis.layout
     slot = template_slots(layout, widths).numpy()[axis.channel.numpy()]
     template = np.flatnonzero(slot >= 0)
@@ -171,7 +177,7 @@ class Bank:
         return {dim: positions[id(axis)] for dim, axis in self.channels.axes[name].items()}
 
     def state(self, name: str, key: str, like: Tensor) -> Tensor:
-        """Return the bank of an optimiser state tensor; zeros until the optimiser has made it."""
+        """Return the bank of an optimiser state tensor; a new one holds zeros."""
         states = self.states.setdefault(name, {})
         old = states.get(key)
         if old is not None and old.dtype != like.dtype:  # the optimiser's was cast
@@ -186,7 +192,7 @@ class Bank:
         return states[key]
 
     def forget_states(self) -> None:
-        """Drop the banks of the optimiser's state; they begin anew when they are asked for."""
+        """Delete the banks of the optimiser's state; `state` makes new ones."""
         self.states.clear()
         for key in [key for key in self._flats if key[1] is not None]:
             del self._flats[key]
@@ -199,9 +205,9 @@ class Bank:
         return self._flats[known]
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply what `nn.Module.to` and its kind apply to a module's tensors.
+        """Apply the function of `nn.Module._apply` (as `to` calls it) to all banked tensors.
 
-        States go along to another device; their dtype is the optimiser's affair.
+        Optimiser states only change their device; the optimiser sets their dtype.
         """
         dense = {name: function(tensor) for name, tensor in self.dense.items()}
         states = {
@@ -224,7 +230,7 @@ class Bank:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _lay(self, dense: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take tensors over, into packs those that gain by it."""
+        """Store tensors and states, small ones and all on a GPU in packs."""
         self.dense, self.states = dict(dense), dict[str, dict[str, Tensor]]()
         self.packs: dict[str, Pack] = {}
         self._flats: dict[tuple[int, str | None, torch.dtype], Tensor] = {}

@@ -43,13 +43,13 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Home:
-    """The table of a module that holds a parameter or buffer; one of several where it is shared."""
+    """The dict of a module that holds a gated tensor; one of several if the tensor is shared."""
 
     table: MutableMapping[str, Tensor | None]
     key: str
 
     def tensor(self) -> Tensor:
-        """Return the tensor that lives here.
+        """Return the tensor.
 
         Raises:
             GateError: it is gone.
@@ -71,11 +71,12 @@ class Home:
         tensor.grad = None
 
     def renew(self) -> None:
-        """Make autograd take up the tensor's shape.
+        """Make autograd use the tensor's new shape.
 
-        While an old graph lives (a loop that keeps its last loss, the reducer of
-        DistributedDataParallel), autograd goes on with the shape it knew; it forgets it only when
-        the dtype changes.
+        While an old graph is alive (a loop that keeps its last loss, the reducer of
+        DistributedDataParallel), autograd keeps the shape of that graph: a parameter of [16, 3]
+        whose data are now [8, 3] fails with "expected gradient of shape [16, 3]". It forgets the
+        shape only when the dtype changes, so the tensor gets another dtype for a moment.
         """
         tensor = self.tensor()
         other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
@@ -85,7 +86,7 @@ class Home:
 
 
 def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
-    """Find where each gated parameter and buffer lives, by name."""
+    """Find the module's dict that holds each gated parameter and buffer, by name."""
     found: dict[str, Home] = {}
     names: dict[int, str] = {}
     for path, child in modules_of(module).items():
@@ -99,14 +100,14 @@ def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
 
 @torch.no_grad()
 def store(items: Iterable[Item], bank: Bank, at: Selection) -> None:
-    """Write residents to the bank; they stay as they are."""
+    """Copy residents into the bank."""
     positions = bank.positions(at.channels, at.widths)
     for item in items:
         put(item.dense, bank.of(item.name, positions), item.resident)
 
 
 Step = Callable[[], None]
-"""A part of an exchange. Called again after an interruption it does the same as once."""
+"""A part of an exchange. If it was interrupted, it can be called again."""
 
 
 def steps(items: Iterable[Item], bank: Bank, old: Selection, new: Selection) -> list[Step]:
@@ -119,7 +120,7 @@ def steps(items: Iterable[Item], bank: Bank, old: Selection, new: Selection) -> 
         new: the selection that they will be of.
 
     Returns:
-        The steps. Each has to be called in turn, and may be again as long as the next was not.
+        The steps, to be called in this order. Each may be repeated until the next one was called.
     """
     if new is old:
         return []

@@ -72,8 +72,8 @@ class MemoryLayout:
 
     def shaped(self, rows: Tensor) -> Tensor:
         """Return rows of dense cells, [cells, cell], as a view of the dense shape."""
-        lying = rows.view([self.shape[dim] for dim in self.order])
-        return lying.permute([self.order.index(dim) for dim in range(len(self.order))])
+        in_order = rows.view([self.shape[dim] for dim in self.order])
+        return in_order.permute([self.order.index(dim) for dim in range(len(self.order))])
 
 
 class Tables:
@@ -185,7 +185,7 @@ class Pack:
         return torch.cat([index[ends[name][0] : ends[name][1]] for name in names])
 
     def staged(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the cells of some compact tensors, one behind the other: a copy."""
+        """Copy the cells of some compact tensors, one tensor after the other."""
         lying = (self.layouts[name].inside_out(tensor) for name, tensor in tensors.items())
         return torch.cat([in_cells(tensor.contiguous(), self.cell) for tensor in lying])
 
@@ -197,9 +197,9 @@ class Pack:
         after: Tensor,
         leaving: Tensor,
     ) -> None:
-        """Store compact tensors in the flat storage and load others, in level.
+        """Store compact tensors in the flat storage and load others, in place.
 
-        Once more with the same arguments does the same, also after it was interrupted.
+        If it was interrupted, it can be called again with the same arguments.
 
         Args:
             tensors: the compact tensors by name.
@@ -221,8 +221,8 @@ class Pack:
 
 
 def in_cells(tensor: Tensor, cell: int) -> Tensor:
-    """Return a contiguous tensor as its cells: [cells, cell], or [cells] of one number each.
+    """View a contiguous tensor as its cells: [cells, cell], or [cells] if a cell is one number.
 
-    PyTorch indexes a line of numbers twice as fast as rows of one.
+    PyTorch indexes [n] twice as fast as [n, 1].
     """
     return tensor.view(-1) if cell == 1 else tensor.view(-1, cell)

@@ -1,7 +1,7 @@
 """Swaps of large tensors: only the cells of the channels that change are exchanged.
 
-This is for the CPU, where a tensor's size in bytes is what an exchange costs, and where to ask
-which slots changed is free; on a GPU the answer would have to be waited for. See
+This is for the CPU, where an exchange costs its bytes and finding the slots that changed is free;
+a GPU would have to wait for that answer. See
 `fxprune.bank.packed`.
 """
 
@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 
 class AxisChange(NamedTuple):
-    """What becomes of one axis; slots are those of its compact positions.
+    """The change of one axis; slots are those of its compact positions.
 
     Attributes:
         before: the dense position in each slot.
@@ -59,7 +59,7 @@ class AxisChange(NamedTuple):
 
 
 class SparseSwap:
-    """One change of selection at equal widths. Tensors that lie alike share what is worked out."""
+    """One change of selection at equal widths; tensors of the same layout share its tables."""
 
     def __init__(self, before: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> None:
         """Compare the dense positions of every axis, by its id, `before` and `after`."""
@@ -70,16 +70,16 @@ class SparseSwap:
     def exchanges(
         self, layout: MemoryLayout, pairs: Iterable[tuple[Tensor, Tensor]]
     ) -> list[Callable[[], None]]:
-        """Plan to store the cells that leave and to load those that enter, both in depth.
+        """Plan to store the cells that leave and to load those that enter, both in place.
 
         A channel rests as a whole, so each cell that enters is complete in the bank.
 
         Args:
-            layout: how the tensors lie.
+            layout: of the tensors in memory.
             pairs: compact tensors, each with its bank.
 
         Returns:
-            What does it, for each pair; it may be called again after it was interrupted.
+            A function for each pair, which can be called again if it was interrupted.
         """
         key = (
             layout.shape,

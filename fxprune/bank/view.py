@@ -1,8 +1,8 @@
-"""Views: the compact tensors of another selection, gathered for one forward; nothing moves.
+"""Views: the compact tensors of another selection, gathered for one forward; nothing is exchanged.
 
-An element of a view comes from the resident where all its channels execute, and from the bank
-where one of them rests. What comes from a resident keeps its connection to it, so that a backward
-through a view gives the resident its gradient.
+An element of a view comes from the resident if all its channels execute, and from the bank if one
+of them rests. Autograd sees the former come from the resident, so that a backward through a view
+gives the resident its gradient.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +22,12 @@ Shape = tuple[int, ...]
 class View:
     """The tensors of one selection, as the residents of another and the bank have them.
 
-    It is made for the bank and the two selections at hand, and has to be made anew when one of
-    them changes. Values are read when it is called.
+    It is made for a bank and two selections, and has to be made anew when one of the three changes.
+    Values are read when it is called.
     """
 
     def __init__(self, bank: Bank, residents: Selection, shown: Selection) -> None:
-        """Work out where each element comes from.
+        """Compute where each element comes from.
 
         Args:
             bank: where channels rest.

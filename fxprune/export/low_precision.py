@@ -53,7 +53,7 @@ LEAVE = "leave out {}; the float32 file can be written"
 
 @dataclass(frozen=True)
 class Lowered:
-    """A file of lower precision, and how far it is from its references.
+    """An ONNX file of some precision, and how far it is from its references.
 
     Attributes:
         kind: its precision.
@@ -62,8 +62,9 @@ class Lowered:
         max_rel_error: largest difference from its reference, as a share of its largest output.
         tolerance: what that had to stay under.
         reference: what it was checked against, in words.
-        from_float32: largest difference from the float32 file, as a share of its largest output.
-        calibrated: examples that the ranges of int8 are of; 0 for fp16.
+        from_float32: largest difference from the float32 file, as a share of its largest output;
+            0 for that file itself.
+        calibrated: number of examples that the ranges of int8 were measured on; 0 for others.
     """
 
     kind: Kind

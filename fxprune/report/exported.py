@@ -1,15 +1,15 @@
 """Figures of a run's last export, as export.json keeps them for its report."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from fxprune.export.compare import Comparison
 from fxprune.files import fitting, read_record, write_record
 from fxprune.runs.plan import Text
 from fxprune.runs.run import Run
-from fxprune.runs.schema import STRICT
+from fxprune.runs.schema import Strict
 
 FILE = "export.json"
 
@@ -18,10 +18,8 @@ Positive = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
-class _Figures:
+class _Figures(Strict):
     """The schema of `fxprune.export.compare.Figures`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     params: Count
     macs: Count
@@ -30,10 +28,8 @@ class _Figures:
 
 
 @dataclass(frozen=True)
-class _Quotient:
+class _Quotient(Strict):
     """The schema of a quotient of times with the times."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     median: Positive
     low: Positive
@@ -44,10 +40,8 @@ class _Quotient:
 
 
 @dataclass(frozen=True)
-class _Timing:
+class _Timing(Strict):
     """The schema of `fxprune.export.bench.timing_record`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     hot: _Quotient
     cold: _Quotient
@@ -58,10 +52,8 @@ class _Timing:
 
 
 @dataclass(frozen=True)
-class _Onnx:
+class _Onnx(Strict):
     """The schema of `fxprune.export.compare.Comparison.record`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     path: Text
     bytes: Count
@@ -81,14 +73,12 @@ class _Onnx:
 
 
 @dataclass(frozen=True)
-class Exported:
+class Exported(Strict):
     """What an export wrote, what it was checked against, and what it costs.
 
     Attributes:
         onnx: the figures of the ONNX file.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     onnx: _Onnx
 

@@ -5,13 +5,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from fxprune.files import damaged, fitting, read_bytes, write_bytes
 from fxprune.runs.plan import Text
-from fxprune.runs.schema import STRICT
+from fxprune.runs.schema import Strict
 
 METRICS = "metrics.jsonl"
 
@@ -21,7 +21,7 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
-class EpochMetrics:
+class EpochMetrics(Strict):
     """What one epoch showed; a line of metrics.jsonl.
 
     Attributes:
@@ -51,8 +51,6 @@ class EpochMetrics:
         settled: whether a gated network ended the epoch with its final channels; None for a plain
             network.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     epoch: Annotated[int, Field(ge=1, lt=2**31)]
     lr: Annotated[float, Field(ge=0)]

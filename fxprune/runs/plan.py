@@ -5,10 +5,10 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from fxprune import registry
@@ -19,7 +19,7 @@ from fxprune.errors import OptionError, RunError
 from fxprune.files import damaged, fitting
 from fxprune.gated.module import GatedModule
 from fxprune.runs import calls
-from fxprune.runs.schema import STRICT
+from fxprune.runs.schema import Strict
 
 MOST_ELEMENTS = 2**28
 """Of an example input; a damaged plan must not fill the memory."""
@@ -44,7 +44,7 @@ def fingerprint(channels: ChannelGraph) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Strict):
     """By what a network was instrumented: enough to do it again.
 
     Attributes:
@@ -58,8 +58,6 @@ class Plan:
         torch: the version that wrote it.
         call: how the inputs are handed over, see `fxprune.runs.calls`; None for one by one.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     inputs: Annotated[tuple[tuple[tuple[Size, ...], Text], ...], Field(min_length=1, max_length=64)]
     policy: Text

@@ -6,16 +6,16 @@ A command of the user's is executed only where the user gave it to this run, or 
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from fxprune.export.bench import Target
 from fxprune.export.latency import Choice
 from fxprune.files import read_record, write_record
 from fxprune.runs.plan import Text
 from fxprune.runs.run import Run
-from fxprune.runs.schema import STRICT
+from fxprune.runs.schema import Strict
 
 FILE = "latency.json"
 COMMAND = "latency command"
@@ -23,7 +23,7 @@ COMMAND = "latency command"
 
 
 @dataclass(frozen=True)
-class Promise:
+class Promise(Strict):
     """How long an exported network may take.
 
     Attributes:
@@ -35,8 +35,6 @@ class Promise:
         dense: seconds of a call of the dense network, measured with those
         compact: of the network whose widths were chosen; None in runs of older versions.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     asked: Annotated[float, Field(gt=0, le=1)]
     threads: Annotated[int, Field(ge=1, le=4096)]

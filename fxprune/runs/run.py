@@ -13,9 +13,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import ConfigDict
 from torch import nn
 
 from fxprune.errors import RunError
@@ -43,7 +42,7 @@ from fxprune.runs.gated_file import (
 )
 from fxprune.runs.history import METRICS, EpochMetrics, best_of, history_of
 from fxprune.runs.plan import Plan, Text
-from fxprune.runs.schema import STRICT
+from fxprune.runs.schema import Strict
 from fxprune.runs.writer import LOCK, only_writer
 
 PLAN, CHECKPOINT = "plan.json", "checkpoint.safetensors"
@@ -55,10 +54,8 @@ MADE_FIRST = {CHECKPOINT, LOCK}
 
 
 @dataclass(frozen=True)
-class _Record:
+class _Record(Strict):
     """The schema of plan.json."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     spec: Text
     input: Text | None

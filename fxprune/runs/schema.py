@@ -3,10 +3,20 @@
 The options of a training are such a dataclass, and `fxprune train --help` reads them.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-STRICT: "ConfigDict" = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
-"""Exact types, no other fields, finite numbers; see `fxprune.files.fitting`."""
+
+class Strict:
+    """Base of dataclasses whose JSON has exact types, no other fields, and finite numbers.
+
+    See `fxprune.files.fitting`.
+    """
+
+    __pydantic_config__: ClassVar["ConfigDict"] = {
+        "strict": True,
+        "extra": "forbid",
+        "allow_inf_nan": False,
+    }

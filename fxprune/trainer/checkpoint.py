@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from fxprune.data import DataSet, Share
@@ -26,7 +26,7 @@ from fxprune.runs.gated_file import gated_state, plan_of, take_over, under
 from fxprune.runs.history import EpochMetrics, history_of, keep_metrics
 from fxprune.runs.plan import Plan
 from fxprune.runs.run import CHECKPOINT, SUFFIX
-from fxprune.runs.schema import STRICT
+from fxprune.runs.schema import Strict
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.outcome import Outcome
 from fxprune.trainer.progress import WITHIN, Progress, Within
@@ -38,20 +38,16 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True)
-class _Optimizer:
+class _Optimizer(Strict):
     """The schema of the part of an optimiser's state that is no tensor."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     state: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], dict[str, Scalar]]
     param_groups: list[dict[str, Scalar | list[int] | list[float] | list[float | None]]]
 
 
 @dataclass(frozen=True)
-class _Looks:
+class _Looks(Strict):
     """Properties by which other data are recognised; the name is for messages only."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: str
     train: Count
@@ -73,10 +69,8 @@ class _Looks:
 
 
 @dataclass(frozen=True)
-class _Training:
+class _Training(Strict):
     """The schema of the meta of a trained checkpoint, the plan and the history aside."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     options: TrainOptions
     data: _Looks

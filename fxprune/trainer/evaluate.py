@@ -53,20 +53,6 @@ def score(
     return meter.scores(summed(share, meter.sums)[0])
 
 
-def evaluate(
-    model: nn.Module,
-    split: Split,
-    placement: Placement,
-    batch_size: int = 128,
-    share: Share = WHOLE,
-    stop: Stop | None = None,
-) -> tuple[float, float]:
-    """Compute mean cross-entropy and share of right answers; arguments are those of `score`."""
-    scores = score(model, split, placement, batch_size, share, stop)
-    assert scores.accuracy is not None  # targets are classes
-    return scores.loss, scores.accuracy
-
-
 def summed(share: Share, *figures: Tensor) -> list[Tensor]:
     """Add figures, each [], over all processes."""
     if share.of > 1:

@@ -91,31 +91,15 @@ def calibration_batches(data: DataSet, count: int, size: int) -> Iterator[tuple[
 
 
 @dataclass(frozen=True)
-class Scored:
-    """An ONNX file with what it costs and what it is worth.
+class Scored(Lowered):
+    """An ONNX file with its latency and its scores.
 
     Attributes:
-        kind: its precision: "float32", "fp16" or "int8".
-        path: the file.
-        bytes: its size.
-        max_rel_error: largest difference from its reference, as a share of its largest output.
-        tolerance: what that had to stay under.
-        reference: what it was checked against, in words.
-        from_float32: largest difference from the float32 file, likewise; 0 for that itself.
-        calibrated: examples that the ranges of int8 are of.
         latency: median time of ONNX Runtime for one example, or the file's one batch, seconds.
         accuracy: share of the validation split that is right; None without data or classes.
         metric: value of the run's own metric on it, if there is one.
     """
 
-    kind: str
-    path: Path
-    bytes: int
-    max_rel_error: float
-    tolerance: float
-    reference: str
-    from_float32: float
-    calibrated: int
     latency: float
     accuracy: float | None
     metric: float | None

@@ -5,16 +5,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, load, own_data, own_transforms
 from fxprune.errors import OptionError
 from fxprune.files import read_record, write_record
 from fxprune.runs.plan import Text
 from fxprune.runs.run import Run, is_trained
-from fxprune.runs.schema import STRICT
+from fxprune.runs.schema import Strict
 from fxprune.trainer.checkpoint import refuse_others
 from fxprune.trainer.options import TrainOptions
 
@@ -25,10 +25,8 @@ Make = Callable[[str, str], Any]
 
 
 @dataclass(frozen=True)
-class _Record:
+class _Record(Strict):
     """The schema of train.json."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     data: Text
     root: Text

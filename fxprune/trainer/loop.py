@@ -34,7 +34,7 @@ from fxprune.runs.writer import only_writer
 from fxprune.trainer import checkpoint, teacher
 from fxprune.trainer.churn import Churn
 from fxprune.trainer.clock import Clock
-from fxprune.trainer.evaluate import Stop, check_fit, evaluate, score, summed
+from fxprune.trainer.evaluate import Stop, check_fit, score, summed
 from fxprune.trainer.optimizer import frozen, make_optimizer
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.outcome import Outcome, stopped_early
@@ -46,7 +46,7 @@ from fxprune.trainer.step import Step
 from fxprune.trainer.task import Loss, Metric, Task, examples_of, name_of
 from fxprune.trainer.teacher import Teacher
 
-__all__ = ["EpochMetrics", "Placement", "Stopped", "Tick", "TrainOptions", "evaluate", "fit"]
+__all__ = ["EpochMetrics", "Placement", "Stopped", "Tick", "TrainOptions", "fit"]
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,21 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fxprune.budget.schedule import Constant, Cubic, Schedule, parse
 from fxprune.errors import OptionError
-from fxprune.runs.schema import STRICT
+from fxprune.runs.schema import Strict
 
 if TYPE_CHECKING:
-    from pydantic import ConfigDict
+    pass
 
 PYTHON_ONLY = frozenset({"milestones", "decay", "recalibrate"})
 """The fields of `TrainOptions` for which the command line has no option."""
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Strict):
     """How a network is trained; the same options give the same bits.
 
     `fxprune train` has an option for each field but `milestones`, `decay` and `recalibrate`, and
@@ -76,8 +76,6 @@ class TrainOptions:
         seed: of the order of the examples, of augmentation and of dropout.
         device: where it trains: auto (a GPU if there is one), cpu, cuda, cuda:1 …
     """
-
-    __pydantic_config__: ClassVar["ConfigDict"] = STRICT
 
     epochs: int = 20
     lr: float = 0.1

@@ -6,14 +6,14 @@ left out, and the random state is put back. So it ends in the same bits as one t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, distributed
 
 from fxprune.data import Share
-from fxprune.runs.schema import STRICT
+from fxprune.runs.schema import Strict
 
 WITHIN = "within/"
 """What the names of these tensors begin with in a checkpoint."""
@@ -26,7 +26,7 @@ class Stopped(Exception):  # noqa: N818 - it is asked for
 
 
 @dataclass(frozen=True)
-class Within:
+class Within(Strict):
     """The schema of the meta of an epoch that was stopped.
 
     Attributes:
@@ -36,8 +36,6 @@ class Within:
         churn: exchanged shares of its steps.
         seconds: times of its steps.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     step: Count
     seen: Count

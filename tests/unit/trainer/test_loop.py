@@ -11,7 +11,8 @@ from fxprune.data import DataSet, TensorSplit
 from fxprune.errors import DataError, ModelError, OptionError
 from fxprune.runs.history import METRICS
 from fxprune.runs.run import CHECKPOINT
-from fxprune.trainer.loop import Placement, TrainOptions, evaluate, fit
+from fxprune.trainer.evaluate import score
+from fxprune.trainer.loop import Placement, TrainOptions, fit
 from fxprune.trainer.optimizer import learning_rate
 from tests.support.fitting import FAST, same_bits, small_net
 
@@ -120,7 +121,7 @@ def test_evaluation_changes_nothing(digits):
     net = small_net()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     net.train()
-    evaluate(net, digits.val, Placement.of(FAST))
+    score(net, digits.val, Placement.of(FAST))
     assert net.training
     assert same_bits(before, net.state_dict())
 
