@@ -3,14 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fxprune.budget.schedule import Constant, Cubic, Schedule, parse
 from fxprune.errors import OptionError
 from fxprune.runs.schema import Strict
-
-if TYPE_CHECKING:
-    pass
 
 PYTHON_ONLY = frozenset({"milestones", "decay", "recalibrate"})
 """The fields of `TrainOptions` for which the command line has no option."""
