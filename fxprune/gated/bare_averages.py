@@ -3,8 +3,9 @@
 `[p.detach().clone() for p in gated.parameters()]` and `{name: p.clone() for name, p in …}` leave no
 trace in the network: nothing tells that a step later `average[i].lerp_(parameter, 0.1)` mixes the
 channels of two selections. Such tensors are found among the objects of the garbage collector,
-whatever holds them: a list, a dict, an attribute, the buffers of a module, or one flat vector. They
-have the shapes of the network's narrow weights and values near them, and share no memory with them.
+whatever holds them: a list, a dict, an attribute, the buffers or frozen parameters of a module that
+is no traced network (also of a copy of most of one), or one flat vector. They have the shapes of
+the network's narrow weights and values near them, and share no memory with them.
 Kept across an exchange, they are of other channels.
 
 A full search reads all objects of the process, some tenths of a second; so it takes at most one
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneWarning, message
 
@@ -93,7 +94,8 @@ class BareAverages:
         del objects
         began = time.process_time()
         gc.collect()  # averages of a training before this one
-        found = [*_averages(gc.get_objects(), parameters, weights, own, _in_state_dicts())]
+        others = _in_state_dicts() | _in_networks()
+        found = [*_averages(gc.get_objects(), parameters, weights, own, others)]
         SEARCH.spent(time.process_time() - began)
         if found:
             self._warned = True
@@ -123,7 +125,7 @@ def _averages(
     }
     alike: dict[torch.Size, list[Tensor]] = {weight.shape: [] for weight in weights}
     for tensor in objects:
-        if type(tensor) is not Tensor:  # a parameter is that of another network
+        if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
             continue
         shape = tensor.shape
         whole = flat.get(shape[0]) if len(shape) == 1 else None
@@ -167,6 +169,12 @@ def _in_state_dicts() -> frozenset[int]:
             ):
                 found.update(id(value) for value in items.values())
     return frozenset(found)
+
+
+def _in_networks() -> frozenset[int]:
+    """Return the ids of the parameters of traced networks, which say of which channels they are."""
+    networks = [item for item in gc.get_objects() if issubclass(type(item), fx.GraphModule)]
+    return frozenset(id(p) for network in networks for p in network.parameters())
 
 
 @torch.no_grad()

@@ -63,6 +63,12 @@ AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
     "floats of a state dict": lambda net: {
         k: v.clone() for k, v in net.state_dict().items() if v.is_floating_point()
     },
+    "frozen parameters": lambda net: nn.ParameterList(
+        nn.Parameter(p.detach().clone(), requires_grad=False) for p in net.parameters()
+    ),
+    "a copy of the modules alone": lambda net: [
+        copy.deepcopy(child).requires_grad_(False) for child in net.children()
+    ],
     "in float32": lambda net: [p.detach().float() for p in net.parameters()],
     "flat": lambda net: nn.utils.parameters_to_vector(net.parameters()).detach(),
 }
@@ -93,12 +99,13 @@ def test_what_is_none_is_not_warned_of() -> None:
         gated.dense_state_dict(),
         copy.deepcopy(shrink(gated).state_dict()),
         copy.deepcopy(copy.deepcopy(gated)).requires_grad_(False),
+        shrink(gated).requires_grad_(False),
         [*copy.deepcopy(gated).double().float().parameters()],
     ]
     for step in range(3):
         train_step(gated, optimizer, NET, step)
         kept.append([p.grad for p in gated.parameters()])
-    assert len(kept) == 13
+    assert len(kept) == 14
 
 
 def test_full_searches_take_a_part_of_the_time() -> None:
