@@ -1,7 +1,12 @@
 """Which of its parts a module's code names, to tell a part that it never uses from a hidden way."""
 
+import ast
+import dis
+import inspect
+import sys
+import textwrap
 from collections.abc import Iterator
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,32 +18,178 @@ _LOOKS_UP = frozenset(
 """Names of what finds a part by a name that does not stand in the code."""
 
 
-def parts_named(module: nn.Module) -> frozenset[str] | None:
+class AbsentArguments:
+    """Notes, while it is entered, which arguments the modules' own code is never given.
+
+    Attributes:
+        of: by the id of a module that was called, the arguments that were None in each call.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Note the calls of a module and of those in it."""
+        self.of: dict[int, frozenset[str]] = {}
+        self._codes = {_own_forward(part).__code__ for part in module.modules()}
+
+    def __enter__(self) -> "AbsentArguments":
+        self._before = sys.getprofile()
+        sys.setprofile(self._see)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(self._before)
+
+    def _see(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event != "call" or code not in self._codes:
+            return
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        given = frame.f_locals
+        absent = frozenset(name for name in names if name in given and given[name] is None)
+        module = id(given.get(names[0])) if names else 0
+        self.of[module] = self.of.get(module, absent) & absent
+
+
+def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> bool:
+    """Tell whether code of the modules around a parameter may use it.
+
+    It may not where one of the names on the way to it stands in no code that runs with the
+    arguments as they are: `if labels is not None: self.embed(labels)`, without labels.
+
+    Args:
+        module: the outermost module.
+        name: the parameter's, from there.
+        absent: what the modules were never given.
+    """
+    part, named, all_seen = module, set[str](), True
+    for step in name.split("."):
+        names, seen = _names_around(part, absent.of.get(id(part), frozenset()))
+        named |= names
+        all_seen &= seen
+        if step.isidentifier() and step not in named:
+            without = step in _names(_own_forward(part).__code__)  # where an argument is needed
+            return not (all_seen or without)
+        following = getattr(part, step)
+        if not isinstance(following, nn.Module):
+            break
+        part = following
+    return True
+
+
+def _names_around(module: nn.Module, absent: frozenset[str]) -> tuple[set[str], bool]:
     """Collect the names that stand in a module's code: `forward` and what it calls.
 
+    Args:
+        module: the module.
+        absent: arguments of its forward that are None; code that needs them is left out.
+
     Returns:
-        The names; None where the code may find a part without naming it.
+        The names, and whether the code can find no part without naming it.
     """
     names: set[str] = set()
     waiting, seen = [type(module).forward], set()
-    if module._forward_hooks or module._forward_pre_hooks:
-        return None
+    all_seen = not (module._forward_hooks or module._forward_pre_hooks)
     while waiting:
         function = waiting.pop()
         if function in seen:
             continue
         seen.add(function)
-        found = set(_names(function.__code__))
+        own = function is _own_forward(module)
+        code = live_code(function, absent) if own and absent else function.__code__
+        found = set(_names(code))
         for name in found - names:
-            if _may_hold_code(vars(module).get(name)):
-                return None
+            all_seen &= not _may_hold_code(vars(module).get(name))
             known = getattr(type(module), name, None), function.__globals__.get(name)
-            for value in known:
-                value = value.fget if isinstance(value, property) else value
-                if isinstance(value, FunctionType) and not value.__module__.startswith("torch."):
-                    waiting.append(value)
+            waiting += filter(None, map(_function, known))
+        cells = (cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY)
+        waiting += filter(None, map(_function, cells))  # what a decorator wraps
         names |= found
-    return None if names & _LOOKS_UP else frozenset(names)
+    return names, all_seen and not names & _LOOKS_UP
+
+
+def live_code(function: FunctionType, absent: frozenset[str]) -> CodeType:
+    """Return a function's code without what runs only where its absent arguments are given."""
+    code = function.__code__
+    absent -= set(_assigned(code))
+    try:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+        if not absent or not isinstance(definition, ast.FunctionDef) or _has_private(definition):
+            return code
+        definition.decorator_list = []
+        live = ast.fix_missing_locations(ast.Module([_Live(absent).visit(definition)], []))
+        compiled = compile(live, code.co_filename, "exec", dont_inherit=True)
+    except (OSError, TypeError, ValueError, SyntaxError):  # without its source, as in a closure
+        return code
+    return next(c for c in compiled.co_consts if isinstance(c, CodeType))
+
+
+class _Live(ast.NodeTransformer):
+    """Takes out what needs an argument that is None."""
+
+    def __init__(self, absent: frozenset[str]) -> None:
+        self.absent = absent
+
+    def visit_If(self, node: ast.If) -> Any:
+        truth = self._truth(node.test)
+        if truth is None:
+            return self.generic_visit(node)
+        kept = node.body if truth else node.orelse
+        return [self.visit(statement) for statement in kept] or ast.Pass()
+
+    def visit_IfExp(self, node: ast.IfExp) -> Any:
+        truth = self._truth(node.test)
+        if truth is None:
+            return self.generic_visit(node)
+        return self.visit(node.body if truth else node.orelse)
+
+    def _truth(self, test: ast.expr) -> bool | None:
+        """Work out a condition; None where it depends on more."""
+        match test:
+            case ast.Name(id=name) if name in self.absent:
+                return False
+            case ast.Compare(ast.Name(id=name), [op], [ast.Constant(None)]) if name in self.absent:
+                return {ast.Is: True, ast.IsNot: False}.get(type(op))
+            case ast.UnaryOp(ast.Not(), operand):
+                truth = self._truth(operand)
+                return None if truth is None else not truth
+            case ast.BoolOp(op, values):
+                ends = isinstance(op, ast.Or)  # the value that settles it
+                found = [self._truth(value) for value in values]
+                return ends if ends in found else None if None in found else not ends
+        return None
+
+
+def _assigned(code: CodeType, inside: bool = False) -> Iterator[str]:
+    """List the variables that a function assigns, and all those of functions in it."""
+    if inside:
+        yield from code.co_varnames
+    for step in dis.get_instructions(code):
+        if step.opname in ("STORE_FAST", "STORE_DEREF", "DELETE_FAST", "DELETE_DEREF"):
+            yield str(step.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _assigned(constant, inside=True)
+
+
+def _has_private(definition: ast.FunctionDef) -> bool:
+    """Tell whether names stand there that a class changes: `self.__part`."""
+    return any(
+        isinstance(node, ast.Attribute) and node.attr.startswith("__") and node.attr[-2:] != "__"
+        for node in ast.walk(definition)
+    )
+
+
+def _own_forward(module: nn.Module) -> Any:
+    return inspect.unwrap(type(module).forward)
+
+
+def _function(value: Any) -> FunctionType | None:
+    """Return the function that a name stands for, unless it is PyTorch's."""
+    value = value.fget if isinstance(value, property) else value
+    own = isinstance(value, FunctionType) and not value.__module__.startswith("torch.")
+    return value if own else None
+
+
+_EMPTY = CellType()
 
 
 def _names(code: CodeType) -> Iterator[str]:

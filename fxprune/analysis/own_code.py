@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.answers import Answers, AsksForValuesError, Looking, Noting
 from fxprune.analysis.label_mode import LabelMode
-from fxprune.analysis.mentions import parts_named
+from fxprune.analysis.mentions import AbsentArguments, may_be_reached
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import modules_of
@@ -110,6 +110,7 @@ class OwnCode:
         snapshot = Snapshot(module)  # its code may keep tables that it makes at its first call
         for way in list(taken):
             before, last = context.mark(), way is taken[-1]
+            outer = self.mode.answers  # of code whose part this is
             context.node = node
             self.mode.answers = Answers(way.answers or ())
             seeded(way.seed)
@@ -128,7 +129,7 @@ class OwnCode:
                 context.go_back(before)
                 taken.remove(way)
             finally:
-                self.mode.answers = None
+                self.mode.answers = outer
                 snapshot.restore()
             if not last:
                 del context.products[before[0]["products"] :]
@@ -158,10 +159,17 @@ class OwnCode:
 
     def _pin_unseen(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Pin all around a module's code where no way was found to a parameter that it names."""
-        named = parts_named(module)
-        for name, parameter in module.named_parameters():
-            hidden = named is None or name.partition(".")[0] in named
-            if hidden and id(parameter) not in self.context.read_by_calls:
+        unseen = [
+            name
+            for name, parameter in module.named_parameters()
+            if id(parameter) not in self.context.read_by_calls
+        ]
+        if not unseen:
+            return
+        with AbsentArguments(module) as absent:
+            list(ways(module, self.real, args, kwargs))
+        for name in unseen:
+            if may_be_reached(module, name, absent):
                 why = f"no way through the code here was found that uses {name}"
                 self.pin_around(module, args, kwargs, why)
                 return
