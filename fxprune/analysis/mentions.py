@@ -86,7 +86,8 @@ def _names_around(module: nn.Module, absent: frozenset[str]) -> tuple[set[str], 
         The names, and whether the code can find no part without naming it.
     """
     names: set[str] = set()
-    waiting, seen = [type(module).forward], set()
+    waiting: list[Any] = [type(module).forward]
+    seen = set[Any]()
     all_seen = not (module._forward_hooks or module._forward_pre_hooks)
     while waiting:
         function = waiting.pop()
