@@ -9,7 +9,9 @@ to do about it::
       do   replace the roll, or add a rule (docs: extend, "Add an op rule")
 """
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -22,6 +24,16 @@ def message(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
             lines.append(f"  {label:<5}{head}")
             lines += [f"       {line}" for line in rest]
     return "\n".join(lines)
+
+
+def shell_word(path: Path | str) -> str:
+    """Write a path for a shell, so that no command takes it for an option.
+
+    >>> shell_word("-a b")
+    "'./-a b'"
+    """
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 class FxpruneError(Exception):

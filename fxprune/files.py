@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import secrets
-import shlex
 import shutil
 import stat
 import tempfile
@@ -56,16 +55,6 @@ OTHER = "use the version that wrote it, or make the file again with this one"
 """What to do about a file in another layout."""
 
 T = TypeVar("T")
-
-
-def shell_word(path: Path | str) -> str:
-    """Write a path for a shell, so that no command takes it for an option.
-
-    >>> shell_word("-a b")
-    "'./-a b'"
-    """
-    text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def damaged(path: Path, why: str, what: str = "it") -> RunError:

@@ -17,8 +17,7 @@ from fxprune.cli.arguments import (
     Threads,
     print_result,
 )
-from fxprune.errors import OptionError
-from fxprune.files import shell_word
+from fxprune.errors import OptionError, shell_word
 
 if TYPE_CHECKING:
     from fxprune.gated.module import GatedModule

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from fxprune.cli import console
 from fxprune.cli.records import Record
 from fxprune.data import DataSet
-from fxprune.files import shell_word
+from fxprune.errors import shell_word
 from fxprune.runs.history import EpochMetrics
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.prune import Answers, Trial

@@ -28,8 +28,7 @@ from fxprune.cli.arguments import (
 )
 from fxprune.cli.options import NONE_GIVEN, Given, options_of
 from fxprune.cli.signals import Ended, ended
-from fxprune.errors import OptionError
-from fxprune.files import shell_word
+from fxprune.errors import OptionError, shell_word
 from fxprune.trainer.recipe import OPTIONS
 
 TRAINING = (

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from fxprune.files import shell_word
+from fxprune.errors import shell_word
 from fxprune.gated.module import GatedModule
 from fxprune.report import page
 from fxprune.report.exported import Exported
