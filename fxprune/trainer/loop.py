@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -261,18 +262,66 @@ class _Session:
     def epoch(
         self, epoch: int, progress: Callable[[Tick], None] | None, stop: Stop | None
     ) -> EpochMetrics | None:
-        """Train and evaluate once, or go on with that; `epoch` counts from 0.
+        """Train one epoch and evaluate, or go on after its step `so_far`; `epoch` counts from 0.
 
         Returns:
-            The metrics; None if `stop` said so, and `so_far` holds what is done.
+            The metrics; None if `stop` asked to end, and `so_far` holds the sums until then.
         """
-        began = time.perf_counter()
+        began, so_far = time.perf_counter(), self.so_far
+        self.model.train()
+        figures = self._train(epoch, progress, stop)
+        if figures is None:
+            return None
+        if isinstance(self.network, DistributedDataParallel):  # as before each of its forwards
+            for network in self.outcome.networks:
+                share_buffers(network.buffers(), self.network)
+        train_loss, train_accuracy = self._train_scores(epoch)
+        try:
+            val = score(
+                self.outcome.network,
+                self.data.val,
+                self.placement,
+                self.options.batch_size,
+                self.share,
+                stop,
+                self.task,
+            )
+        except Stopped:
+            return None
+        self.so_far = Progress.begin(self.placement.device)
+        metrics = EpochMetrics(
+            epoch=epoch + 1,
+            lr=self.optimizer.param_groups[0]["lr"],
+            train_loss=train_loss,
+            train_accuracy=train_accuracy if val.labelled else None,
+            val_loss=val.loss if math.isfinite(val.loss) else None,
+            val_accuracy=val.accuracy,
+            val_top5=val.top5,
+            metric=None if self.task.metric is None else name_of(self.task.metric),
+            val_metric=val.metric,
+            step_seconds=statistics.median(so_far.seconds),
+            seconds=time.perf_counter() - began,
+            settled=None if self.gated is None else self.gated.settled,
+            **figures,
+        )
+        if progress is not None:
+            done = epoch * self.steps_per_epoch + so_far.step
+            progress(Tick(done, self.steps, metrics, self._fall_ends(done)))
+        return metrics
+
+    def _train(
+        self, epoch: int, progress: Callable[[Tick], None] | None, stop: Stop | None
+    ) -> dict[str, Any] | None:
+        """Take the steps of an epoch, and after the last epoch measure batch norms anew.
+
+        Returns:
+            The cost, widths and churn, as fields of `EpochMetrics`; None if `stop` asked to end.
+        """
         device, so_far = self.placement.device, self.so_far
         seed = self.options.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
         clock = Clock(device, so_far.seconds)
         churn = Churn(self.gated, so_far.churn)
-        self.model.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed + self.share.rank * 2**40)
             done = epoch * self.steps_per_epoch + so_far.step
@@ -293,56 +342,30 @@ class _Session:
                 if self.asked(stop):
                     so_far.pause(churn.shares(), clock.all())
                     return None
-            cost = {**self._cost(done), **churn.figures()}
+            figures = {**self._cost(done), **churn.figures()}
             so_far.pause(churn.shares(), clock.all())
             if epoch == self.options.epochs - 1:
                 self._settle(self.steps)
                 self._recalibrate(generator)
-        if isinstance(self.network, DistributedDataParallel):  # as before each of its forwards
-            for network in self.outcome.networks:
-                share_buffers(network.buffers(), self.network)
+        return figures
+
+    def _train_scores(self, epoch: int) -> tuple[float, float]:
+        """Return the mean training loss of an epoch and its share of right answers.
+
+        Raises:
+            OptionError: the loss is not finite.
+        """
+        so_far = self.so_far
         count = torch.full_like(so_far.right, so_far.seen)
-        loss_sum, right, count = summed(
-            self.share, so_far.loss.clone(), so_far.right.clone(), count
-        )
-        train_loss = float(loss_sum / count)
-        if not math.isfinite(train_loss):
+        loss, right, count = summed(self.share, so_far.loss.clone(), so_far.right.clone(), count)
+        mean = float(loss / count)
+        if not math.isfinite(mean):
             raise OptionError(
-                f"the loss is {train_loss} in epoch {epoch + 1}",
+                f"the loss is {mean} in epoch {epoch + 1}",
                 why="the training diverged",
                 do="give a smaller learning rate, or a warm-up",
             )
-        try:
-            val = score(
-                self.outcome.network,
-                self.data.val,
-                self.placement,
-                self.options.batch_size,
-                self.share,
-                stop,
-                self.task,
-            )
-        except Stopped:
-            return None
-        self.so_far = Progress.begin(device)
-        metrics = EpochMetrics(
-            epoch=epoch + 1,
-            lr=self.optimizer.param_groups[0]["lr"],
-            train_loss=train_loss,
-            train_accuracy=float(right / count) if val.labelled else None,
-            val_loss=val.loss if math.isfinite(val.loss) else None,
-            val_accuracy=val.accuracy,
-            val_top5=val.top5,
-            metric=None if self.task.metric is None else name_of(self.task.metric),
-            val_metric=val.metric,
-            step_seconds=statistics.median(so_far.seconds),
-            seconds=time.perf_counter() - began,
-            settled=None if self.gated is None else self.gated.settled,
-            **cost,
-        )
-        if progress is not None:
-            progress(Tick(done, self.steps, metrics, self._fall_ends(done)))
-        return metrics
+        return mean, float(right / count)
 
     def _refuse_a_best_of_one(self) -> None:
         """Refuse to choose among epochs where a single one ends with the final channels."""

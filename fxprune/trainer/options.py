@@ -12,6 +12,28 @@ from fxprune.runs.schema import Strict
 PYTHON_ONLY = frozenset({"milestones", "decay", "recalibrate"})
 """The fields of `TrainOptions` for which the command line has no option."""
 
+RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, math.inf),
+    "lr": (0, math.inf),
+    "decay": (0, 1),
+    "lr_warmup": (0, 1),
+    "batch_size": (2, math.inf),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+    "accumulate": (1, math.inf),
+    "early_stop": (1, math.inf),
+    "label_smoothing": (0, 1),
+    "distil": (0, 1),
+    "temperature": (0.01, math.inf),
+    "randaugment": (0, 30),
+    "mixup": (0, math.inf),
+    "cutmix": (0, math.inf),
+    "settle": (0, 1),
+    "recalibrate": (0, math.inf),
+    "seed": (0, 2**40),
+}
+"""The least and the largest value of options that are numbers."""
+
 
 @dataclass(frozen=True)
 class TrainOptions(Strict):
@@ -108,27 +130,12 @@ class TrainOptions(Strict):
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float]] = {
-            "epochs": (1, math.inf),
-            "lr": (0, math.inf),
-            "decay": (0, 1),
-            "lr_warmup": (0, 1),
-            "batch_size": (2, math.inf),
-            "momentum": (0, 1),
-            "weight_decay": (0, math.inf),
-            "accumulate": (1, math.inf),
-            "early_stop": (1, math.inf),
-            "label_smoothing": (0, 1),
-            "distil": (0, 1),
-            "temperature": (0.01, math.inf),
-            "randaugment": (0, 30),
-            "mixup": (0, math.inf),
-            "cutmix": (0, math.inf),
-            "settle": (0, 1),
-            "recalibrate": (0, math.inf),
-            "seed": (0, 2**40),
-        }
-        for name, (low, high) in ranges.items():
+        self._check_numbers()
+        self._check_choices()
+        self._check_together()
+
+    def _check_numbers(self) -> None:
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not (low <= value <= high and math.isfinite(value)):
                 most = f" to {high:g}" if math.isfinite(high) else " up, not infinity"
@@ -139,6 +146,26 @@ class TrainOptions(Strict):
             raise OptionError(f"clip cannot be {self.clip}", do="give a number above 0")
         if not 0 <= self.ema < 1:
             raise OptionError(f"ema cannot be {self.ema}", do="give a number from 0 up, below 1")
+        if self.train_macs is not None and not 0 < self.train_macs <= 1:
+            raise OptionError(
+                f"train_macs cannot be {self.train_macs}",
+                why="it is a share of the macs of the dense run",
+                do="give a number above 0, and at most 1",
+            )
+
+    def _check_choices(self) -> None:
+        for field in dataclasses.fields(self):
+            choices = getattr(field.type, "__args__", ())
+            if getattr(field.type, "__origin__", None) is Literal and (
+                getattr(self, field.name) not in choices
+            ):
+                raise OptionError(
+                    f"{field.name} cannot be {getattr(self, field.name)!r}",
+                    do=f"give one of {', '.join(choices)}",
+                )
+
+    def _check_together(self) -> None:
+        """Check options against each other."""
         if self.randaugment and not self.augment:
             raise OptionError(
                 "randaugment needs augment",
@@ -150,21 +177,6 @@ class TrainOptions(Strict):
                 f"a batch of {self.batch_size} cannot be split into {self.accumulate} parts",
                 why="a part has two examples at least, since batch norms measure over it",
                 do="give a smaller accumulate, or a larger batch_size",
-            )
-        for field in dataclasses.fields(self):
-            choices = getattr(field.type, "__args__", ())
-            if getattr(field.type, "__origin__", None) is Literal and (
-                getattr(self, field.name) not in choices
-            ):
-                raise OptionError(
-                    f"{field.name} cannot be {getattr(self, field.name)!r}",
-                    do=f"give one of {', '.join(choices)}",
-                )
-        if self.train_macs is not None and not 0 < self.train_macs <= 1:
-            raise OptionError(
-                f"train_macs cannot be {self.train_macs}",
-                why="it is a share of the macs of the dense run",
-                do="give a number above 0, and at most 1",
             )
         schedule = self.schedule_of_budget(falls=True)
         end = schedule.end if schedule.left(0.0) > 0 else 0.0
