@@ -142,7 +142,7 @@ class Tap(nn.Module):
             self.probe = torch.zeros(channels, device=device, requires_grad=True)
 
     def take(self) -> Tensor | None:
-        """Return what was seen, once."""
+        """Return what was measured, and reset it."""
         seen, self.probe.grad = self.probe.grad, None
         return seen
 
@@ -171,10 +171,7 @@ def taps(network: nn.Module) -> dict[int, Tap]:
 
 
 def seen(network: nn.Module) -> dict[int, Tensor]:
-    """Return what its taps saw since this was last asked, by the number of the gate.
-
-    As `Tap.probe`.
-    """
+    """Return and reset what the taps have measured, by the number of the gate; see `Tap.probe`."""
     taken = ((number, tap.take()) for number, tap in taps(network).items())
     return {number: values for number, values in taken if values is not None}
 
@@ -189,7 +186,7 @@ def to_gated(module: nn.Module, dense_shape: tuple[int, ...]) -> None:
 
 
 def note_paths(network: nn.Module) -> None:
-    """Tell each gated module the names that it has in the network."""
+    """Write into each gated module the names that it has in the network."""
     for path, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, Gated):
             module.paths = (*module.paths, path)

@@ -1,4 +1,4 @@
-"""Saving: all of a training's state beside the optimiser's own, alone and in `state_dict()`."""
+"""Saving: the whole state of a training, except for the optimiser's, also as `state_dict()`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ class Saving(Averaging):
     """A network whose `state_dict()` is complete, the same in any mode, and loads at any widths."""
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return all that is needed to go on, beside the optimiser's own state dict; copies.
+        """Return copies of all state that training needs, beside the optimiser's state dict.
 
         The selection in it is that of training mode, in whose order the optimiser's state lies.
         """
@@ -38,7 +38,7 @@ class Saving(Averaging):
 
     @lasting
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go back to what `training_state` returned; the mode stays as it is.
+        """Restore what `training_state` returned; the mode stays as it is.
 
         Raises:
             RunError: it belongs to another network; nothing was changed.
@@ -91,7 +91,7 @@ class Saving(Averaging):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Take up the saved widths first, in which the parameters are saved."""
+        """Load the selection first, so that the parameters have the widths of the saved ones."""
         state = state_dict.get(f"{prefix}_extra_state")
         if state is not None:
             self.restore(state if isinstance(state, Mapping) else from_bytes(state))
