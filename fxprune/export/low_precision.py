@@ -132,6 +132,9 @@ def write_int8(
         plain, quantised = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
         try:
             quant_pre_process(str(source), str(plain), skip_symbolic_shape=True)
+            nodes = onnx.load(str(plain)).graph.node
+            # of a norm that is part of no convolution the quantiser takes the wrong axis
+            bare = [node.name for node in nodes if node.op_type == "BatchNormalization"]
             quantize_static(
                 str(plain),
                 str(quantised),
@@ -140,6 +143,7 @@ def write_int8(
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
+                nodes_to_exclude=bare,
             )
         except (ValueError, RuntimeError, KeyError) as error:
             raise ExportError(

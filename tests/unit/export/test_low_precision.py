@@ -87,6 +87,14 @@ def test_int8(written: Path) -> None:
     assert meta(found.path)["fxprune.reference"].startswith("the same file")
 
 
+def test_a_bare_norm_stays_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "bare.onnx"
+    model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), Net())
+    fxprune.export_onnx(compact(model), EXAMPLE, path)
+    write_int8(path, tmp_path / "int8.onnx", trials(), trials())
+    assert not caplog.records, "the quantiser warned of an axis that a norm lacks"
+
+
 def test_a_file_that_is_too_far_off_is_not_written(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
