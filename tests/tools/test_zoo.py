@@ -182,3 +182,18 @@ def test_the_page_says_what_failed_and_why(monkeypatch: pytest.MonkeyPatch) -> N
     assert "it is a test: 2 networks, 60 % of the macs" in page
     assert "| 60 % it is a test: of a reason | 1e-15 |" in page
     assert r"**onnx: a\|b**" in page
+
+
+def test_a_network_that_keeps_much_needs_a_named_reason() -> None:
+    import zoo_report
+
+    pin = {"reason": "it reaches the model's output", "macs": 0.5}
+    other = {"reason": "there is no rule for aten.cumsum", "macs": 0.5}
+    record = {"tool": "fxprune", "spec": "monai:UNet_2d", "macs_kept": 0.6, "pinned_macs": 0.5}
+    assert zoo_report.named({**record, "pinned": [pin]})
+    assert not zoo_report.named({**record, "pinned": [other]})
+    assert not zoo_report.named({**record, "pinned": [pin], "pinned_macs": 0.01})
+    assert zoo_report.named({**record, "spec": "transformers:resnet", "pinned": []})
+    assert "for no named reason: monai:UNet_2d" in "".join(
+        zoo_report.summary([{**record, "pinned": [other]}])
+    )

@@ -138,7 +138,9 @@ def sweep(
     Stages that are in the record of before are not done again.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["zoo_check", "zoo_peer", "timm", "torchvision"])
+    context.set_forkserver_preload(
+        ["zoo_check", "zoo_peer", "timm", "torchvision", "transformers", "ultralytics", "monai"]
+    )
     waiting, running = list(todo), dict[Any, tuple[Job, Record]]()
     while waiting or running:
         while waiting and len(running) < args.jobs:

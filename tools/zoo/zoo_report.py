@@ -1,8 +1,10 @@
 """The zoo sweep's results in words: a line a network, totals, and the page tools/zoo/zoo.md."""
 
 import platform
+import tomllib
 from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,6 +14,8 @@ Record = dict[str, Any]
 
 MOST = 0.35
 """Above this share of the macs, at keep=0.5, the table has to say why."""
+
+REASONS = Path(__file__).parent / "zoo_reasons.toml"
 
 
 def line(record: Record) -> str:
@@ -85,7 +89,19 @@ def summary(records: list[Record]) -> list[str]:
     wide = [record for record in mine if record["macs_kept"] > MOST]
     lines.append(f"fxprune keeps more than {share(MOST)} of the macs of {len(wide)} networks")
     lines += [f"    {text}" for text in causes(mine)[:8]]
+    lines += [f"    for no named reason: {record['spec']}" for record in wide if not named(record)]
     return lines
+
+
+def named(record: Record) -> bool:
+    """Whether a network keeps much for a reason that the list of reasons names.
+
+    What is pinned holds at least a tenth of the macs, for the most part for one of the reasons; or
+    the network itself is named.
+    """
+    listed = tomllib.loads(REASONS.read_text())
+    holds = record.get("pinned_macs", 0) >= 0.1 and why(record).startswith(tuple(listed["pins"]))
+    return holds or record["spec"] in listed["networks"]
 
 
 def causes(records: list[Record]) -> list[str]:
