@@ -247,19 +247,24 @@ def prune(
                 f"fxprune export {name}"
             ) from None
     run = runs[-1]
-    with console.phases(["shrinking it", "writing ONNX", "the dense twin", "timing"]) as begin:
-        begin()
-        compared = compare_onnx(
-            pruned.gated,
-            compact_of(pruned.gated),
-            source.model,
-            folder.with_suffix(".onnx"),
-            real=real_inputs(images),
-            notes=notes_of(run, images),
-            target=target,
-            begin=begin,
-        )
-    keep_export(run, pruned.gated, compared)
+    try:
+        with console.phases(["shrinking it", "writing ONNX", "the dense twin", "timing"]) as begin:
+            begin()
+            compared = compare_onnx(
+                pruned.gated,
+                compact_of(pruned.gated),
+                source.model,
+                folder.with_suffix(".onnx"),
+                real=real_inputs(images),
+                notes=notes_of(run, images),
+                target=target,
+                begin=begin,
+            )
+        keep_export(run, pruned.gated, compared)
+    except Ended:
+        raise ended(
+            f"stopped; it is trained, and fxprune export {shell_word(folder)} writes the file"
+        ) from None
     record = records.of_pruned(run, pruned, compared, fitted, max_drop)
     print_result(record, tables.show_pruned, as_json)
     for line in lines.remarks(record):

@@ -144,6 +144,14 @@ def test_amid_a_step_and_amid_an_export(tmp_path: Path) -> None:
     done = python(["train", "b.fxprune"], tmp_path)
     assert done.returncode == 0, done.stderr
 
+    measure = ["--latency-command", "sh -c 'kill -TERM $PPID; echo 1 {model}'"]
+    done = python([*prune[:-1], "c.fxprune", *measure], tmp_path)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr.splitlines()[-1] == (
+        "stopped; it is trained, and fxprune export c.fxprune writes the file"
+    )
+    (tmp_path / "c.onnx").unlink()
+
     done = python(["export", "a.fxprune", "--passes", "passes_of_mine:Kill"], tmp_path)
     assert (done.returncode, done.stdout) == (143, "")
     assert done.stderr.splitlines()[-1] == "terminated"
