@@ -134,7 +134,7 @@ class Notebook(Context):
         inner: what the nodes of regions carried each time that they ran, by graph and name.
         read_by_calls: the tensors (by id) that calls have read.
         mixing: nodes that mix statistics across channels, so that removing a channel changes the
-            others (layer norm over channels).
+            others (layer norm over channels), with the labels of these where they are known.
     """
 
     next_label: int = 1
@@ -358,6 +358,6 @@ class Notebook(Context):
         """Note multiply-accumulates of the whole batch: scale times the lengths of `factors`."""
         self.products.append(Product(self.node, scale, factors, made))
 
-    def mixes(self) -> None:
+    def mixes(self, labels: Tensor | None = None) -> None:
         """Note that the running node mixes statistics across the channels it sees."""
-        self.mixing.append(self.node)
+        self.mixing.append((self.node, labels))

@@ -63,8 +63,14 @@ class Description:
                 Term(name, 1, self._factors(name, self.solved.shapes[name], axes))
                 for name in self.solved.parameters
             ),
-            mixing=tuple(dict.fromkeys(_named(node) for node in self.solved.context.mixing)),
+            mixing=tuple(dict.fromkeys(self._mixing())),
         )
+
+    def _mixing(self) -> Iterator[str]:
+        """Name the nodes that mix channels of which some can be removed."""
+        for node, labels in self.solved.context.mixing:
+            if labels is None or self.solved.can_go(labels):
+                yield _named(node)
 
     def with_lost_zeros(self, channels: ChannelGraph) -> ChannelGraph:
         """Add the nodes to `mixing` whose weight is not zero where its channel is removed."""

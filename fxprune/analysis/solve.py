@@ -78,6 +78,10 @@ class Solution:
         found: Ints = self.component[labels.numpy()]
         return found
 
+    def can_go(self, labels: Tensor) -> bool:
+        """Tell whether some of the channels can be removed."""
+        return bool((self.channel_of[self.components_of(labels)] != FIXED).any())
+
     def owner(self, labels: Tensor) -> tuple[str, int] | None:
         """Return the parameter and dimension to which the first label was given."""
         first = int(labels[0])
@@ -111,7 +115,7 @@ class Solution:
                 if name.startswith(own)
                 for labels in dims.values()
             ]
-        free = [v for v in labels if (self.channel_of[self.components_of(v)] != FIXED).any()]
+        free = [v for v in labels if self.can_go(v)]
         if not free:
             free = [labels for dims in self.labelled.axes.values() for labels in dims.values()]
         return Pin(torch.cat(free), reason, node)

@@ -195,8 +195,12 @@ class Context(abc.ABC):
         """Note multiply-accumulates of the whole batch: scale times the lengths of `factors`."""
 
     @abc.abstractmethod
-    def mixes(self) -> None:
-        """Note that the running node mixes statistics across the channels it sees."""
+    def mixes(self, labels: Tensor | None = None) -> None:
+        """Note that the running node mixes statistics across the channels it sees.
+
+        Args:
+            labels: of these channels; where none of them can be removed, nothing is mixed.
+        """
 
     def along(self, tensor: Tensor | None, dim: int) -> Tensor | None:
         """Return the labels along one dimension, or None where its size is fixed.

@@ -96,7 +96,7 @@ class LayerNorm(Rule):
                 if scale is not None and (labels is not None or channels is not None):
                     context.meet(channels, labels, "it normalises a dimension of fixed size")
             if channels is not None:
-                context.mixes()
+                context.mixes(channels)
         context.carry(out, context.of(x))
 
 
@@ -118,7 +118,7 @@ class GroupNorm(Rule):
                 context.couple_within_rows(channels, groups)
             else:  # the channels of each group are thinned alike, which changes its statistics
                 context.couple_rows(channels, groups)
-                context.mixes()
+                context.mixes(channels)
         context.carry(out, context.of(x))
 
 

@@ -49,7 +49,7 @@ class Reduction(Rule):
                 if _adds_up(call) and context.is_parametric(x):
                     context.consumes(x, family.dim)
                 elif not family.free:
-                    context.mixes()
+                    context.mixes(family.labels)
                 continue
             gone = 0 if keepdim else sum(dim < family.dim for dim in reduced)
             carried.append(family.at(family.dim - gone))
@@ -65,8 +65,9 @@ class Softmax(Rule):
     def __call__(self, context: Context, call: Call) -> None:
         x = call.tensors()[0]
         families = context.of(x)
-        if any(family.dim == call["dim"] % x.dim() and not family.free for family in families):
-            context.mixes()
+        for family in families:
+            if family.dim == call["dim"] % x.dim() and not family.free:
+                context.mixes(family.labels)
         context.carry(call.out, families)
 
 

@@ -51,6 +51,13 @@ EXAMPLES: tuple[Example, ...] = (
         mixes=True,
     ),
     Example(
+        Softmax,
+        "over channels that all stay",
+        lambda x: torch.softmax(x + torch.cumsum(x, 1), dim=1),
+        groups=(4,),
+        pinned=("there is no rule for aten.cumsum",),
+    ),
+    Example(
         Reduction,
         "root mean square",
         lambda x, n: n(tokens(x)).transpose(1, 2),
