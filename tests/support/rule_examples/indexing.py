@@ -50,7 +50,6 @@ EXAMPLES: tuple[Example, ...] = (
         "from a fixed number of positions",
         lambda x, places: x.flatten(2).index_select(2, places.numbers),
         layers=one(Places, 30, 2, 2, 8, 0),
-        mixes=True,  # the mean over what is taken
     ),
     Example(
         Scatter,
@@ -69,7 +68,6 @@ EXAMPLES: tuple[Example, ...] = (
         GatherAlong,
         "along space, the same for all channels",
         lambda x: x.flatten(2).gather(2, torch.tensor([[[2, 0]]]).repeat(*x.shape[:2], 1)),
-        mixes=True,  # the mean over what is taken
     ),
     Example(
         GatherAlong,
@@ -100,7 +98,6 @@ EXAMPLES: tuple[Example, ...] = (
         "in space, by a buffer",
         lambda x, places: x[:, :, places.numbers],
         layers=one(Places, 5, 0),
-        mixes=True,  # the mean over what is taken
     ),
     Example(Embedding, "a scale for each class", conditional, layers=one(nn.Embedding, 5, 8)),
     Example(

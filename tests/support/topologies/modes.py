@@ -299,7 +299,6 @@ NETS = (
             group(4, makes_biased("head"), takes("fc")),
         ),
         pinned=(*ENDS, (f"{WIDTHS}: it reads other channels than with all of them", 3)),
-        mixes=True,
     ),
     Net(
         "opaque_roll",
