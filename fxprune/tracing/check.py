@@ -1,7 +1,7 @@
 """Holds a traced network to the model that it was made of."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -32,7 +32,7 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
     """
     device = next((parameter.device for parameter in model.parameters()), None)
     both = len(module.graphs) == 2 or any(len(r.graphs) == 2 for r in module.regions.values())
-    kept = _copies({**tensors_of(model)[0], **tensors_of(module)[0]})
+    kept = _copies([*tensors_of(model)[0].values(), *tensors_of(module)[0].values()])
     why = ""
     for training in (False, True)[: 1 + both]:
         try:
@@ -75,19 +75,19 @@ def _alone(
 
     def alone(*inputs: Tensor) -> Any:
         parameters, buffers = tensors_of(network)
-        if any(copy._version for copy in kept.values()):
-            kept.update(_copies(parameters))
-        copies = {**kept, **_copies(buffers)}
+        if any(copy.is_inference() or copy._version for copy in kept.values()):
+            kept.update(_copies(parameters.values()))  # it may have been written to
+        copies = {**kept, **_copies(buffers.values())}
         with left_alone(network), with_tensors(network, copies, training=training):
             return called(*inputs)
 
     return alone
 
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+def _copies(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     """Copy tensors, by id; a copy of torch's own parameter is one."""
     copies = {}
-    for tensor in tensors.values():
+    for tensor in {id(tensor): tensor for tensor in tensors}.values():
         copy = tensor.detach().clone()
         own = type(tensor) is nn.Parameter
         copies[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if own else copy
