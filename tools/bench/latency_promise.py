@@ -40,6 +40,7 @@ from fxprune.policies import parse
 
 SHARES, THREADS = (0.35, 0.5, 0.7), (1, 2)
 MOST_MACS, MOST_PARAMS = 1e9, 4e7
+ROUNDS = 15  # of the timer, whose median is then known within about 3 %
 TIMER = Path(__file__).with_name("time_onnx.py")
 
 
@@ -119,7 +120,8 @@ def trial(name: str, bench: Bench, share: float, threads: int) -> dict:
         files = [Path(folder) / "dense.onnx", Path(folder) / "compact.onnx"]
         for file, widths in zip(files, (bench.sizes, choice.budget.widths), strict=True):
             file.write_bytes(bench.content(widths))
-        command = [sys.executable, TIMER, *files, "--threads", str(threads)]
+        options = ["--threads", str(threads), "--rounds", str(ROUNDS)]
+        command = [sys.executable, TIMER, *files, *options]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return record | {"found": json.loads(done.stdout)}
 
