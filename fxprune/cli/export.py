@@ -159,9 +159,10 @@ def export(
     if job is not None:
         if transform:
             job = dataclasses.replace(job, transform=transform)
-            own_transforms(maker(run.base)(transform, "transform"), transform)
             job.record(run, ["transform"])
-        job.require(run)  # before the SPEC is imported
+        job.require(run)  # before anything is imported
+        if transform:
+            own_transforms(maker(run.base)(transform, "transform"), transform)
     promise = Promise.read(run.path)
     target = promise.target if promise else Target()
     if latency_command:

@@ -228,5 +228,5 @@ def _branch(origin: Path, folder: Path | None, trust: bool) -> "Run":
     if job is not None:
         job.write(new)
         for kind, name in job.code.items():
-            new.record(kind, name)
+            old.inherit(new, kind, name)
     return new

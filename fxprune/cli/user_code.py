@@ -11,15 +11,15 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from fxprune.errors import SpecError
+from fxprune.runs.sources import TextLoader, prefer_text
 from fxprune.user_lines import user_line
 
 T = TypeVar("T")
@@ -29,15 +29,6 @@ FORMS = (
     "model.py, model.py:factory, pkg.mod:factory, torchvision:NAME or timm:NAME,\n"
     "with options for the factory in braces: torchvision:resnet18{num_classes=10}"
 )
-
-
-class _Text(SourceFileLoader):
-    """Compiles what stands in a file; the bytecode in `__pycache__` may be of another text."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        """Return the file's code."""
-        del fullname
-        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def module_of_file(path: Path) -> ModuleType:
@@ -60,7 +51,7 @@ def module_of_file(path: Path) -> ModuleType:
 def _import_file(path: Path) -> ModuleType:
     # Not under its own name: a file called torch.py or data.py must not replace another module.
     name = f"_fxprune_source_{path.stem}"
-    found = importlib.util.spec_from_file_location(name, path, loader=_Text(name, str(path)))
+    found = importlib.util.spec_from_file_location(name, path, loader=TextLoader(name, str(path)))
     assert found is not None  # the name ends in .py
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
@@ -78,6 +69,8 @@ def module_of_name(dotted: str, base: Path, spec: str) -> ModuleType:
     """
 
     def load() -> ModuleType:
+        for packages in range(dotted.count(".")):
+            prefer_text(base.joinpath(*dotted.split(".")[: packages + 1]))
         with _first_on_path(base):
             return importlib.import_module(dotted)
 
@@ -234,6 +227,7 @@ def _first_on_path(folder: Path) -> Iterator[None]:
     So a file finds its neighbours, also later, and these cannot hide the packages that torch or
     fxprune have yet to import.
     """
+    prefer_text(folder)
     sys.path.insert(0, str(folder))
     try:
         yield

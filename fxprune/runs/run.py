@@ -128,8 +128,17 @@ class Run:
             trust.record(self.path, kind, name, self.base, content=True)
 
     def record(self, kind: str, name: str) -> None:
-        """Remember that the user gave this name."""
-        trust.record(self.path, kind, name, self.base)
+        """Remember that the user gave this name.
+
+        Only the SPEC's is recorded of a run that was not made here: the others would be imported
+        from a folder of the stranger's choice, where something else may be called so.
+        """
+        if kind == "spec" or trust.recorded(self.path, "spec", self.spec, self.base) is not None:
+            trust.record(self.path, kind, name, self.base)
+
+    def inherit(self, new: "Run", kind: str, name: str) -> None:
+        """Let a run that is made of this one import what this one may; see `trust.inherit`."""
+        trust.inherit(self.path, new.path, kind, name, self.base)
 
     @staticmethod
     def create(path: Path, gated: GatedModule, spec: str, input: str | None = None) -> "Run":  # noqa: A002
@@ -230,7 +239,7 @@ class Run:
         with new._begun() as write:
             write_tensors(path / CHECKPOINT, kept, {"plan": meta["plan"]})
             write()
-        new.record("spec", self.spec)
+        self.inherit(new, "spec", self.spec)
         return new
 
     @contextlib.contextmanager

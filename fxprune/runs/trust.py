@@ -21,7 +21,8 @@ from pathlib import Path
 import platformdirs
 
 from fxprune.errors import RunError
-from fxprune.files import read_bytes, write_bytes
+from fxprune.files import write_bytes
+from fxprune.runs.sources import digest
 
 REGISTRIES = ("torchvision", "timm")
 """Whose names are looked up in a registry: they execute the library's code only."""
@@ -51,7 +52,7 @@ def record(run: Path, kind: str, name: str, base: Path, *, content: bool = False
     """
     mark = _mark(run, kind, name, base)
     lines = _lines(run, kind, name)
-    lines += [f"{_CONTENT}{_digest(name, base)}"] if content else []
+    lines += [f"{_CONTENT}{digest(name, base)}"] if content else []
     with contextlib.suppress(OSError, RunError):
         mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_bytes(mark, ("\n".join(lines) + "\n").encode())
@@ -70,11 +71,9 @@ def require(run: Path, kind: str, name: str, base: Path) -> None:
         RunError: the name was not recorded, or with other content, and is of no registry; or it is
             of one, and the run would write to files elsewhere.
     """
-    mark = _mark(run, kind, name, base)
-    text = mark.read_text("utf-8", "replace") if mark.is_file() else ""
-    head, content = text.splitlines()[:2], text.splitlines()[2:]
-    known = head == _lines(run, kind, name)  # else the mark is damaged
-    if known and content in ([], [f"{_CONTENT}{_digest(name, base)}"]):
+    content = recorded(run, kind, name, base)
+    known = content is not None
+    if known and content in ("", digest(name, base)):
         return
     if kind == "spec" and _REGISTERED.fullmatch(name):
         _refuse_links(run)
@@ -86,6 +85,22 @@ def require(run: Path, kind: str, name: str, base: Path) -> None:
         do="read that code; if you trust it, give --trust (in Python trust=True), which is then "
         "remembered for this folder",
     )
+
+
+def inherit(run: Path, new: Path, kind: str, name: str, base: Path) -> None:
+    """Let another run of the user's import what this one may, as long as it is the same code."""
+    content = recorded(run, kind, name, base)
+    if content is not None:
+        record(new, kind, name, base, content=bool(content))
+
+
+def recorded(run: Path, kind: str, name: str, base: Path) -> str | None:
+    """Return the digest that a name was recorded with; "" without one, None if it was not."""
+    mark = _mark(run, kind, name, base)
+    text = mark.read_text("utf-8", "replace") if mark.is_file() else ""
+    if text.splitlines()[:2] != _lines(run, kind, name):  # else it is damaged
+        return None
+    return "".join(text.splitlines()[2:]).removeprefix(_CONTENT)
 
 
 def _refuse_links(run: Path) -> None:
@@ -115,18 +130,3 @@ def _mark(run: Path, kind: str, name: str, base: Path) -> Path:
     text = json.dumps([str(run.resolve()), kind, name, str(base.resolve())])
     folder = platformdirs.user_state_path("fxprune", appauthor=False) / "trust"
     return folder / hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
-
-
-def _digest(name: str, base: Path) -> str:
-    """Hash the file that a name would import; of packages that are installed it is "none"."""
-    target = name.partition("{")[0].strip()
-    head, _, _ = target.rpartition(":")
-    if target.endswith(".py") or head.endswith(".py"):
-        sources = [base / (target if target.endswith(".py") else head)]
-    else:
-        module = base.joinpath(*(head or target).split("."))
-        sources = [module / "__init__.py", module.with_suffix(".py")]
-    for source in sources:
-        if source.is_file():
-            return hashlib.sha256(read_bytes(source)).hexdigest()
-    return "none"

@@ -150,6 +150,18 @@ def test_a_registry_is_of_networks_alone(
     assert not (here.parent / "EXECUTED").exists()
 
 
+@pytest.mark.parametrize("word", ["train", "export"])
+def test_a_name_that_the_user_gives_is_not_imported_from_a_strangers_folder(
+    word: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give("torchvision:resnet18", base=".")
+    give_job()
+    words = (word, "gift.fxprune", "--transform", "gift:build_model")
+    text = command(monkeypatch, capsys, *words)
+    assert f"its transform gift:build_model would be imported from {here}/gift.fxprune" in text
+    assert not (here.parent / "EXECUTED").exists()
+
+
 def test_a_latency_command_of_a_stranger_is_not_executed(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +171,7 @@ def test_a_latency_command_of_a_stranger_is_not_executed(
     write_record(run.path / PROMISE, dataclasses.asdict(promise))
     assert "its latency command touch EXECUTED {model}" in command(monkeypatch, capsys, "export")
     assert not (here / "EXECUTED").exists()
+    run.record("spec", run.spec)
     run.record(COMMAND, promise.command)  # as the command does that the user gave it to
     run.require(COMMAND, promise.command)
 
@@ -190,6 +203,54 @@ def test_bytecode_beside_a_file_is_not_executed(here: Path) -> None:
     )
     resolve("plain.py", "1x8x8")
     assert not (here.parent / "EXECUTED").exists()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_package_that_was_trusted_is_its_text(cached: bool, here: Path) -> None:
+    harmless = "from torch import nn\ndef build_model(): return nn.Conv2d(1, 4, 3)\n"
+    package, evil = here / f"bag{cached}", (here / "gift.py").read_text()
+    package.mkdir()
+    for name in ("__init__", "m"):
+        (package / f"{name}.py").write_text(harmless)
+    give(f"{package.name}.m:build_model")
+    Run.open(Path("gift.fxprune"), trust=True).require("spec", f"{package.name}.m:build_model")
+    if cached:
+        for name in ("__init__", "m"):
+            py_compile.compile(
+                str(here / "gift.py"),
+                cfile=importlib.util.cache_from_source(str(package / f"{name}.py")),
+                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+            )
+        Run.open(Path("gift.fxprune")).require("spec", f"{package.name}.m:build_model")
+        resolve(f"{package.name}.m:build_model", "1x8x8")
+    else:
+        (package / "__init__.py").write_text(evil)
+        with pytest.raises(RunError, match="has other code than what you trusted"):
+            Run.open(Path("gift.fxprune")).require("spec", f"{package.name}.m:build_model")
+    assert not (here.parent / "EXECUTED").exists()
+
+
+def test_a_file_that_is_swapped_before_its_import(here: Path) -> None:
+    evil = (here / "gift.py").read_text()
+    (here / "gift.py").write_text(CODE.partition("\n")[2])
+    give("gift.py")
+    Run.open(Path("gift.fxprune"), trust=True).require("spec", "gift.py")
+    Run.open(Path("gift.fxprune")).require("spec", "gift.py")
+    (here / "gift.py").write_text(evil)
+    resolve("gift.py", "1x8x8", base=here)
+    assert not (here.parent / "EXECUTED").exists()
+
+
+def test_a_run_that_is_made_of_a_trusted_one_is_trusted_as_far(here: Path) -> None:
+    give("gift.py")
+    run = Run.open(Path("gift.fxprune"), trust=True)
+    run.require("spec", "gift.py")
+    new = dataclasses.replace(run, path=here / "new.fxprune", trusted=False)
+    run.inherit(new, "spec", "gift.py")
+    new.require("spec", "gift.py")
+    (here / "gift.py").write_text("other = 1")
+    with pytest.raises(RunError, match="has other code than what you trusted"):
+        new.require("spec", "gift.py")
 
 
 def test_code_that_the_user_named_may_change(here: Path) -> None:
