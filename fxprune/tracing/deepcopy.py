@@ -5,12 +5,17 @@ A module is some twenty attributes, most of them numbers or empty dictionaries o
 """
 
 import copy
+import gc
+import types
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 _ATOMS = frozenset({type(None), bool, int, float, str})
+_SHARED = (type, types.ModuleType, types.FunctionType, types.CodeType)
+"""What `copy.deepcopy` does not copy."""
 
 
 def copied(value: Any, memo: dict[int, Any]) -> Any:
@@ -38,11 +43,27 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         state: dict[str, Any] = value.__getstate__()  # type: ignore[no-untyped-call]
         twin.__setstate__({name: copied(part, memo) for name, part in state.items()})
         return twin
-    if isinstance(value, Tensor) and not value.is_leaf:
-        # a weight that a hook computed (torch.nn.utils.weight_norm), which PyTorch does not copy
-        memo[id(value)] = value.detach().clone()
-        return memo[id(value)]
+    for tensor in _computed(value):
+        memo.setdefault(id(tensor), tensor.detach().clone())
     return copy.deepcopy(value, memo)
+
+
+def _computed(value: Any) -> Iterator[Tensor]:
+    """Yield what a value holds that PyTorch does not copy: tensors that gradients flow through.
+
+    Such are a weight that a hook computed (torch.nn.utils.weight_norm), and features that a
+    forward keeps in a list.
+    """
+    waiting, seen = [value], set[int]()
+    while waiting:
+        part = waiting.pop()
+        if type(part) in _ATOMS or isinstance(part, _SHARED) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            yield from [] if part.is_leaf else [part]
+        elif not hasattr(part, "__deepcopy__"):
+            waiting += gc.get_referents(part)
 
 
 def _is_plain(kind: type[nn.Module]) -> bool:

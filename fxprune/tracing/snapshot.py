@@ -1,27 +1,29 @@
 """Puts a model back as it was, in depth: what its forward left in it while it was traced.
 
-A forward may fill attributes, caches in dicts, lists and sets, the hook tables of modules, and
-objects of its own classes. All of them are noted before and put back after; buffers and other
-tensors that were written in place get their values back. Parameters are left to the caller.
+A forward may fill attributes, caches in dicts, lists and sets, the hook tables of modules, objects
+of its own classes, and what its code keeps outside of the model. All of them are noted before and
+put back after; buffers and other tensors that were written in place get their values back.
+Parameters are left to the caller.
 """
 
+import functools
 import types
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxprune.tracing.code_state import CodeState, is_users, read, write
 from fxprune.tracing.module import modules_of
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
 _CONTAINERS = (dict, list, set, deque)
+_PLAIN = frozenset({*_CONTAINERS, tuple, OrderedDict, defaultdict})
+_CODE = (type, types.FunctionType, types.MethodType, functools.partial)
 _FOREIGN = (
-    type,
     types.ModuleType,
-    types.FunctionType,
     types.BuiltinFunctionType,
-    types.MethodType,
     fx.Graph,
     fx.Node,
     fx.Proxy,
@@ -40,16 +42,25 @@ class Snapshot:
         self._kept: list[tuple[Any, Any]] = []
         self._tensors: list[tuple[Tensor, Tensor, int]] = []
         self._of: dict[int, slice] = {}
+        self._code = CodeState()
+        self._places: list[tuple[Any, str, Any]] = []
         for module in modules_of(model).values():
+            self._code.note(type(module))
             first = len(self._kept)
             self._seen.add(id(vars(module)["_parameters"]))
             self._kept.append((vars(module)["_parameters"], dict(vars(module)["_parameters"])))
             self._note(vars(module))
             self._of[id(module)] = slice(first, len(self._kept))
+        self._note_code()
 
     def restore(self) -> None:
         """Put everything back, but for torch.fx's constants."""
         self._put_back(self._kept)
+        for holder, name, value in self._places:
+            write(holder, name, value)
+        for kind, names in self._classes:
+            for name in vars(kind).keys() - names:
+                delattr(kind, name)
         for tensor, values, version in self._tensors:
             if tensor._version != version:
                 tensor.data.copy_(values)
@@ -87,9 +98,32 @@ class Snapshot:
                 waiting += value.values() if isinstance(value, dict) else value
                 if hasattr(value, "__dict__"):
                     waiting.append(vars(value))
-            elif not isinstance(value, (nn.Module, *_FOREIGN)) and hasattr(value, "__dict__"):
+            elif isinstance(value, _CODE):
+                self._code.note(value)
+                if isinstance(value, functools.partial):
+                    waiting += [value.args, value.keywords]
+            elif not isinstance(value, (nn.Module, *_FOREIGN)):
                 self._seen.add(id(value))
-                waiting.append(vars(value))
+                waiting += [vars(value)] if hasattr(value, "__dict__") else []
+                waiting += [self._note_place(value, name) for name in _slots(type(value))]
+
+    def _note_code(self) -> None:
+        """Note what the code keeps outside of the model; objects of other libraries are left."""
+        places = list(self._code.places())
+        self._classes = [(kind, set(vars(kind))) for kind in self._code.classes]
+        values = [self._note_place(holder, name) for holder, name in places]
+        for function in list(self._code.functions):
+            values += [vars(function), function.__defaults__, function.__kwdefaults__]
+        for value in values:
+            kind = type(value)
+            if kind in _PLAIN or isinstance(value, Tensor) or is_users(kind):
+                self._note(value)
+
+    def _note_place(self, holder: Any, name: str) -> Any:
+        """Note and return what a holder has under a name."""
+        value = read(holder, name)
+        self._places.append((holder, name, value))
+        return value
 
     def _note_tensor(self, tensor: Tensor) -> None:
         """Note the values of a tensor that is no parameter."""
@@ -97,6 +131,13 @@ class Snapshot:
             return
         self._seen.add(id(tensor))
         self._tensors.append((tensor, tensor.detach().clone(), tensor._version))
+
+
+def _slots(kind: type) -> list[str]:
+    """List the attributes that objects of a class have beside their `__dict__`."""
+    slots = (vars(base).get("__slots__", ()) for base in kind.__mro__ if is_users(base))
+    names = [name for own in slots for name in ([own] if isinstance(own, str) else own)]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _shallow(value: Any) -> Any:

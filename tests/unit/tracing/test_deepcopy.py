@@ -1,10 +1,14 @@
 """Copies of modules are what copy.deepcopy makes."""
 
 import copy
+import functools
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from fxprune.tracing.deepcopy import copied
@@ -94,3 +98,20 @@ def test_what_modules_say_of_their_copies_holds() -> None:
     x = torch.randn(1, 2)
     assert torch.equal(twin[2](x), weighted(x))
     assert twin[2].parametrizations.weight[0] is not weighted.parametrizations.weight[0]
+
+
+KEPT: dict[str, Callable[[Tensor], Any]] = {
+    "list": lambda y: [{"features": y}],
+    "tuple": lambda y: (1, y),
+    "deque": lambda y: deque([y]),
+    "object": lambda y: functools.partial(print, y),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_features_that_a_forward_kept_are_copied(kind: str) -> None:
+    model = nn.Conv2d(3, 4, 3)
+    model.kept = KEPT[kind](model(torch.randn(1, 3, 4, 4)))
+    twin = copied(model, {})
+    assert type(twin.kept) is type(model.kept)
+    assert twin.kept is not model.kept
