@@ -137,7 +137,7 @@ def export(
     import torch
 
     from fxprune.cli import lines, records, tables
-    from fxprune.cli.spec import maker, resolve
+    from fxprune.cli.spec import maker, network_of
     from fxprune.data import own_transforms
     from fxprune.export.bench import Target
     from fxprune.export.compare import compact_of, compare_onnx
@@ -184,7 +184,7 @@ def export(
     phases += ["scoring the files"] if lowered else []
     with console.phases(phases) as begin:
         begin()
-        dense = resolve(run.spec, run.input, base=run.base).model
+        dense = network_of(run)
         gated = run.load(dense)
         begin()
         compact = compact_of(gated, passes=wanted)

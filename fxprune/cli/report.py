@@ -7,7 +7,7 @@ import typer
 
 from fxprune.cli import console
 from fxprune.cli.arguments import Trust, run_of
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, shell_word
 
 
 def report(
@@ -46,7 +46,7 @@ def report(
     Examples: [bold]fxprune report model.fxprune[/bold],
     [bold]fxprune report a.fxprune b.fxprune -o compared.html[/bold].
     """
-    from fxprune.cli.spec import resolve
+    from fxprune.cli.spec import network_of
     from fxprune.report import page
     from fxprune.report.of_runs import PAGE, record_of
     from fxprune.runs.history import METRICS
@@ -69,11 +69,18 @@ def report(
             why=f"there is no {METRICS}, or it is empty",
             do="give --dense the folder of the dense network's training, or leave it out",
         )
+    if any(metrics["widths"] for metrics in beside):
+        raise OptionError(
+            f"{dense} is no dense network's training",
+            why="its epochs have widths: a gated network was trained there",
+            do=f"name it as another run: fxprune report {shell_word(runs[0].path)} "
+            f"{shell_word(str(dense))} -o compared.html",
+        )
     with console.phases([f"building {run.path.name}" for run in runs]) as begin:
         records = []
         for run in runs:
             begin()
-            gated = run.load(resolve(run.spec, run.input, base=run.base).model)
+            gated = run.load(network_of(run))
             if not metrics_agree(run):
                 console.note(
                     f"{run.path / METRICS} does not say what the checkpoint does: it is damaged or "

@@ -37,6 +37,7 @@ from fxprune.cli.user_code import (
 )
 from fxprune.errors import OptionError, SpecError
 from fxprune.registry import read
+from fxprune.runs.run import Run
 from fxprune.runs.trust import REGISTRIES
 
 
@@ -89,6 +90,25 @@ def resolve(spec: str, input: str | None = None, *, base: Path | None = None) ->
             f"or put example_inputs = torch.randn({BATCH}, 3, 32, 32) beside the factory",
         )
     return Source(model, example_inputs, factory.name, spec)
+
+
+def network_of(run: Run) -> nn.Module:
+    """Build the network that a run was made of.
+
+    Raises:
+        SpecError: as `resolve` raises it; where its source is gone, with what the run needs.
+    """
+    try:
+        return resolve(run.spec, run.input, base=run.base).model
+    except SpecError as error:
+        if error.why:
+            raise
+        raise SpecError(
+            error.what,
+            at=error.at,
+            why=f"{run.path} was made of {run.spec}",
+            do=f"bring it back to {run.base}, as it was",
+        ) from error
 
 
 def build(spec: str) -> Any:

@@ -129,7 +129,7 @@ def train(
     [bold]torchrun --nproc-per-node 2 -m fxprune train model.fxprune --data cifar10[/bold].
     """
     from fxprune.cli import lines, records, tables
-    from fxprune.cli.spec import maker, resolve
+    from fxprune.cli.spec import maker, network_of
     from fxprune.data.own import steps_of
     from fxprune.report.of_runs import write_beside
     from fxprune.trainer.job import Job
@@ -153,7 +153,7 @@ def train(
                     workers=workers,
                 )
             begin()
-            gated = run.load(resolve(run.spec, run.input, base=run.base).model)
+            gated = run.load(network_of(run))
         for line in (lines.data_line(images), *lines.remarks_on_data(images, job.options)):
             console.note(line)
 

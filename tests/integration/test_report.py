@@ -59,6 +59,8 @@ def test_train_export_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert records(page) == [record]
     call("report", "a.fxprune", "b.fxprune", "-o", "both.html")
     assert [one["title"] for one in records(Path("both.html"))] == ["a.fxprune", "b.fxprune"]
+    result = CliRunner().invoke(app, ["report", "a.fxprune", "--dense", "b.fxprune"])
+    assert "b.fxprune is no dense network's training" in str(result.exception)
 
 
 def test_figures_that_someone_wrote_are_refused(

@@ -132,6 +132,15 @@ def test_a_run_of_a_stranger_executes_nothing(
     assert not (here / "executed").exists()
 
 
+@pytest.mark.parametrize("command", [("export",), ("train", "--data", "digits"), ("report",)])
+def test_a_run_whose_source_is_gone(command: tuple[str, ...], here: Path, call: Call) -> None:
+    (here / "model.py").unlink()
+    text = call(*command, folder=here, exit_code=2).stderr
+    assert "there is no file" in text
+    assert "why  model.fxprune was made of model.py" in text
+    assert f"do   bring it back to {here}" in text
+
+
 @pytest.mark.slow
 def test_a_run_that_is_trusted_stays_so(here: Path) -> None:
     (here / "model.fxprune").rename(here / "moved.fxprune")
