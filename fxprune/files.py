@@ -17,10 +17,10 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -53,6 +53,9 @@ CHECK = "check that the path exists, its permissions, and the space on the disk"
 
 OTHER = "use the version that wrote it, or make the file again with this one"
 """What to do about a file in another layout."""
+
+META = "__metadata__"
+"""Where the header of a file of tensors holds texts."""
 
 T = TypeVar("T")
 
@@ -158,8 +161,16 @@ def lock(handle: int) -> bool:
     return True
 
 
-def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
+def read_bytes(
+    path: Path, most: int = JSON_BYTES, announced: Callable[[BinaryIO], int] | None = None
+) -> bytes:
     """Read a regular file of at most `most` bytes; it is opened once.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        announced: reads the bytes that the file has to have from its beginning, so that a larger
+            one takes no memory; a ValueError says why it is damaged.
 
     Raises:
         RunError: there is no such file, it is too large, or something else than a file.
@@ -170,11 +181,18 @@ def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
             if size > most:
                 raise damaged(path, f"{size:,} bytes, and at most {most:,} are expected")
             with os.fdopen(os.dup(handle), "rb") as file:
+                if announced is not None and (told := announced(file)) != size:
+                    raise damaged(path, f"{size:,} bytes, and its header announces {told:,}")
+                file.seek(0)
                 content = file.read(size + 1)
     except FileNotFoundError as error:
         raise RunError(f"there is no file {path}", do="check the name and the folder") from error
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {_printable(path)}", why=str(error), do=CHECK) from error
+    except MemoryError as error:
+        raise RunError(
+            f"cannot read {path}", why=f"its {size:,} bytes do not fit into memory", do=CHECK
+        ) from error
     if len(content) != size:
         raise RunError(
             f"cannot read {path}",
@@ -321,13 +339,13 @@ def read_tensors(path: Path, most: int = TENSOR_BYTES) -> tuple[dict[str, Tensor
     Raises:
         RunError: the file is missing, damaged, of another program or of another version.
     """
-    content = read_bytes(path, most)
+    content = read_bytes(path, most, _announced)
     try:
         tensors = from_bytes(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise damaged(path, str(error)) from error
     found = parsed(content[8 : 8 + int.from_bytes(content[:8], "little")], path)
-    found = found.get("__metadata__") or {}
+    found = found.get(META) or {}
     text = found.get("fxprune")
     if text is None:
         raise RunError(
@@ -343,6 +361,17 @@ def read_tensors(path: Path, most: int = TENSOR_BYTES) -> tuple[dict[str, Tensor
             f"cannot read {path}", why="it was written by another version of fxprune", do=OTHER
         )
     return tensors, meta
+
+
+def _announced(file: BinaryIO) -> int:
+    """Read the size of a file of tensors from its header, in bytes."""
+    count = int.from_bytes(file.read(8), "little")
+    try:
+        header = from_json(file.read(min(count, JSON_BYTES)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != META]
+        return int(8 + count + max(ends, default=0))
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+        raise ValueError("it is damaged: its header lists no tensors") from error
 
 
 def _canonical(value: Mapping[str, Any]) -> str:

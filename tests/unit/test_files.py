@@ -191,6 +191,12 @@ def test_only_regular_files_of_a_fair_size_are_read(tmp_path):
         read_json(tmp_path / "sparse")
     with pytest.raises(RunError, match="at most 1,000 are expected"):
         read_tensors(tmp_path / "sparse", 1000)
+    with pytest.raises(RunError, match="its header lists no tensors"):
+        read_tensors(tmp_path / "sparse")
+    write_tensors(tmp_path / "long", sample(), {})
+    os.truncate(tmp_path / "long", 3 * 2**30)
+    with pytest.raises(RunError, match="3,221,225,472 bytes, and its header announces"):
+        read_tensors(tmp_path / "long")
 
 
 def test_a_file_that_is_replaced_meanwhile_is_read_whole(tmp_path):
