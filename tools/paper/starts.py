@@ -43,6 +43,7 @@ from fxprune.trainer import loop
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet20": models.resnet20,
     "resnet8": lambda: models.CifarResNet(8),
+    "vgg6": models.vgg6,
 }
 Record = dict[str, Any]
 
