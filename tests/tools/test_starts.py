@@ -132,3 +132,22 @@ def test_a_queue_goes_on_where_it_stopped(data_file, tmp_path):
     for run in both:
         assert run["macs"] <= 0.51
         assert run["spent"] <= 6
+
+
+def test_widths_of_groups_follow_from_those_of_convolutions():
+    """Also where a stream is padded, so that a convolution's outputs are those of two groups."""
+    import models
+    import starts_time
+
+    torch.manual_seed(0)
+    model = models.CifarResNet(8)
+    names = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    net = fxprune.instrument(model, (torch.zeros(2, 3, 32, 32),), "fixed", "macs=0.4", round_to=1)
+    wanted = net.best().widths
+    compact = fxprune.shrink(net.eval())
+    convs = [m.out_channels for m in compact.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len({*wanted}) > 1
+    found = starts_time.group_widths(net.channels, dict(zip(names, convs, strict=True)))
+    assert found == wanted
+    with pytest.raises(SystemExit, match="conv"):
+        starts_time.group_widths(net.channels, dict(zip(names, convs[::-1], strict=True)))

@@ -35,7 +35,8 @@ Written by `python tools/paper/starts_report.py`. What it means is in
 
 A *dense epoch* is the macs of the dense network's forward and backward pass over all training
 images. *Spent* counts everything after the start in this unit: steps, scoring, search, repair and
-the teacher's forward passes. 45,000 of CIFAR-10's training images (as JPEG of quality 75) are
+the teacher's forward passes. *Time* is that of the compact network in ONNX Runtime as a share of the
+dense one's, hot, one image, one thread (`starts_time.py`). 45,000 of CIFAR-10's training images (as JPEG of quality 75) are
 trained on. Held out are the other 5,000, on which all choices were made; the 10,000 test images
 were looked at once for each training. SGD with momentum 0.9, weight decay 5e-4, batches of 128, a
 cosine to 0, bfloat16 and NHWC on one thread of a CPU. Widths are not rounded.
@@ -55,6 +56,13 @@ batches, the other one-shot runs of `utility` on 20; `spent` counts it.
 def render(results: Path) -> None:
     """Writes README.md and a figure for each case."""
     records = json.loads((results / "starts.json").read_text())["runs"]
+    timed = results / "starts-time.json"
+    times = json.loads(timed.read_text()) if timed.exists() else {}
+    for record in records:
+        if record["key"] in times:
+            record["time"] = times[record["key"]]["share"][1]
+        elif record["macs"] == 1:
+            record["time"] = 1.0
     cases: dict[Case, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         case = record["start"], record["budget"], record["dense_epochs"]
@@ -83,11 +91,11 @@ def title(case: Case) -> str:
 
 
 def _table(case: Case, arms: dict[str, list[Record]]) -> str:
+    is_timed = all("time" in run for some in arms.values() for run in best(some))
+    shares = ("macs", "params", "time") if is_timed else ("macs", "params")
+    heads = ["arm", "test, %", "held out, %", "lr (of)", "seeds", *shares, "passes", "spent"]
     lines = [f"## {title(case)}", ""]
-    lines += [
-        "| arm | test, % | held out, % | lr (of) | seeds | macs | params | passes | spent |",
-        "| --- |" + " ---: |" * 8,
-    ]
+    lines += ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for arm in sorted(arms, key=lambda arm: -_mean(best(arms[arm]), "test")):
         runs = best(arms[arm])
         tried = len({run["lr"] for run in arms[arm]})
@@ -96,7 +104,7 @@ def _table(case: Case, arms: dict[str, list[Record]]) -> str:
             *(_percent(runs, key) for key in ("test", "held_out")),
             f"{runs[0]['lr']:g} ({tried})",
             str(len(runs)),
-            *(f"{_mean(runs, key):.3f}" for key in ("macs", "params")),
+            *(f"{_mean(runs, key):.3f}" for key in shares),
             f"{_mean(runs, 'epochs'):.1f}",
             f"{_mean(runs, 'spent'):.2f}",
         ]
