@@ -35,11 +35,12 @@ Written by `python tools/paper/starts_report.py`. What it means is in
 
 A *dense epoch* is the macs of the dense network's forward and backward pass over all training
 images. *Spent* counts everything after the start in this unit: steps, scoring, search, repair and
-the teacher's forward passes. *Time* is that of the compact network in ONNX Runtime as a share of the
-dense one's, hot, one image, one thread (`starts_time.py`). 45,000 of CIFAR-10's training images (as JPEG of quality 75) are
-trained on. Held out are the other 5,000, on which all choices were made; the 10,000 test images
-were looked at once for each training. SGD with momentum 0.9, weight decay 5e-4, batches of 128, a
-cosine to 0, bfloat16 and NHWC on one thread of a CPU. Widths are not rounded.
+the teacher's forward passes. *Time* is that of the compact network in ONNX Runtime as a share of
+the dense one's, hot, one image, one thread (`starts_time.py`). 45,000 of CIFAR-10's training images
+(as JPEG of quality 75) are trained on. Held out are the other 5,000, on which all choices were
+made; the 10,000 test images were looked at once for each training. SGD with momentum 0.9, weight
+decay 5e-4, batches of 128, a cosine to 0, bfloat16 and NHWC on one thread of a CPU. Widths are not
+rounded.
 
 There are two starts. [resnet20](starts/resnet20.safetensors) was trained for 20 epochs: 12 of a
 cosine planned for 30, from 0.2, and 8 of one from 0.15 to 0. It has 86.54 % held out and 85.38 % on
