@@ -98,8 +98,8 @@ def epoch_line(metrics: EpochMetrics, fall_ends: int | None = None) -> str:
 def live_line(epochs: Sequence[EpochMetrics]) -> str:
     """Say in a line under the bar where a training stands: the last epoch, and the way there."""
     last, split = epochs[-1], "validation"
-    if last.val_metric is not None:
-        what = f"{last.metric} {last.val_metric:.4f}"
+    if last.metric is not None:
+        what = f"{last.metric} {format_loss(last.val_metric)}"
         values = [metrics.val_metric for metrics in epochs]
     elif last.val_accuracy is not None:
         what = f"right {console.share(last.val_accuracy, 2)}"
@@ -118,14 +118,14 @@ def live_line(epochs: Sequence[EpochMetrics]) -> str:
 
 def _scored(metrics: EpochMetrics, split: str) -> str:
     """Format the accuracy or the own metric of a split, whichever there is."""
-    accuracy, own = getattr(metrics, f"{split}_accuracy"), metrics.val_metric
-    if own is not None and split == "val":
-        return f", {metrics.metric} {own:.4f}"
+    accuracy = getattr(metrics, f"{split}_accuracy")
+    if metrics.metric is not None and split == "val":
+        return f", {metrics.metric} {format_loss(metrics.val_metric)}"
     return "" if accuracy is None else f", right {console.share(accuracy, 2)}"
 
 
 def format_loss(value: float | None) -> str:
-    """Format a loss, which may not be finite."""
+    """Format a loss or a metric, which may not be finite."""
     return "not finite" if value is None else f"{value:.4f}"
 
 

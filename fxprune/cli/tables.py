@@ -241,8 +241,8 @@ def show_training(record: Record) -> RenderableType:
 
 def _scores(last: Record) -> list[tuple[str, str]]:
     """List what the last epoch scored on the validation split, by name."""
-    if last["val_metric"] is not None:
-        return [(f"{last['metric']} on the validation split", f"{last['val_metric']:.4f}")]
+    if last["metric"] is not None:
+        return [(f"{last['metric']} on the validation split", format_loss(last["val_metric"]))]
     names = {"val_accuracy": "right on the validation split", "val_top5": "among the first five"}
     found = {name: last[key] for key, name in names.items() if last[key] is not None}
     return [(name, console.share(value, 2)) for name, value in found.items()]

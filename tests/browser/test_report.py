@@ -77,6 +77,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {"one": [one], "two": [one, {**one, "title": "b" * 99}], "bare": [bare]}
     found["same"] = [one, one]
     found["odd"] = [summarize(odd, gated)]
+    other = summarize(Subject("odd", "cucb", "keep=0.5", scored), gated)
+    found["many"] = [other, *({**one, "title": f"run {index}"} for index in range(6))]
     for name, records in found.items():
         pages.write(folder / f"{name}.html", records)
     return {name: folder / f"{name}.html" for name in found}
@@ -186,3 +188,19 @@ def test_a_metric_of_ones_own_and_names_that_are_no_markup(
     assert any("1.200" in text and "iou, validation, after epoch 12" in text for text in tiles)
     assert any("50 %" in text and "asked for 50 %" in text for text in tiles)
     assert page.get_by_text("iou on the validation split").count() == 1
+
+
+def test_runs_look_the_same_in_each_chart_and_metrics_are_not_mixed(
+    browser: Browser, reports: dict[str, Path]
+) -> None:
+    page = Tab(browser, reports["many"]).page
+    captions = page.locator("#training figcaption").all_inner_texts()
+    assert captions[:2] == ["iou on the validation split", "Accuracy on the validation split"]
+    styles: dict[str, set[str | None]] = {}
+    for entry in page.locator(".legend li").all():
+        style = entry.locator("i").get_attribute("style")
+        styles.setdefault(entry.inner_text(), set()).add(style)
+    own = [style for name, style in styles.items() if not name.endswith(", dense")]
+    assert len(own) == 7
+    assert all(len(style) == 1 for style in own)
+    assert len(set.union(*own)) == 7

@@ -4,8 +4,17 @@
   const runs = JSON.parse(document.getElementById("data").textContent);
   const main = document.getElementById("main");
   const COLOURS = ["--gated", "--third", "--fourth", "--fifth", "--bad"];
+  const lineOf = (run) => {  // how a run is drawn in each chart; dots once all colours are taken
+    const at = runs.indexOf(run);
+    return { label: runs.length > 1 ? run.title : "fxprune", colour: COLOURS[at % COLOURS.length], dash: at < COLOURS.length ? undefined : [2, 3] };
+  };
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const redraw = [];
+  const fit = (text, room) => {  // press a name of wide letters into its place
+    if (text.getComputedTextLength() <= room) return;
+    text.setAttribute("textLength", room);
+    text.setAttribute("lengthAdjust", "spacingAndGlyphs");
+  };
 
   // --- small helpers ------------------------------------------------------------------------
   function h(tag, attributes = {}, ...children) {
@@ -61,7 +70,7 @@
     function format(value) { return (Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3)) + unit; }
     const spot = h("div", { role: "img", "aria-label": `${caption}. ${about}` });
     const legend = h("ul", { class: "legend" }, ...lines.map((line) => {
-      const stroke = h("i", { style: `border-color:var(${line.colour});border-top-style:${line.dash ? "dashed" : "solid"}` });
+      const stroke = h("i", { style: `border-color:var(${line.colour});border-top-style:${line.dash ? (line.dash[0] > 3 ? "dashed" : "dotted") : "solid"}` });
       return h("li", {}, stroke, line.label);
     }));
     parent.append(h("figure", {}, h("figcaption", {}, caption), legend, spot));
@@ -78,10 +87,10 @@
         width: Math.max(spot.clientWidth, 240), height: 240,
         scales: { x: { time: false, ...(share(xLabel) ? { range: percents } : {}) }, y: log ? { distr: 3 } : unit === " %" ? { range: percents } : {} },
         cursor: { drag: { x: true, y: false } },
-        axes: [{ ...axis, label: xLabel, labelSize: 18, size: 34, ...(xLabel === "epoch" ? { incrs: WHOLE } : {}) }, { ...axis, size: 56, values: (_, values) => values.map((v) => v == null ? "" : v + unit) }],
+        axes: [{ ...axis, label: xLabel, labelSize: 18, size: 34, ...(xLabel === "epoch" ? { incrs: WHOLE } : {}) }, { ...axis, size: 56, values: (_, values) => values.map((v) => v == null ? "" : (Math.abs(v) >= 1e5 ? v.toExponential(1) : v) + unit) }],
         series: [{}, ...lines.map((line) => ({
           label: line.label, stroke: colour(line.colour), width: 2, spanGaps: true,
-          dash: line.dash ? [6, 4] : undefined, points: { show: line.x.length < 3, size: 6 },
+          dash: line.dash, points: { show: line.x.length < 3, size: 6 },
         }))],
       }, data, spot);
     }
@@ -103,10 +112,10 @@
     });
     const byMacs = shown.every((run) => run.epochs.every((epoch) => epoch.run_macs != null));
     const place = h("div");
-    function lines(key, by, scale) {
-      return shown.flatMap((run, i) => {
-        const own = { label: shown.length > 1 ? run.title : "fxprune", colour: COLOURS[i % COLOURS.length], y: column(run.epochs, key, scale), x: by === "macs" ? spent(run, run.epochs) : column(run.epochs, "epoch") };
-        const dense = { label: shown.length > 1 ? run.title + ", dense" : "dense", colour: "--dense", dash: true, y: column(run.dense_epochs, key, scale), x: by === "macs" ? spent(run, run.dense_epochs, true) : column(run.dense_epochs, "epoch") };
+    function lines(key, by, scale, shown) {
+      return shown.flatMap((run) => {
+        const own = { ...lineOf(run), y: column(run.epochs, key, scale), x: by === "macs" ? spent(run, run.epochs) : column(run.epochs, "epoch") };
+        const dense = { label: shown.length > 1 ? run.title + ", dense" : "dense", colour: "--dense", dash: [6, 4], y: column(run.dense_epochs, key, scale), x: by === "macs" ? spent(run, run.dense_epochs, true) : column(run.dense_epochs, "epoch") };
         return run.dense_epochs.length ? [own, dense] : [own];
       });
     }
@@ -116,10 +125,13 @@
       const xLabel = by === "macs" ? "macs spent, in dense epochs" : "epoch";
       const grid = h("div", { class: "two" });
       place.append(grid);
-      const own = shown.map((run) => last(run.epochs).metric).find((name) => name);
-      if (own) chart(grid, `${own} on the validation split`, lines("val_metric", by, 1), { xLabel });
-      else chart(grid, "Accuracy on the validation split", lines("val_accuracy", by, 100), { unit: " %", xLabel });
-      chart(grid, "Training loss", lines("train_loss", by, 1), { xLabel });
+      const metrics = shown.map((run) => last(run.epochs).metric);
+      for (const own of new Set(metrics)) {
+        const rated = shown.filter((_, i) => metrics[i] === own);
+        if (own) chart(grid, `${own} on the validation split`, lines("val_metric", by, 1, rated), { xLabel });
+        else chart(grid, "Accuracy on the validation split", lines("val_accuracy", by, 100, rated), { unit: " %", xLabel });
+      }
+      chart(grid, "Training loss", lines("train_loss", by, 1, shown), { xLabel });
       return redraw.slice(before);
     }
     if (byMacs) {
@@ -166,7 +178,9 @@
       run.groups.forEach((group, y) => {
         const letters = narrow ? 17 : 22;
         const name = group.name.length > letters ? group.name.slice(0, letters - 12) + "…" + group.name.slice(-11) : group.name;
-        picture.append(h("text", { x: left - 6, y: y * hgt + 10, "text-anchor": "end" }, name));
+        const text = h("text", { x: left - 6, y: y * hgt + 10, "text-anchor": "end" }, name);
+        picture.append(text);
+        fit(text, left - 8);
         for (let from = 0, to; from < shown.length; from = to) {  // a rectangle for each stretch of one width
           const width = shown[from].widths[y];
           for (to = from + 1; to < shown.length && shown[to].widths[y] === width;) to++;
@@ -224,6 +238,7 @@
         marks[g].push(arc);
       }
     });
+    redraw.push(() => nodes.forEach((node) => fit(node.firstChild, left - 10)));
     const light = (g) => {
       marks.forEach((own, i) => own.forEach((mark) => mark.classList.toggle("on", i === g || (mark.classList.contains("on") && i < g && marks[g]?.includes(mark)))));
       const group = run.groups[g];
@@ -269,7 +284,7 @@
       folded("The groups as a table", table(["group", "kept", "of", "made by", "consumed by"], run.groups.map((g) => [g.name, g.width, g.size, g.makes.join(", "), g.consumes.join(", ")]), [0, 3, 4])));
   }
 
-  const scored = (epoch) => epoch.val_metric != null ? `${epoch.metric} ${epoch.val_metric.toPrecision(4)}` : percent(epoch.val_accuracy);
+  const scored = (epoch) => epoch.metric ? `${epoch.metric} ${epoch.val_metric == null ? "not finite" : epoch.val_metric.toPrecision(4)}` : percent(epoch.val_accuracy);
 
   // --- one run ------------------------------------------------------------------------------
   function tiles(run) {
@@ -277,7 +292,7 @@
     const whole = (text) => text.replace(/(\d) (?=\S{1,2}(\W|$))/g, "$1\u00a0");  // a number stays with its unit
     const tile = (value, what) => made.push(h("div", { class: "tile" }, h("b", {}, whole(value)), h("span", {}, whole(what))));
     const end = last(run.epochs), dense = last(run.dense_epochs), file = run.export && run.export.onnx;
-    if (end && end.val_metric != null) tile(end.val_metric.toPrecision(4), `${end.metric}, validation, after epoch ${end.epoch}`);
+    if (end && end.metric) tile(figure(end.val_metric, 4), `${end.metric}, validation, after epoch ${end.epoch}` + (end.val_metric == null ? ": not finite" : ""));
     else if (end && end.val_accuracy != null) tile(percent(end.val_accuracy), `accuracy, validation, after epoch ${end.epoch}` + (dense ? `; dense ${percent(dense.val_accuracy)}` : ""));
     tile(percent(run.macs.compact / run.macs.dense, 0), `of the macs: ${short(run.macs.compact)} of ${short(run.macs.dense)}`);
     tile(percent(run.params.compact / run.params.dense, 0), `of the parameters: ${short(run.params.compact)} of ${short(run.params.dense)}`);
@@ -364,7 +379,7 @@
     part.append(table(["run", "policy", "budget", "accuracy", "macs", "parameters", "latency", "macs of the training"], runs.map(line), [0, 1, 2]));
     const points = runs.filter((run) => run.epochs.length);
     const rated = points.filter((run) => last(run.epochs).val_accuracy != null);  // null: own losses without classes
-    chart(part, "Accuracy against cost: the last epoch of each run", rated.map((run, i) => ({ label: run.title, colour: COLOURS[i % COLOURS.length], x: [100 * run.macs.compact / run.macs.dense], y: [100 * last(run.epochs).val_accuracy] })), { unit: " %", xLabel: "% of the dense macs" });
+    chart(part, "Accuracy against cost: the last epoch of each run", rated.map((run) => ({ ...lineOf(run), x: [100 * run.macs.compact / run.macs.dense], y: [100 * last(run.epochs).val_accuracy] })), { unit: " %", xLabel: "% of the dense macs" });
     if (points.length) training(section("training", "Training"), points);
     for (const run of runs) {
       const own = section("run-" + runs.indexOf(run), run.title);

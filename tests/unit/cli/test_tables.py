@@ -110,6 +110,9 @@ def test_the_live_line_says_where_a_training_stands() -> None:
         EpochMetrics(epoch=1, val_accuracy=None, metric="iou", val_metric=0.25, **rest)  # type: ignore[arg-type]
     ]
     assert lines.live_line(own) == "epoch 1   validation: iou 0.2500 ▁   2 ms a step"
+    lost = dataclasses.replace(own[0], val_metric=None)
+    assert lines.live_line([lost]).startswith("epoch 1   validation: iou not finite ")
+    assert "val loss not finite, iou not finite" in lines.epoch_line(lost)
     bare = [EpochMetrics(epoch=1, val_accuracy=None, **rest)]  # type: ignore[arg-type]
     assert lines.live_line(bare) == "epoch 1   training: loss 0.5000 ▁   2 ms a step"
 
