@@ -82,8 +82,11 @@ def ending() -> Iterator[None]:
     before = {number: signal.signal(number, _handle) for number in numbers}
     try:
         yield
-    except (Ended, KeyboardInterrupt) as error:
-        _leave(error if isinstance(error, Ended) else Ended(signal.SIGINT))
+    except BaseException as error:
+        signalled = _signal_behind(error)
+        if signalled is None:
+            raise
+        _leave(signalled)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -94,6 +97,17 @@ def ignore() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in WORDS:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _signal_behind(error: BaseException | None) -> Ended | None:
+    """Find the signal that an error was made of: Python does so in `__set_name__`, others too."""
+    while error is not None:
+        if isinstance(error, Ended):
+            return error
+        if isinstance(error, KeyboardInterrupt):
+            return Ended(signal.SIGINT)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _leave(ended: Ended) -> NoReturn:

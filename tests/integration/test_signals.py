@@ -21,7 +21,10 @@ signal.signal({number}, signal.SIG_DFL)
 class Kill:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            os.kill(os.getpid(), {number})
+            {kill}
+
+    def __set_name__(self, owner, name):  # Python makes a RuntimeError of what is raised here
+        os.kill(os.getpid(), {number})
 
 
 sys.meta_path.insert(0, Kill())
@@ -96,8 +99,9 @@ def python(
     ("number", "code", "line"),
     [(15, 143, "terminated"), (2, 130, "interrupted"), (1, 129, "hung up")],
 )
-def test_amid_the_imports(tmp_path: Path, number: int, code: int, line: str) -> None:
-    done = python(KILLS.format(number=number), tmp_path)
+@pytest.mark.parametrize("kill", ["self.__set_name__(None, '')", "type('A', (), {'a': self})"])
+def test_amid_the_imports(tmp_path: Path, number: int, code: int, line: str, kill: str) -> None:
+    done = python(KILLS.format(number=number, kill=kill), tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", f"{line}\n")
 
 
