@@ -34,7 +34,8 @@ class Shrink(Pass):
 
     def run(self, program: Program) -> Program:
         assert isinstance(program.module, GatedModule)
-        compact = _compact(program.module)
+        with program.module.paused():
+            compact = _compact(program.module)
         inputs = program.inputs or examples_of(program.module)
         compact.meta[KEY] = inputs  # for passes that are run on the network later
         return Program(compact, inputs)

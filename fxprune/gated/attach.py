@@ -1,7 +1,8 @@
 """Attach: hooks on an optimiser, which select and exchange channels around each of its steps."""
 
 import functools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -115,11 +116,49 @@ def attach(
         if not skips:
             gated._after_step(stepping)
 
-    handles = (
-        optimizer.register_step_pre_hook(before),
-        optimizer.register_step_post_hook(after),
-    )
-    return Controller(gated, optimizer, handles)
+    hooked = (optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
+    return Controller(gated, optimizer, (*hooked, *_inner_handles(optimizer, before, after)))
+
+
+def _inner_handles(
+    optimizer: Optimizer, before: Callable[..., Any], after: Callable[..., None]
+) -> Iterator[RemovableHandle]:
+    """Register hooks on the optimisers in one that wraps them, in whose place a loop may step them.
+
+    A loop with SAM in two halves steps the optimiser inside alone. A step of it inside a step of
+    the wrapper is a part of that one.
+    """
+    outer, depth = weakref.ref(optimizer), 0
+
+    def entering(*_: Any) -> None:
+        nonlocal depth
+        depth = 1
+
+    def leaving(*_: Any) -> None:
+        nonlocal depth
+        depth = 0
+
+    @_not_compiled
+    def before_inner(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        wrapper = outer()
+        if depth or wrapper is None:
+            return None
+        changed = before(wrapper, (wrapper, *args[1:]), kwargs)
+        return None if changed is None else ((args[0], *changed[0][1:]), changed[1])
+
+    @_not_compiled
+    def after_inner(*_: Any) -> None:
+        wrapper = outer()
+        if not depth and wrapper is not None:
+            after(wrapper)
+
+    inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+    if inner:
+        yield optimizer.register_step_pre_hook(entering)
+        yield optimizer.register_step_post_hook(leaving)
+    for one in inner:
+        yield one.register_step_pre_hook(before_inner)
+        yield one.register_step_post_hook(after_inner)
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:

@@ -11,7 +11,7 @@ from fxprune.bank.exchange import Selection
 from fxprune.channels.graph import ChannelGraph
 from fxprune.gated.bare_averages import BareAverages
 from fxprune.gated.evaluation import Evaluation
-from fxprune.gated.executing import Executing, lasting
+from fxprune.gated.executing import Executing, lasting, whole
 from fxprune.gated.residents import Residents
 from fxprune.gated.selector import Settings
 from fxprune.gated.twins import Twin
@@ -42,6 +42,11 @@ class Averaging(Executing):
         self._twin: Twin | None = None
         super().__init__(dense, channels, settings, example_inputs)
 
+    _NOT_COPIED = (
+        *("_residents", "_wrappers", "_followers", "_leader", "_evaluation", "_leader_selection"),
+        *("_copies", "_twin", "_pending", "_bare_averages", "_lock", *TracedModule._NOT_COPIED),
+    )
+
     def follow(self, leader: "Averaging") -> None:
         """Follow the selection of another network, slot for slot, on tensors of its own.
 
@@ -56,6 +61,7 @@ class Averaging(Executing):
         """Whether it holds an average, and follows another network's selections."""
         return self._leader is not None
 
+    @whole
     @lasting
     def best(self) -> Selection:
         """Return the selection that export would take now: the whole budget, and no exploration."""
@@ -67,27 +73,13 @@ class Averaging(Executing):
             self._take_over(source)
         return super().best()
 
+    @whole
     @lasting
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
         self._finish()
-        own = (
-            *(
-                "_residents",
-                "_wrappers",
-                "_followers",
-                "_leader",
-                "_evaluation",
-                "_leader_selection",
-            ),
-            *("_copies", "_twin", "_pending", "_bare_averages", "_lock"),
-        )
-        kept = {name: self.__dict__.pop(name) for name in own}
-        try:
-            twin = super().__deepcopy__(memo)
-        finally:
-            self.__dict__.update(kept)
+        twin = super().__deepcopy__(memo)
         twin._residents = Residents(twin, twin.channels, twin.bank)
         for name in ("_wrappers", "_followers", "_copies"):
             setattr(twin, name, weakref.WeakSet())
@@ -147,6 +139,7 @@ class Averaging(Executing):
         self._selector.take_over(leader._selector, device)
         self._evaluation.stale = True
 
+    @whole
     def _mirror(self, source: "Averaging") -> None:
         """Take up the source's selection in a copy that may hold an average; see `twins.Twin`."""
         twin = self._twin

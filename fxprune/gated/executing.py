@@ -5,6 +5,7 @@ in evaluation mode executes the selection that export would take now. An exchang
 list of operations; if it is interrupted, the next use finishes it first.
 """
 
+import contextlib
 import functools
 import itertools
 import threading
@@ -40,6 +41,19 @@ def lasting(method: _Method) -> _Method:
     """Leave `torch.inference_mode`, in which tensors that stay could not be trained."""
     wrapped: _Method = torch.inference_mode(False)(torch.no_grad()(method))
     return wrapped
+
+
+def whole(method: _Method) -> _Method:
+    """Keep other threads from exchanging channels while a method reads or writes all of them."""
+
+    @functools.wraps(method)
+    def locked(self: "Executing", *args: Any, **kwargs: Any) -> Any:
+        with self.paused():
+            return method(self, *args, **kwargs)
+
+    alike: Any = locked
+    found: _Method = alike
+    return found
 
 
 class Executing(TracedModule):
@@ -110,6 +124,11 @@ class Executing(TracedModule):
         """The policy's tensors."""
         return self._selector.state
 
+    def paused(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which no other thread exchanges channels."""
+        return self._lock
+
+    @whole
     def selection(self) -> dict[str, dict[int, Tensor]]:
         """Return the kept indices of each parameter, as export would take them now.
 
@@ -125,6 +144,7 @@ class Executing(TracedModule):
             if isinstance(tensor, nn.Parameter)
         }
 
+    @whole
     def dense_state_dict(self) -> dict[str, Any]:
         """Return all parameters and buffers with the original model's names and shapes; copies.
 
@@ -133,6 +153,7 @@ class Executing(TracedModule):
         """
         return self.origin.state_dict(self.dense_tensors())
 
+    @whole
     def dense_tensors(self) -> dict[str, Tensor]:
         """Return the dense network's tensors by name.
 
@@ -148,6 +169,7 @@ class Executing(TracedModule):
         """Whether its selections are those of another network."""
         return False
 
+    @whole
     @lasting
     def best(self) -> Selection:
         """Return the selection that export would take now: the whole budget, and no exploration."""

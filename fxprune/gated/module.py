@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fxprune.bank.exchange import Selection
 from fxprune.budget.schedule import StepSchedule
 from fxprune.gated import ddp, display
-from fxprune.gated.executing import lasting
+from fxprune.gated.executing import lasting, whole
 from fxprune.gated.nodes import seen
 from fxprune.gated.saving import Saving
 from fxprune.gated.selector import Settings
@@ -99,6 +99,7 @@ class GatedModule(Saving):
                 self._select(chosen)
         self.advance()
 
+    @whole
     @torch.no_grad()
     def observe(self) -> None:
         """Show this step's saliencies to the policy; to be called before the optimiser's step.
@@ -135,6 +136,7 @@ class GatedModule(Saving):
         self._selector.observe(self._selection.channels, self._saliency())
         self._residents.meter(self._selection).forget_early()
 
+    @whole
     def advance(self) -> None:
         """Take the next selection if one is due; to be called after the optimiser's step."""
         if self._settled is None and self.training:

@@ -1,7 +1,7 @@
 """Saving: the whole state of a training, except for the optimiser's, also as `state_dict()`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -11,13 +11,14 @@ from fxprune.channels.resize import resize
 from fxprune.errors import GateError
 from fxprune.gated import loading
 from fxprune.gated.averages import Averaging
-from fxprune.gated.executing import lasting
+from fxprune.gated.executing import lasting, whole
 from fxprune.gated.state import Snapshot, from_bytes, to_bytes
 
 
 class Saving(Averaging):
     """A network whose `state_dict()` is complete, the same in any mode, and loads at any widths."""
 
+    @whole
     def training_state(self) -> dict[str, Tensor]:
         """Return copies of all state that training needs, beside the optimiser's state dict.
 
@@ -36,6 +37,7 @@ class Saving(Averaging):
             settings=self._settings_text(),
         ).tensors()
 
+    @whole
     @lasting
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `training_state` returned; the mode stays as it is.
@@ -84,6 +86,11 @@ class Saving(Averaging):
     def set_extra_state(self, state: Tensor | Mapping[str, Tensor]) -> None:
         """Ignore it: what `get_extra_state` returned was loaded before the parameters."""
 
+    @whole
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the whole state; see `get_extra_state` for what is no parameter or buffer."""
+        return super().state_dict(*args, **kwargs)
+
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._finish()
         super()._save_to_state_dict(*args, **kwargs)
@@ -104,6 +111,13 @@ class Saving(Averaging):
             else:
                 loading.warn_of_others(state_dict, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __copy__(self) -> Self:
+        raise GateError(
+            "a gated network cannot be copied without its tensors",
+            why="the copy and the network would exchange the channels of the same parameters",
+            do="call copy.deepcopy(gated)",
+        )
 
     def __reduce__(self) -> Any:
         raise GateError(

@@ -155,13 +155,14 @@ class TracedModule(fx.GraphModule):
         if self.graph is not graph:
             self.graph = graph
 
+    _NOT_COPIED: tuple[str, ...] = ("_graph", "_graphs")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy modules and both graphs; the copy's class is its own, as with any GraphModule."""
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        skipped = ("_graph", "_graphs")
-        for name, value in self.__dict__.items():
-            if name not in skipped:
+        for name, value in [*self.__dict__.items()]:
+            if name not in self._NOT_COPIED:
                 twin.__dict__[name] = copied(value, memo)
         train = copy.deepcopy(self._graphs[True])
         same = self._graphs[True] is self._graphs[False]

@@ -73,8 +73,10 @@ class Sharpness(torch.optim.Optimizer):
         self.base.step(closure)
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["", "steps of the inner one"])
 @pytest.mark.parametrize("wrap", [Sharpness, timm.optim.Lookahead])
-def test_the_state_of_a_wrapped_optimizer_follows(wrap: Any) -> None:
+def test_the_state_of_a_wrapped_optimizer_follows(wrap: Any, alone: bool) -> None:
+    """The loop steps the wrapper or, as with SAM's two halves, only the optimiser inside."""
     plain = instrument(NET.model().train(), NET.inputs(), policy="random")
     wrapped = copy.deepcopy(plain)
     optimizer, inner = sgd(plain.parameters()), sgd(wrapped.parameters())
@@ -83,7 +85,8 @@ def test_the_state_of_a_wrapped_optimizer_follows(wrap: Any) -> None:
     attach(wrapped, outer)
     for step in range(4):
         train_step(plain, optimizer, NET, step)
-        train_step(wrapped, outer, NET, step)
+        train_step(wrapped, inner if alone else outer, NET, step)
+    assert wrapped.steps == plain.steps
     one, two = moments(plain, optimizer), moments(wrapped, inner)
     assert all(torch.equal(one[key], two[key]) for key in one)
 

@@ -153,6 +153,11 @@ def test_an_interrupt_anywhere_moves_no_channel(policy: str) -> None:
     assert number > 100
 
 
+def test_a_gated_network_refuses_a_copy_that_shares_its_tensors() -> None:
+    with pytest.raises(GateError, match=r"call copy\.deepcopy"):
+        copy.copy(build("random")[0])
+
+
 def test_a_gated_network_refuses_pickle() -> None:
     gated, _ = build("random")
     with pytest.raises(GateError, match=r"fxprune\.save\(gated, path\)"):
