@@ -29,7 +29,7 @@ def take(browser: Browser, text: str, folder: Path, scheme: str, width: int) -> 
     """
     name, _, place = text.partition("=")
     report, _, section = place.partition("#")
-    page = browser.new_page(viewport={"width": width, "height": 740}, color_scheme=scheme)  # type: ignore[arg-type]
+    page = browser.new_page(viewport={"width": width, "height": 770}, color_scheme=scheme)  # type: ignore[arg-type]
     page.goto(Path(report).resolve().as_uri())
     page.wait_for_selector("html[data-drawn=yes]")
     page.wait_for_timeout(300)

@@ -77,6 +77,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {"one": [one], "two": [one, {**one, "title": "b" * 99}], "bare": [bare]}
     found["same"] = [one, one]
     found["odd"] = [summarize(odd, gated)]
+    found["odd"][0]["layers"][0]["name"] = "__name__"
     other = summarize(Subject("odd", "cucb", "keep=0.5", scored), gated)
     found["many"] = [other, *({**one, "title": f"run {index}"} for index in range(6))]
     for name, records in found.items():
@@ -188,6 +189,12 @@ def test_a_metric_of_ones_own_and_names_that_are_no_markup(
     assert any("1.200" in text and "iou, validation, after epoch 12" in text for text in tiles)
     assert any("50 %" in text and "asked for 50 %" in text for text in tiles)
     assert page.get_by_text("iou on the validation split").count() == 1
+    left, right = page.locator("#widths .name").first.evaluate(
+        "e => { const text = e.firstChild, end = text.data.lastIndexOf('_');"
+        "return [end - 2, end].map(i => { const r = document.createRange();"
+        "r.setStart(text, i); r.setEnd(text, i + 1); return r.getBoundingClientRect().x }) }"
+    )
+    assert left < right, "an underscore at the end stays there, though names are cut at their head"
 
 
 def test_runs_look_the_same_in_each_chart_and_metrics_are_not_mixed(

@@ -87,7 +87,7 @@
         width: Math.max(spot.clientWidth, 240), height: 240,
         scales: { x: { time: false, ...(share(xLabel) ? { range: percents } : {}) }, y: log ? { distr: 3 } : unit === " %" ? { range: percents } : {} },
         cursor: { drag: { x: true, y: false } },
-        axes: [{ ...axis, label: xLabel, labelSize: 18, size: 34, ...(xLabel === "epoch" ? { incrs: WHOLE } : {}) }, { ...axis, size: 56, values: (_, values) => values.map((v) => v == null ? "" : (Math.abs(v) >= 1e5 ? v.toExponential(1) : v) + unit) }],
+        axes: [{ ...axis, label: xLabel, labelSize: 18, size: 34, ...(xLabel === "epoch" ? { incrs: WHOLE } : {}) }, { ...axis, size: 56, values: (_, values) => values.map((v) => v == null ? "" : (Math.abs(v) >= 1e5 ? v.toExponential(1).replace("+", "") : v) + unit) }],
         series: [{}, ...lines.map((line) => ({
           label: line.label, stroke: colour(line.colour), width: 2, spanGaps: true,
           dash: line.dash, points: { show: line.x.length < 3, size: 6 },
@@ -154,7 +154,7 @@
     const most = Math.max(...rows.map((row) => row[1]), 1);
     const grid = h("div", { class: "bars" });
     for (const [name, whole, kept, text] of rows) {
-      grid.append(h("span", { class: "name", title: name, ns: "html" }, "\u200e" + name),
+      grid.append(h("span", { class: "name", title: name, ns: "html" }, `\u200e${name}\u200e`),
         h("div", { class: "bar", style: `width:${100 * whole / most}%`, role: "img", "aria-label": `${name}: ${text}` }, h("i", { style: `width:${100 * kept / Math.max(whole, 1)}%` })),
         h("span", { class: "value", "aria-hidden": "true" }, text));
     }
