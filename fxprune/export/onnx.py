@@ -32,7 +32,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.equivalence import fresh_inputs, which_batched
 from fxprune.errors import ExportError, OptionError
-from fxprune.export.attempt import advice, no_logs, pairs_of, reason
+from fxprune.export.attempt import advice, forgotten_sources, no_logs, pairs_of, reason
 from fxprune.export.condconv import BatchedConvs
 from fxprune.export.parity import Network, Runner, excess, gaps, refusal, rounding
 from fxprune.files import write_bytes
@@ -126,6 +126,7 @@ class ExportReport:
         return f"<table><tbody>{''.join(cells)}</tbody></table>"
 
 
+@forgotten_sources()
 def export_onnx(
     model: nn.Module,
     example_inputs: Sequence[Any] | Mapping[str, Any],
@@ -209,6 +210,7 @@ def export_onnx(
     return ExportReport(path=path, bytes=len(content), **figures)
 
 
+@forgotten_sources()
 def onnx_content(model: nn.Module, example_inputs: Sequence[Tensor]) -> bytes:
     """Make the content of an ONNX file of `model`, in eval mode, unchecked: only to be timed.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.equivalence import fresh_inputs, outputs
 from fxprune.errors import ExportError, ParityError
+from fxprune.export.attempt import forgotten_sources
 from fxprune.export.onnx import BATCHES
 from fxprune.export.parity import TOLERANCE
 from fxprune.files import write_bytes
@@ -37,6 +38,7 @@ class Pt2Report:
     batches: tuple[int, ...]
 
 
+@forgotten_sources()
 def export_pt2(
     model: nn.Module,
     example_inputs: Sequence[Any] | Mapping[str, Any],

@@ -1,5 +1,6 @@
 """Whether a network will export, told before it is trained."""
 
+import linecache
 from pathlib import Path
 
 import onnx
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import ExportError
 from fxprune.export.onnx import OnnxOptions
+from fxprune.export.pt2 import export_pt2
 
 X = torch.randn(3, 3, 8, 8)
 
@@ -21,6 +23,20 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.a(x).relu())
+
+
+def kept_lines() -> list[str]:
+    return [name for name in linecache.cache if name.startswith("<eval_with_key>")]
+
+
+def test_no_export_leaves_the_sources_of_its_graphs(tmp_path: Path) -> None:
+    gated = fxprune.instrument(Plain(), (X,), budget="keep=0.5").eval()
+    compact = fxprune.shrink(gated)
+    before = kept_lines()
+    fxprune.try_export(gated)
+    fxprune.export_onnx(compact, (X,), tmp_path / "a.onnx")
+    export_pt2(compact, (X,), tmp_path / "a.pt2")
+    assert kept_lines() == before
 
 
 class Counts(Plain):
