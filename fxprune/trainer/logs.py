@@ -37,11 +37,11 @@ class CsvLog(Log):
     def __init__(self, folder: Path, history: Sequence[EpochMetrics]) -> None:
         """Begin with the epochs that are over already."""
         self.path = folder / CSV
-        self.rows = [figures(metrics) for metrics in history]
+        self.rows = [dict(_cells(metrics)) for metrics in history]
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """Write the file anew, atomically."""
-        self.rows.append(figures(metrics))
+        self.rows.append(dict(_cells(metrics)))
         text = io.StringIO()
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -74,7 +74,7 @@ class TensorBoardLog(Log):
     def epoch(self, metrics: EpochMetrics) -> None:
         """Write the scalars, and flush them."""
         for name, value in figures(metrics).items():
-            if value is not None and name != "epoch":
+            if name != "epoch":
                 self.writer.add_scalar(name, value, metrics.epoch)
         self.writer.flush()
 
@@ -112,12 +112,12 @@ def open_logs(names: str, folder: Path, history: Sequence[EpochMetrics]) -> list
     return [_LOGS[name](folder, history) for name in dict.fromkeys(wanted)]
 
 
-def figures(metrics: EpochMetrics) -> dict[str, float | None]:
-    """Give the numbers of an epoch by name; each group has its own `width/INDEX`."""
-    return dict(_figures(metrics))
+def figures(metrics: EpochMetrics) -> dict[str, float]:
+    """Return the numbers that an epoch has, by name; each group has its own `width/INDEX`."""
+    return {name: value for name, value in _cells(metrics) if value is not None}
 
 
-def _figures(metrics: EpochMetrics) -> Iterator[tuple[str, float | None]]:
+def _cells(metrics: EpochMetrics) -> Iterator[tuple[str, float | None]]:
     for name, value in dataclasses.asdict(metrics).items():
         if name == "widths":
             for group, width in enumerate(value or ()):

@@ -62,5 +62,5 @@ def test_none_is_wanted() -> None:
 def test_figures_are_numbers() -> None:
     found = figures(metrics(3))
     assert found["width/0"] == 4
-    assert found["val_loss"] is None
-    assert "widths" not in found
+    assert all(isinstance(value, int | float) for value in found.values())  # MLflow takes no None
+    assert {"widths", "val_loss"}.isdisjoint(found)
