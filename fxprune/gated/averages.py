@@ -5,17 +5,21 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from fxprune.bank.exchange import Selection
 from fxprune.channels.graph import ChannelGraph
-from fxprune.gated.bare_averages import BareAverages
+from fxprune.gated.bare_averages import BareAverages, is_close
 from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.executing import Executing, lasting, whole
 from fxprune.gated.residents import Residents
 from fxprune.gated.selector import Settings
 from fxprune.gated.twins import Twin
 from fxprune.tracing.module import TracedModule
+
+_LIVING: "weakref.WeakSet[Averaging]" = weakref.WeakSet()
+"""All gated networks of the process."""
 
 
 class Averaging(Executing):
@@ -41,6 +45,7 @@ class Averaging(Executing):
         self._copies: weakref.WeakSet[Averaging] = weakref.WeakSet()
         self._twin: Twin | None = None
         super().__init__(dense, channels, settings, example_inputs)
+        _LIVING.add(self)
 
     _NOT_COPIED = (
         *("_residents", "_wrappers", "_followers", "_leader", "_evaluation", "_leader_selection"),
@@ -93,6 +98,31 @@ class Averaging(Executing):
 
     def _forget_source(self) -> None:
         self._twin = None
+
+    def _adopt(self) -> None:
+        """Let networks that hold the values of this one follow it as copies do.
+
+        A target network is often made anew, and then loads this one's state.
+        """
+        for other in [*_LIVING]:
+            if other is not self and other._may_follow(self) and other._is_alike(self):
+                other._twin = Twin.of(self, other._dense_parameters())
+                self._copies.add(other)
+
+    def _may_follow(self, source: "Averaging") -> bool:
+        """Tell whether it does nothing of its own, and stands where another's selection began."""
+        free = self._twin is None and not (self.attached or self.follows or self.settled)
+        return free and source._since <= self._selector.steps <= source._selector.steps
+
+    def _is_alike(self, source: "Averaging") -> bool:
+        """Tell whether its parameters are near another's, of the same channels."""
+        one, other = self._selection, source._selection
+        return (
+            one.widths == other.widths
+            and self.channels.shapes == source.channels.shapes
+            and torch.equal(one.channels, other.channels.to(one.channels.device))
+            and all(map(is_close, self.parameters(), source.parameters()))
+        )
 
     def _restored(self) -> None:
         """Follow again, after the whole state was loaded."""

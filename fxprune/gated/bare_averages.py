@@ -4,15 +4,16 @@
 trace in the network: nothing tells that a step later `average[i].lerp_(parameter, 0.1)` mixes the
 channels of two selections. Such tensors are found among the objects of the garbage collector,
 whatever holds them: a list, a dict, an attribute, the buffers or frozen parameters of a module that
-is no traced network (also of a copy of most of one), or one flat vector. They have the shapes of
-the network's narrow weights and values near them, and share no memory with them.
-Kept across an exchange, they are of other channels.
+is no traced network (also of a copy of most of one), or one flat vector; and as numpy's arrays in a
+list. They have the shapes of the network's narrow weights and values near them, and share no memory
+with them. Kept across an exchange, they are of other channels.
 
 A full search reads all objects of the process, some tenths of a second; so it takes at most one
 part in a hundred of the process's time. The young objects, a few thousand, are searched more often.
 """
 
 import gc
+import itertools
 import time
 import warnings
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from numpy import ndarray
 from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneWarning, message
@@ -124,20 +126,29 @@ def _averages(
         if each
     }
     alike: dict[torch.Size, list[Tensor]] = {weight.shape: [] for weight in weights}
-    for tensor in objects:
+    for tensor in itertools.chain(objects, _arrays(objects)):
         if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
             continue
         shape = tensor.shape
         whole = flat.get(shape[0]) if len(shape) == 1 else None
         if (shape not in alike and whole is None) or not _is_kept(tensor, own, others):
             continue
-        if whole is not None and _is_close(tensor, torch.cat([p.flatten() for p in whole])):
+        if whole is not None and is_close(tensor, torch.cat([p.flatten() for p in whole])):
             yield f"a vector of {len(tensor):,} numbers is made of the gated network's parameters"
         elif whole is None:
             alike[shape].append(tensor)
-    found = [w for w in weights if any(_is_close(tensor, w) for tensor in alike[w.shape])]
+    found = [w for w in weights if any(is_close(tensor, w) for tensor in alike[w.shape])]
     if 2 * len(found) >= len(weights):
         yield f"{len(found)} tensors have the shapes of the gated network's parameters"
+
+
+def _arrays(objects: Sequence[object]) -> Iterator[Tensor]:
+    """Yield, as tensors, the arrays in lists, which the garbage collector does not have."""
+    for item in objects:
+        if type(item) is list and item and type(item[0]) is ndarray:
+            for array in [*item]:
+                if type(array) is ndarray and array.dtype in ("f4", "f8") and array.flags.writeable:
+                    yield torch.from_numpy(array)
 
 
 def _is_kept(tensor: Tensor, own: set[int], others: frozenset[int]) -> bool:
@@ -178,7 +189,7 @@ def _in_networks() -> frozenset[int]:
 
 
 @torch.no_grad()
-def _is_close(tensor: Tensor, parameter: Tensor) -> bool:
+def is_close(tensor: Tensor, parameter: Tensor) -> bool:
     """Tell whether it may be an average of the parameter; its gradient is far from it."""
     wanted = parameter.detach().double()
     gap = torch.linalg.vector_norm(tensor.detach().to(wanted.device, torch.float64) - wanted)

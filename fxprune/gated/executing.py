@@ -99,7 +99,7 @@ class Executing(TracedModule):
         resize(self, channels, first.widths)
         self._made = True
         self.recompile()
-        self._selection = first
+        self._selection, self._since = first, 0  # the step after which it was taken up
         self._known_widths: Widths = ()
         self._apply_widths()
         self._mode_was_set()
@@ -329,6 +329,7 @@ class Executing(TracedModule):
 
     def _exchange_locked(self, chosen: Selection) -> None:
         self._finish()
+        self._adopt()
         self._residents.put_in_order(self._selection)
         torch.clear_autocast_cache()  # of casts of what leaves
         old = self._selection
@@ -340,7 +341,7 @@ class Executing(TracedModule):
             if chosen.widths != old.widths:
                 resize(self, self.channels, chosen.widths)
                 self.recompile()
-            self._selection = chosen
+            self._selection, self._since = chosen, self._selector.steps
             self._evaluation.stale = True
 
         plan = [*exchange.steps(items, self.bank, old, chosen), take_up, self._apply_widths]
@@ -362,6 +363,9 @@ class Executing(TracedModule):
             while self._pending:
                 self._pending[-1]()
                 self._pending.pop()
+
+    def _adopt(self) -> None:
+        """Let networks that hold the values of this one follow it."""
 
     def _moving(self) -> Iterator[Tensor]:
         """Yield the tensors that follow the channels: optimisers' state, and the bank."""

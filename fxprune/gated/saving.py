@@ -64,7 +64,7 @@ class Saving(Averaging):
         self.recompile()
         for install, tensor in follow:
             install(tensor)
-        self._selection = saved.trained
+        self._selection, self._since = saved.trained, 0
         self._settled = saved.settled
         selector.state |= saved.policy
         selector.steps, selector.peak_rate = saved.steps, saved.peak_rate

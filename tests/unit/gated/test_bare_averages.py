@@ -51,6 +51,7 @@ def attributes(network: nn.Module) -> None:
 AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
     "list": lambda net: [p.detach().clone() for p in net.parameters()],
     "tuple": lambda net: tuple(p.data.clone() for p in net.parameters()),
+    "arrays": lambda net: [p.detach().numpy().copy() for p in net.parameters()],
     "by name": Kept,
     "by parameter": lambda net: {p: p.detach().clone() for p in net.parameters()},
     "buffers": Buffers,
@@ -95,6 +96,7 @@ def test_what_is_none_is_not_warned_of() -> None:
         [*gated.parameters()],
         dict(gated.named_parameters()),
         [p.detach() for p in gated.parameters()],
+        [p.detach().numpy() for p in gated.parameters()],
         [torch.randn_like(p) for p in gated.parameters()],
         gated.dense_state_dict(),
         copy.deepcopy(shrink(gated).state_dict()),
@@ -105,7 +107,7 @@ def test_what_is_none_is_not_warned_of() -> None:
     for step in range(3):
         train_step(gated, optimizer, NET, step)
         kept.append([p.grad for p in gated.parameters()])
-    assert len(kept) == 14
+    assert len(kept) == 15
 
 
 def test_full_searches_take_a_part_of_the_time() -> None:

@@ -66,6 +66,22 @@ def test_an_average_of_equal_values_is_these(policy: str, read: Any, nested: boo
         torch.testing.assert_close(found[name], before[name], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_target_network_that_loads_a_state_follows(policy: str) -> None:
+    gated, optimizer = build(policy, lr=0.0)
+    target = instrument(NET.model().train(), NET.inputs(), policy=policy)
+    before = gated.dense_state_dict()
+    for step in range(8):
+        if step in (2, 5):
+            target.load_state_dict(gated.state_dict())
+        train_step(gated, optimizer, NET, step)
+        if step >= 2:
+            averaged(target, gated, tensors)
+    found = target.dense_state_dict()
+    for name, _ in gated.named_parameters():
+        torch.testing.assert_close(found[name], before[name], rtol=0, atol=1e-12)
+
+
 def test_an_average_evaluates_what_its_source_would_export() -> None:
     gated, optimizer = build("cucb{c=1}")
     average = copy.deepcopy(gated)
