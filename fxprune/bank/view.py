@@ -5,6 +5,7 @@ of them rests. Autograd sees the former come from the resident, so that a backwa
 gives the resident its gradient.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -51,7 +52,8 @@ class View:
                 index.append(pack.part(tables.index(line), tables, names))
             flat = bank.flat(pack, None, bank.dense[names[0]])
             layouts = [pack.layouts[name] for name in names]
-            self._parts.append(_Cells.of(names, layouts, shapes, flat, *index))
+            same = residents.widths == shown.widths
+            self._parts.append(_Cells.of(names, layouts, shapes, flat, *index, same=same))
         positions = [s.positions(line) for s, line in zip(slots, lines)]
         for name in bank.dense.keys() - {*small}:
             before, after = (bank.of(name, each) for each in positions)
@@ -72,18 +74,26 @@ class _Cells(NamedTuple):
 
     Attributes:
         names: of the tensors.
-        layouts: how each lies in memory.
-        shapes: of the shown tensors, dimensions from the outermost to the innermost.
+        cell: the size of a cell.
+        orders: dimensions from the outermost to the innermost, of those that do not lie in order.
+        places: for each tensor shown its number of cells, its shape in that order, and where its
+            dimensions are in it, or None for those that lie in order.
         flat: the pack's storage.
-        resting: int64 [cells], the dense cell of each cell shown.
-        source: int64 [cells], the resident cell that has it, if it executes.
-        executes: bool [cells, 1], or [cells] for cells of one number.
+        order: int32 [cells], for each cell shown the resident cell that has it, if it executes;
+            None where that is the one in its place, apart from those that changed.
+        changed: int64 [changed], the other cells, and the first one twice: never fewer than two.
+        resting: int64 [changed], their dense cells.
+        source: int64 [changed], the resident cells that have them, if they execute.
+        executes: bool [changed, 1], or [changed] for cells of one number.
     """
 
     names: Sequence[str]
-    layouts: Sequence[MemoryLayout]
-    shapes: Sequence[Shape]
+    cell: int
+    orders: Mapping[str, Shape]
+    places: Sequence[tuple[int, Shape, list[int] | None]]
     flat: Tensor
+    order: Tensor | None
+    changed: Tensor
     resting: Tensor
     source: Tensor
     executes: Tensor
@@ -97,30 +107,49 @@ class _Cells(NamedTuple):
         flat: Tensor,
         before: Tensor,
         after: Tensor,
+        *,
+        same: bool,
     ) -> "_Cells":
-        """Compute the plan from the dense cells that the residents hold, and those to show."""
+        """Compute the plan from the dense cells that the residents hold, and those to show.
+
+        They lie in the same order where the widths are the same.
+        """
         source = before.new_zeros(len(flat))
         executes = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
         source[before] = torch.arange(len(before), device=flat.device)
         executes[before] = True
-        shown = executes[after] if layouts[0].cell == 1 else executes[after].unsqueeze(1)
-        lying = [tuple(shapes[n][d] for d in s.order) for n, s in zip(names, layouts, strict=True)]
-        cells = in_cells(flat, layouts[0].cell)
-        return cls(names, layouts, lying, cells, after, source[after], shown)
+        changed = (before != after if same else ~executes[after]).nonzero().flatten()
+        changed = torch.cat([changed, changed.new_zeros(2)])
+        resting = after[changed]
+        known = executes[resting] if layouts[0].cell == 1 else executes[resting].unsqueeze(1)
+        plan = (changed, resting, source[resting], known)
+        for index in plan:  # else torch.compile would compile for each number of them
+            torch._dynamo.maybe_mark_dynamic(index, 0)
+        cell, orders, places = layouts[0].cell, {}, []
+        for name, layout in zip(names, layouts, strict=True):
+            lying, back = tuple(shapes[name][dim] for dim in layout.order), None
+            if layout.order != tuple(range(len(lying))):
+                orders[name] = layout.order
+                back = [layout.order.index(dim) for dim in range(len(lying))]
+            places.append((math.prod(lying) // cell, lying, back))
+        order = None if same else source[after].int()
+        return cls(names, cell, orders, places, in_cells(flat, cell), order, *plan)
 
     def gather(self, residents: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Return each tensor with its name."""
-        cell = self.layouts[0].cell
-        lying = [s.inside_out(residents[n]) for n, s in zip(self.names, self.layouts)]
-        own = torch.cat([in_cells(tensor.contiguous(), cell) for tensor in lying])
+        lying = [residents[name] for name in self.names]
+        if self.orders:
+            pairs = zip(self.names, lying)
+            lying = [t.permute(self.orders[n]) if n in self.orders else t for n, t in pairs]
+        own = torch.cat([in_cells(tensor.contiguous(), self.cell) for tensor in lying])
         rests = self.flat.index_select(0, self.resting)
-        shown = torch.where(self.executes, own.index_select(0, self.source), rests)
-        sizes = [torch.Size(shape).numel() // cell for shape in self.shapes]
-        for name, layout, shape, part in zip(
-            self.names, self.layouts, self.shapes, shown.split_with_sizes(sizes)
-        ):
-            back = [layout.order.index(dim) for dim in range(len(shape))]
-            yield name, part.view(shape).permute(back)
+        part = torch.where(self.executes, own.index_select(0, self.source), rests)
+        shown = own if self.order is None else own.index_select(0, self.order)
+        del own
+        shown.index_copy_(0, self.changed, part)
+        parts = shown.split_with_sizes([count for count, _, _ in self.places])
+        for name, (_, shape, back), part in zip(self.names, self.places, parts):
+            yield name, part.view(shape) if back is None else part.view(shape).permute(back)
 
 
 class _Lines(NamedTuple):

@@ -109,12 +109,14 @@ class Evaluation:
         if self._view is None:
             return code(network, *args, **kwargs)
         tensors = self._view(residents.tensors())
+        buffers = [site for site in self._sites if site.kind == "_buffers"]
+        versions = [_version(tensors[site.name]) for site in buffers]
         with self._standing_in(tensors):
             result = code(network, *args, **kwargs)
-        written = {
+        written = {  # a norm in training mode writes
             site.name: tensors[site.name]
-            for site in self._sites
-            if site.kind == "_buffers" and _is_written(site.module, tensors[site.name])
+            for site, version in zip(buffers, versions, strict=True)
+            if site.module.training or _version(tensors[site.name]) != version
         }
         if written:
             self._keep(residents, written)
@@ -230,8 +232,6 @@ def _set_sizes(sizes: list[tuple[nn.Module, dict[str, Any]]]) -> None:
             setattr(module, key, value)
 
 
-def _is_written(module: nn.Module, shown: Tensor) -> bool:
-    """Tell whether a forward may have written to a buffer: a norm in training mode does."""
-    if module.training or torch.compiler.is_compiling() or shown.is_inference():
-        return module.training
-    return shown._version > 0
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to; 0 where that is not counted."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
