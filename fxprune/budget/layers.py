@@ -105,7 +105,15 @@ def _several(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _split(texts: Sequence[str]) -> list[str]:
-    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    found = []
+    for text in texts:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not parts:
+            raise BudgetError(
+                f"the pattern {text!r} is empty", do="give one, or leave the option out"
+            )
+        found += parts
+    return found
 
 
 def _shares_of(word: str, texts: Sequence[str]) -> Iterator[tuple[str, float]]:

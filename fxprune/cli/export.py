@@ -321,6 +321,7 @@ def _check_calibration(
     source: "tuple[DataSet, Task] | None", example: "tuple[Tensor, ...]", dynamic_hw: bool
 ) -> None:
     """Refuse, before anything is written, data that int8 cannot be calibrated on."""
+    from fxprune.export.low_precision import refuse_not_finite
     from fxprune.trainer.files import calibration_batches
 
     if source is None:
@@ -338,6 +339,7 @@ def _check_calibration(
                 f"{list(wanted.shape[1:])}",
                 do="calibrate on the data that the run was trained on",
             )
+    refuse_not_finite([given])
 
 
 def keep_export(run: "Run", gated: "GatedModule", compared: "Comparison") -> None:

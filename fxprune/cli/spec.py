@@ -156,7 +156,7 @@ def load_object(text: str, kind: str, *, base: Path | None = None, call: bool = 
     value = getattr(module, name, None)
     if value is None:
         raise SpecError(
-            f"{where} has no {name}", do=nearest(name, offered(module)) or f"define a {kind} in it"
+            f"{where} has no {name}", do=nearest(name, offered(module)) or f"define {name} in it"
         )
     if inspect.isclass(value) or (call and callable(value)):
         return run_code(lambda: called(value, options, text), f"the {kind} {text} raises")

@@ -243,4 +243,10 @@ def _described(value: Any) -> str:
         return f"{kind} of {len(value)}" + (
             f" ({', '.join(type(item).__name__ for item in value[:4])})" if value else ""
         )
+    if isinstance(value, Mapping):
+        return (
+            f"{kind} with the keys {', '.join(map(repr, value))}"
+            if value
+            else f"{kind} without keys"
+        )
     return "None" if value is None else kind

@@ -145,10 +145,10 @@ def write_int8(
                 per_channel=True,
                 nodes_to_exclude=bare,
             )
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (ValueError, RuntimeError, KeyError, AssertionError) as error:
             raise ExportError(
                 "the network cannot be quantised",
-                why=str(error).splitlines()[0],
+                why=(str(error) or type(error).__name__).splitlines()[0],
                 do=LEAVE.format("--int8"),
             ) from error
         model = onnx.load(str(quantised))
@@ -193,6 +193,21 @@ def _check_calibration(entries: Sequence[Any], batches: Sequence[Sequence[Tensor
                 why=f"they are {list(tensor.shape)}, the network takes {wanted}",
                 do="calibrate on the data that the run was trained on",
             )
+    refuse_not_finite(batches)
+
+
+def refuse_not_finite(batches: Sequence[Sequence[Tensor]]) -> None:
+    """Check that calibration data are numbers.
+
+    Raises:
+        DataError: a value is infinite or none.
+    """
+    if not all(tensor.isfinite().all() for batch in batches for tensor in batch):
+        raise DataError(
+            "the calibration data are not finite",
+            why="the ranges of int8 are measured on them",
+            do="take the examples with NaN or infinite values out of the run's data",
+        )
 
 
 def _written(

@@ -73,8 +73,8 @@ class Task:
         Raises:
             ModelError: the network returns something else than the one tensor that cross-entropy
                 takes.
-            DataError: the loss does not take what the network returns and the targets, or is no
-                scalar.
+            DataError: the loss does not take what the network returns and the targets, is no
+                scalar, or has no gradient where gradients are recorded.
         """
         if self.loss is None:
             logits = one_tensor(outputs)
@@ -83,9 +83,10 @@ class Task:
                 loss: Any = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
             else:
                 loss = self.loss(outputs, targets)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        except Exception as error:
             raise DataError(
                 "the loss does not take what the network returns and the targets",
+                at=user_line(error) if self.loss else "",
                 why=f"{_first_line(error)}; the network returns {shapes(outputs)}, the targets are "
                 f"{shapes(targets)}",
                 do="give targets of the size of the outputs, or a loss of your own (--loss, loss=)",
@@ -94,6 +95,12 @@ class Task:
             raise DataError(
                 f"the loss {name_of(self.loss)} is no scalar: it returns {shapes(loss)}",
                 do="return the mean over the examples, a floating tensor of no dimensions",
+            )
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise DataError(
+                f"the loss {name_of(self.loss)} has no gradient",
+                why="it is detached from what the network returns, or all parameters are frozen",
+                do="compute it from the outputs, without detach, item or no_grad",
             )
         return loss
 
@@ -136,7 +143,7 @@ def _measuring(metric: Metric) -> Iterator[None]:
     """Name a metric that does not take what it is given, or gives no number."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+    except Exception as error:
         raise DataError(
             f"the metric {name_of(metric)} raises, or returns no number",
             at=user_line(error),
@@ -259,4 +266,7 @@ def name_of(value: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    line = next(iter(str(error).splitlines()), "")
+    return (
+        line if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {line}"
+    )

@@ -144,6 +144,11 @@ def test_a_schedule_starts_from_all_channels(graph: fxprune.ChannelGraph) -> Non
             "stem 0.25 ('stem'), block.conv2 0.5 ('block.conv2')",
         ),
         ({"keep": {"*": 0.5, "top": 0.25}}, "keep 'top' decides nothing: other patterns decide"),
+        (
+            {"exclude_inputs": "top"},
+            "exclude_inputs 'top' keeps the channels of stem, block.conv2: "
+            "they are those of one group, stem",
+        ),
         ({"floor": {"stem": 0.25}}, "floor 'stem' decides on the channels of block.conv2 too"),
     ],
     ids=str,
@@ -187,6 +192,7 @@ def test_a_budget_that_the_limits_exceed() -> None:
     [
         (lambda: Layers.parse([], [], ["top"], [], []), "cannot read keep 'top'"),
         (lambda: Layers.parse([], [], [], ["=0.5"], []), "cannot read floor '=0.5'"),
+        (lambda: Layers.parse(["top", ""], [], [], [], []), "the pattern '' is empty"),
         (lambda: Layers.parse([], [], ["a=.5,a=.3"], [], []), "keep 'a' is given twice"),
         (lambda: Budget.parse("macs=0.5,macs=0.3"), "cannot hold together"),
         (lambda: Budget.parse("macs=0.5,latency=0.3"), "latency stands alone"),

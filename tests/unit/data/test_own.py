@@ -81,6 +81,7 @@ def test_a_data_set_is_taken_as_it_is() -> None:
     ("made", "message"),
     [
         (None, "the data factory f returned None"),
+        ({"train": 1, "test": 2}, "returned a dict with the keys 'train', 'test'"),
         ([1, 2, 3], r"returned a list of 3 \(int, int, int\)"),
         ((pairs(4), 5), "val of the data factory f is an int"),
         (([], pairs(4)), "train of the data factory f is a list of 0"),

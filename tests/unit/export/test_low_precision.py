@@ -107,8 +107,12 @@ def test_a_file_that_is_too_far_off_is_not_written(
 
 @pytest.mark.parametrize(
     ("batches", "message"),
-    [([], "no data to calibrate"), (trials(8), r"\[1, 3, 8, 8\], the network takes \['batch', 3")],
-    ids=["none", "another shape"],
+    [
+        ([], "no data to calibrate"),
+        (trials(8), r"\[1, 3, 8, 8\], the network takes \['batch', 3"),
+        ([(torch.full((1, 3, 16, 16), torch.nan),)], "the calibration data are not finite"),
+    ],
+    ids=["none", "another shape", "not finite"],
 )
 def test_calibration_data_that_do_not_fit(batches: Any, message: str, written: Path) -> None:
     with pytest.raises(DataError, match=message):

@@ -110,6 +110,8 @@ def test_several_inputs() -> None:
             "is no scalar: it returns",
         ),
         ({"loss": lambda out, _: out["mask"].mean()}, DataError, "does not take what the network"),
+        ({"loss": lambda out, _: out.mean()}, DataError, "AttributeError: 'dict' object has no"),
+        ({"loss": lambda *a: dice(*a).detach()}, DataError, "the loss <lambda> has no gradient"),
         ({"loss": 3}, OptionError, "the loss is a int"),
         ({"loss": dice, "metric": "iou"}, OptionError, "the metric is a str"),
     ],
@@ -130,7 +132,14 @@ class Tables(MeanIoU):
 
 
 @pytest.mark.parametrize(
-    "metric", [lambda *_: "x", lambda out, _: out["out"], lambda out, _: out["nothing"], Tables()]
+    "metric",
+    [
+        lambda *_: "x",
+        lambda out, _: out["out"],
+        lambda out, _: out["nothing"],
+        lambda out, _: out.mean(),
+        Tables(),
+    ],
 )
 def test_metrics_that_give_no_number(metric: Any) -> None:
     data = own_data((shapes(16), shapes(4)), "shapes")
