@@ -78,6 +78,7 @@ def check_fit(model: nn.Module, data: DataSet, placement: Placement, task: Task 
         ) from error
     finally:
         model.train(was_training)
+    task.check_metric(outputs, targets)
     if task.loss is not None:
         task.minimised(outputs, targets)
         return

@@ -104,6 +104,24 @@ class Task:
             )
         return loss
 
+    def check_metric(self, outputs: Any, targets: Any) -> None:
+        """Refuse a metric that does not take a batch, or gives no number.
+
+        What it raises of values, such as too few examples of a class, is no fault of its code.
+
+        Raises:
+            DataError: it is called wrongly, or returns something else.
+        """
+        metric = self.metric
+        if metric is None:
+            return
+        with contextlib.suppress(RuntimeError, ValueError), _measuring(metric, _FAULTS):
+            if not _accumulates(metric):
+                _number(metric, metric(outputs, targets), torch.device("cpu"))
+                return
+            metric.update(outputs, targets)
+            metric.reset()
+
     def right(self, outputs: Any, targets: Any) -> Tensor:
         """Count the right examples of a batch, int64 []; 0 where they do not have one class."""
         own = self.metric is not None or not isinstance(outputs, Tensor)
@@ -138,18 +156,34 @@ class Scores:
     labelled: bool = False
 
 
+_FAULTS = (TypeError, AttributeError, KeyError, NameError)
+"""What is raised by code that is wrong whatever the values are."""
+
+
 @contextlib.contextmanager
-def _measuring(metric: Metric) -> Iterator[None]:
-    """Name a metric that does not take what it is given, or gives no number."""
+def _measuring(metric: Metric, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Name a metric that does not take what it is given: that raises one of these kinds."""
     try:
         yield
-    except Exception as error:
-        raise DataError(
-            f"the metric {name_of(metric)} raises, or returns no number",
-            at=user_line(error),
-            why=_first_line(error),
-            do="take what the network returns and the targets, and return a number",
-        ) from error
+    except kinds as error:
+        raise _no_number(metric, _first_line(error), at=user_line(error)) from error
+
+
+def _number(metric: Metric, value: Any, device: torch.device) -> Tensor:
+    """Return what a metric returned as a scalar."""
+    try:
+        return torch.as_tensor(value, device=device).reshape(())
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _no_number(metric, f"it returns {shapes(value)}") from error
+
+
+def _no_number(metric: Metric, why: str, at: str = "") -> DataError:
+    return DataError(
+        f"the metric {name_of(metric)} raises, or returns no number",
+        at=at,
+        why=why,
+        do="take what the network returns and the targets, and return a number",
+    )
 
 
 class Meter:
@@ -176,8 +210,8 @@ class Meter:
                 metric.update(outputs, targets)
         else:
             with _measuring(metric):
-                value = torch.as_tensor(metric(outputs, targets), device=loss.device).reshape(())
-            sums.append(examples * value)
+                value = metric(outputs, targets)
+            sums.append(examples * _number(metric, value, loss.device))
         for at, figure in enumerate(sums):
             self.sums[at] += figure.detach().double()
 

@@ -147,6 +147,24 @@ def test_metrics_that_give_no_number(metric: Any) -> None:
         fit(Masks(), data, options(), loss=dice, metric=metric)
 
 
+def test_a_metric_is_tried_before_training_and_may_want_more_examples() -> None:
+    data, steps = own_data((shapes(16), shapes(4)), "shapes"), []
+    with pytest.raises(DataError, match=r"the metric word raises[^$]*it returns a str"):
+        fit(Masks(), data, options(), loss=dice, metric=word, progress=steps.append)
+    assert not steps
+    assert fit(Masks(), data, options(epochs=1), loss=dice, metric=of_four)[-1].val_metric == 4
+
+
+def word(*_: Any) -> str:
+    return "good"
+
+
+def of_four(_: Any, targets: Tensor) -> int:
+    if len(targets) < 4:
+        raise ValueError("too few examples")
+    return len(targets)
+
+
 def test_label_images_of_another_size() -> None:
     data = own_data((shapes(16, 6), shapes(4, 6)), "shapes")
     with pytest.raises(DataError, match=r"returns \{out: float32 \[2, 3, 12, 12\]\}, the targets"):
