@@ -6,9 +6,10 @@ given; it returns another. `ensures` compares the two.
 
 import abc
 import contextlib
+import sys
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -78,20 +79,39 @@ class Pass(abc.ABC):
             FxpruneError: as `requires` has it.
             PassError: the result is no sound graph, or not what the pass promises.
         """
-        self.requires(program)
-        result = self.run(program)
-        try:
-            result.graph_module.graph.lint()
-            self.ensures(program, result)
-        except FxpruneError:
-            raise
-        except (AssertionError, RuntimeError) as error:  # the latter from lint
-            raise PassError(
-                f"the result of the pass {self.name} is not what it promises",
-                why=str(error) or f"an assertion of {type(self).__name__}.ensures failed",
-                do="leave the pass out, or correct its run()",
-            ) from error
-        return result
+        with _outside_of_inference_mode(), _compiled_parts_run_as_written():
+            self.requires(program)
+            result = self.run(program)
+            try:
+                result.graph_module.graph.lint()
+                self.ensures(program, result)
+            except FxpruneError:
+                raise
+            except (AssertionError, RuntimeError) as error:  # the latter from lint
+                raise PassError(
+                    f"the result of the pass {self.name} is not what it promises",
+                    why=str(error) or f"an assertion of {type(self).__name__}.ensures failed",
+                    do="leave the pass out, or correct its run()",
+                ) from error
+            return result
+
+
+def _outside_of_inference_mode() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which PyTorch takes composite ops apart, as it does not in that mode."""
+    inside = torch.is_inference_mode_enabled()
+    return torch.inference_mode(False) if inside else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _compiled_parts_run_as_written() -> Iterator[None]:
+    """Let what torch.compile has wrapped run its own Python code, also while it is traced."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:  # nothing is compiled; to import it takes a second
+        yield
+        return
+    nested = dynamo.config.patch(error_on_nested_fx_trace=False)
+    with nested, torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def assert_same_function(before: Program, after: Program) -> None:

@@ -72,7 +72,8 @@ def _aliases(module: TracedModule, channels: ChannelGraph) -> dict[int, Tensor]:
     tensors = parameters | buffers
     aliases = {}
     for name in channels.axes:
-        tensor, data = tensors[name], tensors[name].detach()
+        tensor = tensors[name]
+        data = tensor.clone().detach() if tensor.is_inference() else tensor.detach()
         owned = isinstance(tensor, nn.Parameter)
         aliases[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if owned else data
     return aliases

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -42,7 +43,14 @@ class Trace(Pass):
                 why="the wrapper is not part of the network",
                 do="instrument the bare model first, and wrap the gated one",
             )
-        for path in modules_of(model):
+        for path, part in modules_of(model).items():
+            if isinstance(part, torch.jit.ScriptModule):
+                raise TraceError(
+                    f"{repr(path) if path else 'the model'} is a TorchScript module",
+                    why="its layers are no modules of Python, which could be made narrower",
+                    do="put the module in its place that it was made of, and script the compact "
+                    "network in the end",
+                )
             if not {'"', "\\", "\n", "\r"}.isdisjoint(path):
                 raise TraceError(
                     f"the model has a module of the name {path!r}",

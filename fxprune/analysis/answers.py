@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,24 +32,36 @@ class Answers:
         taken: what was asked, and what was told, in order.
         calls: the ATen calls that were made on real tensors.
         missed: whether something was asked that is not known; the code may have caught the error.
+        constant: the places of what was known and was read the same from a tensor with values.
     """
 
     def __init__(
-        self, known: tuple[tuple[str, Any], ...] | None = None, turned: Mapping[int, Any] = {}
+        self,
+        known: tuple[tuple[str, Any], ...] | None = None,
+        turned: Mapping[int, Any] = {},
+        read: frozenset[int] = frozenset(),
     ) -> None:
-        """Tell what is known; without, take down what is asked; `turned` are told instead."""
-        self._known, self._turned = known, turned
+        """Tell what is known, or read it, at the places to `read`, where a tensor has values.
+
+        Without what is known, take down what is asked; `turned` are told instead.
+        """
+        self._known, self._turned, self._read = known, turned, read
+        self.constant: set[int] = set()
         self.taken: list[tuple[str, Any]] = []
         self.calls: list[Any] = []
         self.missed = False
 
-    def take(self, asked: str, value: Callable[[], Any]) -> Any:
-        """Return the answer to what is asked next."""
+    def take(self, asked: str, value: Callable[[], Any], has_values: bool = False) -> Any:
+        """Return the answer to what is asked next, of tensors that have values or have none."""
         place = len(self.taken)
         if self._known is None:
             found = self._turned[place] if place in self._turned else value()
         elif place < len(self._known) and self._known[place][0] == asked:
             found = self._known[place][1]
+            if place in self._read and has_values:
+                found = value()  # such as torch.tensor(x.shape), of a network of other widths
+            elif has_values and type(found) in (int, float, list) and value() == found:
+                self.constant.add(place)
         else:
             self.missed = True
             raise AsksForValuesError("the code takes another way on real tensors")
@@ -82,6 +94,10 @@ _PLACES = frozenset(
 """What says where a tensor is; code may take another way for another device."""
 
 
+_FOLDING = frozenset({nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__})
+"""What PyTorch makes other calls of where its input is contiguous, as one of one channel is."""
+
+
 class Looking(TorchFunctionMode):
     """Answers the methods that hand values to Python without an ATen call.
 
@@ -106,10 +122,13 @@ class Looking(TorchFunctionMode):
     ) -> Any:
         if func in _LOOKS:
             self._at(args[0])
-            return self.answers.take(func.__name__, lambda: func(*args, **(kwargs or {})))
+            values = not args[0].is_meta
+            return self.answers.take(func.__name__, lambda: func(*args, **(kwargs or {})), values)
         if func in _PLACES and self._own is not None and args[0].is_meta:
             asks = sys._getframe(1).f_code.co_filename
             return func(args[0] if asks.startswith(INTERNAL) else self._own)
+        if func in _FOLDING and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            args = args[0].contiguous(), *args[1:]
         return func(*args, **(kwargs or {}))
 
 

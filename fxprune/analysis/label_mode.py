@@ -40,7 +40,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = tensors_in((*args, *kwargs.values()))
         self.context.near = inputs
         if self.answers is not None and asks_for_values(func, args):
-            return self._told(self.answers, func, inputs)
+            return self._told(self.answers, func, args, inputs)
         if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
             args, kwargs = self._lift((args, kwargs))
         if any(tensor.is_meta for tensor in inputs) and kwargs.get("device") is not None:
@@ -50,13 +50,18 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.context.near = [*inputs, *tensors_in((out,))]
         return out
 
-    def _told(self, answers: Answers, func: Any, inputs: list[Tensor]) -> Any:
+    def _told(
+        self, answers: Answers, func: Any, args: tuple[Any, ...], inputs: list[Tensor]
+    ) -> Any:
         """Return what a call says of values that meta tensors do not have."""
+        has_values = not any(tensor.is_meta for tensor in inputs)
 
-        def unknown() -> Any:
-            raise AsksForValuesError("the code asks for what is in a tensor")
+        def value() -> Any:
+            if not has_values or tensors_in((out := func(*args),)):
+                raise AsksForValuesError("the code asks for what is in a tensor")
+            return out
 
-        told = answers.take(func.__name__, unknown)
+        told = answers.take(func.__name__, value, has_values)
         context = self.context
         context.read(self.graph, func.__name__, inputs)
         if func is torch.ops.aten.equal.default:

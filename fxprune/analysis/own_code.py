@@ -10,7 +10,7 @@ where the code reads one.
 import contextlib
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,14 @@ class Way:
         seed: of the random numbers that the code draws.
         answers: what the code asks, and what it is told, in order; None where it may not ask.
         calls: the ATen calls that it makes then, as a hash.
+        read: the places of answers that tensors of sizes alone give, at any widths.
     """
 
     training: bool = False
     seed: int = 0
     answers: tuple[tuple[str, Any], ...] | None = None
     calls: int = 0
+    read: frozenset[int] = frozenset()
 
     @property
     def turns(self) -> tuple[Any, ...]:
@@ -112,16 +114,18 @@ class OwnCode:
             before, last = context.mark(), way is taken[-1]
             outer = self.mode.answers  # of code whose part this is
             context.node = node
-            self.mode.answers = Answers(way.answers or ())
+            self.mode.answers = answers = Answers(way.answers or (), read=way.read)
             seeded(way.seed)
             try:
                 own = next(iter(self.real.values()), None)
                 looking = Looking(self.mode.answers, self._looked_at, own)
                 with own_modes(module, way.training), looking, self.mode:
                     results.append(module(*args, **kwargs))
-                if self.mode.answers.missed:
+                if answers.missed:
                     del results[-1]
                     raise AsksForValuesError("the code catches that it asks for values")
+                if self.known is None:
+                    taken[taken.index(way)] = replace(way, read=frozenset(answers.constant))
             except Exception as error:
                 asks = isinstance(error, AsksForValuesError) and way.answers is None
                 if asks or last or self.known is not None:

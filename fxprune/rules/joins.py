@@ -19,8 +19,8 @@ class Concatenate(Rule):
     keys = (aten.cat,)
 
     def __call__(self, context: Context, call: Call) -> None:
-        out, tensors = call.out, [t for t in call["tensors"] if t.dim() == call.out.dim()]
-        dim = call.args.get("dim", 0) % out.dim()
+        out, dim = call.out, call.args.get("dim", 0) % call.out.dim()
+        tensors = [t for t in call["tensors"] if t.dim() == out.dim() and t.shape[dim]]
         parts = [context.along(tensor, dim) for tensor in tensors]
         families = []
         if any(part is not None for part in parts):
@@ -100,7 +100,8 @@ class PadSizes(CallSizes):
 
     def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
         source, amounts = input_of(node), argument(record, 1, "pad", ())
-        if source is None or any(not isinstance(amount, int) for amount in amounts):
+        literal = amounts is not None and all(isinstance(amount, int) for amount in amounts)
+        if source is None or not literal:
             return
         new = list(amounts)
         for dim, axis in record.result.axes.items():

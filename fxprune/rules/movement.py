@@ -77,12 +77,18 @@ class Movement(Rule):
             moved = _move(call, spread(labels, family.dim, tuple(x.shape)), x)
             for slot, part in enumerate(moved):
                 found = read_back(context, part, (family.dim, slot))
+                if _is_cut_to_nothing(x, part) and part.shape[family.dim] == len(labels):
+                    found = family  # none of the images are left, as in x[:0]
                 if found is not None:
                     carried[slot].append(Family(found.dim, found.labels, family.free))
         if call.op.overloadpacket in _WIDENING:
             carried[0] += _repeated(context, x, results[0])
         for result, families in zip(results, carried, strict=True):
             context.carry(result, _bound(families))
+
+
+def _is_cut_to_nothing(x: Tensor, part: Tensor) -> bool:
+    return x.numel() > 0 and part.numel() == 0 and part.dim() == x.dim()
 
 
 class ChannelShuffle(Rule):

@@ -169,6 +169,8 @@ class LayerNormSizes(CallSizes):
 
     def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
         dense = argument(record, 1, "normalized_shape", ())
+        if dense is None:  # another node gives it, such as the shape of the weight
+            return
         set_argument(node, 1, "normalized_shape", record.result.at(widths)[-len(dense) :])
 
 

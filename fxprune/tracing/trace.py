@@ -237,7 +237,8 @@ class _Tracer(KnowingTracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # its sizes are literals, which can be rewritten only where they stand in the graph
-        own = super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Unflatten)
+        followed = isinstance(m, nn.Unflatten) or hasattr(m, "_orig_mod")  # torch.compile's wrapper
+        own = super().is_leaf_module(m, module_qualified_name) and not followed
         return own or type(m) is self.subject.keeping
 
     def call_module(

@@ -13,6 +13,7 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x: torch.cat([x, x.tanh()], dim=1),
         16,
     ),
+    Example(Concatenate, "with no images", lambda x: torch.cat([x[:0], x[:1].tanh(), x[1:]])),
     Example(Concatenate, "in space", lambda x: torch.cat([x, x.tanh()], dim=2)),
     Example(
         Concatenate,

@@ -37,6 +37,13 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x: F.layer_norm(tokens(x), (8,)).transpose(1, 2),
         mixes=True,
     ),
+    Example(
+        LayerNorm,
+        "by function, over as many as the weight has",
+        lambda x, norm: F.layer_norm(tokens(x), norm.weight.shape, norm.weight).transpose(1, 2),
+        layers=one(nn.LayerNorm, 8, bias=False),
+        mixes=True,
+    ),
     Example(LayerNorm, "over space", lambda x: F.layer_norm(x, (6, 6))),
     Example(GroupNorm, "of two groups", run, 8, (4, 4), layers=one(nn.GroupNorm, 2, 8), mixes=True),
     Example(GroupNorm, "a group for each channel", run, layers=one(nn.GroupNorm, 8, 8)),

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import pickle  # noqa: TID251 - what it wrote itself
 import random
 import warnings
@@ -216,6 +217,39 @@ class MadeInForward(Plain):
         return self.c(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))(y))
 
 
+class Tokens(Plain):
+    """Puts tokens in a square, whose side is not a number that tracing can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(self.wide(x).flatten(2).transpose(1, 2)).transpose(1, 2)
+        side = math.isqrt(y.shape[2])
+        return self.c(y.unflatten(2, (side, side)))
+
+
+class SomeImages(Plain):
+    """Works on one image at a time, with no images before the first and behind the last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        for n in range(len(y)):
+            if y[n].amax() > 0.5:
+                y = torch.cat([y[:n], y[n : n + 1].tanh(), y[n + 1 :]])
+        return self.c(y)
+
+
+class SizesInATensor(Plain):
+    """Reads its sizes out of a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        _, c, h, w = torch.tensor(y.shape).tolist()
+        return self.c(y.view(-1, c, h * w).view(-1, c, h, w))
+
+
 class Blocks(nn.Module):
     """Stops between its blocks by a value; the blocks hold their widths as numbers."""
 
@@ -307,6 +341,9 @@ KEPT: dict[Callable[[], nn.Module], float] = {
     ByChance: 0.3,
     Numbers: 0.3,
     MadeInForward: 0.3,
+    Tokens: 0.3,
+    SomeImages: 0.3,
+    SizesInATensor: 0.3,
     Blocks: 0.45,
     Inside: 0.45,
     Twice: 0.35,
