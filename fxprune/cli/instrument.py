@@ -1,5 +1,6 @@
 """The commands inspect and instrument."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -244,7 +245,8 @@ def instrument(
     if spent.kind == "keep" and not spent.fits(widths, gated.cost):
         console.note(
             f"{console.share(spent.share(widths, gated.cost))} of the channels stay, more than "
-            f"{spent}: some groups cannot be so narrow; --round-to 1 leaves them the most freedom"
+            f"{dataclasses.replace(spent, limits=())}: some groups cannot be so narrow; "
+            "--round-to 1 leaves them the most freedom"
         )
     if run is None:
         console.note("nothing was written: --dry-run")

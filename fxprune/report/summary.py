@@ -64,7 +64,7 @@ def summarize(subject: Subject, gated: GatedModule) -> Record:
         "version": VERSION,
         "title": subject.title,
         "policy": subject.policy,
-        "budget": subject.budget,
+        "budget": subject.budget.partition(",limits=")[0],  # the layers show the limits
         "steps": gated.steps,
         "commands": list(subject.commands),
         "versions": versions(),

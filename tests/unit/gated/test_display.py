@@ -7,6 +7,7 @@ from torch import nn
 from torchvision import models
 
 from fxprune import GatedModule, instrument
+from fxprune.report.summary import Subject, summarize
 
 
 def gated() -> GatedModule:
@@ -25,6 +26,15 @@ def test_it_says_how_it_chooses_and_what_that_costs() -> None:
     assert len(lines) <= 30
     network.eval().settle()
     assert str(network).startswith("gated network, evaluation, settled, 0 steps")
+
+
+def test_limits_of_layers_stand_in_the_widths_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    network = instrument(model, (torch.zeros(2, 3, 8, 8),), budget="keep=0.5", floor={"0": 0.5})
+    assert "limits=" in str(network.settings.budget)
+    assert "limits=" not in str(network)
+    budget = str(network.settings.budget)
+    assert summarize(Subject("a", "balance", budget), network)["budget"] == "keep=0.5"
 
 
 def test_a_notebook_gets_a_table() -> None:
