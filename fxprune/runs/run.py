@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.errors import RunError
+from fxprune.errors import RunError, shell_word
 from fxprune.files import (
     is_temporary,
     parsed,
@@ -372,7 +372,8 @@ def refuse_what_is_there(path: Path) -> None:
     if METRICS in left or _seems_trained(path / CHECKPOINT):
         raise RunError(
             f"there is a trained run in {path}",
-            do="give another folder with -o, or delete this one",
+            do="give another folder with -o, go on with this one "
+            f"(fxprune train {shell_word(path)}, or fxprune export), or delete it",
         )
 
 
