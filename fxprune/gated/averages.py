@@ -97,14 +97,17 @@ class Averaging(Executing):
         return twin
 
     def _forget_source(self) -> None:
+        source = None if self._twin is None else self._twin.source()
+        if source is not None:
+            source._copies.discard(self)
         self._twin = None
 
     def _adopt(self) -> None:
-        """Let networks that hold the values of this one follow it as copies do.
+        """Let networks that hold the values of this one, which trains, follow it as copies do.
 
         A target network is often made anew, and then loads this one's state.
         """
-        for other in [*_LIVING]:
+        for other in [*_LIVING] if self.attached and not self.follows else []:
             if other is not self and other._may_follow(self) and other._is_alike(self):
                 other._twin = Twin.of(self, other._dense_parameters())
                 self._copies.add(other)

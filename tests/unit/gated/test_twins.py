@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument
 from fxprune.errors import GateError
+from tests.support.law import choose
 from tests.support.nets import BY_NAME
 from tests.support.oracle import loss_of
 from tests.support.training import sgd, train_step
@@ -80,6 +81,24 @@ def test_a_target_network_that_loads_a_state_follows(policy: str) -> None:
     found = target.dense_state_dict()
     for name, _ in gated.named_parameters():
         torch.testing.assert_close(found[name], before[name], rtol=0, atol=1e-12)
+
+
+def test_equal_networks_that_train_in_turns_do_not_follow_each_other() -> None:
+    networks = [instrument(NET.model().train(), NET.inputs(), policy="random") for _ in range(2)]
+    before = networks[0].dense_state_dict()
+    for turn in range(6):
+        gated, other = networks[turn % 2], networks[1 - turn % 2]
+        gated.load_state_dict(other.state_dict())
+        optimizer = torch.optim.SGD(gated.parameters(), 0.0, momentum=0.9)
+        attached = attach(gated, optimizer)
+        for step in range(2):
+            train_step(gated, optimizer, NET, step)
+        attached.detach()
+        gated.zero_grad()
+        gated.select(choose(gated.channels, gated.widths, seed=turn))
+    for gated in networks:
+        after = gated.dense_state_dict()
+        assert all(torch.equal(after[name], before[name]) for name, _ in gated.named_parameters())
 
 
 def test_an_average_evaluates_what_its_source_would_export() -> None:
