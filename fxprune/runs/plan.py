@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +16,11 @@ from fxprune import registry
 from fxprune.api import instrument
 from fxprune.budget.budget import Budget
 from fxprune.channels.graph import ChannelGraph
-from fxprune.errors import OptionError, RunError
+from fxprune.errors import FxpruneWarning, OptionError, RunError
 from fxprune.files import damaged, fitting
 from fxprune.gated.module import GatedModule
 from fxprune.runs import calls
+from fxprune.runs.operations import operations
 from fxprune.runs.schema import Strict
 
 MOST_ELEMENTS = 2**28
@@ -57,6 +59,7 @@ class Plan(Strict):
         fingerprint: of the channel groups; another network has another.
         torch: the version that wrote it.
         call: how the inputs are handed over, see `fxprune.runs.calls`; None for one by one.
+        operations: what the network computes; None in files of older versions.
     """
 
     inputs: Annotated[tuple[tuple[tuple[Size, ...], Text], ...], Field(min_length=1, max_length=64)]
@@ -68,6 +71,7 @@ class Plan(Strict):
     fingerprint: Text
     torch: Text = dataclasses.field(compare=False)
     call: LongText | None = None
+    operations: Text | None = dataclasses.field(default=None, compare=False)
 
     @staticmethod
     def of(gated: GatedModule) -> "Plan":
@@ -83,6 +87,7 @@ class Plan(Strict):
             fingerprint=fingerprint(gated.channels),
             torch=str(torch.__version__),
             call=calls.to_text(gated.signature),
+            operations=operations(gated),
         )
 
     @staticmethod
@@ -99,6 +104,9 @@ class Plan(Strict):
 
         Raises:
             RunError: the model has other channel groups, or the plan names what is not known.
+
+        Warns:
+            FxpruneWarning: the model computes something else.
         """
         try:
             tensors = tuple(map(_zeros, *zip(*self.inputs)))
@@ -119,6 +127,14 @@ class Plan(Strict):
                 f"{path} belongs to another network",
                 why="the channel groups of this model are others",
                 do="give the model that was instrumented",
+            )
+        if self.operations not in (None, operations(gated)):
+            warnings.warn(
+                f"{path} was made of a network that computes something else: an operation, or an "
+                "option of one, is not what it was (the model's code or its library has changed); "
+                "what is loaded was not trained for it",
+                FxpruneWarning,
+                stacklevel=2,
             )
         return gated
 

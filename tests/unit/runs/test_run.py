@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.errors import RunError
+from fxprune.errors import FxpruneWarning, RunError
 from fxprune.files import write_tensors
 from fxprune.runs.gated_file import gated_state, save
 from fxprune.runs.history import METRICS
@@ -103,6 +103,40 @@ def test_another_model_is_refused(tmp_path, model):
     with pytest.raises((RunError, fxprune.errors.GateError)) as caught:
         fxprune.load(path, model)
     assert "another network" in str(caught.value) or "no channel" in str(caught.value)
+
+
+def layers(act=nn.ReLU, stride=1, eps=1e-5):
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, stride, padding=1),
+        nn.BatchNorm2d(12, eps),
+        act(),
+        nn.Conv2d(12, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+    )
+
+
+@pytest.mark.parametrize(
+    "other", [{"act": nn.Tanh}, {"act": nn.LeakyReLU}, {"stride": 2}, {"eps": 0.1}], ids=str
+)
+def test_another_computation_on_the_same_tensors_is_warned_of(tmp_path, other):
+    path = tmp_path / "net.safetensors"
+    gated = make(layers())
+    save(gated, path)
+    assert torch.equal(fxprune.load(path, layers())(EXAMPLE[0]), gated(EXAMPLE[0]))
+    with pytest.warns(FxpruneWarning, match="computes something else"):
+        fxprune.load(path, layers(**other))
+
+
+def test_another_function_on_the_same_tensors_is_warned_of(tmp_path):
+    class Clipped(Net):
+        def forward(self, x):
+            x = torch.clamp(self.bn1(self.conv1(x)), 0.0, 6.0)
+            return self.fc(torch.relu(self.conv2(x)).mean((2, 3)))
+
+    path = tmp_path / "net.safetensors"
+    save(make(), path)
+    with pytest.warns(FxpruneWarning, match="computes something else"):
+        fxprune.load(path, Clipped())
 
 
 def test_files_that_hold_no_gated_network(tmp_path):
