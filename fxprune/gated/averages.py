@@ -123,6 +123,7 @@ class Averaging(Executing):
         return (
             one.widths == other.widths
             and self.channels.shapes == source.channels.shapes
+            and not (one.channels.is_meta or other.channels.is_meta)  # which have no values
             and torch.equal(one.channels, other.channels.to(one.channels.device))
             and all(map(is_close, self.parameters(), source.parameters()))
         )

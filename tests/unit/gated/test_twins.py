@@ -83,6 +83,21 @@ def test_a_target_network_that_loads_a_state_follows(policy: str) -> None:
         torch.testing.assert_close(found[name], before[name], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("without_values", [0, 1])
+def test_a_network_on_the_meta_device_does_not_disturb_another(without_values: int) -> None:
+    networks = [instrument(NET.model().train(), NET.inputs(), policy="random") for _ in range(2)]
+    networks[without_values].to("meta")
+    gated, _ = networks
+    optimizer = torch.optim.SGD(gated.parameters(), 0.1)
+    attach(gated, optimizer)
+    x = [tensor.to(gated.executing.device) for tensor in NET.inputs()]
+    for _ in range(2):
+        gated(*x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert gated.steps == 2
+
+
 def test_equal_networks_that_train_in_turns_do_not_follow_each_other() -> None:
     networks = [instrument(NET.model().train(), NET.inputs(), policy="random") for _ in range(2)]
     before = networks[0].dense_state_dict()
