@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxprune.analysis.aliasing import copy_always
-from fxprune.analysis.channel_convs import drop_unused_positions, run_at_dense_positions
+from fxprune.analysis.channel_convs import (
+    POSITIONS,
+    drop_unused_positions,
+    run_at_dense_positions,
+)
 from fxprune.analysis.compact_trial import try_widths, uneven_widths
 from fxprune.analysis.context import Pin
 from fxprune.analysis.describe import Description
@@ -20,6 +24,7 @@ from fxprune.analysis.labelled import Labelled
 from fxprune.analysis.propagation import propagate
 from fxprune.analysis.records import write_records
 from fxprune.analysis.solve import Solution
+from fxprune.channels.graph import ChannelGraph
 from fxprune.channels.records import KEY
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
@@ -44,8 +49,8 @@ class Couple(Pass):
             labelled = propagate(module, inputs)
         if run_at_dense_positions(module, labelled):
             labelled = propagate(module, inputs)
-            axes = Description(Solution(labelled, module, [])).graph().axes
-            if drop_unused_positions(module, lambda places: places not in axes):
+            graph = Description(Solution(labelled, module, [])).graph()
+            if drop_unused_positions(module, lambda places: _is_fixed(graph, places)):
                 labelled = propagate(module, inputs)
         extra: list[Pin] = []
         while True:
@@ -73,6 +78,18 @@ class Couple(Pass):
             assert not bare, f"nodes without a record: {', '.join(bare)}"
         if _text(before.module) != _text(after.module):  # copies or taps of its own stand in it
             hold_to_model(before.module, after.module, before.inputs)
+
+
+def _is_fixed(channels: ChannelGraph, places: str) -> bool:
+    """Tell whether the channels of a buffer of places are pinned, or no layer has them.
+
+    The positions along which `x.repeat_interleave(2, dim=2)` repeats could go, and with them only
+    the places themselves.
+    """
+    axis = channels.axes.get(places, {}).get(0)
+    groups = () if axis is None else (channels.groups[g] for g, _ in axis.factor.per_channel)
+    members = (member.parameter for group in groups for member in group.members)
+    return all(name.startswith(POSITIONS) for name in members)
 
 
 def _text(module: TracedModule) -> list[str]:

@@ -34,10 +34,11 @@ def run_at_dense_positions(module: TracedModule, labelled: Labelled) -> bool:
     """
     device = next((tensor.device for tensor in module.parameters()), None)
     mine = [slide for slide in labelled.context.sliding if _is_rewritable(module, slide.node)]
-    for number, slide in enumerate(mine):
+    ranks = [_rank(labelled, slide.node.args[0]) for slide in mine]  # before nodes are added
+    for number, (slide, rank) in enumerate(zip(mine, ranks, strict=True)):
         places = torch.arange(len(slide.labels), device=device)
         module.register_buffer(f"{POSITIONS}{number}", places)
-        _rewrite(slide, f"{POSITIONS}{number}", _rank(labelled, slide.node.args[0]))
+        _rewrite(slide, f"{POSITIONS}{number}", rank)
     return bool(mine)
 
 

@@ -46,3 +46,23 @@ def test_nothing_is_left_of_it_where_the_channels_are_pinned() -> None:
     assert printed(coupled.graph_module) == printed(traced.graph_module)
     assert [name for name, _ in coupled.module.named_buffers()] == []
     assert [group.size for group in analyze(InVain().eval(), x).groups] == [6]
+
+
+class Repeating(nn.Module):
+    """Upsamples by repeating rows and columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.stem(x).repeat_interleave(2, 2).repeat_interleave(2, 3)).mean(1)
+
+
+def test_repeated_rows_and_columns_are_no_channels() -> None:
+    x = (torch.zeros(2, 3, 4, 4),)
+    traced = apply("trace", Program(Repeating().eval(), x))
+    coupled = apply("couple", traced)
+    assert printed(coupled.graph_module) == printed(traced.graph_module)
+    assert coupled.channels is not None
+    assert [group.size for group in coupled.channels.groups] == [6, 4]
