@@ -7,6 +7,8 @@ channels are pinned with that reason, and the rest is tried again.
 """
 
 import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,14 +19,14 @@ from fxprune.analysis.channel_convs import (
     drop_unused_positions,
     run_at_dense_positions,
 )
-from fxprune.analysis.compact_trial import try_widths, uneven_widths
+from fxprune.analysis.compact_trial import Refusal, culprits, try_widths, uneven_widths
 from fxprune.analysis.context import Pin
 from fxprune.analysis.describe import Description
 from fxprune.analysis.labelled import Labelled
 from fxprune.analysis.propagation import propagate
 from fxprune.analysis.records import write_records
 from fxprune.analysis.solve import Solution
-from fxprune.channels.graph import ChannelGraph
+from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.records import KEY
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
@@ -60,14 +62,14 @@ class Couple(Pass):
             write_records(solution)
             if not channels.groups:  # nothing is left to refuse
                 return Program(module, program.inputs, channels)
-            trials = (
-                try_widths(module, channels, widths, labelled, solution, inputs)
-                for widths in uneven_widths(solution)
+            refused = functools.partial(
+                try_widths, module, channels, dense=labelled, solution=solution, inputs=inputs
             )
-            refusal = next((refusal for refusal in trials if refusal), None)
-            if refusal is None:
+            trials = ((widths, refused(widths)) for widths in uneven_widths(solution))
+            found = next(((widths, refusal) for widths, refusal in trials if refusal), None)
+            if found is None:
                 return Program(module, program.inputs, description.with_lost_zeros(channels))
-            extra.append(solution.around(refusal.node, refusal.why, refusal.near))
+            extra.append(_pin(solution, *found, refused))
 
     def ensures(self, before: Program, after: Program) -> None:
         assert after.channels is not None, "the result has no channels"
@@ -78,6 +80,26 @@ class Couple(Pass):
             assert not bare, f"nodes without a record: {', '.join(bare)}"
         if _text(before.module) != _text(after.module):  # copies or taps of its own stand in it
             hold_to_model(before.module, after.module, before.inputs)
+
+
+def _pin(
+    solution: Solution,
+    widths: Widths,
+    refusal: Refusal,
+    refused: Callable[[Widths], Refusal | None],
+) -> Pin:
+    """Pin the channels for which a compact network of these widths is refused."""
+    sizes = solution.layout.sizes
+
+    def refuses(groups: Sequence[int]) -> bool:
+        narrow = {*groups}
+        few = (widths[g] if g in narrow else size for g, size in enumerate(sizes))
+        return refused(tuple(few)) is not None
+
+    narrowed = [group for group, size in enumerate(sizes) if widths[group] < size]
+    return solution.around(
+        refusal.node, refusal.why, refusal.near, lambda: culprits(refuses, narrowed)
+    )
 
 
 def _is_fixed(channels: ChannelGraph, places: str) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,23 @@ def try_widths(
         or _elsewhere(module, solution, seen, kept)
         or _strangers(module, solution, seen)
     )
+
+
+def culprits(refuses: Callable[[Sequence[int]], bool], groups: Sequence[int]) -> Sequence[int]:
+    """Find which groups a compact network is refused for, when all of these are narrow.
+
+    Each half is tried alone. Of a network that is refused for group 2 of 0 to 3, those with
+    (0, 1), (2, 3), (2) and (3) are tried. Where neither half is refused, both are it together.
+
+    Args:
+        refuses: tells whether a network is refused in which only these groups are narrow.
+        groups: with all of them it is.
+    """
+    if len(groups) == 1:
+        return groups
+    halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+    found = [group for half in halves if refuses(half) for group in culprits(refuses, half)]
+    return found or groups
 
 
 def uneven_widths(solution: Solution) -> Iterator[Widths]:

@@ -13,7 +13,7 @@ So a and b form one group, and c, which the bias lacks, another.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,19 +89,31 @@ class Solution:
         inside = number >= 0 and first < self.starts[number] + self.sizes[number]
         return self.names[number] if inside else None
 
-    def around(self, node: fx.Node | None, why: str, met: Sequence[Tensor] = ()) -> Pin:
+    def around(
+        self,
+        node: fx.Node | None,
+        why: str,
+        met: Sequence[Tensor] = (),
+        culprits: Callable[[], Sequence[int]] = tuple,
+    ) -> Pin:
         """Pin the channels at a node and at its inputs; all of them where it has none.
 
-        Of a module that keeps its code those are pinned that are known to have met there.
+        Of a module that keeps its code those are pinned that are known to have met there, else
+        the groups without which it runs.
 
         Args:
             node: where a compact network is wrong.
             why: what is wrong, for the user.
             met: labels that met there, those of the compact network too.
+            culprits: finds the groups without which the compact network is right.
         """
         reason = f"the code here does not follow narrow widths: {why}"
-        if node is not None and node.op == "call_module" and len(found := self._free(met)):
-            return Pin(found, reason, node)
+        if node is not None and node.op == "call_module":
+            found = self._free(met)
+            if not len(found):
+                found = self._labels_of(culprits())
+            if len(found):
+                return Pin(found, reason, node)
         near = [] if node is None else [node, *node.all_input_nodes]
         for other in near:  # grows: a size leads to the tensor whose size it is
             if other is not node and not isinstance(self._value(other), Value):
@@ -124,8 +136,12 @@ class Solution:
         """Return the labels of the groups whose channels are among some labels."""
         labels = joined([vector.numpy() for vector in met])
         channels = self.channel_of[self.component[labels[labels < len(self.component)]]]
+        return self._labels_of(self.layout.groups.numpy()[channels[channels != FIXED]])
+
+    def _labels_of(self, groups: Ints | Sequence[int]) -> Tensor:
+        """Return the labels of all channels of some groups."""
         held = np.zeros(len(self.layout.sizes) + 1, dtype=bool)  # the last stands for no group
-        held[self.layout.groups.numpy()[channels[channels != FIXED]]] = True
+        held[np.asarray(groups, dtype=np.int64)] = True
         of_channel = np.append(self.layout.groups.numpy(), len(self.layout.sizes))
         assert FIXED == -1
         return torch.from_numpy(np.flatnonzero(held[of_channel[self.channel_of[self.component]]]))
