@@ -92,7 +92,8 @@ def _compute(step: Computed, values: dict[int, Tensor]) -> None:
     kwargs = {name: v for name, v in step.kwargs.items() if name not in ("device", "layout")}
     try:
         args, kwargs = pytree.tree_map(value, (step.args, kwargs))
-        found = step.op(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):  # dropout of a weight draws
+            found = step.op(*args, **kwargs)
     except (KeyError, RuntimeError, TypeError, ValueError, IndexError):
         return
     pairs = zip(pytree.tree_leaves(step.out), pytree.tree_leaves(found), strict=True)

@@ -100,3 +100,17 @@ def test_zeros_are_lost(name: str) -> None:
     assert "test_zeros.py" in caught.value.at or "weight norm" in name
     assert "reference_of" in caught.value.do
     assert reference_of(gated, model) is gated
+
+
+def test_random_numbers_are_left_where_a_weight_is_dropped_out() -> None:
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.weight = nn.Conv2d(3, 6, 1), nn.Parameter(torch.randn(4, 6, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(self.conv(x), F.dropout(self.weight, 0.5))
+
+    model, before = Dropped(), torch.random.get_rng_state()
+    instrument(model, (torch.zeros(2, 3, 4, 4),))
+    assert torch.equal(torch.random.get_rng_state(), before)
