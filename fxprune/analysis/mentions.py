@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxprune.tracing.code_state import names_in
+
 _LOOKS_UP = frozenset(
     {"getattr", "vars", "__dict__", "_modules", "_parameters", "_buffers", "get_submodule"}
     | {kind + of for kind in ("", "named_") for of in ("children", "modules", "parameters")}
@@ -66,7 +68,7 @@ def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> boo
         named |= names
         all_seen &= seen
         if step.isidentifier() and step not in named:
-            without = step in _names(_own_forward(part).__code__)  # where an argument is needed
+            without = step in names_in(_own_forward(part).__code__)  # where an argument is needed
             return not (all_seen or without)
         following = getattr(part, step)
         if not isinstance(following, nn.Module):
@@ -96,7 +98,7 @@ def _names_around(module: nn.Module, absent: frozenset[str]) -> tuple[set[str], 
         seen.add(function)
         own = function is _own_forward(module)
         code = live_code(function, absent) if own and absent else function.__code__
-        found = set(_names(code))
+        found = set(names_in(code))
         for name in found - names:
             all_seen &= not _may_hold_code(vars(module).get(name))
             known = getattr(type(module), name, None), function.__globals__.get(name)
@@ -191,13 +193,6 @@ def _function(value: Any) -> FunctionType | None:
 
 
 _EMPTY = CellType()
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from (*code.co_names, *code.co_freevars)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _may_hold_code(value: Any) -> bool:

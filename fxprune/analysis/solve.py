@@ -93,8 +93,8 @@ class Solution:
         self,
         node: fx.Node | None,
         why: str,
-        met: Sequence[Tensor] = (),
-        culprits: Callable[[], Sequence[int]] = tuple,
+        met: Sequence[Tensor],
+        culprits: Callable[[], Sequence[int]],
     ) -> Pin:
         """Pin the channels at a node and at its inputs; all of them where it has none.
 

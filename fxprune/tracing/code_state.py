@@ -66,7 +66,7 @@ class CodeState:
             self._named[id(cell), ""] = cell, "cell_contents"
             yield read(cell, "cell_contents"), owner
         space = function.__globals__
-        for name in _names(function.__code__):
+        for name in names_in(function.__code__):
             self._named[id(space), name] = space, name
             yield space.get(name), None
             for base in () if owner is None else owner.__mro__:
@@ -102,12 +102,12 @@ def write(holder: Any, name: str, value: Any) -> None:
         setattr(holder, name, value)
 
 
-def _names(code: CodeType) -> Iterator[str]:
+def names_in(code: CodeType) -> Iterator[str]:
     """Yield the names that stand in a function's code and in that of functions in it."""
     yield from (*code.co_names, *code.co_freevars)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from names_in(constant)
 
 
 def _bare(value: Any) -> Any:
