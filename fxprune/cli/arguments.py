@@ -80,7 +80,7 @@ Flip = Annotated[
     ),
 ]
 TransformName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--transform",
         metavar="pkg:factory",

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from fxprune.cli import console
 from fxprune.cli.records import Record
 from fxprune.data import DataSet
+from fxprune.data.own import LoaderSplit
 from fxprune.errors import shell_word
 from fxprune.runs.history import EpochMetrics
 from fxprune.trainer.options import TrainOptions
@@ -28,7 +29,7 @@ def measured_where(timing: Record) -> str:
 
 def remarks_on_data(data: DataSet, options: TrainOptions) -> list[str]:
     """List what a user should know of the data before the training."""
-    if options.batch_size * 5 <= len(data.train):
+    if options.batch_size * 5 <= len(data.train) or isinstance(data.train, LoaderSplit):
         return []
     steps = max(len(data.train) // options.batch_size, 1)
     return [

@@ -1,6 +1,7 @@
 """The command prune."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -108,7 +109,7 @@ def prune(
     resize: Resize = None,
     crop: Crop = None,
     flip: Flip = None,
-    transform: TransformName = "",
+    transform: TransformName = None,
     data_root: Annotated[Path, typer.Option(help="Where data sets are, or are put.")] = Path(
         "data"
     ),
@@ -159,13 +160,14 @@ def prune(
     from fxprune.trainer.job import Job, absolute
     from fxprune.trainer.prune import Answers, Trial, Watcher
     from fxprune.trainer.prune import prune as prune_model
+    from fxprune.trainer.unused import unused
 
     goal = _goal(speedup, macs, budget, max_drop)
     options = dataclasses.replace(OPTIONS, **given)
     target = Target(threads, cold, latency_command)
     looks = Preprocess.parse(mean, std, resize, crop, flip)
     root = data_root.expanduser().resolve()
-    job = Job(absolute(data), root, options, looks, transform, loss=loss)
+    job = Job(absolute(data), root, options, looks, transform or "", loss=loss or None)
     spent = None if goal is None else Budget.parse(goal)
     fitted, layers = None, Layers.parse(exclude or [], [], [], [], [])
     with console.phases(["building the network", "loading the data", "measuring"]) as begin:
@@ -195,7 +197,8 @@ def prune(
                 progress=begin.remark,
             )
             spent = fitted.budget
-    for line in (lines.data_line(images), *lines.remarks_on_data(images, options)):
+    remarks = lines.remarks_on_data(images, options), unused(job, images, workers or None)
+    for line in (lines.data_line(images), *itertools.chain(*remarks)):
         console.note(line)
     if fitted is not None:
         console.note(lines.latency_line(records.of_latency(fitted)))

@@ -1,6 +1,7 @@
 """The command train."""
 
 import dataclasses
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,7 +79,7 @@ def train(
     resize: Resize = None,
     crop: Crop = None,
     flip: Flip = None,
-    transform: TransformName = "",
+    transform: TransformName = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -136,6 +137,7 @@ def train(
     from fxprune.trainer.launch import first_alone, launched
     from fxprune.trainer.logs import open_logs
     from fxprune.trainer.loop import EpochMetrics, Stopped, Tick, fit
+    from fxprune.trainer.unused import unused
 
     run = run_of(folder, trust=trust) if origin is None else _branch(origin, folder, trust)
     with launched(patience) as rank, console.silenced(rank != 0):
@@ -154,7 +156,8 @@ def train(
                 )
             begin()
             gated = run.load(network_of(run))
-        for line in (lines.data_line(images), *lines.remarks_on_data(images, job.options)):
+        remarks = lines.remarks_on_data(images, job.options), unused(job, images, workers)
+        for line in (lines.data_line(images), *itertools.chain(*remarks)):
             console.note(line)
 
         def keep() -> None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ from fxprune.runs.run import CHECKPOINT, SUFFIX
 from fxprune.runs.schema import Strict
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.outcome import Outcome
+from fxprune.trainer.placement import Placement
 from fxprune.trainer.progress import WITHIN, Progress, Within
 
 OPTIMIZER, MODEL = "optimizer/", "model/"
@@ -69,6 +70,27 @@ class _Looks(Strict):
 
 
 @dataclass(frozen=True)
+class _Place(Strict):
+    """Where a training took its steps: on another kind of device it has other bits."""
+
+    device: Literal["cpu", "cuda"]
+    amp: Literal["bfloat16", "float16"] | None
+    channels_last: bool
+
+    @staticmethod
+    def of(options: TrainOptions) -> "_Place":
+        """Settle the "auto" options on this machine."""
+        placement = Placement.of(options)
+        amp: Any = None if placement.amp is None else str(placement.amp).removeprefix("torch.")
+        kind: Any = placement.device.type
+        return _Place(kind, amp, placement.channels_last)
+
+    def __str__(self) -> str:
+        layout = ", channels last" if self.channels_last else ""
+        return f"{self.device} in {self.amp or 'float32'}{layout}"
+
+
+@dataclass(frozen=True)
 class _Training(Strict):
     """The schema of the meta of a trained checkpoint, the plan and the history aside."""
 
@@ -79,6 +101,7 @@ class _Training(Strict):
     processes: Annotated[int, Field(ge=1, lt=2**20)]
     within: Within | None
     averaged: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    place: _Place | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +177,7 @@ class Trained:
         meta |= {
             "averaged": self.outcome.averaged,
             "processes": processes,
+            "place": dataclasses.asdict(_Place.of(options)),
             "within": None if kept is None else dataclasses.asdict(kept[1]),
             "options": dataclasses.asdict(options),
             "data": dataclasses.asdict(_Looks.of(data)),
@@ -170,7 +194,8 @@ class Trained:
     ) -> tuple[list[EpochMetrics], Progress | None]:
         """Load the state of `run`, if it has one.
 
-        All options but the epochs have to be what they were; of these there may be more.
+        All options but the epochs and the device have to be what they were; of epochs there may be
+        more. What changes the bits without being refused is warned of.
 
         Returns:
             Its history, and the epoch that was stopped, if one was.
@@ -208,15 +233,27 @@ class Trained:
                 )
         except (RuntimeError, ValueError, KeyError) as error:
             raise _foreign(path, f"it belongs to another model: {_first_line(error)}") from error
-        if training.processes != share.of:
-            warnings.warn(
-                f"{run} was trained by {_processes(training.processes)} so far, and goes on in "
-                f"{_processes(share.of)}: it does not end in the bits of a run by one number of "
-                "them",
-                FxpruneWarning,
-                stacklevel=2,
-            )
+        self._warn(run, training, options, data, share)
         return history, so_far
+
+    def _warn(
+        self, run: Path, training: _Training, options: TrainOptions, data: DataSet, share: Share
+    ) -> None:
+        """Warn of what is otherwise than it was, so that the run does not end in the same bits."""
+        place = _Place.of(options)
+        otherwise = "it does not end in the bits of a run that was trained one way throughout"
+        moved = f"unless these are the same examples, {otherwise}"
+        for how, was, now, but in (
+            ("by", _processes(training.processes), _processes(share.of), otherwise),
+            ("with the data", training.data.name, data.name, moved),
+            ("with", str(training.place or place), str(place), otherwise),
+        ):
+            if was != now:
+                warnings.warn(
+                    f"{run} was trained {how} {was} so far, and goes on {how} {now}: {but}",
+                    FxpruneWarning,
+                    stacklevel=4,
+                )
 
     def _refuse_wild(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
         for name, tensor in tensors.items():
@@ -301,7 +338,7 @@ def _plain(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _check_options(path: Path, training: _Training, options: TrainOptions, data: DataSet) -> None:
     was, now = dataclasses.asdict(training.options), dataclasses.asdict(options)
-    differ = [key for key in now if key != "epochs" and now[key] != was[key]]
+    differ = [key for key in now if key not in ("epochs", "device") and now[key] != was[key]]
     # A shorter run would have begun to save earlier, and settled earlier.
     differ += ["epochs"] if now["epochs"] < was["epochs"] else []
     refuse_others(path, {key: (was[key], now[key]) for key in differ})

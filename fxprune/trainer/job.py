@@ -1,6 +1,7 @@
 """What a run is trained on and how, so that calling `fxprune train` again goes on."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, load, own_data, own_transforms
-from fxprune.errors import OptionError
+from fxprune.errors import FxpruneWarning, OptionError
 from fxprune.files import read_record, write_record
 from fxprune.runs.plan import Text
 from fxprune.runs.run import Run, is_trained
@@ -83,12 +84,14 @@ class Job:
         root: Path | None,
         given: Mapping[str, Any],
         images: Mapping[str, Any] | None = None,
-        transform: str = "",
+        transform: str | None = None,
         *,
         own: Mapping[str, str | None] | None = None,
         val_split: float | None = None,
     ) -> "Job":
         """Make the last call's job with what is given now; None stands for not given.
+
+        An empty text stands for the usual loss or metric, or for no transform.
 
         What of code is given now is trusted from now on.
 
@@ -108,7 +111,7 @@ class Job:
                 were prepared otherwise, or its loss or metric was another.
         """
         old = Job.read(run)
-        name = absolute(data) if data else (old.data if old else None)
+        name = absolute(data) if data is not None else (old.data if old else None)
         if name is None:
             raise OptionError(
                 f"nothing says what to train {run.path} on",
@@ -125,13 +128,20 @@ class Job:
                 f"val_split cannot be {val_split}", do="give a share from 0 up, below 1"
             )
         names = {"loss": old.loss, "metric": old.metric} if old else {}
-        names |= {kind: text for kind, text in (own or {}).items() if text}
+        names |= {kind: text or None for kind, text in (own or {}).items() if text is not None}
         share = val_split if val_split is not None else (old.val_split if old else 0.0)
         folder = where.expanduser().resolve()
-        named = transform or (old.transform if old else "")
+        named = transform if transform is not None else (old.transform if old else "")
         job = Job(name, folder, options, preprocess, named, **names, val_split=share)
-        if old is not None and is_trained(run.checkpoint):
-            refuse_others(run.checkpoint, old.differing(job))
+        if is_trained(run.checkpoint):
+            refuse_others(run.checkpoint, (old or job).differing(job))
+            if old is None:
+                warnings.warn(
+                    f"{run.path} is trained and has no {FILE}: whether its loss, its metric and "
+                    "the preparation of its images were the same as now is not known",
+                    FxpruneWarning,
+                    stacklevel=2,
+                )
         given_names = {"data": data, "transform": transform, **(own or {})}
         job.record(run, [kind for kind, text in given_names.items() if text])
         return job

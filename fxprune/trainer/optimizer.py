@@ -111,12 +111,23 @@ def _by_decay(trained: Mapping[str, nn.Parameter], decay: float) -> list[dict[st
     return [group for group in both if group["params"]]
 
 
-def _of_torch(groups: Any, options: TrainOptions) -> Optimizer:
-    known = {
+def takes(options: TrainOptions, name: str) -> bool:
+    """Tell whether the optimiser has an option of this name; one of timm's is taken to have it."""
+    kind = _torchs().get(options.optimizer.lower())
+    return kind is None or name in inspect.signature(kind).parameters
+
+
+def _torchs() -> dict[str, type[Optimizer]]:
+    """Return the optimisers of torch.optim, by their names in small letters."""
+    return {
         name.lower(): value
         for name, value in vars(torch.optim).items()
         if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
     }
+
+
+def _of_torch(groups: Any, options: TrainOptions) -> Optimizer:
+    known = _torchs()
     name = options.optimizer.lower()
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
@@ -138,9 +149,7 @@ def _of_torch(groups: Any, options: TrainOptions) -> Optimizer:
         "momentum": options.momentum,
         "weight_decay": options.weight_decay,
     }
-    takes = inspect.signature(known[name]).parameters
-    made: Optimizer = known[name](groups, **{k: v for k, v in wanted.items() if k in takes})
-    return made
+    return known[name](groups, **{k: v for k, v in wanted.items() if takes(options, k)})
 
 
 def _of_timm(groups: Any, options: TrainOptions) -> Optimizer:

@@ -50,6 +50,7 @@ REFUSED = {
     "no run": (("export", "nothing.fxprune"), "there is no run nothing.fxprune"),
     "no data named": (("train", "model.fxprune"), "nothing says what to train"),
     "unknown data": (("train", "--data", "cats"), "unknown data set 'cats'"),
+    "no name of data": (("train", "--data", ""), "unknown data set ''"),
     "data that are not there": (
         ("train", "--data", "cifar10", "--data-root", "none"),
         "cannot read the data set cifar10",

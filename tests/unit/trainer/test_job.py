@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.errors import OptionError, RunError
+from fxprune.errors import FxpruneWarning, OptionError, RunError
 from fxprune.files import read_tensors, write_tensors
 from fxprune.runs.run import Run
 from fxprune.trainer.job import FILE, Job
@@ -54,6 +54,21 @@ def test_a_training_keeps_its_task_and_its_images(run: Run, change: dict[str, An
     said = r"other options: \w+ .* \(now .*\)\n  do   .*--from"
     with pytest.raises(RunError, match=said):
         Job.of(run, None, None, {}, **change)
+    (run.path / FILE).unlink()
+    with pytest.warns(FxpruneWarning, match=r"is trained and has no train\.json: whether its loss"):
+        Job.of(run, "digits", None, {}, **change)
+
+
+@pytest.mark.parametrize("kind", ["loss", "metric", "transform"])
+def test_an_empty_name_takes_back_a_name(run: Run, kind: str) -> None:
+    def given(name: str) -> dict[str, Any]:
+        return {"transform": name} if kind == "transform" else {"own": {kind: name}}
+
+    job = Job.of(run, "digits", None, {}, **given("mine.py:own"))
+    assert job.code == {kind: "mine.py:own"}
+    job.write(run)
+    assert Job.of(run, None, None, {}).code == {kind: "mine.py:own"}
+    assert Job.of(run, None, None, {}, **given("")).code == {}
 
 
 def test_a_folder_is_found_from_another_one(

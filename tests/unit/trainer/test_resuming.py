@@ -143,14 +143,32 @@ def test_a_shorter_run_is_refused(digits, tmp_path):
     assert f"fxprune train NEW.fxprune --from {tmp_path}, with the options" in str(caught.value)
 
 
-def test_another_number_of_processes_is_told(digits, tmp_path):
+GPU = {"device": "cuda", "amp": "bfloat16", "channels_last": True}
+
+
+@pytest.mark.parametrize(
+    ("was", "told"),
+    [
+        ({"processes": 2}, "by 2 processes so far, and goes on by one process: it does not end in"),
+        ({"place": GPU}, r"with cuda in bfloat16.* goes on with cpu in float32.*: it does not end"),
+    ],
+    ids=["processes", "device"],
+)
+def test_what_changes_the_bits_is_told(digits, tmp_path, was, told):
     with pytest.raises(Stopped):
         fit(small_net(), digits, FAST, run=tmp_path, stop=stopped_after(3))
     tensors, meta = read_tensors(tmp_path / CHECKPOINT)
-    write_tensors(tmp_path / CHECKPOINT, tensors, {**meta, "processes": 2})
-    told = r"was trained by 2 processes so far, and goes on in one process: it does not end in the"
+    write_tensors(tmp_path / CHECKPOINT, tensors, {**meta, **was})
     with pytest.warns(FxpruneWarning, match=told):
         assert len(fit(small_net(), digits, FAST, run=tmp_path)) == 2
+
+
+def test_a_run_goes_on_on_another_device(digits, tmp_path):
+    """Warnings are errors: on the same kind of device nothing is told."""
+    fit(small_net(), digits, FAST, run=tmp_path, minutes=0)
+    assert (
+        len(fit(small_net(), digits, dataclasses.replace(FAST, device="auto"), run=tmp_path)) == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +185,8 @@ def test_other_data_are_refused(digits, tmp_path, change):
     with pytest.raises(RunError, match=r"on other data: digits, 1438 and 359 images of 1 x 8 x 8"):
         fit(small_net(), other, dataclasses.replace(FAST, epochs=3), run=tmp_path)
     renamed = dataclasses.replace(digits, name="moved")
-    assert len(fit(small_net(), renamed, FAST, run=tmp_path)) == 2
+    with pytest.warns(FxpruneWarning, match="with the data moved: unless these are the same ex"):
+        assert len(fit(small_net(), renamed, FAST, run=tmp_path)) == 2
 
 
 def test_another_model_is_refused(digits, tmp_path):
