@@ -1,12 +1,14 @@
 """Does a latency budget keep its promise? Networks drawn by seed, measured independently.
 
     python tools/bench/latency_promise.py --networks 10 --repeats 5 --out promise.jsonl
+    python tools/bench/latency_promise.py --only torchvision:resnet18 --shares .5 --out one.jsonl
 
 Ten networks of torchvision and timm (five each, at most 1 G macs and 40 M parameters) are drawn;
 for each, shares of .35, .5 and .7 are asked for, in 1 and 2 threads, several times, without the
-cache. Queues of this machine stand still meanwhile, unless `--busy` is given. What fxprune chose
-is then timed by `time_onnx.py`, in a process of its own. A line of JSON each; at the end the
-shares that were within 5 %, and that were refused. Called again, it goes on.
+cache. `--only` takes networks by name instead, of any size; `monai:BasicUNet` is a U-Net. Queues of
+this machine stand still meanwhile, unless `--busy` is given. What fxprune chose is then timed by
+`time_onnx.py`, in a process of its own. A line of JSON each; at the end the shares that were within
+5 %, and that were refused. Called again, it goes on.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import _paths  # noqa: F401
+import monai.networks.nets
 import pause
 import timm
 import torch
@@ -60,6 +63,9 @@ def candidates(seed: int) -> Iterator[tuple[str, str]]:
 
 def build(library: str, name: str) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(0)
+    if library == "monai":  # a U-Net of the size that its documentation shows
+        net = getattr(monai.networks.nets, name)
+        return net(2, 1, 2, (32, 32, 64, 128, 256, 32)), (torch.zeros(2, 1, 128, 128),)
     if library == "torchvision":
         return torchvision.models.get_model(name, weights=None), (torch.zeros(2, 3, 224, 224),)
     config = timm.get_pretrained_cfg(name)
@@ -70,6 +76,20 @@ def build(library: str, name: str) -> tuple[torch.nn.Module, tuple[torch.Tensor,
 def gated(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Program:
     coupled = apply("couple", apply("trace", Program(model, inputs)))
     return apply("gate", coupled, settings=Settings(parse("fixed"), Budget("keep", 1.0)))
+
+
+def opened(program: Program) -> Bench:
+    """The bench of a gated network that exports."""
+    bench = Bench(program, program.inputs, folder=Path(tempfile.mkdtemp()))
+    bench.__enter__()
+    bench.content(bench.sizes)  # whether it can be exported
+    return bench
+
+
+def named(names: list[str]) -> Iterator[tuple[str, Bench]]:
+    """Benches of the networks `LIBRARY:NAME`."""
+    for name in names:
+        yield name, opened(gated(*build(*name.split(":"))))
 
 
 def drawn(seed: int, networks: int) -> Iterator[tuple[str, Bench]]:
@@ -91,9 +111,7 @@ def drawn(seed: int, networks: int) -> Iterator[tuple[str, Bench]]:
             cost: CostModel = program.module.cost  # type: ignore[assignment,union-attr]
             if cost.dense_macs > MOST_MACS:
                 continue
-            bench = Bench(program, inputs, folder=Path(tempfile.mkdtemp()))
-            bench.__enter__()
-            bench.content(bench.sizes)  # whether it can be exported
+            bench = opened(program)
         except FxpruneError as error:
             print(f"left out {name}: {error.what}", file=sys.stderr)
             continue
@@ -147,6 +165,8 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[], metavar="LIBRARY:NAME")
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES)
     parser.add_argument("--threads", type=int, nargs="*", default=THREADS)
     parser.add_argument("--busy", action="store_true", help="beside what else runs here")
     parser.add_argument("--out", type=Path, required=True)
@@ -159,9 +179,10 @@ def main() -> None:
     )
     counted = {(r["network"], r["asked"], r["threads"], r["repeat"]) for r in done}
     with contextlib.suppress(KeyboardInterrupt):
-        for name, bench in drawn(given.seed, given.networks):
+        chosen = named(given.only) if given.only else drawn(given.seed, given.networks)
+        for name, bench in chosen:
             for repeat in range(given.repeats):
-                for share in SHARES:
+                for share in given.shares:
                     for threads in given.threads:
                         if (name, share, threads, repeat) in counted:
                             continue
