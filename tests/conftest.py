@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import gc
 import os
 import tempfile
 
@@ -15,3 +16,9 @@ torch.set_num_threads(1)
 
 # What runs may execute is recorded in the user's state folder: not in that of whoever tests.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fxprune-tests-")
+
+
+def pytest_collection_finish() -> None:
+    """Spares the collector, and the search for bare averages, all that the imports made."""
+    gc.collect()
+    gc.freeze()

@@ -74,6 +74,7 @@ def test_selections_that_change_in_every_step_compile_once(policy: str) -> None:
     assert_same(plain, gated)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["random", "cucb{c=1,saliency=sample}"])
 @torch._dynamo.config.patch(recompile_limit=8)
 def test_new_widths_compile_once_each(policy: str) -> None:

@@ -4,6 +4,7 @@ Tolerances are relative to an output's largest value. In float64 the three netwo
 order of their sums only; ONNX is float32, with the export's own tolerance of 2e-5.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,28 @@ from tests.support.topologies.base import randomised
 
 TOLERANCE = 1e-12
 
+EXPORTED = {
+    "densenet",
+    "group_norm",
+    "grouped_many",
+    "mobilenet",
+    "moved",
+    "opaque",
+    "resnet_option_a",
+    "shuffle_split",
+    "stacked",
+    "unet",
+    "vgg_bn",
+    "weight_standardised",
+}
+"""Those of which make test writes a file, too: each way of joining and dividing channels once."""
+
 every_net = pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
+
+
+def slow_unless(is_fast: bool) -> Sequence[pytest.MarkDecorator]:
+    """Marks for a case of a parametrised test."""
+    return () if is_fast else (pytest.mark.slow,)
 
 
 @torch.no_grad()
@@ -113,7 +135,9 @@ def test_folded(net: Net) -> None:
         assert gap(compact(*net.inputs(3)), folded(*net.inputs(3))) <= TOLERANCE
 
 
-@every_net
+@pytest.mark.parametrize(
+    "net", [pytest.param(n, id=n.name, marks=slow_unless(n.name in EXPORTED)) for n in NETS]
+)
 def test_onnx(net: Net, tmp_path: Path) -> None:
     """The folded compact network as ONNX against the dense network with its columns zero."""
     model = net.model(torch.float32)
@@ -121,6 +145,7 @@ def test_onnx(net: Net, tmp_path: Path) -> None:
     check_onnx(model, gated, net, at_random(gated.channels, 7), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet", "resnet_option_a", "shuffle_split", "unet"])
 def test_onnx_at_width_one(name: str, tmp_path: Path) -> None:
     net = BY_NAME[name]
@@ -153,11 +178,11 @@ def _vgg(name: str) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "groups"),
     [
-        ("vgg11", 9),
+        pytest.param("vgg11", 9, marks=pytest.mark.slow),
         ("vgg11_bn", 9),
         ("resnet18", 12),
-        ("resnet50", 37),
-        ("densenet121", 120),
+        pytest.param("resnet50", 37, marks=pytest.mark.slow),
+        pytest.param("densenet121", 120, marks=pytest.mark.slow),
         ("mobilenet_v2", 25),
     ],
 )

@@ -15,6 +15,7 @@ from fxprune.errors import TraceError
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_one_network_all_the_way() -> None:
     import zoo_check
     import zoo_models

@@ -269,6 +269,7 @@ def test_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert again.widths == gated.widths
 
 
+@pytest.mark.slow
 def test_each_group_is_halved_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ def test_the_report_of_an_export_shows_itself_in_a_notebook(exported):
     assert "&lt;b&gt;.onnx" in shown
 
 
+@pytest.mark.slow
 def test_exports_leave_no_traced_tensors_behind(net, tmp_path):
     def left():
         gc.collect()
