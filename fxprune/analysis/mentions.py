@@ -1,17 +1,18 @@
 """Which of its parts a module's code names, to tell a part that it never uses from a hidden way."""
 
 import ast
+import copy
 import dis
 import inspect
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
-from fxprune.tracing.code_state import names_in
+from fxprune.tracing.code_state import bare, is_users, names_in
 
 _LOOKS_UP = frozenset(
     {"getattr", "vars", "__dict__", "_modules", "_parameters", "_buffers", "get_submodule"}
@@ -21,16 +22,24 @@ _LOOKS_UP = frozenset(
 
 
 class AbsentArguments:
-    """Notes, while it is entered, which arguments the modules' own code is never given.
+    """Notes, while it is entered, which arguments the methods of modules are never given.
 
     Attributes:
-        of: by the id of a module that was called, the arguments that were None in each call.
+        of: by the id of a module and the code of its method, the arguments that were None in
+            each call.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Note the calls of a module and of those in it."""
-        self.of: dict[int, frozenset[str]] = {}
-        self._codes = {_own_forward(part).__code__ for part in module.modules()}
+        """Note the calls of the methods of a module and of those in it."""
+        self.of: dict[tuple[int, CodeType], frozenset[str]] = {}
+        kinds = dict.fromkeys(base for part in module.modules() for base in type(part).__mro__)
+        self._codes = {
+            function.__code__
+            for kind in kinds
+            if is_users(kind)
+            for value in vars(kind).values()
+            if (function := _function(inspect.unwrap(bare(value)))) is not None
+        }
 
     def __enter__(self) -> "AbsentArguments":
         self._before = sys.getprofile()
@@ -47,8 +56,12 @@ class AbsentArguments:
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         given = frame.f_locals
         absent = frozenset(name for name in names if name in given and given[name] is None)
-        module = id(given.get(names[0])) if names else 0
-        self.of[module] = self.of.get(module, absent) & absent
+        key = (id(given.get(names[0])) if names else 0), code
+        self.of[key] = self.of.get(key, absent) & absent
+
+    def never(self, module: nn.Module, function: FunctionType) -> frozenset[str]:
+        """Return the arguments that a method of a module was never given."""
+        return self.of.get((id(module), function.__code__), frozenset())
 
 
 def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> bool:
@@ -62,13 +75,14 @@ def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> boo
         name: the parameter's, from there.
         absent: what the modules were never given.
     """
-    part, named, all_seen = module, set[str](), True
+    part, named, ever_named, all_seen = module, set[str](), set[str](), True
     for step in name.split("."):
-        names, seen = _names_around(part, absent.of.get(id(part), frozenset()))
-        named |= names
+        found, seen = _names_around(part, named, absent)
+        named |= found
+        ever_named |= _names_around(part, ever_named)[0]
         all_seen &= seen
         if step.isidentifier() and step not in named:
-            without = step in names_in(_own_forward(part).__code__)  # where an argument is needed
+            without = step in ever_named  # where an argument is needed
             return not (all_seen or without)
         following = getattr(part, step)
         if not isinstance(following, nn.Module):
@@ -77,18 +91,22 @@ def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> boo
     return True
 
 
-def _names_around(module: nn.Module, absent: frozenset[str]) -> tuple[set[str], bool]:
+def _names_around(
+    module: nn.Module, outer: Set[str], absent: AbsentArguments | None = None
+) -> tuple[set[str], bool]:
     """Collect the names that stand in a module's code: `forward` and what it calls.
 
     Args:
         module: the module.
-        absent: arguments of its forward that are None; code that needs them is left out.
+        outer: names in the code of the modules around it, which may call its methods.
+        absent: arguments that are None; code that needs them is left out.
 
     Returns:
         The names, and whether the code can find no part without naming it.
     """
     names: set[str] = set()
     waiting: list[Any] = [type(module).forward]
+    waiting += [method for name in outer for method in _methods(module, name)]
     seen = set[Any]()
     all_seen = not (module._forward_hooks or module._forward_pre_hooks)
     while waiting:
@@ -96,33 +114,51 @@ def _names_around(module: nn.Module, absent: frozenset[str]) -> tuple[set[str], 
         if function in seen:
             continue
         seen.add(function)
-        own = function is _own_forward(module)
-        code = live_code(function, absent) if own and absent else function.__code__
+        without = frozenset[str]() if absent is None else absent.never(module, function)
+        code = live_code(function, without) if without else function.__code__
         found = set(names_in(code))
         for name in found - names:
             all_seen &= not _may_hold_code(vars(module).get(name))
-            known = getattr(type(module), name, None), function.__globals__.get(name)
-            waiting += filter(None, map(_function, known))
+            waiting += _methods(module, name)
+            waiting += filter(None, [_function(function.__globals__.get(name))])
         cells = (cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY)
         waiting += filter(None, map(_function, cells))  # what a decorator wraps
         names |= found
     return names, all_seen and not names & _LOOKS_UP
 
 
+def _methods(module: nn.Module, name: str) -> Iterator[FunctionType]:
+    """Yield the methods of a name: a module's own, and those that `super()` leads to."""
+    for base in type(module).__mro__:
+        method = _function(vars(base).get(name))
+        if method is not None:
+            yield method
+
+
 def live_code(function: FunctionType, absent: frozenset[str]) -> CodeType:
     """Return a function's code without what runs only where its absent arguments are given."""
     code = function.__code__
-    absent -= set(_assigned(code))
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-        if not absent or not isinstance(definition, ast.FunctionDef) or _has_private(definition):
-            return code
-        definition.decorator_list = []
-        live = ast.fix_missing_locations(ast.Module([_Live(absent).visit(definition)], []))
-        compiled = compile(live, code.co_filename, "exec", dont_inherit=True)
-    except (OSError, TypeError, ValueError, SyntaxError):  # without its source, as in a closure
+    except (OSError, TypeError, SyntaxError):  # without its source, as in a closure
         return code
-    return next(c for c in compiled.co_consts if isinstance(c, CodeType))
+    if not isinstance(definition, ast.FunctionDef) or _has_private(definition):
+        return code
+    definition.decorator_list = []
+    while absent:
+        module = ast.Module([_Live(absent).visit(copy.deepcopy(definition))], [])
+        try:
+            compiled = compile(
+                ast.fix_missing_locations(module), code.co_filename, "exec", dont_inherit=True
+            )
+        except (ValueError, SyntaxError):
+            break
+        live = next(c for c in compiled.co_consts if isinstance(c, CodeType))
+        given = absent & set(_assigned(live))
+        if not given:
+            return live
+        absent -= given
+    return code
 
 
 class _Live(ast.NodeTransformer):
@@ -143,6 +179,17 @@ class _Live(ast.NodeTransformer):
         if truth is None:
             return self.generic_visit(node)
         return self.visit(node.body if truth else node.orelse)
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        self.generic_visit(node)
+        match node:
+            case ast.Assign([ast.Name(id=name)], ast.Constant(None)) if name in self.absent:
+                return ast.Pass()  # as in `mask = mask if mask is None else ...`
+            case ast.Assign([ast.Name(id=name)], ast.Name(id=other)) if (
+                name in self.absent and other in self.absent
+            ):
+                return ast.Pass()
+        return node
 
     def _truth(self, test: ast.expr) -> bool | None:
         """Work out a condition; None where it depends on more."""
@@ -181,13 +228,9 @@ def _has_private(definition: ast.FunctionDef) -> bool:
     )
 
 
-def _own_forward(module: nn.Module) -> Any:
-    return inspect.unwrap(type(module).forward)
-
-
 def _function(value: Any) -> FunctionType | None:
     """Return the function that a name stands for, unless it is PyTorch's."""
-    value = value.fget if isinstance(value, property) else value
+    value = bare(value)
     own = isinstance(value, FunctionType) and not value.__module__.startswith("torch.")
     return value if own else None
 

@@ -32,7 +32,7 @@ class CodeState:
         waiting: list[tuple[Any, type | None]] = [(root, None)]
         while waiting:
             value, owner = waiting.pop()
-            value = _bare(value)
+            value = bare(value)
             if isinstance(value, type):
                 waiting += self._of_class(value)
             elif isinstance(value, FunctionType):
@@ -110,7 +110,7 @@ def names_in(code: CodeType) -> Iterator[str]:
             yield from names_in(constant)
 
 
-def _bare(value: Any) -> Any:
+def bare(value: Any) -> Any:
     """Return the function behind a method, a property, a partial call or a cache."""
     while True:
         if isinstance(value, (MethodType, staticmethod, classmethod)):

@@ -1,13 +1,11 @@
 """Modules that tracing cannot follow keep their code, and their channels go all the same."""
 
 import copy
-import functools
 import math
 import pickle  # noqa: TID251 - what it wrote itself
 import random
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -408,63 +406,3 @@ def test_copies_and_files_of_them(tmp_path: object) -> None:
     assert torch.equal(fxprune.load(path, Blocks()).eval()(IMAGES), wanted)
     assert compact.state_dict().keys() == Blocks().state_dict().keys()
     compact.load_state_dict(compact.state_dict())
-
-
-def test_a_parameter_on_no_way_that_was_found_pins() -> None:
-    class Hidden(Plain):
-        def __init__(self) -> None:
-            super().__init__()
-            self.other = nn.Conv2d(16, 24, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.a(x)
-            loudest = float(y.abs().max())
-            return self.c(self.other(y) if loudest == 0.1234 else self.b(y))
-
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), Hidden())
-    reasons = [pinned.reason for pinned in fxprune.analyze(model, (IMAGES,)).pinned]
-    assert any("no way through the code here was found" in reason for reason in reasons)
-
-
-def _passed_on(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(forward)
-    def wrapped(*args: Any, **kwargs: Any) -> Tensor:
-        return forward(*args, **kwargs)
-
-    return wrapped
-
-
-class WithLabels(Plain):
-    """Has a part that only labels lead to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.other = nn.Conv2d(16, 24, 1)
-
-    @_passed_on
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        y = self.a(x)
-        if y.max() > 100:
-            y = y / 2
-        if self.training and labels is not None:
-            return self.c(self.other(y) * labels)
-        return self.c(self.b(y))
-
-
-class WithMadeLabels(WithLabels):
-    """The same, where the labels are made inside."""
-
-    @_passed_on
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        y = self.a(x)
-        if float(y.max()) == 0.1234:
-            labels = torch.ones(())
-        if labels is not None:
-            return self.c(self.other(y) * labels)
-        return self.c(self.b(y))
-
-
-@pytest.mark.parametrize(("kind", "pins"), [(WithLabels, False), (WithMadeLabels, True)])
-def test_a_parameter_that_only_an_absent_argument_uses(kind: type[Plain], pins: bool) -> None:
-    reasons = [pinned.reason for pinned in fxprune.analyze(kind(), (IMAGES,)).pinned]
-    assert any("no way through the code here was found" in reason for reason in reasons) == pins

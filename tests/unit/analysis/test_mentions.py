@@ -1,0 +1,161 @@
+"""What a module's code names: parts that no way leads to pin, parts that it never uses do not."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+
+IMAGES = torch.randn(2, 3, 8, 8)
+
+
+class Plain(nn.Module):
+    """Three convolutions, of which the first two have channels that can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+        self.c = nn.Conv2d(24, 4, 1)
+
+    def wide(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()).relu()
+
+
+def test_a_parameter_on_no_way_that_was_found_pins() -> None:
+    class Hidden(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Conv2d(16, 24, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            loudest = float(y.abs().max())
+            return self.c(self.other(y) if loudest == 0.1234 else self.b(y))
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), Hidden())
+    reasons = [pinned.reason for pinned in fxprune.analyze(model, (IMAGES,)).pinned]
+    assert any("no way through the code here was found" in reason for reason in reasons)
+
+
+def _passed_on(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+        return forward(*args, **kwargs)
+
+    return wrapped
+
+
+class WithLabels(Plain):
+    """Has a part that only labels lead to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(16, 24, 1)
+
+    @_passed_on
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        y = self.a(x)
+        if y.max() > 100:
+            y = y / 2
+        if self.training and labels is not None:
+            return self.c(self.other(y) * labels)
+        return self.c(self.b(y))
+
+
+class WithMadeLabels(WithLabels):
+    """The same, where the labels are made inside."""
+
+    @_passed_on
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        y = self.a(x)
+        if float(y.max()) == 0.1234:
+            labels = torch.ones(())
+        if labels is not None:
+            return self.c(self.other(y) * labels)
+        return self.c(self.b(y))
+
+
+class Head(Plain):
+    """Has a part that only its `prompt` uses, which another module's code calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(3, 16, 1)
+
+    def prompt(self, y: Tensor | None) -> Tensor | None:
+        return None if y is None else self.other(y)
+
+    def forward(self, x: Tensor, prompt: Tensor | None) -> Tensor:
+        y = self.a(x)
+        return self.c(self.b(y if prompt is None else y + prompt))
+
+
+class Prompted(nn.Module):
+    """Hands its options on, and calls a method of its part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 3, 1), Head()
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.predict(self.first(x), *args, **kwargs)
+
+    def predict(self, x: Tensor, prompt: Tensor | None = None) -> Tensor:
+        if float(x.max()) > 100:
+            x = x / getattr(self, "largest", 2)
+        prompt = self.head.prompt(prompt) if prompt is not None else None
+        return self.head(x, prompt)
+
+
+class PromptedInside(Prompted):
+    """The same, where the prompt is made inside, on a way that is not found."""
+
+    def predict(self, x: Tensor, prompt: Tensor | None = None) -> Tensor:
+        if float(x.max()) == 0.1234:
+            prompt = torch.ones_like(x)
+        prompt = self.head.prompt(prompt) if prompt is not None else None
+        return self.head(x, prompt)
+
+
+class CalledFromOutside(Prompted):
+    """The same, where the part's method runs on a way that is not found."""
+
+    def predict(self, x: Tensor, prompt: Tensor | None = None) -> Tensor:
+        return self.head(x, self.head.prompt(x) if float(x.max()) == 0.1234 else prompt)
+
+
+class Inherited(Plain):
+    """Hides a way in what `super()` leads to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(16, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.c(self.other(y) if float(y.abs().max()) == 0.1234 else self.b(y))
+
+
+class Inheriting(Inherited):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+ABSENT = [
+    (WithLabels, False),
+    (WithMadeLabels, True),
+    (Prompted, False),
+    (PromptedInside, True),
+    (CalledFromOutside, True),
+    (Inheriting, True),
+]
+
+
+@pytest.mark.parametrize(("kind", "pins"), ABSENT)
+def test_a_parameter_that_only_an_absent_argument_uses(kind: type[nn.Module], pins: bool) -> None:
+    reasons = [pinned.reason for pinned in fxprune.analyze(kind(), (IMAGES,)).pinned]
+    assert any("no way through the code here was found" in reason for reason in reasons) == pins
