@@ -27,6 +27,13 @@ class Selection:
         """Return the selection on a device."""
         return Selection(self.channels.to(device), self.widths)
 
+    def stays_in(self, other: "Selection") -> bool:
+        """Tell whether the widths are the same, and so are the slots of each channel of both."""
+        if self.widths != other.widths:
+            return False
+        moved = self.channels != other.channels
+        return not bool(torch.isin(other.channels[moved], self.channels).any())
+
 
 class Item(NamedTuple):
     """A compact tensor, its bank, and where to put another in its place.

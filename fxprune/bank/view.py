@@ -44,6 +44,7 @@ class View:
         groups: dict[tuple[Pack, bool], list[str]] = {}  # a norm writes to buffers
         for name in small:
             groups.setdefault((bank.packs[name], name in parameters), []).append(name)
+        same, stay = residents.widths == shown.widths, residents.stays_in(shown)
         self._parts: list[_Cells | _Lines] = []
         for (pack, _), names in groups.items():
             index = []
@@ -52,8 +53,9 @@ class View:
                 index.append(pack.part(tables.index(line), tables, names))
             flat = bank.flat(pack, None, bank.dense[names[0]])
             layouts = [pack.layouts[name] for name in names]
-            same = residents.widths == shown.widths
-            self._parts.append(_Cells.of(names, layouts, shapes, flat, *index, same=same))
+            self._parts.append(
+                _Cells.of(names, layouts, shapes, flat, *index, same=same, stay=stay)
+            )
         positions = [s.positions(line) for s, line in zip(slots, lines)]
         for name in bank.dense.keys() - {*small}:
             before, after = (bank.of(name, each) for each in positions)
@@ -109,20 +111,29 @@ class _Cells(NamedTuple):
         after: Tensor,
         *,
         same: bool,
+        stay: bool,
     ) -> "_Cells":
         """Compute the plan from the dense cells that the residents hold, and those to show.
 
-        They lie in the same order where the widths are the same.
+        They lie in the same order where the widths are the same. `stay`: cells of both have the
+        same places in both.
         """
-        source = before.new_zeros(len(flat))
-        executes = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-        source[before] = torch.arange(len(before), device=flat.device)
-        executes[before] = True
-        changed = (before != after if same else ~executes[after]).nonzero().flatten()
-        changed = torch.cat([changed, changed.new_zeros(2)])
-        resting = after[changed]
-        known = executes[resting] if layouts[0].cell == 1 else executes[resting].unsqueeze(1)
-        plan = (changed, resting, source[resting], known)
+        if stay:
+            changed = (before != after).nonzero().flatten()
+            changed = torch.cat([changed, changed.new_zeros(2)])
+            resting = after[changed]
+            own = torch.where(known := before[changed] == resting, changed, 0)
+        else:
+            source = before.new_zeros(len(flat))
+            executes = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+            source[before] = torch.arange(len(before), device=flat.device)
+            executes[before] = True
+            changed = (before != after if same else ~executes[after]).nonzero().flatten()
+            changed = torch.cat([changed, changed.new_zeros(2)])
+            resting = after[changed]
+            known, own = executes[resting], source[resting]
+        known = known if layouts[0].cell == 1 else known.unsqueeze(1)
+        plan = (changed, resting, own, known)
         for index in plan:  # else torch.compile would compile for each number of them
             torch._dynamo.maybe_mark_dynamic(index, 0)
         cell, orders, places = layouts[0].cell, {}, []

@@ -7,6 +7,7 @@ tensors that are gathered for it. They stand in the modules' tables while the fo
 """
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.bank.bank import put, take
 from fxprune.bank.exchange import Selection
+from fxprune.bank.kept import KeptView
 from fxprune.bank.view import View
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize_parts
@@ -23,6 +25,8 @@ from fxprune.gated.checkpointing import Code, code_of
 from fxprune.gated.nodes import remove_taps
 from fxprune.gated.residents import Residents
 from fxprune.tracing.module import TracedModule, keeps_code, modules_of, stand_in
+
+_Table = MutableMapping[str, Tensor | None]
 
 
 class _Site(NamedTuple):
@@ -43,9 +47,9 @@ class _Site(NamedTuple):
     asked: bool
 
     @property
-    def table(self) -> MutableMapping[str, Tensor | None]:
+    def table(self) -> _Table:
         """The table."""
-        found: MutableMapping[str, Tensor | None] = getattr(self.module, self.kind)
+        found: _Table = getattr(self.module, self.kind)
         return found
 
 
@@ -62,12 +66,16 @@ class Evaluation:
         self.shown: Selection | None = None
         self.stale = True
         self._view: View | None = None  # none where the residents are what is shown
+        self._kept: KeptView | None = None  # what the last forward without a graph has shown
+        self._may_keep = False
         self._sites: list[_Site] = []
+        self._asked: list[_Site] = []  # of which code of the user's may ask what they are
+        self._tables: list[tuple[_Table, dict[str, str]]] = []  # names by key
         self._sizes: list[tuple[nn.Module, dict[str, Any]]] = []
         self._graphs: dict[bool, fx.Graph] = {}
         self._codes: dict[bool, Code] = {}
         self._widths: Widths | None = None
-        self._left: list[tuple[MutableMapping[str, Tensor | None], str, Tensor | None]] = []
+        self._left: list[tuple[_Table, dict[str, Tensor | None]]] = []
 
     def prepare(
         self,
@@ -95,7 +103,12 @@ class Evaluation:
             and torch.equal(shown.channels, trained.channels)
         )
         self._view = None if same else View(residents.bank, trained, shown)
+        self._kept, self._may_keep = None, not same and trained.stays_in(shown)
         self._sites = [] if same else list(_sites(network, residents.tensors()))
+        self._asked = [site for site in self._sites if site.asked]
+        by_table = itertools.groupby(self._sites, key=lambda site: id(site.table))
+        each_table = [[*sites] for _, sites in by_table]
+        self._tables = [(sites[0].table, {s.key: s.name for s in sites}) for sites in each_table]
         self._sizes = []
         if shown.widths != trained.widths:
             self._sizes = list(_sizes(network, channels, shown.widths))
@@ -108,7 +121,11 @@ class Evaluation:
         code = self._codes[network.training]
         if self._view is None:
             return code(network, *args, **kwargs)
-        tensors = self._view(residents.tensors())
+        kept = self._current(residents) if self._may_keep and _makes_no_graph() else None
+        if kept is None:
+            tensors = self._mark(self._view(residents.tensors()))
+        else:
+            tensors = kept(residents.tensors())
         buffers = [site for site in self._sites if site.kind == "_buffers"]
         versions = [_version(tensors[site.name]) for site in buffers]
         with self._standing_in(tensors):
@@ -120,30 +137,47 @@ class Evaluation:
         }
         if written:
             self._keep(residents, written)
+        if kept is not None and kept.were_written:
+            self._kept = None
         return result
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _current(self, residents: Residents) -> KeptView:
+        """Return the kept view; a new one where the bank was written to since."""
+        if self._kept is None or not self._kept.is_current:
+            assert self._trained is not None
+            assert self.shown is not None
+            self._kept = None  # before another one takes memory
+            self._kept = KeptView(residents.bank, self._trained, self.shown)
+            self._mark(self._kept.tensors)
+        return self._kept
+
+    def _mark(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Let the tensors that stand in for parameters say so."""
+        for site in self._asked:
+            stand_in(site.table[site.key], tensors[site.name])
+        return tensors
 
     def restore(self) -> None:
         """Put the residents back that an interrupted forward has left out."""
-        for table, key, own in self._left:
-            table[key] = own
+        for table, own in self._left:
+            table.update(own)
         self._left = []
 
     @contextmanager
     def _standing_in(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        own = [(site.table, site.key, site.table[site.key]) for site in self._sites]
+        own = [(table, {key: table[key] for key in names}) for table, names in self._tables]
         sizes = [(m, {k: getattr(m, k) for k in sizes}) for m, sizes in self._sizes]
         self._left = own
         try:
-            for site, (table, key, tensor) in zip(self._sites, own, strict=True):
-                shown = tensors[site.name]
-                table[key] = stand_in(tensor, shown) if site.asked else shown
+            for table, names in self._tables:
+                table.update({key: tensors[name] for key, name in names.items()})
             _set_sizes(self._sizes)
             yield
         finally:
-            for table, key, tensor in own:
-                table[key] = tensor
+            self.restore()
             _set_sizes(sizes)
-            self._left = []
 
     @torch.no_grad()
     def _keep(self, residents: Residents, written: Mapping[str, Tensor]) -> None:
@@ -176,6 +210,17 @@ class Evaluation:
         codes = {key: code_of(network, graph) for key, graph in graphs.items()}
         self._codes = {mode: codes[id(graph)] for mode, graph in self._graphs.items()}
         self._widths = widths
+
+
+def _makes_no_graph() -> bool:
+    """Tell whether nothing of a forward lasts: no graph, no trace, no transformation."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def _untapped(graph: fx.Graph) -> fx.Graph:

@@ -265,6 +265,85 @@ def test_sizes_that_are_written_down_follow_other_widths(name: str) -> None:
     gated(*net.inputs(3, seed=2))
 
 
+@torch.no_grad()
+def _equals_the_compact_network(gated: GatedModule, x: Tensor) -> None:
+    assert gap(shrink(gated)(x), gated(x)) < 1e-6
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["resnet_projection", "mobilenet", "shuffle_split"])
+def test_what_stands_in_is_kept_and_follows_all_that_is_written(
+    name: str, layout: torch.memory_format
+) -> None:
+    """Also past the counts of versions, as averages put their weights in place."""
+    net = BY_NAME[name]
+    gated = instrument(net.model().train(), net.inputs(), policy="random", budget="keep=0.5")
+    gated = gated.to(memory_format=layout)
+    optimizer = sgd(gated.parameters())
+    attach(gated, optimizer)
+    (x,) = net.inputs()
+    for step in range(3):
+        gated(x).square().mean().backward()
+        optimizer.step()
+        gated.train(False)
+        _equals_the_compact_network(gated, x)
+        first, again = _standing_in(gated, x), _standing_in(gated, x)
+        assert all(one is other for one, other in zip(first, again, strict=True))
+        for parameter in gated.parameters():
+            parameter.data.mul_(1.5)
+        _equals_the_compact_network(gated, x)
+        for parameter in gated.parameters():
+            parameter.data = parameter.data * 0.5
+        _equals_the_compact_network(gated, x)
+        gated.bank.dense[gated.channels.params_terms[0].name].mul_(1.0)
+        gated.load_state_dict(gated.state_dict())
+        _equals_the_compact_network(gated, x)
+        module = next(m for m in gated.modules() if isinstance(m, nn.BatchNorm2d))
+        module.train(step % 2 == 0)  # measures
+        gated(x)
+        module.eval()
+        _equals_the_compact_network(gated, x)
+        gated.train()
+
+
+@torch.no_grad()
+def _standing_in(gated: GatedModule, x: Tensor) -> list[Tensor]:
+    """What forwards of evaluation have in the places of parameters."""
+    seen: list[Tensor] = []
+    layers = [m for m in gated.modules() if isinstance(m, nn.Conv2d)]
+    handles = [m.register_forward_pre_hook(lambda m, _: seen.append(m.weight)) for m in layers]
+    gated(x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_what_is_kept_is_not_what_a_graph_holds() -> None:
+    gated, optimizer = build()
+    for step in range(3):
+        train_step(gated, optimizer, NET, step)
+    gated.eval()
+    (x,) = NET.inputs()
+    loss = gated(x).square().mean()
+    with torch.inference_mode():
+        gated(x)
+    with torch.no_grad():
+        for parameter in gated.parameters():
+            parameter.data.mul_(2.0)
+        gated(x)
+    loss.backward()
+    parameters = dict(gated.named_parameters())
+    torch.func.functional_call(gated, parameters, (x,)).sum().backward()
+    with torch.no_grad():
+        other = {name: 0.5 * p for name, p in parameters.items()}
+        found = torch.func.functional_call(gated, other, (x,))
+        for name, parameter in parameters.items():
+            parameter.copy_(other[name])
+        torch.testing.assert_close(gated(x), found)
+        mapped = torch.vmap(gated)(x[:, None])
+    torch.testing.assert_close(mapped[:, 0], gated(x).detach())
+
+
 def test_threads_may_evaluate_one_network() -> None:
     gated, optimizer = build("cucb{c=1}")
     for step in range(4):
