@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from fxprune.data.drawn import Drawn, drawing
 from fxprune.data.load import DataSet
-from fxprune.data.splits import WHOLE, Batch, Share, Split, shuffled
+from fxprune.data.splits import WHOLE, Batch, Share, Split, rows, seed_of
 from fxprune.errors import DataError
 
 PARTS = ("train", "val")
@@ -156,16 +157,11 @@ class DatasetSplit:
         share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """Yield the split once; see `Split.batches`."""
-        order, even = shuffled(len(self), size, shuffle), shuffle is not None
-        rows = [share(batch, even).tolist() for batch in torch.split(order, size)]
-        loader: DataLoader[Any] = DataLoader(
-            self.source,
-            batch_sampler=[batch for batch in rows if batch],
-            collate_fn=getattr(self.source, "collate_fn", default_collate),
-            generator=shuffle,
-            num_workers=self.workers,
-        )
-        yield from _seeded(loader, shuffle, share, device)
+        collate = getattr(self.source, "collate_fn", default_collate)
+        index = rows(len(self), size, shuffle, share)
+        drawn = Drawn(self.source, collate, seed_of(shuffle))
+        for batch in drawn.batches(index, shuffle, self.workers):
+            yield inputs_and_targets(moved(batch, device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,24 +203,12 @@ class LoaderSplit:
                 why="its order is its own",
                 do="return the Datasets instead",
             )
-        yield from _seeded(self.loader, shuffle, share, device)
-
-
-def _seeded(
-    loader: DataLoader[Any],
-    shuffle: torch.Generator | None,
-    share: Share,
-    device: torch.device | str,
-) -> Iterator[Batch]:
-    """Yield the batches of a loader, drawn by `shuffle`; torch's own generator is put back."""
-    with torch.random.fork_rng(devices=[]):
-        if shuffle is not None:
-            seed = share.rank + int(torch.randint(2**62, (), generator=shuffle))
-            torch.manual_seed(seed)
-            if loader.generator is not None and loader.generator is not shuffle:
-                loader.generator.manual_seed(seed)
-        for batch in loader:
-            yield inputs_and_targets(moved(batch, device))
+        seed = seed_of(shuffle)
+        if shuffle is not None and self.loader.generator is not None:
+            self.loader.generator.manual_seed(seed)
+        with drawing(seed):
+            for batch in self.loader:
+                yield inputs_and_targets(moved(batch, device))
 
 
 def moved(batch: Any, device: torch.device | str) -> Any:

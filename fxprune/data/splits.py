@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 from torchvision import datasets
 
+from fxprune.data.drawn import Drawn
 from fxprune.errors import DataError
 
 Batch = tuple[Any, Any]
@@ -195,6 +196,18 @@ class TensorSplit:
             return torch.stack([self.operation(image) for image in images])
 
 
+def seed_of(shuffle: torch.Generator | None) -> int:
+    """Draw the seed of a pass; it is the same each time where nothing is shuffled."""
+    return 0 if shuffle is None else int(torch.randint(2**62, (), generator=shuffle))
+
+
+def rows(count: int, size: int, shuffle: torch.Generator | None, share: Share) -> list[list[int]]:
+    """List the examples of each batch of a pass that a process takes; batches without any aside."""
+    batches = torch.split(shuffled(count, size, shuffle), size)
+    taken = (share(batch, shuffle is not None).tolist() for batch in batches)
+    return [batch for batch in taken if batch]
+
+
 def shuffled(count: int, size: int, shuffle: torch.Generator | None) -> Tensor:
     """Order the examples of a pass; shuffled, there are only whole batches if there is one.
 
@@ -246,28 +259,18 @@ class FolderSplit:
     ) -> Iterator[Batch]:
         """Yield the split once; see `Split.batches`.
 
-        The transforms draw from torch's global generator, which is seeded from `shuffle` and
-        put back afterwards.
+        The transforms draw from torch's global generator, see `Drawn`.
         """
-        order, even = shuffled(len(self), size, shuffle), shuffle is not None
-        batches = (share(batch, even).tolist() for batch in torch.split(order, size))
-        loader: DataLoader[Any] = DataLoader(
-            _Decoded(self.augmented if augment and shuffle is not None else self.plain),
-            batch_sampler=[batch for batch in batches if batch],
-            collate_fn=_batch,
-            generator=shuffle,
-            num_workers=self.workers,
-        )
-        with torch.random.fork_rng(devices=[]):
-            if shuffle is not None:
-                torch.manual_seed(share.rank + int(torch.randint(2**62, (), generator=shuffle)))
-            for batch in loader:
-                if isinstance(batch, DataError):
-                    raise batch
-                images, labels = batch
-                images = images.to(device)
-                ready = images if self.normalise is None else self.normalise(images)
-                yield ready, labels.to(device)
+        images = self.augmented if augment and shuffle is not None else self.plain
+        drawn = Drawn(_Decoded(images), _batch, seed_of(shuffle))
+        index = rows(len(self), size, shuffle, share)
+        for batch in drawn.batches(index, shuffle, self.workers):
+            if isinstance(batch, DataError):
+                raise batch
+            images, labels = batch
+            images = images.to(device)
+            ready = images if self.normalise is None else self.normalise(images)
+            yield ready, labels.to(device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,15 @@
 """Data of the user's own, and folders as users give them."""
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from fxprune.data import DataSet, load, own_data
 from fxprune.data.folder import FEW, Opener, workers_for
@@ -55,6 +57,53 @@ def test_a_pass_is_drawn_by_its_generator() -> None:
         assert torch.equal(passes[0], passes[1])
         assert not torch.equal(passes[0], passes[2])
         assert torch.equal(before, torch.get_rng_state())
+
+
+class Noisy(Dataset[Any]):
+    """Examples of what three libraries draw; `collate_fn` draws too."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, at: int) -> Any:
+        drawn = [torch.rand(()), np.random.rand(), random.random()]
+        return torch.tensor([float(value) for value in drawn]), at
+
+    @staticmethod
+    def collate_fn(examples: list[Any]) -> Any:
+        batch, labels = default_collate(examples)
+        return batch + torch.rand(()), labels
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_any_number_of_processes_draws_the_same(seed: int | None) -> None:
+    def one_pass(workers: int) -> Any:
+        np.random.seed(workers)
+        random.seed(workers)
+        torch.manual_seed(workers)
+        before = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state()
+        data = own_data((Noisy(), Noisy()), "name", workers=workers)
+        shuffle = None if seed is None else torch.Generator().manual_seed(seed)
+        found = torch.cat([x for x, _ in data.train.batches(4, shuffle=shuffle)])
+        assert (np.random.get_state()[1].tolist(), random.getstate()) == before[:2]
+        assert torch.equal(torch.get_rng_state(), before[2])
+        return found
+
+    alone = one_pass(0)
+    assert len(alone.unique()) == alone.numel(), "each example has its own"
+    assert torch.equal(alone, one_pass(1))
+    assert torch.equal(alone, one_pass(2))
+
+
+def test_a_loader_repeats_what_any_library_draws() -> None:
+    loader = DataLoader(Noisy(), 4, collate_fn=Noisy.collate_fn)
+    data = own_data((loader, loader), "name")
+    passes = [
+        torch.cat([x for x, _ in data.train.batches(4, shuffle=torch.Generator().manual_seed(s))])
+        for s in (1, 1, 2)
+    ]
+    assert torch.equal(passes[0], passes[1])
+    assert not (passes[0] == passes[2]).any()
 
 
 def test_a_loader_keeps_its_batches() -> None:
