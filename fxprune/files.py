@@ -134,7 +134,7 @@ def scratch() -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=begin, ignore_cleanup_errors=True) as name:
             handle = os.open(name, os.O_RDONLY) if POSIX else -1
             try:
-                if not POSIX or (lock(handle) and Path(name).exists()):  # else another removed it
+                if not POSIX or _stays(handle, Path(name)):
                     yield Path(name)
                     return
             finally:
@@ -151,6 +151,9 @@ def lock(handle: int) -> bool:
     """Lock an open file until it is closed; False if another process has it.
 
     The lock dies with its process. Without POSIX locks the answer is always True.
+
+    Raises:
+        OSError: the file system has no locks.
     """
     if not POSIX:
         return True
@@ -393,11 +396,17 @@ def _temporary(folder: Path) -> tuple[int, Path]:
     while True:
         path = folder / f"{begin}{secrets.token_hex(8)}{end}"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with contextlib.suppress(OSError):  # a file system without locks
-            if not (lock(handle) and path.exists()):
-                os.close(handle)
-                continue
-        return handle, path
+        if _stays(handle, path):
+            return handle, path
+        os.close(handle)
+
+
+def _stays(handle: int, path: Path) -> bool:
+    """Lock what was just made; False if another process's sweep has removed it before."""
+    try:
+        return lock(handle) and path.exists()
+    except OSError:  # a file system without locks, on which nothing is swept
+        return True
 
 
 def _mode(path: Path) -> int:

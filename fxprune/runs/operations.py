@@ -1,54 +1,74 @@
 """What a network computes apart from its tensors: its operations in order, and their options."""
 
+import copy
 import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
+from fxprune.channels.records import KEY, Number
+from fxprune.channels.resize import resize_parts
 from fxprune.gated.module import GatedModule
 
-_OPTIONS = (
-    *("kernel_size", "stride", "padding", "output_padding", "dilation", "padding_mode"),
-    *("ceil_mode", "count_include_pad", "divisor_override", "output_size", "scale_factor", "mode"),
-    *("align_corners", "upscale_factor", "downscale_factor", "dim", "start_dim", "end_dim"),
-    *("negative_slope", "lower", "upper", "threshold", "value", "approximate", "alpha", "beta"),
-    *("min_val", "max_val", "eps", "affine"),
-)
-"""Options of PyTorch's layers that follow no width, and that no training changes as dropout's."""
+_IN_TRAINING = ("p", "dropout", "momentum", "inplace")
+"""Options of PyTorch's layers that change nothing in evaluation mode."""
 
 
 def operations(gated: GatedModule) -> str:
     """Identify what a network computes in evaluation mode, at any widths and with any weights.
 
-    Whole numbers in calls are left out, since lengths follow the widths: `F.max_pool2d(x, 3)` for
-    `F.max_pool2d(x, 2)` is not told apart, `nn.MaxPool2d(3)` for `nn.MaxPool2d(2)` is.
+    Whole numbers are those of the dense network, since lengths follow the widths.
     """
     digest = hashlib.sha256()
     _, evaluation = gated.both_graphs
     numbers = {node: number for number, node in enumerate(evaluation.nodes)}
+    layers = _dense_layers(gated, evaluation)
     for node in evaluation.nodes:
         inputs = [numbers[before] for before in node.all_input_nodes]
-        digest.update(f"{node.op} {inputs} {_described(node, gated)}\n".encode())
+        digest.update(f"{node.op} {inputs} {_described(node, layers)}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _described(node: fx.Node, gated: GatedModule) -> tuple[object, ...]:
+def _dense_layers(gated: GatedModule, graph: fx.Graph) -> Mapping[str, nn.Module]:
+    """Copy the layers that a graph calls, with the sizes of the dense network."""
+    paths = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    layers = {path: copy.copy(gated.get_submodule(path)) for path in paths}
+    resize_parts(gated, layers.items(), (), gated.channels, gated.channels.layout.sizes)
+    return layers
+
+
+def _described(node: fx.Node, layers: Mapping[str, nn.Module]) -> tuple[object, ...]:
     """Describe what a node computes: its function with literals, or its layer with options."""
     if node.op == "call_module":
-        module = gated.get_submodule(str(node.target))
-        options = _OPTIONS if _is_torchs(module) else ()
-        return (
-            type(module).__qualname__,
-            {name: getattr(module, name) for name in options if hasattr(module, name)},
-        )
-    leaves = pytree.tree_leaves((node.args, node.kwargs))
-    literals = [leaf for leaf in leaves if isinstance(leaf, (bool, float, str, torch.dtype))]
+        layer = layers[str(node.target)]
+        return type(layer).__qualname__, dict(_options(layer))
+    if node.op not in ("call_function", "call_method"):
+        return ()
+    dense = node.meta.get(KEY, node)
     name = getattr(node.target, "__qualname__", node.target)
-    return (name, literals) if node.op in ("call_function", "call_method") else ()
+    return name, _literals(dense.args), _literals(dense.kwargs)
 
 
-def _is_torchs(module: nn.Module) -> bool:
-    """Tell whether a module is a layer of PyTorch's, or derives from one."""
-    bases = (base for base in type(module).__mro__ if base is not nn.Module)
-    return any(base.__module__.startswith("torch.nn.modules.") for base in bases)
+def _options(layer: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield the options of a layer of PyTorch's, or of one that derives from it, by their names."""
+    bases = (base for base in type(layer).__mro__ if base is not nn.Module)
+    base = next((b for b in bases if b.__module__.startswith("torch.nn.modules.")), None)
+    for name in inspect.signature(base).parameters if base is not None else ():
+        if name not in _IN_TRAINING and name in vars(layer):
+            yield name, _literals(vars(layer)[name])
+
+
+def _literals(value: Any) -> object:
+    """Return the literals in an argument, in their places; None for what is no literal."""
+    if isinstance(value, Number):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [_literals(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _literals(part) for key, part in value.items()}
+    if isinstance(value, slice):
+        return [_literals(part) for part in (value.start, value.stop, value.step)]
+    return value if isinstance(value, (bool, int, float, str, torch.dtype)) else None

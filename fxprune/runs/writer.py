@@ -9,11 +9,12 @@ import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from fxprune.errors import RunError
-from fxprune.files import CHECK, lock, parsed, sweep
+from fxprune.errors import FxpruneWarning, RunError
+from fxprune.files import CHECK, lock, parsed, read_bytes, sweep
 from fxprune.runs.trust import shown
 
 LOCK = ".writer"
@@ -29,6 +30,9 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         RunError: another process, or this one, holds the lock; or the folder is not writable.
+
+    Warns:
+        FxpruneWarning: the file system has no locks.
     """
     path = folder / LOCK
     try:
@@ -44,11 +48,31 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def require_lock(folder: Path) -> None:
+    """Refuse to go on writing where the lock of this process no longer is.
+
+    Raises:
+        RunError: the folder was moved or deleted while this process held its lock.
+    """
+    try:
+        holder = parsed(read_bytes(folder / LOCK, MOST), folder / LOCK)
+        own = json.loads(_self())
+        if (holder["pid"], holder["host"]) == (own["pid"], own["host"]):
+            return
+    except (RunError, KeyError, TypeError):
+        pass
+    raise RunError(
+        f"{folder} is not the folder any more in which this began",
+        why="it was moved or deleted meanwhile; nothing is written to what is there now",
+        do="call the command again with the new place: it goes on from the last checkpoint",
+    )
+
+
 def _lock(path: Path) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            if not _taken(handle):
+            if not _taken(handle, path.parent):
                 raise RunError(
                     f"another process writes to {path.parent}",
                     why=_holder(handle),
@@ -64,10 +88,17 @@ def _lock(path: Path) -> int:
         os.close(handle)
 
 
-def _taken(handle: int) -> bool:
+def _taken(handle: int, folder: Path) -> bool:
     try:
         return lock(handle)
-    except OSError:  # a file system without locks
+    except OSError as error:
+        last = f"; the last one that began and did not end: {_holder(handle)}"
+        warnings.warn(
+            f"the file system of {folder} has no locks ({error.strerror}): nothing keeps another "
+            f"process from writing to this run{last if os.fstat(handle).st_size else ''}",
+            FxpruneWarning,
+            stacklevel=5,
+        )
         return True
 
 

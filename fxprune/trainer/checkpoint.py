@@ -185,7 +185,6 @@ class Trained:
             "optimizer": {"state": plain, "param_groups": _plain(state["param_groups"])},
             "scaler": self.scaler.state_dict(),
         }
-        run.mkdir(parents=True, exist_ok=True)
         write_tensors(run / CHECKPOINT, tensors, meta)
         keep_metrics(run, history)
 

@@ -31,7 +31,7 @@ from fxprune.gated.attach import attach
 from fxprune.gated.ddp import share_buffers
 from fxprune.gated.module import GatedModule
 from fxprune.runs.history import EpochMetrics, keep_metrics
-from fxprune.runs.writer import only_writer
+from fxprune.runs.writer import only_writer, require_lock
 from fxprune.trainer import checkpoint, teacher
 from fxprune.trainer.churn import Churn
 from fxprune.trainer.clock import Clock
@@ -236,6 +236,7 @@ class _Session:
             return
         kept = self.so_far.keep(self.share, self.spent) if self.so_far.step else None
         if self.share.rank == 0:
+            require_lock(run)
             self.trained.save(run, self.options, self.data, history, self.share.of, kept)
 
     def asked(self, stop: Stop | None) -> bool:

@@ -4,6 +4,7 @@ import os
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import fxprune
 from fxprune.errors import FxpruneWarning, RunError
@@ -105,18 +106,21 @@ def test_another_model_is_refused(tmp_path, model):
     assert "another network" in str(caught.value) or "no channel" in str(caught.value)
 
 
-def layers(act=nn.ReLU, stride=1, eps=1e-5):
+def layers(act=nn.ReLU, stride=1, eps=1e-5, pool=2):
     return nn.Sequential(
         nn.Conv2d(3, 12, 3, stride, padding=1),
         nn.BatchNorm2d(12, eps),
         act(),
+        nn.LPPool2d(pool, 2),
         nn.Conv2d(12, 8, 3, padding=1),
         nn.AdaptiveAvgPool2d(1),
     )
 
 
 @pytest.mark.parametrize(
-    "other", [{"act": nn.Tanh}, {"act": nn.LeakyReLU}, {"stride": 2}, {"eps": 0.1}], ids=str
+    "other",
+    [{"act": nn.Tanh}, {"act": nn.LeakyReLU}, {"stride": 2}, {"eps": 0.1}, {"pool": 3}],
+    ids=str,
 )
 def test_another_computation_on_the_same_tensors_is_warned_of(tmp_path, other):
     path = tmp_path / "net.safetensors"
@@ -127,16 +131,27 @@ def test_another_computation_on_the_same_tensors_is_warned_of(tmp_path, other):
         fxprune.load(path, layers(**other))
 
 
-def test_another_function_on_the_same_tensors_is_warned_of(tmp_path):
-    class Clipped(Net):
-        def forward(self, x):
-            x = torch.clamp(self.bn1(self.conv1(x)), 0.0, 6.0)
-            return self.fc(torch.relu(self.conv2(x)).mean((2, 3)))
+class Called(Net):
+    def __init__(self, size=2, top=6.0, dims=(2, 3), cut=None):
+        super().__init__()
+        self.size, self.top, self.dims, self.cut = size, top, dims, cut
 
+    def forward(self, x):
+        x = torch.clamp(self.bn1(self.conv1(x)), 0.0, self.top)
+        x = F.avg_pool2d(x, kernel_size=self.size, stride=1)[:, :, : self.cut]
+        count, channels = x.shape[:2]
+        x = torch.relu(self.conv2(x.reshape(count, channels, *x.shape[2:])))
+        return self.fc(x.amax(self.dims))
+
+
+@pytest.mark.parametrize("other", [{"size": 3}, {"top": 5.0}, {"cut": 3}], ids=str)
+def test_another_function_on_the_same_tensors_is_warned_of(tmp_path, other):
     path = tmp_path / "net.safetensors"
-    save(make(), path)
+    gated = trained(model=Called(), policy="random", budget="keep=0.5").eval()
+    save(gated, path)
+    assert torch.equal(fxprune.load(path, Called()).eval()(EXAMPLE[0]), gated(EXAMPLE[0]))
     with pytest.warns(FxpruneWarning, match="computes something else"):
-        fxprune.load(path, Clipped())
+        fxprune.load(path, Called(**other))
 
 
 def test_files_that_hold_no_gated_network(tmp_path):

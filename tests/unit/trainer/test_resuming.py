@@ -113,6 +113,21 @@ with only_writer(Path(sys.argv[1])):
     assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, METRICS]
 
 
+def test_a_run_that_is_moved_while_it_trains_is_not_made_anew(digits, tmp_path):
+    run, moved = tmp_path / "a", tmp_path / "b"
+    asked = iter(range(30))  # the first epoch has 22 steps
+
+    def moves() -> bool:
+        if next(asked, None) == 29:
+            run.rename(moved)
+        return False
+
+    with pytest.raises(RunError, match=r"was moved or deleted meanwhile.*\n.*the new place"):
+        fit(small_net(), digits, FAST, run=run, stop=moves)
+    assert not run.exists()
+    assert len(fit(small_net(), digits, FAST, run=moved)) == 2
+
+
 def test_a_finished_run_is_returned_as_it_is(digits, tmp_path):
     net = small_net()
     whole = fit(net, digits, FAST, run=tmp_path)
