@@ -25,6 +25,11 @@ WRAPPED = "module."
 """What DataParallel and DistributedDataParallel put before each name."""
 
 SHOWN = 3  # names of each kind in a message
+FLOAT = "save model.state_dict() of the float network"
+THEIRS = (
+    "build the network that they are of; options of its factory go into the SPEC: "
+    "model.py:Net{width=64}"
+)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -50,7 +55,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         and not (own[name].dim() == 0 and value.dim() == 0)  # counters
     ]
     if odd:
-        raise _unfit(path, {"of another kind": odd})
+        raise _unfit(path, {"of another kind": odd}, FLOAT)
     reshaped = [
         f"{name} is {_shape(value)}, the network's is {_shape(own[name])}"
         for name, value in weights.items()
@@ -143,11 +148,10 @@ def _named(found: Any, path: Path) -> dict[str, Tensor]:
 def _refuse_odd_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Refuse tensors that hold no numbers, and numbers that no training leaves."""
     for name, tensor in weights.items():
-        do = "save model.state_dict() of the float network"
         if tensor.is_meta:
-            raise RunError(f"{name} in {path} is a meta tensor", why="it has no values", do=do)
+            raise RunError(f"{name} in {path} is a meta tensor", why="it has no values", do=FLOAT)
         if tensor.is_quantized:
-            raise RunError(f"{name} in {path} is quantised", why=f"it is {tensor.dtype}", do=do)
+            raise RunError(f"{name} in {path} is quantised", why=f"it is {tensor.dtype}", do=FLOAT)
         if tensor.layout != torch.strided:
             layout = str(tensor.layout).removeprefix("torch.")
             raise RunError(
@@ -187,7 +191,7 @@ def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a number"
 
 
-def _unfit(path: Path, kinds: Mapping[str, list[str]]) -> RunError:
+def _unfit(path: Path, kinds: Mapping[str, list[str]], do: str = THEIRS) -> RunError:
     lines = []
     for kind, names in kinds.items():
         if names:
@@ -196,6 +200,5 @@ def _unfit(path: Path, kinds: Mapping[str, list[str]]) -> RunError:
     return RunError(
         f"the weights in {path} do not fit the network",
         why="\n".join(lines),
-        do="build the network that they are of; options of its factory go into the SPEC: "
-        "model.py:Net{width=64}",
+        do=do,
     )

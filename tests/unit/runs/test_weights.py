@@ -144,9 +144,18 @@ def test_negative_variances(tmp_path: Path) -> None:
     [
         (lambda w: w * float("nan"), "0.weight in .* holds NaN"),
         (lambda w: w / 0.0, "0.weight in .* holds (NaN|infinity)"),
-        (lambda w: w.to(torch.int8), "0.weight is int8, the network's is float32"),
-        (lambda w: w > 0, "0.weight is bool, the network's is float32"),
-        (lambda w: w.to(torch.complex64), "0.weight is complex64, the network's is float32"),
+        (
+            lambda w: w.to(torch.int8),
+            r"0.weight is int8, the network's is float32\n  do   save model.state_dict\(\) of",
+        ),
+        (
+            lambda w: w > 0,
+            r"0.weight is bool, the network's is float32\n  do   save model.state_dict\(\) of",
+        ),
+        (
+            lambda w: w.to(torch.complex64),
+            r"0.weight is complex64, the network's is float32\n  do   save model.state_dict\(\) of",
+        ),
         (
             lambda w: w.flatten(1).to_sparse(),
             r"0.weight in .* is sparse\n  why  its layout is sparse",
