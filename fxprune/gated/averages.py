@@ -120,12 +120,14 @@ class Averaging(Executing):
     def _is_alike(self, source: "Averaging") -> bool:
         """Tell whether its parameters are near another's, of the same channels."""
         one, other = self._selection, source._selection
+        own, wanted = [*self.parameters()], [*source.parameters()]
         return (
             one.widths == other.widths
+            and [p.shape for p in own] == [p.shape for p in wanted]  # none was put in by hand
             and self.channels.shapes == source.channels.shapes
             and not (one.channels.is_meta or other.channels.is_meta)  # which have no values
             and torch.equal(one.channels, other.channels.to(one.channels.device))
-            and all(map(is_close, self.parameters(), source.parameters()))
+            and all(map(is_close, own, wanted))
         )
 
     def _restored(self) -> None:
@@ -153,6 +155,8 @@ class Averaging(Executing):
         for one in (*self._followers, *self._copies):
             yield from one.parameters()
             yield from one._moving()
+        for network in [*_LIVING]:
+            yield from network._evaluation.kept()
 
     @lasting
     def _catch_up(self) -> None:

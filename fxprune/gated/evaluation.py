@@ -8,7 +8,7 @@ tensors that are gathered for it. They stand in the modules' tables while the fo
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -58,13 +58,12 @@ class Evaluation:
 
     Attributes:
         shown: the selection that they show; None if there is none yet.
-        stale: whether it may be another's by now.
     """
 
     def __init__(self) -> None:
         self._trained: Selection | None = None
         self.shown: Selection | None = None
-        self.stale = True
+        self._stale = True
         self._view: View | None = None  # none where the residents are what is shown
         self._kept: KeptView | None = None  # what the last forward without a graph has shown
         self._may_keep = False
@@ -76,6 +75,21 @@ class Evaluation:
         self._codes: dict[bool, Code] = {}
         self._widths: Widths | None = None
         self._left: list[tuple[_Table, dict[str, Tensor | None]]] = []
+
+    @property
+    def stale(self) -> bool:
+        """Whether the selection that is shown may be another's by now."""
+        return self._stale
+
+    @stale.setter
+    def stale(self, stale: bool) -> None:
+        self._stale = stale
+        if stale:
+            self._kept = None
+
+    def kept(self) -> Iterable[Tensor]:
+        """Return the tensors that are kept between forwards."""
+        return () if self._kept is None else self._kept.tensors.values()
 
     def prepare(
         self,

@@ -115,3 +115,14 @@ def test_full_searches_take_a_part_of_the_time() -> None:
     many = len([*search.objects(1)])
     assert len([*search.objects(2)]) < many / 4, "of the young ones"
     assert [*search.objects(3)] == []
+
+
+def test_what_an_evaluation_keeps_is_not_warned_of() -> None:
+    gated, optimizer = build(NET, policy="random")
+    average = copy.deepcopy(gated)
+    for step in range(3):
+        for network in (gated, average):
+            with torch.no_grad():
+                network.eval()(*NET.inputs())
+        gated.train()
+        train_step(gated, optimizer, NET, step)

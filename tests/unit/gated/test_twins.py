@@ -98,6 +98,16 @@ def test_a_network_on_the_meta_device_does_not_disturb_another(without_values: i
     assert gated.steps == 2
 
 
+def test_a_network_with_parameters_put_in_by_hand_does_not_disturb_another() -> None:
+    other = instrument(NET.model().train(), NET.inputs(), policy="random")
+    layer = next(module for module in other.modules() if isinstance(module, nn.Conv2d))
+    layer.register_parameter("scale", nn.Parameter(torch.ones(7, 5)))
+    gated, optimizer = build("random")
+    before = gated.executing.clone()
+    train_step(gated, optimizer, NET, 0)
+    assert not torch.equal(gated.executing, before)
+
+
 def test_equal_networks_that_train_in_turns_do_not_follow_each_other() -> None:
     networks = [instrument(NET.model().train(), NET.inputs(), policy="random") for _ in range(2)]
     before = networks[0].dense_state_dict()
