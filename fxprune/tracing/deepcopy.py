@@ -1,14 +1,16 @@
 """Deep copies of modules: what `copy.deepcopy` gives, in a fraction of its time.
 
 A module is some twenty attributes, most of them numbers or empty dictionaries of hooks, which
-`copy.deepcopy` takes apart and rebuilds by the general protocol, one by one.
+`copy.deepcopy` takes apart and rebuilds by the general protocol, one by one. Functions it shares:
+here those that reach the module, such as `self.f = lambda x: self.conv(x)`, reach the copy.
 """
 
 import copy
+import functools
 import gc
 import types
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +27,99 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         value: what to copy; other things than modules are fine.
         memo: as that of `copy.deepcopy`.
     """
+    twin = _copied(value, memo)
+    rebind({key: part for key, part in memo.items() if isinstance(part, nn.Module)})
+    return twin
+
+
+def rebind(twins: Mapping[int, nn.Module]) -> None:
+    """Turn functions that copies of modules hold, as attributes or hooks, to the copies.
+
+    Args:
+        twins: the copies, changed in place, by the ids of the modules that they are copies of.
+    """
+    led: dict[int, Any] = {**twins}
+    for twin in twins.values():
+        for name, value in vars(twin).items():
+            if type(value) in _LEADING and value and name not in _OWN_TABLES:
+                vars(twin)[name] = _led(value, led)
+
+
+_OWN_TABLES = frozenset({"_parameters", "_buffers", "_modules"})
+_LEADING = frozenset(
+    {list, tuple, set, dict, OrderedDict}
+    | {types.FunctionType, types.MethodType, functools.partial}
+)
+"""What may lead from an attribute to the module that has it."""
+
+_EMPTY = types.CellType()
+
+
+def _parts(value: Any) -> list[Any]:
+    """List what a container holds, or what a function has beside its arguments."""
+    match value:
+        case types.MethodType():
+            return [value.__self__]
+        case functools.partial():
+            return [value.func, value.args, value.keywords]
+        case types.FunctionType():
+            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
+            return [*cells, value.__defaults__, value.__kwdefaults__]
+        case dict():
+            return list(value.values())
+    return list(value)
+
+
+def _leads(value: Any, led: Mapping[int, Any], seen: set[int]) -> bool:
+    """Tell whether a value leads to one that another stands for."""
+    if id(value) in led:
+        return True
+    if type(value) not in _LEADING or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_leads(part, led, seen) for part in _parts(value))
+
+
+def _led(value: Any, led: dict[int, Any]) -> Any:
+    """Return what leads to the copies in the place of a value; the value if it leads nowhere.
+
+    Args:
+        value: an attribute, or a part of one.
+        led: by id, what stands for values; written to.
+    """
+    key = id(value)
+    if key in led or not _leads(value, led, set()):
+        return led.get(key, value)
+    twin: Any
+    match value:
+        case types.FunctionType():
+            cells = [led.setdefault(id(c), types.CellType()) for c in value.__closure__ or ()]
+            name, space = value.__name__, value.__globals__
+            twin = led[key] = types.FunctionType(value.__code__, space, name, None, tuple(cells))
+            twin.__defaults__ = _led(value.__defaults__, led)
+            twin.__kwdefaults__ = _led(value.__kwdefaults__, led)
+            twin.__qualname__ = value.__qualname__
+            vars(twin).update(vars(value))
+            for cell, own in zip(cells, value.__closure__ or (), strict=True):
+                if own != _EMPTY and cell == _EMPTY:
+                    cell.cell_contents = _led(own.cell_contents, led)
+        case types.MethodType():
+            twin = types.MethodType(value.__func__, _led(value.__self__, led))
+        case functools.partial():
+            function, given, named = (_led(part, led) for part in _parts(value))
+            twin = functools.partial(function, *given, **named)
+        case dict():
+            twin = led[key] = type(value)()
+            twin.update({name: _led(part, led) for name, part in value.items()})
+        case list():
+            twin = led[key] = []
+            twin += [_led(part, led) for part in value]
+        case _:
+            twin = type(value)(_led(part, led) for part in value)
+    return led.setdefault(key, twin)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _ATOMS or (kind is tuple and all(type(part) in _ATOMS for part in value)):
         return value
@@ -33,7 +128,7 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
     if kind is dict or kind is OrderedDict:
         table = memo[id(value)] = kind()
         for key, part in value.items():
-            table[copied(key, memo)] = copied(part, memo)
+            table[_copied(key, memo)] = _copied(part, memo)
         return table
     if kind is set and all(type(part) in _ATOMS for part in value):
         memo[id(value)] = set(value)
@@ -41,7 +136,7 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, nn.Module) and _is_plain(kind):
         twin = memo[id(value)] = object.__new__(kind)
         state: dict[str, Any] = value.__getstate__()  # type: ignore[no-untyped-call]
-        twin.__setstate__({name: copied(part, memo) for name, part in state.items()})
+        twin.__setstate__({name: _copied(part, memo) for name, part in state.items()})
         return twin
     for tensor in _computed(value):
         memo.setdefault(id(tensor), tensor.detach().clone())

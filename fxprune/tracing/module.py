@@ -14,7 +14,7 @@ from typing import Any, Self
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
-from fxprune.tracing.deepcopy import copied
+from fxprune.tracing.deepcopy import copied, rebind
 from fxprune.tracing.regions import Region, region_of
 from fxprune.tracing.signature import Signature, flat_network, signature_of
 
@@ -161,9 +161,8 @@ class TracedModule(fx.GraphModule):
         """Copy modules and both graphs; the copy's class is its own, as with any GraphModule."""
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        for name, value in [*self.__dict__.items()]:
-            if name not in self._NOT_COPIED:
-                twin.__dict__[name] = copied(value, memo)
+        own = {n: part for n, part in self.__dict__.items() if n not in self._NOT_COPIED}
+        twin.__dict__.update(copied(own, memo))
         train = copy.deepcopy(self._graphs[True])
         same = self._graphs[True] is self._graphs[False]
         twin.__dict__["_graphs"] = {
@@ -219,6 +218,7 @@ def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule
         return made[id(child)]
 
     twin: TracedModule = copied(module)
+    rebind(made)
     train, evaluation = module.both_graphs
     graph = copy.deepcopy(evaluation)
     twin.__dict__["_graphs"] = {

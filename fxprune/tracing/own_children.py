@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import TraceError
+from fxprune.tracing.deepcopy import rebind
 from fxprune.tracing.module import TracedModule, join, keeps_code, modules_of
 from fxprune.tracing.regions import Region, has_sizes
 from fxprune.tracing.signature import Signature
@@ -126,6 +127,7 @@ def install(network: TracedModule, children: Mapping[int, Child]) -> None:
         *path, name = target.split(".")
         owner = network.get_submodule(".".join(path))
         owner._modules[name] = twin_of(leaf)
+    rebind(twins)
 
 
 def leaves_of(root: nn.Module, graphs: Sequence[fx.Graph]) -> Iterator[tuple[str, nn.Module]]:
