@@ -5,7 +5,6 @@ forward may take lists, dicts, keywords and options, and return objects of its o
 `Signature` translates between the two, in the generated code of the graph.
 """
 
-import copy
 import dataclasses
 import inspect
 import re
@@ -13,13 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
-from torch.utils import _pytree as pytree
 
 from fxprune.equivalence import leaves, parts
 from fxprune.errors import TraceError
+from fxprune.tracing.objects import flatten, remade, unflatten
 
 _EMPTY = inspect.Parameter.empty
 
@@ -49,7 +47,8 @@ class Signature:
                 f"{type(model).__name__}.forward " + (str(error) if kwargs else what),
                 do="give one example tensor for each input, the batch first",
             ) from error
-        paths, self._spec = pytree.tree_flatten_with_path(bound)
+        paths, self._spec = flatten(bound)
+        self._paths = [path for path, _ in paths]
         self._example = [None if isinstance(leaf, Tensor) else leaf for _, leaf in paths]
         self._tensors = [place for place, (_, x) in enumerate(paths) if isinstance(x, Tensor)]
         self.inputs: tuple[Tensor, ...] = tuple(x for _, x in paths if isinstance(x, Tensor))
@@ -87,13 +86,15 @@ class Signature:
 
     def unflatten(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments of forward that hold these tensors."""
+        bound = inspect.BoundArguments(self.parameters, OrderedDict(self._with(tensors)))
+        return bound.args, bound.kwargs
+
+    def _with(self, tensors: Sequence[Any]) -> Any:
+        """Return the arguments of the example by name, with these tensors in them."""
         given = list(self._example)
         for place, tensor in zip(self._tensors, tensors, strict=True):
             given[place] = tensor
-        bound = inspect.BoundArguments(
-            self.parameters, OrderedDict(pytree.tree_unflatten(given, self._spec))
-        )
-        return bound.args, bound.kwargs
+        return unflatten(given, self._spec)
 
     def caller(self, network: Callable[..., Any]) -> Callable[..., Any]:
         """Return the network as a function of the tensors alone, in the graph's order."""
@@ -127,9 +128,10 @@ class Signature:
         for name in given:
             if name not in self._given:
                 self._refuse_unless_default(name, given[name])
-        found_leaves, spec = pytree.tree_flatten(known)
+        paths, spec = flatten(known)
         if spec != self._spec:
             raise TypeError(self._difference(known))
+        found_leaves = [leaf for _, leaf in paths]
         for place, (wanted, found) in enumerate(zip(self._example, found_leaves, strict=True)):
             if place in self._tensors:
                 if not isinstance(found, Tensor):
@@ -139,8 +141,7 @@ class Signature:
         return [found_leaves[place] for place in self._tensors]
 
     def _of(self, place: int) -> str:
-        paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(self._example, self._spec))
-        return self._name(paths[place][0]) if place < len(paths) else "an input"
+        return self._name(self._paths[place])
 
     def _refuse_unless_default(self, name: str, value: Any) -> None:
         parameter = self.parameters.parameters[name]
@@ -154,11 +155,11 @@ class Signature:
             raise TypeError(_otherwise(name, parameter.default, value))
 
     def _difference(self, known: Mapping[str, Any]) -> str:
-        wanted = pytree.tree_unflatten(self._example, self._spec)
+        wanted = self._with(self.inputs)
         for name in wanted:
             if name not in known:
                 return f"the network was traced with the input {name}, which is not given"
-            if pytree.tree_structure(known[name]) != pytree.tree_structure(wanted[name]):
+            if flatten(known[name])[1] != flatten(wanted[name])[1]:
                 if isinstance(known[name], Mapping) and isinstance(wanted[name], Mapping):
                     for option in known[name].keys() - wanted[name].keys():
                         return _otherwise(option, _EMPTY, known[name][option])
@@ -370,15 +371,7 @@ def _map(value: Any, change: Callable[[Any], Any]) -> Any:
     changed = {key: _map(part, change) for key, part in named.items()}
     if type(value) in (dict, OrderedDict):
         return type(value)(changed)
-    known = {id(part): changed[key] for key, part in named.items()}
-    twin = copy.copy(value)
-    if isinstance(value, dict):
-        for key, part in changed.items():
-            dict.__setitem__(twin, key, part)
-    for name, part in vars(value).items() if hasattr(value, "__dict__") else ():
-        if id(part) in known:
-            object.__setattr__(twin, name, known[id(part)])
-    return twin
+    return remade(value, changed)
 
 
 def example_arguments(
@@ -407,9 +400,22 @@ def example_arguments(
 def _checked(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+    leaves = [leaf for _, leaf in flatten((args, kwargs))[0]]
+    taken = "what forward takes may be a tensor, or tensors in lists, tuples, dicts and dataclasses"
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        kinds = dict.fromkeys(type(leaf).__name__ for leaf in leaves)
         raise TraceError(
             "example inputs must be a tuple of tensors, and there is no tensor in it",
-            do="write (x,) for a single input",
+            why=f"it holds {', '.join(kinds)}" if kinds else "",
+            do=f"write (x,) for a single input; {taken}",
         )
+    for leaf in leaves:  # it would become a constant, with the example's values
+        if isinstance(leaf, nn.Module) or not hasattr(leaf, "__dict__"):
+            continue
+        if any(isinstance(value, Tensor) for value in vars(leaf).values()):
+            raise TraceError(
+                f"an object of the class {type(leaf).__name__} among the example inputs holds "
+                "tensors",
+                do=taken,
+            )
     return args, kwargs

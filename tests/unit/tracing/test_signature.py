@@ -1,6 +1,6 @@
 """Calls as people write them: options, keywords, lists and dicts of tensors, outputs by name."""
 
-from collections import OrderedDict
+from collections import OrderedDict, UserDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import TraceError
 from fxprune.tracing.trace import trace
+from tests.support.topologies.base import randomised
 
 IMAGE = torch.randn(2, 3, 8, 8)
 
@@ -157,6 +158,59 @@ def test_networks_of_nested_inputs_are_exported(
     gated(*inputs).square().mean().backward()
 
 
+@dataclass(frozen=True)
+class Batch:
+    image: Tensor
+    more: list[Any]
+    name: str = "any"
+
+
+class Entries(UserDict):  # type: ignore[type-arg]
+    """A mapping that is no dict."""
+
+
+class WithBatch(Base):
+    def forward(self, x: Tensor, batch: Any = None) -> Tensor:
+        values = batch if isinstance(batch, Batch) else Batch(batch["image"], batch["more"])
+        return self.run(x + values.image + values.more[0])
+
+
+@pytest.mark.parametrize("kind", [Batch, Named, Entries, "nested"], ids=str)
+@torch.no_grad()
+def test_objects_of_tensors_are_taken(kind: Any) -> None:
+    def batch(x: Tensor) -> Any:
+        if kind == "nested":
+            return Entries(image=x, more=[Batch(x, []).image])
+        return kind(image=x, more=[x + 1])
+
+    model = randomised(WithBatch()).eval()
+    gated = fxprune.instrument(model, (IMAGE, batch(IMAGE))).eval()
+    other = torch.randn(3, 3, 8, 8)
+    wanted = gated(other, batch=batch(other))
+    assert wanted.shape == (3, 4, 4, 4)
+    assert torch.allclose(fxprune.zeroed(gated, model)(other, batch(other)), wanted, atol=1e-5)
+    assert torch.allclose(fxprune.shrink(gated)(other, batch(other)), wanted, atol=1e-5)
+    with pytest.raises(TypeError, match="batch has another structure"):
+        gated(other, [other])
+    if kind is Batch:
+        with pytest.raises(TypeError, match="batch_name='other' is given"):
+            gated(other, Batch(other, [other], "other"))
+
+
+class Holds:
+    """An object of which nothing is known."""
+
+    def __init__(self) -> None:
+        self.image = IMAGE
+
+
+def test_tensors_in_other_objects_are_no_constants() -> None:
+    with pytest.raises(TraceError, match=r"an object of the class Holds .* holds tensors"):
+        fxprune.analyze(WithBatch(), (IMAGE, Holds()))
+
+
 def test_inputs_that_hold_no_tensor_are_refused() -> None:
     with pytest.raises(TraceError, match="there is no tensor in it"):
         fxprune.analyze(Passes(), (3,))
+    with pytest.raises(TraceError, match="it holds Holds"):
+        fxprune.analyze(Passes(), (Holds(),))

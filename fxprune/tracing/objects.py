@@ -1,0 +1,114 @@
+"""Dataclasses and mappings of the user's own, as parts of trees of tensors.
+
+`torch.utils._pytree` takes what it does not know for a leaf. Here such an object is opened first:
+an `_Object`, which it does know, holds its parts by name and how it is made of them again.
+"""
+
+import copy
+import dataclasses
+from collections import UserDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune.equivalence import parts
+
+Path = tuple[Any, ...]
+
+
+def flatten(value: Any) -> tuple[list[tuple[Path, Any]], pytree.TreeSpec]:
+    """List a tree's leaves with the way to each, and return its form."""
+    return pytree.tree_flatten_with_path(opened(value))
+
+
+def unflatten(leaves: Iterable[Any], form: pytree.TreeSpec) -> Any:
+    """Make a tree of its leaves, with objects of the user's classes in it."""
+    return closed(pytree.tree_unflatten(leaves, form))
+
+
+def holds_tensors(value: Any) -> bool:
+    """Tell whether a tree has a tensor among its leaves."""
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(opened(value)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """How an object is made of its parts.
+
+    Attributes:
+        kind: its class.
+        names: of its parts.
+        example: one of them.
+    """
+
+    kind: type
+    names: tuple[Any, ...]
+    example: Any = dataclasses.field(compare=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Object:
+    """An object that is opened: its parts, in the order of their names."""
+
+    form: _Form
+    parts: list[Any]
+
+
+pytree.register_pytree_node(
+    _Object,
+    lambda opened: (opened.parts, opened.form),
+    lambda parts, form: _Object(form, list(parts)),
+    flatten_with_keys_fn=lambda opened: (
+        [(pytree.MappingKey(n), p) for n, p in zip(opened.form.names, opened.parts, strict=True)],
+        opened.form,
+    ),
+)
+
+
+def opened(value: Any) -> Any:
+    """Return a tree in which objects that hold tensors are open; containers are made anew."""
+    if type(value) in pytree.SUPPORTED_NODES:
+        leaves, form = pytree.tree_flatten(value, is_leaf=lambda part: part is not value)
+        return pytree.tree_unflatten(map(opened, leaves), form)
+    entries = dataclasses.is_dataclass(value) or isinstance(value, (dict, UserDict))
+    known = parts(value) if entries and not isinstance(value, type) else None
+    if known is None:
+        return value
+    inner = [opened(part) for part in known.values()]
+    if not holds_tensors(inner):
+        return value  # an option, which is compared as a whole
+    return _Object(_Form(type(value), tuple(known), value), inner)
+
+
+def closed(tree: Any) -> Any:
+    """Return the tree that was opened."""
+
+    def made(part: Any) -> Any:
+        if not isinstance(part, _Object):
+            return part
+        inner = map(closed, part.parts)
+        return remade(part.form.example, dict(zip(part.form.names, inner, strict=True)))
+
+    return pytree.tree_map(made, tree, is_leaf=lambda part: isinstance(part, _Object))
+
+
+def remade(value: Any, changed: Mapping[Any, Any]) -> Any:
+    """Copy a dataclass's object or a mapping, with other parts by name.
+
+    A mapping may have its parts as attributes as well.
+    """
+    before = parts(value)
+    assert before is not None
+    known = {id(part): changed[name] for name, part in before.items()}
+    twin = copy.copy(value)
+    for name, part in changed.items():
+        if isinstance(twin, dict):
+            dict.__setitem__(twin, name, part)
+        elif isinstance(twin, UserDict):
+            twin.data[name] = part
+    for name, part in vars(value).items() if hasattr(value, "__dict__") else ():
+        if id(part) in known:
+            object.__setattr__(twin, name, known[id(part)])
+    return twin
