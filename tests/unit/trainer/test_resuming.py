@@ -7,11 +7,13 @@ import sys
 import pytest
 from torch import nn
 
+from fxprune.api import instrument
 from fxprune.errors import FxpruneWarning, RunError
 from fxprune.files import read_tensors, write_tensors
 from fxprune.runs.history import METRICS
 from fxprune.runs.run import CHECKPOINT
 from fxprune.trainer.loop import Stopped, fit
+from fxprune.trainer.options import TrainOptions
 from tests.support.fitting import FAST, same_bits, small_net, stopped_after
 
 
@@ -148,6 +150,43 @@ def test_other_options_are_refused(digits, tmp_path):
     changed = dataclasses.replace(FAST, lr=0.2, batch_size=32)
     with pytest.raises(RunError, match=r"lr 0\.05 \(now 0\.2\), batch_size 64 \(now 32\)"):
         fit(small_net(), digits, changed, run=tmp_path)
+
+
+CHANGED = {
+    "lr": 0.2, "optimizer": "adamw", "schedule": "step", "milestones": (0.3,), "decay": 0.5,
+    "lr_warmup": 0.1, "batch_size": 32, "momentum": 0.5, "weight_decay": 0.1,
+    "decay_norms": False, "clip": 1.0, "accumulate": 2, "freeze": "0", "ema": 0.9,
+    "best": True, "early_stop": 1, "label_smoothing": 0.1, "distil": 0.5, "temperature": 2.0,
+    "augment": False, "randaugment": 3, "mixup": 0.2, "cutmix": 0.2, "amp": "bfloat16",
+    "channels_last": "off", "budget_schedule": "linear{begin=0.1,end=0.4}",
+    "train_macs": 0.9, "settle": 0.4, "recalibrate": 3, "seed": 9,
+}  # fmt: skip
+"""Another value of each option that a training keeps from its begin to its end."""
+
+
+@pytest.fixture(scope="module")
+def begun(digits, tmp_path_factory):
+    run = tmp_path_factory.mktemp("begun")
+    options = dataclasses.replace(FAST, epochs=4)
+    fit(
+        instrument(small_net(), (digits.train.images[:2] / 255,)),
+        digits,
+        options,
+        run=run,
+        minutes=0,
+    )
+    return run
+
+
+@pytest.mark.parametrize(
+    "name", sorted({f.name for f in dataclasses.fields(TrainOptions)} - {"epochs", "device"})
+)
+def test_any_other_option_is_refused_by_name(digits, begun, name):
+    options = dataclasses.replace(FAST, epochs=4, **{name: CHANGED[name]})
+    gated = instrument(small_net(), (digits.train.images[:2] / 255,))
+    with pytest.raises(RunError, match=rf"other options: {name} .*\n  do .* --from ") as caught:
+        fit(gated, digits, options, run=begun)
+    assert "(now" in str(caught.value)
 
 
 def test_a_shorter_run_is_refused(digits, tmp_path):
