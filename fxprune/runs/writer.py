@@ -44,7 +44,8 @@ def only_writer(folder: Path) -> Iterator[None]:
         sweep(folder)
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the lock goes with the handle
+        if _is_still(path, handle):  # the folder may have been moved, and another be there now
+            path.unlink(missing_ok=True)  # before the lock goes with the handle
         os.close(handle)
 
 

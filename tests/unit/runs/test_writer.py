@@ -61,3 +61,4 @@ def test_a_folder_that_is_moved_meanwhile_is_noticed(tmp_path: Path) -> None:
         (run / LOCK).write_text('{"pid": 1, "host": "other", "since": "now"}')
         with pytest.raises(RunError, match="is not the folder any more in which this began"):
             require_lock(run)
+    assert (run / LOCK).exists(), "it is another process's"
