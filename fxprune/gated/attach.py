@@ -15,6 +15,7 @@ from fxprune.budget.schedule import Schedule, StepSchedule, parse
 from fxprune.errors import GateError, OptionError
 from fxprune.gated.ddp import refuse_shards
 from fxprune.gated.module import GatedModule
+from fxprune.gated.unattached import WATCH
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
@@ -90,6 +91,7 @@ def attach(
             do="call attach once, or .detach() on what it returned before",
         )
     pace = _pace(gated, schedule, steps)
+    WATCH.begin()
     gated.track(optimizer, pace)
     if pace is not None:
         gated.spend(pace.share(gated.steps))

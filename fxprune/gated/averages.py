@@ -22,6 +22,11 @@ _LIVING: "weakref.WeakSet[Averaging]" = weakref.WeakSet()
 """All gated networks of the process."""
 
 
+def living() -> list["Averaging"]:
+    """Return all gated networks of the process."""
+    return [*_LIVING]
+
+
 class Averaging(Executing):
     """A network whose deep copies may hold averages of its parameters.
 
@@ -107,7 +112,7 @@ class Averaging(Executing):
 
         A target network is often made anew, and then loads this one's state.
         """
-        for other in [*_LIVING] if self.attached and not self.follows else []:
+        for other in living() if self.attached and not self.follows else []:
             if other is not self and other._may_follow(self) and other._is_alike(self):
                 other._twin = Twin.of(self, other._dense_parameters())
                 self._copies.add(other)
@@ -155,7 +160,7 @@ class Averaging(Executing):
         for one in (*self._followers, *self._copies):
             yield from one.parameters()
             yield from one._moving()
-        for network in [*_LIVING]:
+        for network in living():
             yield from network._evaluation.kept()
 
     @lasting

@@ -119,6 +119,11 @@ class Executing(TracedModule):
         """How many optimiser steps were observed."""
         return self._selector.steps
 
+    def follows_steps_of(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether nothing is amiss if an optimiser steps: it is attached, or none needs be."""
+        needs = not self.settled and (bool(self.attached) or self.steps > 0)
+        return not needs or self._residents.is_tracked(optimizer)
+
     @property
     def policy_state(self) -> dict[str, Tensor]:
         """The policy's tensors."""

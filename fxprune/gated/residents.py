@@ -247,6 +247,10 @@ class Residents:
             kept.append(tracked)
         self._tracked = kept
 
+    def is_tracked(self, optimizer: Optimizer) -> bool:
+        """Tell whether the state of an optimiser is exchanged with the channels."""
+        return any(one is optimizer for _, one in self._optimizers())
+
     def reset_unmovable_state(self, widths: Widths, new: Widths) -> None:
         """Warn of state that does not follow the channels, and delete it at new widths."""
         for tracked, optimizer in self._optimizers():
