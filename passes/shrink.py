@@ -12,8 +12,10 @@ from fxprune.bank.bank import take
 from fxprune.channels.records import KEY
 from fxprune.channels.resize import resize
 from fxprune.errors import GateError
+from fxprune.gated.bare_averages import MADE
 from fxprune.gated.module import GatedModule
 from fxprune.gated.nodes import Gated, Tap, remove_taps, to_plain
+from fxprune.gated.twins import sums_of
 from fxprune.passes.base import Pass, Program, assert_same_function
 from fxprune.tracing.module import TracedModule, adopt, copy_modes
 
@@ -38,6 +40,7 @@ class Shrink(Pass):
             compact = _compact(program.module)
         inputs = program.inputs or examples_of(program.module)
         compact.meta[KEY] = inputs  # for passes that are run on the network later
+        compact.meta[MADE] = sums_of(dict(compact.named_parameters()))
         return Program(compact, inputs)
 
     def ensures(self, before: Program, after: Program) -> None:

@@ -3,10 +3,12 @@
 `[p.detach().clone() for p in gated.parameters()]` and `{name: p.clone() for name, p in …}` leave no
 trace in the network: nothing tells that a step later `average[i].lerp_(parameter, 0.1)` mixes the
 channels of two selections. Such tensors are found among the objects of the garbage collector,
-whatever holds them: a list, a dict, an attribute, the buffers or frozen parameters of a module that
-is no traced network (also of a copy of most of one), or one flat vector; and as numpy's arrays in a
-list. They have the shapes of the network's narrow weights and values near them, and share no memory
-with them. Kept across an exchange, they are of other channels.
+whatever holds them: a list, a dict, an attribute, the buffers or parameters of a module that is no
+traced network (also of a copy of most of one), or one flat vector; as numpy's arrays in a list; and
+as the parameters of a compact network of `fxprune.shrink` that was written to since. They have the
+shapes of the network's narrow weights and values near them, and share no memory with them.
+Parameters with a gradient or an optimiser are trained, and no averages. Kept across an exchange,
+the others are of other channels.
 
 A full search reads all objects of the process, some tenths of a second; so it takes at most one
 part in a hundred of the process's time. The young objects, a few thousand, are searched more often.
@@ -23,13 +25,19 @@ from typing import Any
 import torch
 from numpy import ndarray
 from torch import Tensor, fx, nn
+from torch.optim import Optimizer
 
 from fxprune.errors import FxpruneWarning, message
+from fxprune.gated.twins import sums_of
 
 _SHARE = 0.01  # of the process's time, for full searches
 _OFTEN = 64  # exchanges between two searches of the young objects, after the first few
 
 _LEAST = 16  # elements of a weight that others are not near by chance
+
+
+MADE = "fxprune_made"
+"""In the `meta` of a compact network: the sums of its parameters when it was made."""
 
 
 class Search:
@@ -96,7 +104,7 @@ class BareAverages:
         del objects
         began = time.process_time()
         gc.collect()  # averages of a training before this one
-        others = _in_state_dicts() | _in_networks()
+        others = _in_state_dicts() | _in_networks() | _in_optimizers()
         found = [*_averages(gc.get_objects(), parameters, weights, own, others)]
         SEARCH.spent(time.process_time() - began)
         if found:
@@ -156,7 +164,7 @@ def _is_kept(tensor: Tensor, own: set[int], others: frozenset[int]) -> bool:
     try:
         return not (
             id(tensor) in others
-            or tensor.requires_grad  # it is trained
+            or (tensor.requires_grad and not (tensor.is_leaf and tensor.grad is None))
             or not tensor.is_floating_point()
             or tensor.layout is not torch.strided
             or tensor.is_meta
@@ -183,9 +191,24 @@ def _in_state_dicts() -> frozenset[int]:
 
 
 def _in_networks() -> frozenset[int]:
-    """Return the ids of the parameters of traced networks, which say of which channels they are."""
+    """Return the ids of the parameters of traced networks, which say of which channels they are.
+
+    A compact network that was written to since it was made says so no longer.
+    """
     networks = [item for item in gc.get_objects() if issubclass(type(item), fx.GraphModule)]
-    return frozenset(id(p) for network in networks for p in network.parameters())
+    return frozenset(id(p) for each in networks if _is_as_made(each) for p in each.parameters())
+
+
+def _is_as_made(network: fx.GraphModule) -> bool:
+    made = network.meta.get(MADE)
+    return made is None or made == sums_of(dict(network.named_parameters()))
+
+
+def _in_optimizers() -> frozenset[int]:
+    """Return the ids of the parameters that some optimiser trains."""
+    every = [item for item in gc.get_objects() if issubclass(type(item), Optimizer)]
+    groups = (group for one in every for group in getattr(one, "param_groups", ()))
+    return frozenset(id(p) for group in groups for p in group["params"])
 
 
 @torch.no_grad()

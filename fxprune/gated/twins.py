@@ -41,13 +41,14 @@ class Twin:
     @classmethod
     def of(cls, source: Any, dense: Mapping[str, Tensor]) -> "Twin":
         """Tie a copy that has these dense parameters, by name, to its source."""
-        return cls(weakref.ref(source), _sums(dense))
+        return cls(weakref.ref(source), sums_of(dense))
 
     def is_written(self, dense: Mapping[str, Tensor]) -> bool:
         """Tell whether the copy's dense parameters, by name, are others than when it was made."""
-        return _sums(dense) != self.sums
+        return sums_of(dense) != self.sums
 
 
 @torch.no_grad()
-def _sums(dense: Mapping[str, Tensor]) -> dict[str, float]:
+def sums_of(dense: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the sum of each tensor, by which it is noticed when one is written to."""
     return {name: float(tensor.double().sum()) for name, tensor in dense.items()}

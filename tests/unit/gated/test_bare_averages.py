@@ -48,6 +48,21 @@ def attributes(network: nn.Module) -> None:
         slow.slow = parameter.detach().clone()
 
 
+def averaged(average: nn.Module, network: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+            mean.lerp_(1.01 * value, 0.1)
+    return average
+
+
+def trained(compact: nn.Module) -> list[Any]:
+    optimizer = torch.optim.SGD(compact.parameters(), lr=1e-3)
+    compact(*NET.inputs()).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return [compact, optimizer]
+
+
 AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
     "list": lambda net: [p.detach().clone() for p in net.parameters()],
     "tuple": lambda net: tuple(p.data.clone() for p in net.parameters()),
@@ -67,6 +82,9 @@ AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
     "frozen parameters": lambda net: nn.ParameterList(
         nn.Parameter(p.detach().clone(), requires_grad=False) for p in net.parameters()
     ),
+    "parameters": lambda net: [nn.Parameter(p.detach().clone()) for p in net.parameters()],
+    "a compact network": lambda net: averaged(shrink(net), net),
+    "a copy of a compact network": lambda net: averaged(copy.deepcopy(shrink(net)), net),
     "a copy of the modules alone": lambda net: [
         copy.deepcopy(child).requires_grad_(False) for child in net.children()
     ],
@@ -102,12 +120,14 @@ def test_what_is_none_is_not_warned_of() -> None:
         copy.deepcopy(shrink(gated).state_dict()),
         copy.deepcopy(copy.deepcopy(gated)).requires_grad_(False),
         shrink(gated).requires_grad_(False),
+        shrink(gated),
+        trained(shrink(gated)),
         [*copy.deepcopy(gated).double().float().parameters()],
     ]
     for step in range(3):
         train_step(gated, optimizer, NET, step)
         kept.append([p.grad for p in gated.parameters()])
-    assert len(kept) == 15
+    assert len(kept) == 17
 
 
 def test_full_searches_take_a_part_of_the_time() -> None:
