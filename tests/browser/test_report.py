@@ -78,6 +78,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found["same"] = [one, one]
     found["odd"] = [summarize(odd, gated)]
     found["odd"][0]["layers"][0]["name"] = "__name__"
+    blank = dict.fromkeys(("train_loss", "val_accuracy", "churn"))
+    found["nan"] = [summarize(Subject("nan", "cucb", "keep=0.5", [{**lines[0], **blank}]), gated)]
     other = summarize(Subject("odd", "cucb", "keep=0.5", scored), gated)
     found["many"] = [other, *({**one, "title": f"run {index}"} for index in range(6))]
     for name, records in found.items():
@@ -211,3 +213,15 @@ def test_runs_look_the_same_in_each_chart_and_metrics_are_not_mixed(
     assert len(own) == 7
     assert all(len(style) == 1 for style in own)
     assert len(set.union(*own)) == 7
+
+
+def test_what_was_not_measured_is_not_said_to_be_zero(
+    browser: Browser, reports: dict[str, Path]
+) -> None:
+    tab = Tab(browser, reports["nan"])
+    assert tab.said == []
+    assert "1 epoch, " in tab.page.locator("#subtitle").inner_text()
+    assert "No step exchanged a channel" not in tab.page.locator("#choice").inner_text()
+    for name in ("by macs spent", "by epoch"):
+        tab.page.get_by_role("button", name=name).press("Enter")
+        assert tab.page.get_by_text("No epoch has a finite accuracy or loss.").count() == 1

@@ -39,6 +39,7 @@
     if (file && file.dense) return { share: file.compact.latency / file.dense.latency, dense: file.dense.latency, compact: file.compact.latency };
     return run.latency ? { share: run.latency.compact / run.latency.dense, ...run.latency } : null;
   };
+  const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
   const figure = (value, digits) => value == null ? "–" : value.toPrecision(digits);
   const ms = (seconds) => seconds == null ? "–" : (1000 * seconds).toPrecision(3) + "\u00a0ms";
 
@@ -132,6 +133,7 @@
         else chart(grid, "Accuracy on the validation split", lines("val_accuracy", by, 100, rated), { unit: " %", xLabel });
       }
       chart(grid, "Training loss", lines("train_loss", by, 1, shown), { xLabel });
+      if (!grid.children.length) grid.append(h("p", {}, "No epoch has a finite accuracy or loss."));
       return redraw.slice(before);
     }
     if (byMacs) {
@@ -326,7 +328,7 @@
     if (run.groups.length) {
       const part = section("choice", "How channels were chosen", `Policy ${run.policy}, budget ${run.budget}.`);
       const churn = column(run.epochs, "churn", 100);
-      if (churn.length && churn.every((value) => !value)) part.append(h("p", {}, "No step exchanged a channel: the policy keeps the channels it has, and moves only the widths."));
+      if (churn.some((value) => value != null) && !churn.some((value) => value)) part.append(h("p", {}, "No step exchanged a channel: the policy keeps the channels it has, and moves only the widths."));
       else chart(part, "Churn: share of the executing channels that a step exchanged, mean of the epoch", [{ label: "churn", colour: "--gated", x: column(run.epochs, "epoch"), y: churn }], { unit: " %" });
       const range = (q) => q ? `${q[2]} (${q[0]} – ${q[4]})` : "–";
       part.append(folded("Scores of kept and removed channels, median (least – greatest)", table(["group", "kept", "of", "scores of the kept", "of the removed"], run.groups.map((g) => [g.name, g.width, g.size, range(g.saliency.kept), range(g.saliency.removed)]))));
@@ -344,7 +346,7 @@
   function latencies(file) {
     const timing = file.timing;
     if (!timing) return [["ONNX Runtime, one example", ms(file.dense && file.dense.latency), ms(file.compact.latency)]];
-    const by = timing.command ? `by ${timing.command}` : `ONNX Runtime, ${timing.threads} thread${timing.threads === 1 ? "" : "s"}`;
+    const by = timing.command ? `by ${timing.command}` : `ONNX Runtime, ${counted(timing.threads, "thread")}`;
     return (timing.command ? ["hot"] : ["hot", "cold"]).map((kind) =>
       [`one example, ${by}, ${kind}`, ms(timing[kind].dense), `${ms(timing[kind].compact)}, ${percent(timing[kind].median)}`]);
   }
@@ -388,7 +390,7 @@
   }
 
   document.getElementById("title").textContent = runs.map((run) => run.title).join(" · ");
-  document.getElementById("subtitle").textContent = runs.length > 1 ? `${runs.length} runs` : `policy ${runs[0].policy} · budget ${runs[0].budget} · ${runs[0].epochs.length} epochs, ${runs[0].steps} steps`;
+  document.getElementById("subtitle").textContent = runs.length > 1 ? `${runs.length} runs` : `policy ${runs[0].policy} · budget ${runs[0].budget} · ${counted(runs[0].epochs.length, "epoch")}, ${counted(runs[0].steps, "step")}`;
   if (runs.length > 1) compare(); else report(runs[0]);
   document.getElementById("nav").append(h("ul", {}, ...[...main.querySelectorAll("section")].map((part) => h("li", {}, h("a", { href: "#" + part.id }, part.querySelector("h2").textContent)))));
   document.getElementById("footer").append(h("p", { class: "soft" }, `Written by fxprune ${runs[0].versions.fxprune}. This page holds all its figures and asks for nothing else.`));
