@@ -13,6 +13,7 @@ from fxprune.channels.graph import ChannelGraph
 from fxprune.gated.bare_averages import BareAverages, is_close
 from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.executing import Executing, lasting, whole
+from fxprune.gated.mixtures import is_mixture, warn_of_mixture
 from fxprune.gated.residents import Residents
 from fxprune.gated.selector import Settings
 from fxprune.gated.twins import Twin
@@ -76,6 +77,7 @@ class Averaging(Executing):
     def best(self) -> Selection:
         """Return the selection that export would take now: the whole budget, and no exploration."""
         self._catch_up()
+        self._look_for_mixture()
         if self._twin is not None and self._twin.own_best is not None:
             source = self._twin.source()
             if source is None or not self._twin.is_written(self._dense_parameters()):
@@ -130,8 +132,7 @@ class Averaging(Executing):
             one.widths == other.widths
             and [p.shape for p in own] == [p.shape for p in wanted]  # none was put in by hand
             and self.channels.shapes == source.channels.shapes
-            and not (one.channels.is_meta or other.channels.is_meta)  # which have no values
-            and torch.equal(one.channels, other.channels.to(one.channels.device))
+            and self._is_at(source)
             and all(map(is_close, own, wanted))
         )
 
@@ -143,6 +144,40 @@ class Averaging(Executing):
         source = None if self._twin is None else self._twin.source()
         if source is not None:
             self._twin = Twin.of(source, self._dense_parameters())
+
+    def _look_for_mixture(self) -> None:
+        """Warn once if this copy was averaged with networks that trained apart from its source."""
+        source = None if self._twin is None or self._twin.is_mixed else self._twin.source()
+        if source is None or source is self:
+            return
+        weights = {name: p for name, p in self.named_parameters() if not p.is_meta}
+        others = [
+            other
+            for other in living()
+            if other not in (self, source)
+            and other.channels.shapes == self.channels.shapes
+            and not self._is_at(other)
+        ]
+        if not others or not weights or not self._is_at(source):
+            return
+        name = max(weights, key=lambda name: weights[name].numel())
+        own, first = weights[name], dict(source.named_parameters()).get(name)
+        found = (dict(other.named_parameters()).get(name) for other in others)
+        apart = [w for w in found if w is not None and w.shape == own.shape and not w.is_meta]
+        if (
+            first is not None
+            and first.shape == own.shape
+            and apart
+            and is_mixture(own, first, apart)
+        ):
+            assert self._twin is not None
+            self._twin.is_mixed = True
+            warn_of_mixture()
+
+    def _is_at(self, other: "Averaging") -> bool:
+        """Tell whether it executes the same channels as another one, in the same slots."""
+        one, two = self._selection.channels, other._selection.channels
+        return not (one.is_meta or two.is_meta) and torch.equal(one, two.to(one.device))
 
     def _update_copies(self) -> None:
         """Let the copies that follow take up the selection."""
@@ -157,11 +192,10 @@ class Averaging(Executing):
 
     def _moving(self) -> Iterator[Tensor]:
         yield from super()._moving()
+        yield from self._evaluation.kept()
         for one in (*self._followers, *self._copies):
             yield from one.parameters()
             yield from one._moving()
-        for network in living():
-            yield from network._evaluation.kept()
 
     @lasting
     def _catch_up(self) -> None:

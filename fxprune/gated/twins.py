@@ -31,12 +31,14 @@ class Twin:
         at: the source's selection that it has taken up.
         own_best: the selection that it evaluates as long as nothing is written to it; None until
             the source changes its selection.
+        is_mixed: whether it was found to be averaged with a network that trained apart.
     """
 
     source: "weakref.ref[Any]"
     sums: dict[str, float]
     at: Selection | None = None
     own_best: Selection | None = None
+    is_mixed: bool = False
 
     @classmethod
     def of(cls, source: Any, dense: Mapping[str, Tensor]) -> "Twin":

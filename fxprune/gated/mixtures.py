@@ -1,0 +1,48 @@
+"""Mixtures by position: a copy that was averaged with networks that trained apart from its source.
+
+Model soups average the parameters of several networks. Two gated networks that trained apart
+execute other channels in the same slots, so `mean.lerp_(other, 0.5)` mixes channels. Where a copy
+differs from its source s by a combination of others' differences from it, t1 (o1 - s) + t2 (o2 - s)
+..., to rounding, that is what was done.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import FxpruneWarning, message
+
+_ROUNDING = 1e-4
+_MANY = 4096  # elements are compared
+
+
+@torch.no_grad()
+def is_mixture(copy: Tensor, source: Tensor, others: Sequence[Tensor]) -> bool:
+    """Tell whether a weight differs from its source by a combination of the others' differences.
+
+    Args:
+        copy: float [any shape].
+        source: likewise, as are the others.
+        others: weights in the same places, of networks that trained apart.
+    """
+    own, first, *rest = (w.flatten()[:_MANY].cpu().double() for w in (copy, source, *others))
+    changed, apart = own - first, torch.stack([other - first for other in rest], 1)
+    known = changed.isfinite().all() and apart.isfinite().all()
+    if not known or not changed.any() or apart.shape[0] < 4 * apart.shape[1]:
+        return False
+    shares = torch.linalg.lstsq(apart, changed[:, None], driver="gelsd").solution
+    left = changed - (apart @ shares).flatten()
+    return bool(left.norm() <= _ROUNDING * changed.norm())
+
+
+def warn_of_mixture() -> None:
+    """Warn of it."""
+    text = message(
+        "a copy of a gated network was averaged with a network that trained apart",
+        why="the two execute other channels in the same places of their parameters, so the average "
+        "mixes channels",
+        do="average the dense_state_dict() of both, load that into the model, and instrument it",
+    )
+    warnings.warn(text, FxpruneWarning, stacklevel=2)
