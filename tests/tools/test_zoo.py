@@ -33,6 +33,26 @@ def test_one_network_all_the_way() -> None:
     assert record["step"] > 0
 
 
+def test_what_needs_targets_is_held_to_the_law_without_a_step() -> None:
+    import zoo_check
+    import zoo_libraries
+
+    class NeedsTargets(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert not self.training, "targets are missing"
+            found: torch.Tensor = super().forward(x)
+            return found
+
+    def make() -> nn.Module:
+        return NeedsTargets(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+    entry = zoo_libraries.LibraryEntry("any:net", "", (3, 8, 8), make=make, trains=False)
+    record: dict[str, Any] = {}
+    zoo_check.examine(entry, record, {"onnx"})
+    assert record["step"] is None
+    assert len(record["law"]) == 3
+
+
 def test_what_raises_is_told_with_its_stage() -> None:
     import zoo_check
     import zoo_models

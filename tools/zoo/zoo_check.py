@@ -97,7 +97,8 @@ def examine(entry: Entry, record: Record, skip: Collection[str] = ()) -> None:
         _describe(record, gated)
     if "step" not in skip:
         with stages.stage("step"):
-            record["step"] = _train(model, entry, gated)
+            trains = getattr(entry, "trains", True)
+            record["step"] = _train(model, entry, gated) if trains else None
     if "onnx" not in skip:
         with stages.stage("onnx"):
             record["onnx"] = _export(gated, single, model)

@@ -212,7 +212,7 @@ def _ours(record: Record) -> list[str]:
         share(record.get("macs_kept")),
         _cell(f"{share(record.get('pinned_macs'))} {reason}"),
         f"**{_cell(failed)}**" if failed else figure(law(record)) + "≈" * bool(record["mixing"]),
-        "yes" if "step" in record else "–",
+        "yes" if record.get("step") is not None else "–",
         figure(record.get("onnx")),
         f"{record.get('seconds', 0):.0f}",
     ]
