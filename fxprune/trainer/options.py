@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 from fxprune.budget.schedule import Constant, Cubic, Schedule, parse
@@ -130,9 +131,23 @@ class TrainOptions(Strict):
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_numbers()
         self._check_choices()
         self._check_together()
+
+    def _check_types(self) -> None:
+        """Check what the command line's own parser does not let through."""
+        texts = {field.name for field in dataclasses.fields(self) if field.type is str}
+        kinds: dict[str, tuple[type, str]] = dict.fromkeys(RANGES, (Real, "number"))
+        kinds |= dict.fromkeys(texts - {"device"}, (str, "text"))  # a torch.device is one too
+        for name, (kind, word) in kinds.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise OptionError(
+                    f"{name} cannot be {value!r}",
+                    do=f"give a {word}, not a {type(value).__name__}",
+                )
 
     def _check_numbers(self) -> None:
         for name, (low, high) in RANGES.items():
