@@ -16,6 +16,9 @@ from fxprune.gated.module import GatedModule
 _IN_TRAINING = ("p", "dropout", "momentum", "inplace")
 """Options of PyTorch's layers that change nothing in evaluation mode."""
 
+_FORM = "2:"
+"""How the text below is made; another form says another text of the same network."""
+
 
 def operations(gated: GatedModule) -> str:
     """Identify what a network computes in evaluation mode, at any widths and with any weights.
@@ -29,7 +32,12 @@ def operations(gated: GatedModule) -> str:
     for node in evaluation.nodes:
         inputs = [numbers[before] for before in node.all_input_nodes]
         digest.update(f"{node.op} {inputs} {_described(node, layers)}\n".encode())
-    return digest.hexdigest()[:16]
+    return _FORM + digest.hexdigest()[:16]
+
+
+def computes_something_else(recorded: str | None, gated: GatedModule) -> bool:
+    """Tell whether another network was recorded; False where older versions wrote it."""
+    return recorded is not None and recorded.startswith(_FORM) and recorded != operations(gated)
 
 
 def _dense_layers(gated: GatedModule, graph: fx.Graph) -> Mapping[str, nn.Module]:
@@ -53,12 +61,18 @@ def _described(node: fx.Node, layers: Mapping[str, nn.Module]) -> tuple[object, 
 
 
 def _options(layer: nn.Module) -> Iterator[tuple[str, object]]:
-    """Yield the options of a layer of PyTorch's, or of one that derives from it, by their names."""
+    """Yield the options of a layer of PyTorch's, or of one that derives from it, by their names.
+
+    Those at their default are left out: a later PyTorch may have more of them.
+    """
     bases = (base for base in type(layer).__mro__ if base is not nn.Module)
     base = next((b for b in bases if b.__module__.startswith("torch.nn.modules.")), None)
-    for name in inspect.signature(base).parameters if base is not None else ():
-        if name not in _IN_TRAINING and name in vars(layer):
-            yield name, _literals(vars(layer)[name])
+    if base is None:
+        return
+    for name, parameter in inspect.signature(base).parameters.items():
+        value = vars(layer).get(name, parameter.default)
+        if name not in _IN_TRAINING and value != parameter.default:
+            yield name, _literals(value)
 
 
 def _literals(value: Any) -> object:

@@ -20,7 +20,7 @@ from fxprune.errors import FxpruneWarning, OptionError, RunError
 from fxprune.files import damaged, fitting
 from fxprune.gated.module import GatedModule
 from fxprune.runs import calls
-from fxprune.runs.operations import operations
+from fxprune.runs.operations import computes_something_else, operations
 from fxprune.runs.schema import Strict
 
 MOST_ELEMENTS = 2**28
@@ -128,7 +128,7 @@ class Plan(Strict):
                 why="the channel groups of this model are others",
                 do="give the model that was instrumented",
             )
-        if self.operations not in (None, operations(gated)):
+        if computes_something_else(self.operations, gated):
             warnings.warn(
                 f"{path} was made of a network that computes something else: an operation, or an "
                 "option of one, is not what it was (the model's code or its library has changed); "
