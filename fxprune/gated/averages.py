@@ -196,6 +196,8 @@ class Averaging(Executing):
         for one in (*self._followers, *self._copies):
             yield from one.parameters()
             yield from one._moving()
+        for network in living():
+            yield from network._evaluation.kept()
 
     @lasting
     def _catch_up(self) -> None:

@@ -146,3 +146,13 @@ def test_what_an_evaluation_keeps_is_not_warned_of() -> None:
                 network.eval()(*NET.inputs())
         gated.train()
         train_step(gated, optimizer, NET, step)
+
+
+def test_what_an_evaluation_of_another_network_keeps_is_not_warned_of() -> None:
+    gated, optimizer = build(NET, policy="random")
+    other, others = build(NET, policy="random")
+    other.load_state_dict(gated.state_dict())
+    with torch.no_grad():
+        other.eval()(*NET.inputs())
+    train_step(gated, optimizer, NET, 0)
+    del others
