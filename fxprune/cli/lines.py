@@ -199,6 +199,11 @@ def remarks(record: Record) -> list[str]:
         lines.append(f"the network is {handed_over(record)}")
     if "folded" in record:
         lines.append(_folding(record["folded"], record["unfolded"]))
+    if any(file["kind"] == "int8" for file in record.get("files", ())):
+        lines.append(
+            "on x64 processors without VNNI (see lscpu), ONNX Runtime clips sums of int8 unless "
+            "its session option session.x64quantprecision is 1; the figures here are with it"
+        )
     onnx = record.get("onnx")
     timing = onnx and onnx["timing"]
     if timing and not timing["quiet"]:

@@ -88,7 +88,9 @@ def files(
 
 
 def by_onnxruntime(model: str | bytes, batch: Tensor) -> Array:
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as docs/guides/formats.md
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
     return np.asarray(found, np.float32)
 
