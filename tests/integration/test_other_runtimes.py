@@ -87,9 +87,10 @@ def files(
     return {kind: path.with_suffix(suffix) for kind, suffix in kinds.items()}
 
 
-def by_onnxruntime(model: str | bytes, batch: Tensor) -> Array:
+def by_onnxruntime(model: str | bytes, batch: Tensor, *, precise: bool = True) -> Array:
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as docs/guides/formats.md
+    # see docs/guides/formats.md; ONNX Runtime cannot load simplified int8 files with it
+    options.add_session_config_entry("session.x64quantprecision", str(int(precise)))
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
     return np.asarray(found, np.float32)
@@ -121,6 +122,6 @@ def test_a_simplified_file_computes_the_same(files: dict[str, Path], kind: str) 
     simplified, checked = simplify(onnx.load(files[kind]))
     assert checked
     for batch in (images(1), images(7)):
-        wanted = by_onnxruntime(str(files[kind]), batch)
-        found = by_onnxruntime(simplified.SerializeToString(), batch)
+        wanted = by_onnxruntime(str(files[kind]), batch, precise=False)
+        found = by_onnxruntime(simplified.SerializeToString(), batch, precise=False)
         assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
