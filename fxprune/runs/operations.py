@@ -70,9 +70,9 @@ def _options(layer: nn.Module) -> Iterator[tuple[str, object]]:
     if base is None:
         return
     for name, parameter in inspect.signature(base).parameters.items():
-        value = vars(layer).get(name, parameter.default)
-        if name not in _IN_TRAINING and value != parameter.default:
-            yield name, _literals(value)
+        value = _literals(vars(layer).get(name, parameter.default))
+        if name not in _IN_TRAINING and value != _literals(parameter.default):
+            yield name, value
 
 
 def _literals(value: Any) -> object:

@@ -97,8 +97,7 @@ def examine(entry: Entry, record: Record, skip: Collection[str] = ()) -> None:
         _describe(record, gated)
     if "step" not in skip:
         with stages.stage("step"):
-            trains = getattr(entry, "trains", True)
-            record["step"] = _train(model, entry, gated) if trains else None
+            record["step"] = _train(model, entry, gated) if entry.trains else None
     if "onnx" not in skip:
         with stages.stage("onnx"):
             record["onnx"] = _export(gated, single, model)

@@ -30,13 +30,11 @@ class LibraryEntry(Entry):
         make: builds it.
         loss: the library's own loss; the mean square of all outputs where there is none.
         kwargs: example inputs by keyword, of a batch of images.
-        trains: whether it trains without targets, which are no example inputs.
     """
 
     make: Callable[[], nn.Module] = nn.Identity
     loss: Loss | None = None
     kwargs: Callable[[Tensor], Mapping[str, Any]] = field(default=lambda _: {})
-    trains: bool = True
 
     def build(self) -> nn.Module:
         """The untrained network, in evaluation mode, with parameters that hide no mistake."""

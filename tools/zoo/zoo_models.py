@@ -29,6 +29,7 @@ class Entry:
             only the peer has to be told.
         options: for the factory.
         millions: of parameters, roughly.
+        trains: whether it trains without targets, which are no example inputs.
     """
 
     spec: str
@@ -38,6 +39,7 @@ class Entry:
     outputs: tuple[str, ...] = ()
     options: tuple[tuple[str, object], ...] = ()
     millions: float = 10.0
+    trains: bool = True
 
     @property
     def name(self) -> str:

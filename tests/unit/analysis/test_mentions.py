@@ -9,20 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from tests.support.plain import Plain
 
 IMAGES = torch.randn(2, 3, 8, 8)
-
-
-class Plain(nn.Module):
-    """Three convolutions, of which the first two have channels that can go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
-        self.c = nn.Conv2d(24, 4, 1)
-
-    def wide(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x).relu()).relu()
 
 
 def test_a_parameter_on_no_way_that_was_found_pins() -> None:

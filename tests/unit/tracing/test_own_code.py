@@ -14,22 +14,11 @@ from torch import Tensor, nn
 
 import fxprune
 from tests.support.law import at_random, choose, gap, zeroed
+from tests.support.plain import Plain
 from tests.support.topologies.base import randomised
 from tests.support.untouched import changes, described
 
 IMAGES = torch.randn(4, 3, 8, 8)
-
-
-class Plain(nn.Module):
-    """Three convolutions, of which the first two have channels that can go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
-        self.c = nn.Conv2d(24, 4, 1)
-
-    def wide(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x).relu()).relu()
 
 
 class Attention(nn.Module):
