@@ -35,7 +35,7 @@ def test_one_network_all_the_way() -> None:
 
 def test_what_needs_targets_is_held_to_the_law_without_a_step() -> None:
     import zoo_check
-    import zoo_libraries
+    from zoo_entry import LibraryEntry
 
     class NeedsTargets(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_what_needs_targets_is_held_to_the_law_without_a_step() -> None:
     def make() -> nn.Module:
         return NeedsTargets(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
 
-    entry = zoo_libraries.LibraryEntry("any:net", "", (3, 8, 8), make=make, trains=False)
+    entry = LibraryEntry("any:net", "", (3, 8, 8), make=make, trains=False)
     record: dict[str, Any] = {}
     zoo_check.examine(entry, record, {"onnx"})
     assert record["step"] is None
@@ -55,11 +55,11 @@ def test_what_needs_targets_is_held_to_the_law_without_a_step() -> None:
 
 def test_what_raises_is_told_with_its_stage() -> None:
     import zoo_check
-    import zoo_models
+    import zoo_entry
 
     record: dict[str, Any] = {}
     with pytest.raises(TraceError):
-        zoo_check.examine(zoo_models.Entry("torchvision:alexnet", "", (3, 8, 8)), record)
+        zoo_check.examine(zoo_entry.Entry("torchvision:alexnet", "", (3, 8, 8)), record)
     assert record["failed"].startswith("analyze: TraceError: the model does not run on inputs")
     assert str(ROOT) not in record["failed"]
 
@@ -108,7 +108,7 @@ def test_every_network_has_a_name_of_its_own_and_exists() -> None:
     import ultralytics
     import zoo_models
     from torchvision import models
-    from zoo_libraries import LibraryEntry
+    from zoo_entry import LibraryEntry
 
     entries = zoo_models.entries()
     assert len({entry.spec for entry in entries}) == len(entries)
@@ -127,16 +127,16 @@ def test_every_network_has_a_name_of_its_own_and_exists() -> None:
 @pytest.mark.slow
 def test_every_network_of_another_library_is_built() -> None:
     """Its name is the sweep's own, so that only building it shows that it exists."""
-    import zoo_libraries
+    import zoo_models
 
-    for entry in zoo_libraries.entries():
+    for entry in zoo_models.libraries():
         assert next(entry.make().parameters(), None) is not None, entry.spec
 
 
 def test_constant_parameters_are_varied() -> None:
-    import zoo_models
+    import zoo_entry
 
-    norm = zoo_models.vary(nn.BatchNorm2d(8))
+    norm = zoo_entry.vary(nn.BatchNorm2d(8))
     for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
         assert len(tensor.unique()) == 8
 
@@ -155,12 +155,12 @@ def _pruned(dense: nn.Sequential, kept: torch.Tensor, read: torch.Tensor) -> nn.
 
 @pytest.mark.parametrize(("read", "right"), [((0, 2, 3), True), ((0, 1, 3), False)])
 def test_the_peers_check_tells_right_from_wrong(read: tuple[int, ...], right: bool) -> None:
-    import zoo_models
+    import zoo_entry
     import zoo_peer
 
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3)
-    dense = zoo_peer.distinct(zoo_models.vary(nn.Sequential(*layers)).double().eval())
+    dense = zoo_peer.distinct(zoo_entry.vary(nn.Sequential(*layers)).double().eval())
     pruned = _pruned(dense, torch.tensor([0, 2, 3]), torch.tensor(read))
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     zoo_peer.zero_removed(dense, pruned)

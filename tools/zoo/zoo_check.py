@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
-from zoo_models import Entry
+from zoo_entry import Entry
 
 import fxprune
 from fxprune.bank.exchange import Selection

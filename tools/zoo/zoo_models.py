@@ -1,99 +1,31 @@
-"""The networks of the zoo sweep, by collection and family, and how each is built.
+"""The networks of the zoo sweep, by collection and family.
 
 torchvision: all classification, segmentation and convolutional video networks; detection and
 optical flow through their backbones. timm: every family of convolutional networks, at least one
 small variant of each, more where a family has several kinds of layers; a few hybrids of
-convolution and attention, which are counted apart.
+convolution and attention, which are counted apart. Other libraries: a file for each.
 """
 
+import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
-SIDE = 96
-"""Height and width of the input where the network does not ask for more."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One network of the zoo.
-
-    Attributes:
-        spec: `torchvision:NAME` or `timm:NAME`; a part of the network follows a slash.
-        collection: a heading of the table.
-        shape: of the input, without the batch.
-        attention: whether it has attention, so that "all CNNs" does not include it.
-        outputs: modules that make the outputs, beside those with as many channels as classes;
-            only the peer has to be told.
-        options: for the factory.
-        millions: of parameters, roughly.
-        trains: whether it trains without targets, which are no example inputs.
-    """
-
-    spec: str
-    collection: str
-    shape: tuple[int, ...] = (3, SIDE, SIDE)
-    attention: bool = False
-    outputs: tuple[str, ...] = ()
-    options: tuple[tuple[str, object], ...] = ()
-    millions: float = 10.0
-    trains: bool = True
-
-    @property
-    def name(self) -> str:
-        """The part of the spec behind the colon."""
-        return self.spec.partition(":")[2]
-
-    def build(self) -> nn.Module:
-        """The untrained network, in evaluation mode, with parameters that hide no mistake."""
-        library, _, name = self.spec.partition(":")
-        name, _, part = name.partition("/")
-        options = dict(self.options)
-        torch.manual_seed(0)
-        if library == "timm":
-            import timm
-
-            model = timm.create_model(name, pretrained=False, **options)
-        else:
-            from torchvision import models
-
-            if name in models.list_models(models.detection):
-                options["weights_backbone"] = None
-            model = models.get_model(name, weights=None, **options)
-        return vary(model.get_submodule(part) if part else model).eval()
-
-    def input(self, batch: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-        """A normal input: [batch, *shape]."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(batch, *self.shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-@torch.no_grad()
-def vary(model: nn.Module) -> nn.Module:
-    """Draws the parameters and statistics that start as constants.
-
-    A scale of 0 or 1e-6 at the end of a block would hide whatever happens inside the block, and
-    equal scales would hide that two of them were mistaken for each other.
-    """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        if tensor.numel() > 1 and not bool((tensor == tensor.flatten()[0]).all()):
-            continue
-        if name.endswith(("running_var", "weight", "gamma", "scale", "gain")):
-            tensor.uniform_(0.5, 1.5)
-        elif isinstance(tensor, nn.Parameter) or name.endswith("running_mean"):
-            tensor.normal_(0.0, 0.2)
-    return model
+import zoo_monai
+import zoo_transformers
+import zoo_ultralytics
+from zoo_entry import SIDE, Entry, LibraryEntry
 
 
 def entries() -> tuple[Entry, ...]:
     """All networks of the sweep."""
-    import zoo_libraries  # which builds on this module
+    return (*_torchvision(), *_timm(), *libraries())
 
-    return (*_torchvision(), *_timm(), *zoo_libraries.entries())
+
+def libraries() -> Iterator[LibraryEntry]:
+    """The networks of other libraries, of those that are installed, and whole detectors."""
+    for library in (zoo_ultralytics, zoo_transformers, zoo_monai):
+        with contextlib.suppress(ImportError):
+            yield from library.entries()
+    yield from _detectors()
 
 
 # --- torchvision -----------------------------------------------------------------------------
@@ -111,6 +43,15 @@ _BACKBONES = {
     "ssd300_vgg16": ("features.21", "extra"),
     "ssdlite320_mobilenet_v3_large": ("features.0.13", "features.1", "extra"),
 }
+_DETECTORS = {
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 96,
+    "fcos_resnet50_fpn": 96,
+    "keypointrcnn_resnet50_fpn": 96,
+    "maskrcnn_resnet50_fpn": 96,
+    "retinanet_resnet50_fpn": 96,
+    "ssdlite320_mobilenet_v3_large": 96,
+}
+
 
 
 def _torchvision() -> Iterator[Entry]:
@@ -156,6 +97,22 @@ def _torchvision() -> Iterator[Entry]:
                 "torchvision detection and flow",
                 outputs=("conv",),
             )
+
+
+def _detectors() -> Iterator[LibraryEntry]:
+    from torchvision import models
+
+    for name, side in _DETECTORS.items():
+        yield LibraryEntry(
+            f"torchvision:{name}",
+            "torchvision detection",
+            (3, side, side),
+            make=lambda name=name: models.get_model(
+                name, weights=None, weights_backbone=None, num_classes=3
+            ),
+            millions=40.0,
+            trains=False,
+        )
 
 
 # --- timm ------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from zoo_check import KEEP, TOLERANCE, Record, Stages, counted, square
-from zoo_models import Entry
+from zoo_entry import Entry
 
 import fxprune
 from tests.support.law import gap
