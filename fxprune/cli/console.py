@@ -274,10 +274,11 @@ class Bar:
         self.below("")
         self.progress.reset(self.task, description=escape(what), total=None, remark="")
 
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
+    def say(self, *lines: str) -> None:
+        """Print lines above the bar."""
         self.said = time.monotonic()
-        self.progress.console.print(escape(line), soft_wrap=True)
+        for line in lines:
+            self.progress.console.print(escape(line), soft_wrap=True)
 
 
 @contextlib.contextmanager

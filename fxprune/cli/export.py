@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,8 +138,7 @@ def export(
     import torch
 
     from fxprune.cli import lines, records, tables
-    from fxprune.cli.spec import maker, network_of
-    from fxprune.data import own_transforms
+    from fxprune.cli.spec import network_of
     from fxprune.export.bench import Target
     from fxprune.export.compare import compact_of, compare_onnx
     from fxprune.export.onnx import OnnxOptions
@@ -149,20 +149,12 @@ def export(
     from fxprune.registry import split
     from fxprune.runs.promise import COMMAND, Promise
     from fxprune.trainer.files import Layout, Lowering
-    from fxprune.trainer.job import Job
 
     texts = (["fold"] if fold else []) + split(passes)
     wanted = [parse(text) for text in dict.fromkeys(texts)]
     folder, named = _targets(targets or [])
     run = run_of(folder, trust=trust)
-    job = Job.read(run)
-    if job is not None:
-        if transform:
-            job = dataclasses.replace(job, transform=transform)
-            job.record(run, ["transform"])
-        job.require(run)  # before anything is imported
-        if transform:
-            own_transforms(maker(run.base)(transform, "transform"), transform)
+    job = _job_of(run, transform)
     promise = Promise.read(run.path)
     target = promise.target if promise else Target()
     if latency_command:
@@ -176,13 +168,7 @@ def export(
         run.path.resolve().stem,
         {".onnx": onnx or bool(lowered), ".pt2": pt2, ".py": torch_code},
     )
-    phases = ["building the network", "shrinking it", "reading the data"]
-    phases += ["writing .pt2"] if ".pt2" in paths else []
-    phases += ["writing plain code"] if ".py" in paths else []
-    phases += ["writing .onnx", "exporting the dense twin", "timing"] if ".onnx" in paths else []
-    phases += [f"writing {kind}" for kind in lowered]
-    phases += ["scoring the files"] if lowered else []
-    with console.phases(phases) as begin:
+    with console.phases(_phases(paths, lowered)) as begin:
         begin()
         dense = network_of(run)
         gated = run.load(dense)
@@ -272,6 +258,39 @@ def _places(wanted: Path | None, name: str, asked: dict[str, bool]) -> dict[str,
         return {kind: folder / f"{name}{kind}" for kind in kinds}
     assert wanted is not None
     return {kind: wanted.with_suffix(kind) for kind in kinds}
+
+
+def _phases(paths: Collection[str], lowered: Sequence[str]) -> list[str]:
+    """Name what an export does, one after the other, for the files with these endings."""
+    phases = ["building the network", "shrinking it", "reading the data"]
+    phases += ["writing plain code"] if ".py" in paths else []
+    phases += ["writing .pt2"] if ".pt2" in paths else []
+    phases += ["writing .onnx", "exporting the dense twin", "timing"] if ".onnx" in paths else []
+    phases += [f"writing {kind}" for kind in lowered]
+    phases += ["scoring the files"] if lowered else []
+    return phases
+
+
+def _job_of(run: "Run", transform: str) -> "Job | None":
+    """Read what the run was trained on and how; with this transform where one is given.
+
+    Raises:
+        RunError: the run names code that is not trusted; nothing of it is imported before.
+    """
+    from fxprune.cli.spec import maker
+    from fxprune.data import own_transforms
+    from fxprune.trainer.job import Job
+
+    job = Job.read(run)
+    if job is None:
+        return None
+    if transform:
+        job = dataclasses.replace(job, transform=transform)
+        job.record(run, ["transform"])
+    job.require(run)
+    if transform:
+        own_transforms(maker(run.base)(transform, "transform"), transform)
+    return job
 
 
 def _data_of(run: "Run", job: "Job | None") -> "tuple[DataSet, Task] | None":

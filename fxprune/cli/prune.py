@@ -2,8 +2,9 @@
 
 import dataclasses
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +32,18 @@ from fxprune.cli.options import NONE_GIVEN, Given, options_of
 from fxprune.cli.signals import Ended, ended
 from fxprune.errors import OptionError, shell_word
 from fxprune.trainer.recipe import OPTIONS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fxprune.data import DataSet
+    from fxprune.export.bench import Target
+    from fxprune.export.compare import Comparison
+    from fxprune.export.latency import Choice
+    from fxprune.gated.module import GatedModule
+    from fxprune.runs.run import Run
+    from fxprune.trainer.job import Job
+    from fxprune.trainer.prune import Pruned
 
 TRAINING = (
     "epochs",
@@ -146,19 +159,14 @@ def prune(
     from fxprune.budget.budget import Budget
     from fxprune.budget.layers import Layers, limit
     from fxprune.cli import lines, records, tables
-    from fxprune.cli.export import keep_export, notes_of, real_inputs
     from fxprune.cli.spec import maker, resolve
     from fxprune.data import Preprocess
     from fxprune.export.bench import Target
-    from fxprune.export.compare import compact_of, compare_onnx
-    from fxprune.gated.module import GatedModule
     from fxprune.report.of_runs import PAGE
-    from fxprune.runs.history import METRICS
-    from fxprune.runs.promise import Promise
-    from fxprune.runs.run import CHECKPOINT, SUFFIX, Run, refuse_what_is_there
+    from fxprune.runs.run import SUFFIX, refuse_what_is_there
     from fxprune.runs.weights import load_weights
     from fxprune.trainer.job import Job, absolute
-    from fxprune.trainer.prune import Answers, Trial, Watcher
+    from fxprune.trainer.prune import Watcher
     from fxprune.trainer.prune import prune as prune_model
     from fxprune.trainer.unused import unused
 
@@ -202,27 +210,8 @@ def prune(
         console.note(line)
     if fitted is not None:
         console.note(lines.latency_line(records.of_latency(fitted)))
-    runs: list[Run] = []
-
+    directory = _Directory(folder, spec, shape, job, fitted)
     with console.bar("the dense network's accuracy") as bar:
-
-        def measured(dense: Answers) -> None:
-            for line in lines.dense_lines(dense):
-                bar.say(line)
-
-        def tried(trial: Trial) -> None:
-            bar.say(lines.trial_line(trial))
-
-        def made(gated: GatedModule) -> Path:
-            if runs:  # of a size that lost too much
-                for name in (CHECKPOINT, METRICS):
-                    (folder / name).unlink(missing_ok=True)
-            runs.append(Run.create(folder, gated, spec, shape))
-            job.write(runs[0])
-            job.record(runs[0], job.code)
-            Promise.keep(runs[0], fitted)
-            return folder
-
         try:
             pruned = prune_model(
                 source.model,
@@ -235,29 +224,81 @@ def prune(
                 options=options,
                 watcher=Watcher(
                     began=bar.rename,
-                    measured=measured,
+                    measured=lambda dense: bar.say(*lines.dense_lines(dense)),
                     ticked=lambda tick: show_tick(bar, tick),
-                    tried=tried,
-                    made=made,
+                    tried=lambda trial: bar.say(lines.trial_line(trial)),
+                    made=directory.create,
                 ),
             )
         except Ended:
-            if not runs:
+            if directory.run is None:
                 raise
             name = shell_word(folder)
             raise ended(
                 f"stopped; fxprune train {name} goes on from the last whole epoch, then "
                 f"fxprune export {name}"
             ) from None
-    run = runs[-1]
+    run = directory.run
+    assert run is not None
+    compared = _exported(run, pruned, source.model, images, target)
+    record = records.of_pruned(run, pruned, compared, fitted, max_drop)
+    print_result(record, tables.show_pruned, as_json)
+    for line in lines.remarks(record):
+        console.note(line)
+    console.note(f"report: {run.path / PAGE}")
+
+
+@dataclass
+class _Directory:
+    """The run directory of the network that is trained.
+
+    Attributes:
+        folder: where it is.
+        spec: the network, as it was given.
+        shape: of its input, as it was given.
+        job: the data and the options of the training.
+        fitted: how the widths of a latency budget were found.
+        run: what was made last; None before that.
+    """
+
+    folder: Path
+    spec: str
+    shape: str | None
+    job: "Job"
+    fitted: "Choice | None"
+    run: "Run | None" = None
+
+    def create(self, gated: "GatedModule") -> Path:
+        """Make it, in place of the one of a size that lost too much; returns the folder."""
+        from fxprune.runs.history import METRICS
+        from fxprune.runs.promise import Promise
+        from fxprune.runs.run import CHECKPOINT, Run
+
+        if self.run is not None:
+            for name in (CHECKPOINT, METRICS):
+                (self.folder / name).unlink(missing_ok=True)
+        self.run = Run.create(self.folder, gated, self.spec, self.shape)
+        self.job.write(self.run)
+        self.job.record(self.run, self.job.code)
+        Promise.keep(self.run, self.fitted)
+        return self.folder
+
+
+def _exported(
+    run: "Run", pruned: "Pruned", dense: "nn.Module", images: "DataSet", target: "Target"
+) -> "Comparison":
+    """Write the ONNX file beside the run, checked and timed against the dense network's."""
+    from fxprune.cli.export import keep_export, notes_of, real_inputs
+    from fxprune.export.compare import compact_of, compare_onnx
+
     try:
         with console.phases(["shrinking it", "writing ONNX", "the dense twin", "timing"]) as begin:
             begin()
             compared = compare_onnx(
                 pruned.gated,
                 compact_of(pruned.gated),
-                source.model,
-                folder.with_suffix(".onnx"),
+                dense,
+                run.path.with_suffix(".onnx"),
                 real=real_inputs(images),
                 notes=notes_of(run, images),
                 target=target,
@@ -266,13 +307,9 @@ def prune(
         keep_export(run, pruned.gated, compared)
     except Ended:
         raise ended(
-            f"stopped; it is trained, and fxprune export {shell_word(folder)} writes the file"
+            f"stopped; it is trained, and fxprune export {shell_word(run.path)} writes the file"
         ) from None
-    record = records.of_pruned(run, pruned, compared, fitted, max_drop)
-    print_result(record, tables.show_pruned, as_json)
-    for line in lines.remarks(record):
-        console.note(line)
-    console.note(f"report: {run.path / PAGE}")
+    return compared
 
 
 def _goal(
