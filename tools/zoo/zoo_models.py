@@ -53,7 +53,6 @@ _DETECTORS = {
 }
 
 
-
 def _torchvision() -> Iterator[Entry]:
     from torchvision import models
 
