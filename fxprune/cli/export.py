@@ -271,7 +271,7 @@ def _phases(paths: Collection[str], lowered: Sequence[str]) -> list[str]:
     return phases
 
 
-def _job_of(run: "Run", transform: str) -> "Job | None":
+def _job_of(run: "Run", transform: str | None) -> "Job | None":
     """Read what the run was trained on and how; with this transform where one is given.
 
     Raises:
