@@ -9,6 +9,7 @@ to do about it::
       do   replace the roll, or add a rule (docs: extend, "Add an op rule")
 """
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,22 @@ from typing import Any
 
 def message(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
     """Format an error or a warning; an empty part has no line."""
-    lines = [what]
+    lines = [without_controls(what)]
     for label, text in (("at", at), ("why", why), ("do", do)):
         if text:
-            head, *rest = text.strip().splitlines()
+            head, *rest = without_controls(text).strip().splitlines()
             lines.append(f"  {label:<5}{head}")
             lines += [f"       {line}" for line in rest]
     return "\n".join(lines)
+
+
+def without_controls(text: str) -> str:
+    r"""Write out the characters that would command a terminal, such as those of a stranger's file.
+
+    >>> without_controls("a\x1b[2J")
+    'a\\x1b[2J'
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found.group())[1:-1], text)
 
 
 def shell_word(path: Path | str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fxprune.cli import console
+from fxprune.errors import without_controls
 
 if TYPE_CHECKING:
     from fxprune.runs.run import Run
@@ -192,7 +193,16 @@ def print_result(
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
-        console.stdout().print(show(record))
+        console.stdout().print(show(_shown(record)))
+
+
+def _shown(value: Any) -> Any:
+    """Write out the control characters in the texts of a record, which may be a stranger's."""
+    if isinstance(value, str):
+        return without_controls(value)
+    if isinstance(value, dict):
+        return {_shown(key): _shown(part) for key, part in value.items()}
+    return [_shown(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def show_tick(bar: console.Bar, tick: "Tick") -> None:

@@ -32,6 +32,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from fxprune.errors import without_controls
+
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
 NAME_WIDTH = 16  # to which a name is shortened before anything else gives way
 BLOCKS = "▁▂▃▄▅▆▇█"  # of a sparkline, the lowest first
@@ -123,7 +125,7 @@ def silenced(when: bool) -> Iterator[None]:
 
 def note(text: str) -> None:
     """Say something beside the result."""
-    stderr().print(f"[dim]note[/dim]  {escape(text)}", soft_wrap=True)
+    stderr().print(f"[dim]note[/dim]  {escape(without_controls(text))}", soft_wrap=True)
 
 
 def big(value: float) -> str:

@@ -38,6 +38,10 @@ OPTIONS = [
 ]
 
 
+MOST_PATIENCE = 1e8
+"""Seconds, three years."""
+
+
 @options_of(TrainOptions(), *OPTIONS)
 def train(
     folder: RunFolder = None,
@@ -115,7 +119,7 @@ def train(
     ] = None,
     patience: Annotated[
         float,
-        typer.Option(min=1, help="With torchrun: seconds that a process waits for the others."),
+        typer.Option(help="With torchrun: seconds that a process waits for the others."),
     ] = 1800.0,
     trust: Trust = False,
     as_json: Json = False,
@@ -139,6 +143,7 @@ def train(
     from fxprune.trainer.loop import EpochMetrics, Stopped, Tick, fit
     from fxprune.trainer.unused import unused
 
+    _check_times(minutes, patience)
     run = run_of(folder, trust=trust) if origin is None else _branch(origin, folder, trust)
     with launched(patience) as rank, console.silenced(rank != 0):
         looks = {"mean": mean, "std": std, "resize": resize, "crop": crop, "flip": flip}
@@ -163,7 +168,7 @@ def train(
         def keep() -> None:
             """Keep the job for the next call; not if it was refused."""
             if rank == 0:
-                job.write(run)
+                job.keep(run)
 
         before = [EpochMetrics(**metrics) for metrics in run.metrics()]
         logs = open_logs(log, run.path, before) if rank == 0 else []
@@ -194,12 +199,6 @@ def train(
         finally:
             for one in logs:
                 one.close()
-        if not history:
-            raise OptionError(
-                "no epoch was trained",
-                why=f"--minutes {minutes} is over",
-                do="give more minutes, or leave --minutes out",
-            )
         record = records.of_training(run, job, gated, history)
         print_result(record, tables.show_training, as_json)
         steps = steps_of(images.train, job.options.batch_size)
@@ -211,8 +210,23 @@ def train(
         console.note(f"next: fxprune export {shell_word(run.path)} --onnx")
 
 
+def _check_times(minutes: float | None, patience: float) -> None:
+    """Refuse what the parser lets through: nan, and seconds that no clock has.
+
+    Raises:
+        OptionError: a time is none.
+    """
+    if minutes is not None and not minutes >= 0:
+        raise OptionError(f"minutes cannot be {minutes}", do="give a number from 0 up")
+    if not 1 <= patience <= MOST_PATIENCE:
+        raise OptionError(
+            f"patience cannot be {patience}", do=f"give seconds, from 1 to {MOST_PATIENCE:g}"
+        )
+
+
 def _branch(origin: Path, folder: Path | None, trust: bool) -> "Run":
     """Begin a new run from another one's checkpoint."""
+    from fxprune.runs.promise import Promise
     from fxprune.trainer.job import Job
 
     if folder is None:
@@ -228,6 +242,7 @@ def _branch(origin: Path, folder: Path | None, trust: bool) -> "Run":
     if job is not None:
         job.require(old)
     new = old.branch(folder)
+    Promise.inherit(old, new)
     if job is not None:
         job.write(new)
         for kind, name in job.code.items():

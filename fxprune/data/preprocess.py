@@ -6,6 +6,7 @@ with a run and in the ONNX file.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,6 +49,11 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise OptionError(
+                f"mean and std cannot be {self.mean or 'the usual'} and {self.std or 'the usual'}",
+                do="give finite numbers, one or one per channel, such as 0.485,0.456,0.406",
+            )
         if any(value <= 0 for value in self.std):
             raise OptionError(
                 f"std cannot be {self.std}",

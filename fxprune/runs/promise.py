@@ -51,9 +51,8 @@ class Promise(Strict):
 
     @staticmethod
     def keep(run: Run, choice: Choice | None) -> None:
-        """Write the promise of a choice that the user asked for; without one none is left there."""
+        """Write the promise of a choice into a new run, if the user asked for one."""
         if choice is None:
-            (run.path / FILE).unlink(missing_ok=True)
             return
         target = choice.target.settled()
         timing, kind = choice.known.timing, int(target.cold)
@@ -69,6 +68,14 @@ class Promise(Strict):
         write_record(run.path / FILE, asdict(promise))
         if target.command:
             run.record(COMMAND, target.command)
+
+    @staticmethod
+    def inherit(old: Run, new: Run) -> None:
+        """Write the promise of a run into one that is made of it, if it has one."""
+        promise = Promise.read(old.path)
+        if promise is not None:
+            write_record(new.path / FILE, asdict(promise))
+            old.inherit(new, COMMAND, promise.command)
 
     @staticmethod
     def read(run: Path) -> "Promise | None":

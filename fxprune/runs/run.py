@@ -49,6 +49,9 @@ PLAN, CHECKPOINT = "plan.json", "checkpoint.safetensors"
 SUFFIX = ".fxprune"
 """The ending of a run's folder, by which it is found."""
 
+ADDED = ("train.json", "latency.json", "export.json", "report.html", "teacher.safetensors")
+"""What later commands add, each of the network that was there then."""
+
 MADE_FIRST = {CHECKPOINT, LOCK}
 """What a run holds that was being made when its process was killed; temporary files aside."""
 
@@ -259,6 +262,8 @@ class Run:
         record = asdict(_Record(self.spec, self.input, base, self.plan))
         with only_writer(path):
             refuse_what_is_there(path)  # a training that ended meanwhile
+            for name in ADDED:
+                (path / name).unlink(missing_ok=True)
             yield lambda: write_record(path / PLAN, record)
 
     def load(self, model: nn.Module) -> GatedModule:
@@ -360,6 +365,12 @@ def refuse_what_is_there(path: Path) -> None:
         RunError: it holds something else, or a trained run.
     """
     if not path.exists() and not path.is_symlink():
+        if not path.absolute().parent.is_dir():
+            raise RunError(
+                f"cannot make the folder {path}",
+                why=f"there is no folder {path.parent}",
+                do="make that one, or give another one with -o",
+            )
         return
     left = {item.name for item in path.iterdir()} if path.is_dir() else {"a file"}
     left = {name for name in left if not is_temporary(name)}

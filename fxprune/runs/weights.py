@@ -63,6 +63,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     if reshaped:
         raise _unfit(path, {"of another shape": reshaped})
+    _refuse_odd_values(path, weights, own)
     try:
         fit = model.load_state_dict(weights, strict=False)
     except Exception as error:  # a network's own hooks may raise anything
@@ -146,7 +147,7 @@ def _named(found: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_odd_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that hold no numbers, and numbers that no training leaves."""
+    """Refuse tensors that hold no plain numbers."""
     for name, tensor in weights.items():
         if tensor.is_meta:
             raise RunError(f"{name} in {path} is a meta tensor", why="it has no values", do=FLOAT)
@@ -159,7 +160,19 @@ def _refuse_odd_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
                 why=f"its layout is {layout}",
                 do="save tensor.to_dense() in its place",
             )
-        if is_wild(tensor):
+
+
+def _refuse_odd_values(path: Path, weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
+    """Refuse numbers that no training leaves.
+
+    Where the network's own are not finite, as of masks, others need not be. Names that it does not
+    have are looked at as well, since it may rename them as it loads; but not views of a few
+    numbers, which may claim any size.
+    """
+    for name, tensor in weights.items():
+        if name not in own and not tensor.is_contiguous():
+            continue
+        if is_wild(tensor) and not is_wild(own.get(name)):
             bad = "NaN" if bool(tensor.isnan().any()) else "infinity"
             raise RunError(
                 f"{name} in {path} holds {bad}",

@@ -64,9 +64,16 @@ def summed(share: Share, *figures: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def check_fit(model: nn.Module, data: DataSet, placement: Placement, task: Task = CLASSIFY) -> None:
     """Refuse, before any training, data that the model or the loss cannot take."""
+    for split in (data.val, data.train):
+        _check_split(model, split, data, placement, task)
+
+
+def _check_split(
+    model: nn.Module, split: Split, data: DataSet, placement: Placement, task: Task
+) -> None:
     was_training = model.training
     model.eval()
-    inputs, targets = next(data.val.batches(2, device=placement.device))
+    inputs, targets = next(split.batches(2, device=placement.device))
     try:
         outputs = placement.forward(model, inputs)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -134,7 +134,7 @@ class Job:
         named = transform if transform is not None else (old.transform if old else "")
         job = Job(name, folder, options, preprocess, named, **names, val_split=share)
         if is_trained(run.checkpoint):
-            refuse_others(run.checkpoint, (old or job).differing(job))
+            (old or job).require_same(job, run)
             if old is None:
                 warnings.warn(
                     f"{run.path} is trained and has no {FILE}: whether its loss, its metric and "
@@ -160,6 +160,14 @@ class Job:
         )
         return {name: (was[name], now[name]) for name in was if was[name] != now[name]}
 
+    def require_same(self, other: "Job", run: Run) -> None:
+        """Refuse another job than the one that a trained run was begun with, options aside.
+
+        Raises:
+            RunError: what is kept from begin to end differs.
+        """
+        refuse_others(run.checkpoint, self.differing(other))
+
     def record(self, run: Run, kinds: Iterable[str]) -> None:
         """Remember that the user gave the names of code of these kinds."""
         for kind, name in self.code.items():
@@ -179,8 +187,19 @@ class Job:
         found = read_record(path, _Record)
         return Job(**{**vars(found), "root": Path(found.root)})
 
+    def keep(self, run: Run) -> None:
+        """Write the job for the next call; to be called by who holds the run's lock.
+
+        Raises:
+            RunError: another call has trained the run since this job was made, and otherwise.
+        """
+        old = Job.read(run)
+        if old is not None and is_trained(run.checkpoint):
+            old.require_same(self, run)
+        self.write(run)
+
     def write(self, run: Run) -> None:
-        """Keep the job for the next call."""
+        """Write the job, whatever was there."""
         record = _Record(**{**vars(self), "root": str(self.root)})
         write_record(run.path / FILE, dataclasses.asdict(record))
 

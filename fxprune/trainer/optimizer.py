@@ -70,7 +70,7 @@ def frozen(model: nn.Module, freeze: str) -> Iterator[None]:
     """
     found: dict[str, nn.Parameter] = {}
     parameters = dict(model.named_parameters())
-    for pattern in filter(None, (part.strip() for part in freeze.split(","))):
+    for pattern in filter(None, freeze.split(",")):
         matched = {n: p for n, p in parameters.items() if any(_matches(n, pattern))}
         if not matched:
             names = {name for full in parameters for name in _around(full)}
@@ -113,7 +113,7 @@ def _by_decay(trained: Mapping[str, nn.Parameter], decay: float) -> list[dict[st
 
 def takes(options: TrainOptions, name: str) -> bool:
     """Tell whether the optimiser has an option of this name; one of timm's is taken to have it."""
-    kind = _torchs().get(options.optimizer.lower())
+    kind = _torchs().get(options.optimizer)
     return kind is None or name in inspect.signature(kind).parameters
 
 
@@ -127,15 +127,10 @@ def _torchs() -> dict[str, type[Optimizer]]:
 
 
 def _of_torch(groups: Any, options: TrainOptions) -> Optimizer:
-    known = _torchs()
-    name = options.optimizer.lower()
+    known, name = _torchs(), options.optimizer
     if name not in known:
-        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
-        raise OptionError(
-            f"torch.optim has no {options.optimizer}",
-            why=f"the nearest names are {', '.join(near)}" if near else "",
-            do=f"give a name of torch.optim, or {OF_TIMM}NAME for one of timm's",
-        )
+        do = f"give a name of torch.optim, or {OF_TIMM}NAME for one of timm's"
+        raise _unknown("torch.optim", name, known, do)
     if name in ("lbfgs", "sparseadam"):
         raise OptionError(
             f"the built-in trainer cannot step {options.optimizer}",
@@ -159,16 +154,12 @@ def _of_timm(groups: Any, options: TrainOptions) -> Optimizer:
         raise OptionError(
             f"{options.optimizer} needs timm", do="pip install 'fxprune[timm]'"
         ) from error
-    name = options.optimizer.removeprefix(OF_TIMM).lower()
+    name = options.optimizer.removeprefix(OF_TIMM)
     timm_optim: Any = optim  # it says of no name that it exports it
     known = timm_optim.list_optimizers()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        raise OptionError(
-            f"timm.optim has no {name}",
-            why=f"the nearest names are {', '.join(near)}" if near else "",
-            do="give a name that timm.optim.list_optimizers() has",
-        )
+        do = f"give a name that timm.optim.list_optimizers() has, such as {OF_TIMM}lamb"
+        raise _unknown("timm.optim", name, known, do)
     made: Optimizer = timm_optim.create_optimizer_v2(
         groups,
         opt=name,
@@ -177,3 +168,11 @@ def _of_timm(groups: Any, options: TrainOptions) -> Optimizer:
         momentum=options.momentum,
     )
     return made
+
+
+def _unknown(library: str, name: str, known: Iterable[str], do: str) -> OptionError:
+    if not name:
+        return OptionError(f"the name of an optimiser of {library} is missing", do=do)
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
+    why = f"the nearest names are {', '.join(near)}" if near else ""
+    return OptionError(f"{library} has no {name}", why=why, do=do)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fxprune.budget.schedule import Constant, Cubic, Schedule, parse
 from fxprune.errors import OptionError
+from fxprune.registry import to_text
 from fxprune.runs.schema import Strict
 
 PYTHON_ONLY = frozenset({"milestones", "decay", "recalibrate"})
@@ -132,6 +133,7 @@ class TrainOptions(Strict):
 
     def __post_init__(self) -> None:
         self._check_types()
+        self._write_one_way()
         self._check_numbers()
         self._check_choices()
         self._check_together()
@@ -148,6 +150,18 @@ class TrainOptions(Strict):
                     f"{name} cannot be {value!r}",
                     do=f"give a {word}, not a {type(value).__name__}",
                 )
+
+    def _write_one_way(self) -> None:
+        """Write texts that say the same in the same way: a run that goes on compares them."""
+        patterns = (part.strip() for part in self.freeze.split(","))
+        texts = {
+            "optimizer": self.optimizer.strip().lower(),
+            "freeze": ",".join(filter(None, patterns)),
+        }
+        if self.budget_schedule != "auto":
+            texts["budget_schedule"] = to_text(parse(self.budget_schedule))
+        for name, text in texts.items():
+            object.__setattr__(self, name, text)
 
     def _check_numbers(self) -> None:
         for name, (low, high) in RANGES.items():

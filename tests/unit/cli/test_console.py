@@ -11,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from fxprune.cli import console
+from fxprune.cli.arguments import print_result
+from fxprune.errors import RunError
 
 NAMES = ("layer3.0.downsample.conv1", "layer3.0.downsample.conv2")
 
@@ -122,3 +124,14 @@ def test_a_terminal_that_knows_ascii_alone_gets_signs_of_it() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.stdout == done.stderr == b"_=# 1 - 2 ...\n"
+
+
+def test_a_text_of_a_stranger_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "iou\x1b[2J\x9b2J\r\a"
+    print_result({"metric": [text]}, lambda record: record["metric"][0], as_json=False)
+    console.note(text)
+    done = capsys.readouterr()
+    refusal = str(RunError(text, at=text, why=text, do=f"{text}\nsecond line"))
+    for said in (done.out, done.err, refusal):
+        assert r"iou\x1b[2J\x9b2J\r\x07" in said
+        assert all(char.isprintable() or char == "\n" for char in said)

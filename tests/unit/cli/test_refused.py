@@ -56,6 +56,29 @@ REFUSED = {
         "cannot read the data set cifar10",
     ),
     "a rate that is none": (("train", "--data", "digits", "--lr", "nan"), "lr cannot be nan"),
+    "a mean that is none": (
+        ("train", "--data", "digits", "--mean", "nan"),
+        "mean and std cannot be (nan,) and the usual",
+    ),
+    "a deviation that is none": (
+        ("train", "--data", "digits", "--std", "inf"),
+        "mean and std cannot be the usual and (inf,)",
+    ),
+    "minutes that are none": (
+        ("train", "--data", "digits", "--minutes", "nan"),
+        "minutes cannot be nan",
+    ),
+    "minutes below 0": (("train", "--minutes", "-1"), "minutes cannot be -1.0"),
+    "patience that is none": (("train", "--patience", "nan"), "patience cannot be nan"),
+    "patience without end": (("train", "--patience", "1e300"), "patience cannot be 1e+300"),
+    "a command that is none": (
+        ("export", "--latency-command", "run '{model}"),
+        "cannot read the latency command run '{model}\n  why  No closing quotation",
+    ),
+    "a place in no folder": (
+        ("instrument", "model.py", "-o", "no/a.fxprune"),
+        "cannot make the folder no/a.fxprune\n  why  there is no folder no",
+    ),
     "a schedule that is none": (
         ("train", "--data", "digits", "--budget-schedule", "cubic{to=3}"),
         "the budget schedule 'cubic' has no option 'to'",

@@ -177,6 +177,21 @@ def test_tensors_that_are_no_weights(spoil: object, expected: str, tmp_path: Pat
         load_weights(net(), write(tmp_path / "dense.pt", state))
 
 
+@pytest.mark.parametrize("name", ["0.weight", "surprise"])
+def test_a_few_numbers_that_claim_to_be_many(name: str, tmp_path: Path) -> None:
+    state = dict(net().state_dict()) | {name: torch.zeros(1).expand(2**50)}
+    with pytest.raises(RunError, match=r"of another shape: 0|unexpected: surprise"):
+        load_weights(net(), write(tmp_path / "dense.pt", state))
+
+
+def test_masks_are_taken_over(tmp_path: Path) -> None:
+    """What the network itself holds as infinity is no sign of a training that diverged."""
+    masked = net()
+    masked.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    state = {name: value.clone() for name, value in masked.state_dict().items()}
+    load_weights(masked, write(tmp_path / "dense.pt", state))
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_are_taken_over(kind: torch.dtype, tmp_path: Path) -> None:
     state = {key: value.to(kind) for key, value in net().state_dict().items()}

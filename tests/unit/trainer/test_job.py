@@ -59,6 +59,17 @@ def test_a_training_keeps_its_task_and_its_images(run: Run, change: dict[str, An
         Job.of(run, "digits", None, {}, **change)
 
 
+def test_of_two_first_trainings_with_other_losses_the_first_one_wins(run: Run) -> None:
+    one, two = (Job.of(run, "digits", None, {}, own={"loss": f"mine.py:{n}"}) for n in "ab")
+    two.keep(run)
+    one.keep(run)  # neither has trained yet
+    tensors, meta = read_tensors(run.checkpoint)
+    write_tensors(run.checkpoint, tensors, {**meta, "history": []})
+    with pytest.raises(RunError, match=r"other options: loss mine\.py:a \(now mine\.py:b\)"):
+        two.keep(run)
+    assert Job.read(run) == one
+
+
 @pytest.mark.parametrize("kind", ["loss", "metric", "transform"])
 def test_an_empty_name_takes_back_a_name(run: Run, kind: str) -> None:
     def given(name: str) -> dict[str, Any]:

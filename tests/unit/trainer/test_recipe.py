@@ -261,6 +261,8 @@ def test_a_plain_network_has_no_teacher(digits: DataSet) -> None:
     ("change", "text"),
     [
         ({"optimizer": "adamm"}, "torch.optim has no adamm\n  why  the nearest names are adam"),
+        ({"optimizer": ""}, "the name of an optimiser of torch.optim is missing"),
+        ({"optimizer": "timm:"}, "the name of an optimiser of timm.optim is missing"),
         ({"optimizer": "timm:lam"}, "timm.optim has no lam\n  why  the nearest names are lamb"),
         ({"optimizer": "lbfgs"}, "cannot step lbfgs\n  why  it evaluates the loss several times"),
         ({"optimizer": "muon"}, "muon does not take this network or these options"),

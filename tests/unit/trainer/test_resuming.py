@@ -84,6 +84,23 @@ def test_a_run_that_was_stopped_twice(digits, tmp_path):
     assert [m.train_loss for m in rest] == [m.train_loss for m in whole]
 
 
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ({"optimizer": "sgd"}, {"optimizer": " SGD"}),
+        ({"optimizer": "timm:Lamb"}, {"optimizer": "Timm:lamb"}),
+        ({"freeze": "0.weight, 0.bias"}, {"freeze": "0.weight,0.bias,"}),
+        (
+            {"budget_schedule": "cubic{end=.4,begin=.1}"},
+            {"budget_schedule": "cubic{begin=0.1,end=0.4}"},
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_that_say_the_same_are_the_same(was, now):
+    assert dataclasses.replace(FAST, **was) == dataclasses.replace(FAST, **now)
+
+
 def test_metrics_that_were_not_written_are_written_by_the_next_call(digits, tmp_path):
     history = fit(small_net(), digits, FAST, run=tmp_path)
     whole = (tmp_path / METRICS).read_bytes()

@@ -1,5 +1,6 @@
 """Losses and metrics of the user's own."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,10 +166,15 @@ def of_four(_: Any, targets: Tensor) -> int:
     return len(targets)
 
 
-def test_label_images_of_another_size() -> None:
-    data = own_data((shapes(16, 6), shapes(4, 6)), "shapes")
+@pytest.mark.parametrize("sides", [(6, 6), (6, 12), (12, 6)])
+def test_label_images_of_another_size(sides: tuple[int, int], tmp_path: Path) -> None:
+    """In the training examples or in the others: it is refused before anything is written."""
+    data = own_data((shapes(16, sides[0]), shapes(4, sides[1])), "shapes")
+    ready: list[None] = []
     with pytest.raises(DataError, match=r"returns \{out: float32 \[2, 3, 12, 12\]\}, the targets"):
-        fit(Masks(), data, options(), loss=dice)
+        fit(Masks(), data, options(), loss=dice, run=tmp_path, ready=lambda: ready.append(None))
+    assert not ready
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_share_of_right_answers_and_of_the_first_five() -> None:
