@@ -148,6 +148,7 @@ def export(
     from fxprune.passes import parse
     from fxprune.registry import split
     from fxprune.runs.promise import COMMAND, Promise
+    from fxprune.runs.sources import files_of
     from fxprune.trainer.files import Layout, Lowering
 
     texts = (["fold"] if fold else []) + split(passes)
@@ -168,6 +169,8 @@ def export(
         run.path.resolve().stem,
         {".onnx": onnx or bool(lowered), ".pt2": pt2, ".py": torch_code},
     )
+    sources = files_of(run.spec, run.base)
+    refuse_to_replace(_files(paths, lowered), output or named, sources)
     with console.phases(_phases(paths, lowered)) as begin:
         begin()
         dense = network_of(run)
@@ -183,14 +186,6 @@ def export(
         example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
         if int8:
             _check_calibration(source, example, dynamic_hw)
-        if ".py" in paths:
-            begin()
-            record["torch"] = records.of_file(export_plain(compact, example, paths[".py"]))
-        if ".pt2" in paths:
-            begin()
-            record["pt2"] = records.of_pt2(
-                export_pt2(compact, example, paths[".pt2"], reference=reference_of(gated, dense))
-            )
         if ".onnx" in paths:
             notes = notes_of(run, data)
             dense.load_state_dict(gated.dense_state_dict())
@@ -215,6 +210,14 @@ def export(
                     records.of_file(file)
                     for file in lowering.write(paths[".onnx"], compared.report, begin)
                 ]
+        if ".py" in paths:
+            begin()
+            record["torch"] = records.of_file(export_plain(compact, example, paths[".py"]))
+        if ".pt2" in paths:
+            begin()
+            record["pt2"] = records.of_pt2(
+                export_pt2(compact, example, paths[".pt2"], reference=reference_of(gated, dense))
+            )
     print_result(record, tables.show_export, as_json)
     for line in lines.remarks(record):
         console.note(line)
@@ -263,11 +266,12 @@ def _places(wanted: Path | None, name: str, asked: dict[str, bool]) -> dict[str,
 def _phases(paths: Collection[str], lowered: Sequence[str]) -> list[str]:
     """Name what an export does, one after the other, for the files with these endings."""
     phases = ["building the network", "shrinking it", "reading the data"]
-    phases += ["writing plain code"] if ".py" in paths else []
-    phases += ["writing .pt2"] if ".pt2" in paths else []
+    # most options are of ONNX: what is refused of them is so before other files are written
     phases += ["writing .onnx", "exporting the dense twin", "timing"] if ".onnx" in paths else []
     phases += [f"writing {kind}" for kind in lowered]
     phases += ["scoring the files"] if lowered else []
+    phases += ["writing plain code"] if ".py" in paths else []
+    phases += ["writing .pt2"] if ".pt2" in paths else []
     return phases
 
 
@@ -291,6 +295,34 @@ def _job_of(run: "Run", transform: str | None) -> "Job | None":
     if transform:
         own_transforms(maker(run.base)(transform, "transform"), transform)
     return job
+
+
+def _files(paths: dict[str, Path], lowered: Sequence[str]) -> list[Path]:
+    """List the files that an export writes."""
+    found = list(paths.values())
+    found += [paths[".py"].with_suffix(".safetensors")] if ".py" in paths else []
+    return [*found, *(paths[".onnx"].with_suffix(f".{kind}.onnx") for kind in lowered)]
+
+
+def refuse_to_replace(
+    files: Sequence[Path], named: Path | None = None, sources: Sequence[Path] = ()
+) -> None:
+    """Refuse to replace the network's own code, and what the user did not name and made elsewhere.
+
+    Raises:
+        RunError: one of the files is that.
+    """
+    from fxprune.export.marks import is_exported
+
+    known = {source.resolve() for source in sources}
+    for file in files:
+        is_source = file.resolve() in known
+        if is_source or (file.exists() and file != named and not is_exported(file)):
+            raise RunError(
+                f"{file} is there already, and no export wrote it",
+                why="the run's network is built from it" if is_source else "",
+                do=f"give another place, such as -o small{file.suffix}, or move it away",
+            )
 
 
 def _data_of(run: "Run", job: "Job | None") -> "tuple[DataSet, Task] | None":

@@ -283,12 +283,18 @@ def show_export(record: Record) -> RenderableType:
         parts.append(Text(_proof(onnx)))
     if "files" in record:
         parts.append(_files(record))
-    parts += [
-        Text.assemble("wrote ", (written["path"], "bold"), f"   {console.size(written['bytes'])}")
-        for written in (onnx, pt2, record.get("torch"), *record.get("files", [])[1:])
-        if written
-    ]
-    return Group(*parts)
+    whole = [_wrote(written) for written in (onnx, *record.get("files", [])[1:]) if written]
+    for written in filter(None, (pt2, record.get("torch"))):
+        gap = f", largest difference {written['max_rel_error']:.1e} of the largest output"
+        whole.append(_wrote(written).append(gap))
+    return Group(*parts, *whole)
+
+
+def _wrote(written: Record) -> Text:
+    """Name a file that was written, with its size."""
+    return Text.assemble(
+        "wrote ", (written["path"], "bold"), f"   {console.size(written['bytes'])}"
+    )
 
 
 def _timed(timing: Record | None) -> list[tuple[str, str, str, str]]:

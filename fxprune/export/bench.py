@@ -64,6 +64,14 @@ class Target:
                 f"the latency command does not say where the file goes: {self.command}",
                 do=f"write {MODEL} for it, such as 'ssh board run {MODEL}'",
             )
+        try:
+            shlex.split(self.command)
+        except ValueError as error:
+            raise OptionError(
+                f"cannot read the latency command {self.command}",
+                why=str(error),
+                do="close each quote that is opened",
+            ) from error
 
     def settled(self) -> "Target":
         """Settle the number of threads."""
@@ -162,7 +170,9 @@ def _run_command(command: str, path: Path) -> float:
     """
     words = [word.replace(MODEL, str(path)) for word in shlex.split(command)]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, capture_output=True, text=True, errors="backslashreplace", check=False
+        )
     except OSError as error:
         raise BudgetError(
             f"cannot run the latency command {words[0]}",
@@ -261,7 +271,7 @@ class Bench:
         Raises:
             BudgetError: the machine is too busy.
             ExportError: the network cannot be exported.
-            RunError: the file cannot be written.
+            RunError: the file is damaged.
         """
         return self.known[widths] if widths in self.known else self._measure(widths, USUAL)
 
@@ -288,14 +298,16 @@ class Bench:
         return found
 
     def _keep(self, widths: Widths, found: Known) -> None:
+        """Add a measurement to the file; where none can be written, the next run measures again."""
         kept = read_json(self.path) if self.path.exists() else {}
         kept["/".join(map(str, widths))] = {
             "timing": found.timing.to_json(),
             "date": found.date,
             "confirmed": found.confirmed,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, kept)
+        with contextlib.suppress(OSError, RunError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, kept)
 
     def content(self, widths: Widths) -> bytes:
         """Export the network at these widths, once: the content of its ONNX file."""

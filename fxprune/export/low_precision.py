@@ -11,7 +11,6 @@ quantising itself costs is another question; it is reported as the difference fr
 where there are validation data, as accuracy.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,7 +30,7 @@ from torch import Tensor
 from fxprune.errors import DataError, ExportError, ParityError
 from fxprune.export.onnx import runtime
 from fxprune.export.parity import Runner
-from fxprune.files import write_bytes
+from fxprune.files import scratch, write_bytes
 
 Kind = Literal["float32", "fp16", "int8"]
 
@@ -128,8 +127,8 @@ def write_int8(
     entries = onnx.load(str(source)).graph.input
     _check_calibration(entries, calibration)
     names = [entry.name for entry in entries]
-    with tempfile.TemporaryDirectory() as folder:
-        plain, quantised = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
+    with scratch() as folder:
+        plain, quantised = folder / "plain.onnx", folder / "int8.onnx"
         try:
             quant_pre_process(str(source), str(plain), skip_symbolic_shape=True)
             nodes = onnx.load(str(plain)).graph.node

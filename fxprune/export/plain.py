@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.equivalence import outputs
 from fxprune.errors import ExportError, ParityError
+from fxprune.export.marks import marks
 from fxprune.files import write_bytes
 
 HEAD = '''"""A compact network, written by fxprune; it needs torch and safetensors only."""
@@ -86,8 +87,9 @@ def export_plain(compact: nn.Module, example: tuple[Tensor, ...], path: Path) ->
         )
     code = _code(compact)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(compact).items()}
-    weights = safetensors.torch.save(tensors)
     gap = _check(compact, code, tensors, example)
+    code += "".join(f"# {key}: {value}\n" for key, value in marks(gap).items())
+    weights = safetensors.torch.save(tensors, metadata=marks(gap))
     write_bytes(path.with_suffix(".safetensors"), weights)
     write_bytes(path, code.encode())
     return PlainReport(path, len(code) + len(weights), gap)

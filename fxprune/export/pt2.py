@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxprune.equivalence import fresh_inputs, outputs
 from fxprune.errors import ExportError, ParityError
 from fxprune.export.attempt import forgotten_sources
+from fxprune.export.marks import marks
 from fxprune.export.onnx import BATCHES
 from fxprune.export.parity import TOLERANCE
 from fxprune.files import write_bytes
@@ -69,17 +70,20 @@ def export_pt2(
         expected = copied(reference, {}).cpu().eval()
         expected = expected if signature is None else signature.caller(expected)
     example = tuple(tensor.detach().cpu() for tensor in flat_inputs(model, example_inputs))
-    content = _exported(network, example)
+    program, content = _exported(network, example)
     loaded = torch.export.load(io.BytesIO(content)).module()
     generator = torch.Generator()
     generator.seed()
     trials = [fresh_inputs(example, size, generator) for size in BATCHES]
     gap = max(_gap(expected, loaded, trial) for trial in trials)
+    content = _saved(program, marks(gap))
     write_bytes(Path(path), content)
     return Pt2Report(Path(path), len(content), gap, BATCHES)
 
 
-def _exported(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
+def _exported(
+    network: nn.Module, example: tuple[Tensor, ...]
+) -> tuple[torch.export.ExportedProgram, bytes]:
     # An example of 1 would make torch.export take the batch for a constant.
     pair = tuple(tensor[:1].expand(2, *tensor.shape[1:]).contiguous() for tensor in example)
     batch = torch.export.Dim("batch", min=1)
@@ -88,9 +92,7 @@ def _exported(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
             warnings.simplefilter("ignore")
             shapes = tuple({0: batch} for _ in pair)
             program = torch.export.export(network, pair, dynamic_shapes=shapes)
-            buffer = io.BytesIO()
-            torch.export.save(program, buffer)
-            return buffer.getvalue()
+            return program, _saved(program, {})
     except (RuntimeError, ValueError, TypeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
@@ -99,6 +101,12 @@ def _exported(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
             do="see torch.export.export(…) on it; where forward computes with the batch size as a "
             "number, write -1 or x.shape[0]",
         ) from error
+
+
+def _saved(program: torch.export.ExportedProgram, notes: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=notes)
+    return buffer.getvalue()
 
 
 @torch.no_grad()

@@ -381,6 +381,18 @@ def test_a_command_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert not bench((32,)).fresh, "it was quiet, and is kept"
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "board.py").write_text(COMMAND)
+    target = Target(command=f"{sys.executable} {tmp_path / 'board.py'} {{model}}")
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten())
+    with bench_of(model, target) as bench:
+        assert bench((32,)).fresh
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -388,6 +400,10 @@ def test_a_command_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("{python} -c print(-1.5) {model}", "it says: -1.5"),
         ("{python} -c \"exit('no board')\" {model}", "its exit code is 1, and it says: no board"),
         ("nowhere {model}", "cannot run the latency command nowhere"),
+        (
+            "{python} -c \"import os; os.write(1, b'\\xff')\" {model}",
+            r"its exit code is 0, and it says: \xff",
+        ),
     ],
 )
 def test_a_command_that_measures_nothing_is_refused(command: str, message: str) -> None:
