@@ -185,7 +185,7 @@ def instrument(
     from fxprune.gated.module import Settings
     from fxprune.policies import parse
     from fxprune.runs.promise import Promise
-    from fxprune.runs.run import SUFFIX, Run
+    from fxprune.runs.run import SUFFIX, Run, refuse_what_is_there
     from fxprune.runs.weights import load_weights
 
     policy = ("balance" if weights is None else "utility") if policy is None else policy
@@ -209,6 +209,9 @@ def instrument(
         torch.manual_seed(seed)
         source = resolve(spec, shape)
         model, inputs = source.model, source.example_inputs
+        folder = output or Path(f"{source.name}{SUFFIX}")
+        if not dry_run:
+            refuse_what_is_there(folder)
         if weights is not None:
             load_weights(model, weights)
         if limited:
@@ -227,7 +230,7 @@ def instrument(
         exported, refusals = _exported(gated)
         if not dry_run:
             begin()
-            run = Run.create(output or Path(f"{source.name}{SUFFIX}"), gated, spec, shape)
+            run = Run.create(folder, gated, spec, shape)
             Promise.keep(run, fitted)
     record = {
         "run": None if run is None else str(run.path),

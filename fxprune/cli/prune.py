@@ -159,6 +159,7 @@ def prune(
     from fxprune.budget.budget import Budget
     from fxprune.budget.layers import Layers, limit
     from fxprune.cli import lines, records, tables
+    from fxprune.cli.export import refuse_to_replace
     from fxprune.cli.spec import maker, resolve
     from fxprune.data import Preprocess
     from fxprune.export.bench import Target
@@ -184,6 +185,7 @@ def prune(
         source = resolve(spec, shape)
         load_weights(source.model, weights)
         folder = output or Path(f"{source.name}{SUFFIX}")
+        refuse_to_replace([_file_beside(folder)])
         refuse_what_is_there(folder)
         begin()
         make = maker(Path.cwd())  # all of these names were given just now
@@ -228,6 +230,7 @@ def prune(
                     ticked=lambda tick: show_tick(bar, tick),
                     tried=lambda trial: bar.say(lines.trial_line(trial)),
                     made=directory.create,
+                    ready=directory.keep_job,
                 ),
             )
         except Ended:
@@ -283,6 +286,11 @@ class _Directory:
         Promise.keep(self.run, self.fitted)
         return self.folder
 
+    def keep_job(self) -> None:
+        """Write the job once more: now no other process makes a run here."""
+        assert self.run is not None
+        self.job.keep(self.run)
+
 
 def _exported(
     run: "Run", pruned: "Pruned", dense: "nn.Module", images: "DataSet", target: "Target"
@@ -298,7 +306,7 @@ def _exported(
                 pruned.gated,
                 compact_of(pruned.gated),
                 dense,
-                run.path.with_suffix(".onnx"),
+                _file_beside(run.path),
                 real=real_inputs(images),
                 notes=notes_of(run, images),
                 target=target,
@@ -310,6 +318,22 @@ def _exported(
             f"stopped; it is trained, and fxprune export {shell_word(run.path)} writes the file"
         ) from None
     return compared
+
+
+def _file_beside(folder: Path) -> Path:
+    """Return the ONNX file that is written beside a run's folder.
+
+    Raises:
+        OptionError: the folder is called as that file.
+    """
+    file = (folder if folder.name.strip(".") else folder.resolve()).with_suffix(".onnx")
+    if file == folder:
+        raise OptionError(
+            f"-o {folder} is the folder of the run",
+            why="the ONNX file is written beside it",
+            do=f"give -o {folder.with_suffix('')}.fxprune for both",
+        )
+    return file
 
 
 def _goal(

@@ -30,6 +30,7 @@ from fxprune.trainer.loop import EpochMetrics, Tick, fit
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.recipe import OPTIONS, POLICY, SHORT
+from fxprune.trainer.step import check_options
 from fxprune.trainer.task import Loss, Task, shapes
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 5000
@@ -158,6 +159,7 @@ class Watcher:
         tried: a short run of a search is done.
         made: the gated network that is finished exists: returns the folder for its checkpoints, or
             None. Called again for a larger one, where that lost too much after all.
+        ready: its training begins; no other process writes to the folder.
     """
 
     began: Callable[[str], None] = lambda _: None
@@ -165,6 +167,7 @@ class Watcher:
     ticked: Callable[[Tick], None] = lambda _: None
     tried: Callable[[Trial], None] = lambda _: None
     made: Callable[[GatedModule], Path | None] = lambda _: None
+    ready: Callable[[], None] = lambda: None
 
 
 SILENT = Watcher()
@@ -304,10 +307,13 @@ class _Work:
         gated = api.instrument(
             self.model, example, self.policy, budget, self.round_to, exclude=self.exclude
         )
+        check_options(gated, data, options, Task(self.loss))
         folder = self.watcher.made(gated) if finish else None
         self.watcher.began(f"training at {budget.kind}={budget.value:.3g}")
+        ready = self.watcher.ready if finish else None
+        ticked = self.watcher.ticked
         history = fit(
-            gated, data, options, loss=self.loss, run=folder, progress=self.watcher.ticked
+            gated, data, options, loss=self.loss, run=folder, ready=ready, progress=ticked
         )
         return gated, history
 

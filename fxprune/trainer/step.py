@@ -10,9 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from fxprune.data import DataSet
+from fxprune.data.randaugment import with_randaugment
 from fxprune.errors import DataError, ModelError
 from fxprune.trainer.mixing import Mixing
-from fxprune.trainer.optimizer import learning_rate
+from fxprune.trainer.optimizer import frozen, learning_rate, make_optimizer
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.task import Task, examples_of, shapes
@@ -125,6 +126,18 @@ class Step:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, self.options.clip)
+
+
+def check_options(model: nn.Module, data: DataSet, options: TrainOptions, task: Task) -> None:
+    """Refuse, before anything is written, options that do not fit the network or the data.
+
+    Raises:
+        OptionError: there is one.
+    """
+    with frozen(model, options.freeze):
+        make_optimizer(model, options)
+    Mixing(options, data, task)
+    with_randaugment(data, options.randaugment)
 
 
 def _parts(inputs: Any, targets: Any, count: int) -> Iterator[tuple[Any, Any]]:
