@@ -1,7 +1,8 @@
-"""The python blocks of a page of the documentation, and how they are run."""
+"""The python blocks and the commands of a page of the documentation, and how they are run."""
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 GENERATED = ("_build", "reference/cli.md")
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(?:\$ )?((?:fxprune|torchrun) (?:.*\\\n)*.*)", re.MULTILINE)
+FILE = re.compile(r"# (\w+\.py)\n")
 PLUGIN = re.compile(r"# (?:fxprune/)?(rules|policies|passes)/(\w+)\.py\n")
 
 RUNNER = """
@@ -50,6 +54,22 @@ def blocks(page: Path) -> list[Block]:
     return [
         Block(text.count("\n", 0, match.start(1)), match.group(1)) for match in FENCE.finditer(text)
     ]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The commands in the console blocks of a page, as words for fxprune."""
+    found = []
+    for language, block in FENCES.findall(page.read_text()):
+        for command in COMMAND.findall(block) if language in ("", "console") else ():
+            words = shlex.split(command.replace("\\\n", " "), comments=True)
+            found.append(words[words.index("fxprune") + 1 :])
+    return found
+
+
+def files(page: Path) -> dict[str, str]:
+    """The python blocks of a page that are files which its commands name."""
+    texts = [block.text for block in blocks(page)]
+    return {match.group(1): text for text in texts if (match := FILE.match(text))}
 
 
 def run(page: Path, folder: Path) -> str:
