@@ -34,11 +34,16 @@ from fxprune.data import DataSet
 from fxprune.data.load import from_tensors
 from fxprune.errors import FxpruneError
 from fxprune.files import read_tensors, write_record, write_tensors
+from fxprune.report.exported import FILE as EXPORTED
+from fxprune.report.of_runs import record_of
 from fxprune.runs.history import METRICS
+from fxprune.runs.promise import FILE as PROMISE
+from fxprune.runs.promise import Promise
 from fxprune.runs.run import CHECKPOINT, PLAN, Run
 from fxprune.trainer.job import FILE, Job
 from fxprune.trainer.loop import fit
 from fxprune.trainer.options import TrainOptions
+from fxprune.trainer.teacher import FILE as TEACHER
 
 SECONDS = 20
 KINDS = (
@@ -48,7 +53,40 @@ KINDS = (
     {"policy": "random", "seed": 5, "round_to": 2},
     {"policy": "bn_scale"},
 )
-OPTIMIZERS = ({}, {"optimizer": "adamw", "lr": 0.001}, {"momentum": 0.0}, {"amp": "float16"})
+OPTIMIZERS = (
+    {"distil": 0.3},
+    {"optimizer": "adamw", "lr": 0.001, "distil": 0.3},
+    {"momentum": 0.0},
+    {"amp": "float16"},
+)
+RECORDS = (PLAN, FILE, PROMISE, EXPORTED)
+TENSORS = (CHECKPOINT, TEACHER)
+PARTS = {"params": 9, "macs": 9, "bytes": 9, "latency": 0.1}
+QUOTIENT = {"median": 0.5, "low": 0.4, "high": 0.6, "rounds": 9, "dense": 0.2, "compact": 0.1}
+EXPORT = {
+    "path": "a.onnx",
+    "bytes": 9,
+    "opset": 20,
+    "params": 9,
+    "seed": 3,
+    "real_examples": 0,
+    "batches": [1, 2, 7],
+    "max_abs_error": 1e-7,
+    "max_rel_error": 1e-7,
+    "tolerance": 2e-5,
+    "reference": "the dense network",
+    "sha256": "0" * 64,
+    "compact": PARTS,
+    "dense": PARTS,
+    "timing": {
+        "hot": QUOTIENT,
+        "cold": QUOTIENT,
+        "binds": "hot",
+        "threads": 1,
+        "command": "",
+        "quiet": True,
+    },
+}
 
 
 def build_model() -> nn.Module:
@@ -79,6 +117,9 @@ def make(folder: Path, number: int) -> Path:
     run = Run.create(folder / f"{number}.fxprune", gated, "torchvision:resnet18", "1x8x8")
     options = options_of(number)
     Job("digits", Path("data"), options).write(run)
+    promise = Promise(0.5, 1, cold=False, by_command=False, dense=0.2, compact=0.1)
+    write_record(run.path / PROMISE, vars(promise))
+    write_record(run.path / EXPORTED, {"onnx": EXPORT})
     fit(gated, data(), options, run=run.path)
     return run.path
 
@@ -91,6 +132,7 @@ def look(path: Path, number: int) -> tuple[Any, dict[str, Tensor]]:
     gated = run.load(build_model())
     record = records.of_run(run, gated)
     lines.remarks(record)
+    report = record_of(run, gated)
     with torch.no_grad():
         logits = gated.eval()(torch.ones(2, 1, 8, 8))
     state = gated.training_state()
@@ -98,7 +140,7 @@ def look(path: Path, number: int) -> tuple[Any, dict[str, Tensor]]:
     again = run.plan.instrument(build_model(), path)
     history = fit(again, data(), options_of(number), run=path)  # trained to its end: only read
     state |= {f"again/{key}": value for key, value in again.training_state().items()}
-    said = (run.spec, run.input, run.plan, job, record["val_accuracy"], history)
+    said = (run.spec, run.input, run.plan, job, record["val_accuracy"], history, report)
     return said, {**state, "logits": logits}
 
 
@@ -239,16 +281,13 @@ def signed_tensors(path: Path, draw: random.Random) -> None:
 
 def mutate(run: Path, draw: random.Random) -> bool:
     """Change one file of a run; tells whether it is signed."""
-    way = draw.randrange(8)
-    if way < 3:
-        raw(run / (PLAN, FILE, CHECKPOINT)[way], draw)
-    elif way == 3:
-        raw(run / METRICS, draw)
-    elif way < 6:
-        signed(run / (PLAN, FILE)[way - 4], draw)
-    else:
-        signed_tensors(run / CHECKPOINT, draw)
-    return way >= 4
+    there = [name for name in (*RECORDS, *TENSORS, METRICS) if (run / name).exists()]
+    if draw.random() < 0.5:
+        raw(run / draw.choice(there), draw)
+        return False
+    name = draw.choice(there[:-1])
+    (signed_tensors if name in TENSORS else signed)(run / name, draw)
+    return True
 
 
 def vary(run: Path, draw: random.Random) -> None:
