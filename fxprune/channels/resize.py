@@ -40,6 +40,7 @@ def resize_parts(
     widths: Widths,
 ) -> None:
     """Set the sizes in the given modules and nodes of `module`; else as `resize`."""
+    numbers = []
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
     for path, child in modules:
@@ -59,6 +60,11 @@ def resize_parts(
             _assertion(node, record)
         elif computed:
             _other(node, record)
+        if computed and isinstance(record.result, Number):
+            numbers.append(node)
+    for node in reversed(numbers):  # what is left of `(c // heads) ** -0.5` may divide by zero
+        if not node.users:
+            node.args = tuple(map(_dense_numbers, node.meta[KEY].args, node.args))
 
 
 def _follows(node: fx.Node) -> bool:

@@ -29,6 +29,9 @@ _HIDDEN = frozenset(
 )
 """What is not asked of a tensor here: it may be another one when the network runs."""
 
+_KINDS = frozenset({"is_complex", "is_floating_point", "is_nested", "is_quantized", "is_sparse"})
+"""What a tensor is by its kind, which the example tells."""
+
 _DEVICES = {"is_cuda": "cuda", "is_cpu": "cpu", "is_mps": "mps", "is_xla": "xla", "is_meta": ""}
 
 MODE = "training"
@@ -88,7 +91,7 @@ class Example:
             if args[1] in _DEVICES:
                 return self.device.type == _DEVICES[args[1]]
         asked = args[1] if target is getattr else target
-        asked = "" if asked in ("is_complex", "is_floating_point") else asked
+        asked = "" if asked in _KINDS else asked
         if isinstance(asked, str) and (asked in _HIDDEN or asked.startswith(("is_", "get_"))):
             raise TraceError(f"the code branches on, or counts by, {asked} of a tensor")
         if node.op == "call_method":
@@ -126,6 +129,7 @@ class KnowingTracer(fx.Tracer):
         looking: whether an example is looked at: modules really run then, and are not traced.
         modes: the nodes that stand for the mode, one for each time that the code read it.
         refused: what Python asked in vain; code that goes on in an `except` was traced wrongly.
+        spare: nodes that the graph need not have where nothing uses them.
         branched: whether the trace is that of the evaluation alone, since Python asked for the
             mode.
     """
@@ -164,6 +168,7 @@ class KnowingTracer(fx.Tracer):
         self.looking = self.branched = False
         self.refused: list[TraceError] = []
         self.modes: list[fx.Node] = []
+        self.spare: list[fx.Node] = []
         self._asserted: dict[fx.Node, Any] = {}
         tensors = (*model.named_buffers(), *model.named_parameters())
         self._names = {id(tensor): name for name, tensor in reversed(tensors)}
@@ -192,6 +197,7 @@ class KnowingTracer(fx.Tracer):
     def forget_erased(self, erased: set[fx.Node]) -> None:
         """Forget what was known of nodes that are no longer in the graph."""
         self.modes = [node for node in self.modes if node not in erased]
+        self.spare = [node for node in self.spare if node not in erased]
         self._asserted = {n: v for n, v in self._asserted.items() if n not in erased}
         self._attributes = {n: p for n, p in self._attributes.items() if p.node not in erased}
 

@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
+from fxprune.tracing.attention import attention_followed
 from fxprune.tracing.proxies import KnowingProxy, KnowingTracer
 from fxprune.tracing.snapshot import Snapshot
 from fxprune.tracing.user_questions import INTERNAL
@@ -52,6 +53,7 @@ def seen(tracer: KnowingTracer) -> Iterator[None]:
         (torch._C, "_set_grad_enabled", _switched(torch._C._set_grad_enabled, tracer)),
         (torch.autocast, "__enter__", _entered(torch.autocast.__enter__, tracer)),
         (torch.autocast, "__exit__", _left(torch.autocast.__exit__, tracer)),
+        *attention_followed(tracer),
         *((torch, name, _of_proxies(getattr(torch, name), tracer)) for name in _BY_VALUE),
     )
     plain = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]

@@ -10,12 +10,13 @@ There is a graph for training and one for evaluation. The evaluation graph is tr
 model is traced again.
 """
 
+import contextlib
 import copy
 import functools
 import linecache
 import operator
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -52,6 +53,13 @@ _VALUES = frozenset(
     for made in (name, getattr(torch, name))
 ) | {"item", "tolist"}
 """Calls whose result, or its size, depends on what is in a tensor."""
+
+_FOLLOWED = (
+    *(nn.Unflatten, nn.MultiheadAttention, nn.Transformer),
+    *(nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+)
+"""PyTorch's modules that are traced through."""
 
 _DRAWS = "the code draws random numbers and does by them what the trace would do every time"
 
@@ -237,7 +245,7 @@ class _Tracer(KnowingTracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # its sizes are literals, which can be rewritten only where they stand in the graph
-        followed = isinstance(m, nn.Unflatten) or hasattr(m, "_orig_mod")  # torch.compile's wrapper
+        followed = isinstance(m, _FOLLOWED) or hasattr(m, "_orig_mod")  # torch.compile's wrapper
         own = super().is_leaf_module(m, module_qualified_name) and not followed
         return own or type(m) is self.subject.keeping
 
@@ -251,28 +259,58 @@ class _Tracer(KnowingTracer):
         with ScopeContextManager(self.scope, Scope(path, type(m))):
             if self.is_leaf_module(m, path):
                 return self.create_proxy("call_module", path, args, kwargs)
-            mark = self.graph._root._prev
-            before = Draws() if self.wary else None
-            refused = len(self.refused)
-            try:
-                result = forward(*args, **kwargs)
-                if len(self.refused) > refused:
-                    raise self.refused[-1]  # which the code has caught
-                if before is not None and Draws() != before:
-                    raise fx.proxy.TraceError(_DRAWS)
+            result, error = self._followed(functools.partial(forward, *args, **kwargs))
+            if error is None:
                 return result
-            except _Again:
-                raise
-            except Exception as error:
-                if before is not None:
-                    before.put_back()
-                self._undo(m, mark)
-                del self.refused[refused:]
-                self.leaves[path] = error
+            self.clean_up(m)
+            self.leaves[path] = error
             return self.create_proxy("call_module", path, args, kwargs)
 
-    def _undo(self, module: nn.Module, mark: fx.Node) -> None:
-        """Go back to before a module was called."""
+    def wrapped(self, function: Callable[..., Any], plain: Callable[..., Any]) -> Any:
+        """Return what is called for a function that the user's code keeps from torch.fx.
+
+        One that takes weights may hold their sizes, and is followed if that is possible.
+
+        Args:
+            function: the function, named to `torch.fx.wrap`.
+            plain: makes a node of its calls.
+        """
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            given = (*args, *kwargs.values())
+            weights = any(isinstance(x, fx.Proxy) and x.node.op == "get_attr" for x in given)
+            if weights and not self.looking:
+                result, error = self._followed(functools.partial(function, *args, **kwargs))
+                if error is None:
+                    return result
+            return plain(*args, **kwargs)
+
+        return called
+
+    def _followed(self, call: Callable[[], Any]) -> tuple[Any, Exception | None]:
+        """Return what code returns; or go back to before it, and return what stopped the trace."""
+        mark = self.graph._root._prev
+        before = Draws() if self.wary else None
+        refused = len(self.refused)
+        try:
+            result = call()
+            if len(self.refused) > refused:
+                raise self.refused[-1]  # which the code has caught
+            if before is not None and Draws() != before:
+                raise fx.proxy.TraceError(_DRAWS)
+            return result, None
+        except _Again:
+            raise
+        except Exception as error:
+            if before is not None:
+                before.put_back()
+            self._undo(mark)
+            del self.refused[refused:]
+            return None, error
+
+    def _undo(self, mark: fx.Node) -> None:
+        """Take out the nodes that were made since."""
         erased = set()
         while (node := self.graph._root._prev) is not mark:
             self.graph.erase_node(node)
@@ -280,7 +318,6 @@ class _Tracer(KnowingTracer):
         if erased.intersection(self.modes):
             raise _Again  # what its code could not work with may have been the mode's proxy
         self.forget_erased(erased)
-        self.clean_up(module)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -314,7 +351,7 @@ def _graph(subject: _Subject, watch: ModeWatch | None) -> fx.Graph | None:
             watch.follow(tracer)
         draws, drawn = Draws(), False
         try:
-            with seen(tracer):
+            with seen(tracer), _wrapped_by(tracer):
                 graph = tracer.trace(subject.model)
             if tracer.refused:
                 raise tracer.refused[-1]  # which the code has caught
@@ -339,10 +376,25 @@ def _graph(subject: _Subject, watch: ModeWatch | None) -> fx.Graph | None:
             continue
         if watch is not None:  # what was read and is in no call may have been compared by `is`
             watch.branched |= tracer.branched or not all(node.users for node in tracer.modes)
+        for node in tracer.spare:
+            if not node.users:
+                graph.erase_node(node)
         follow_sizes(graph, tracer.rank)
         if tracer.codegen is not None:
             graph.set_codegen(tracer.codegen)
         return graph
+
+
+@contextlib.contextmanager
+def _wrapped_by(tracer: _Tracer) -> Iterator[None]:
+    """Let the tracer decide on the functions that `torch.fx.wrap` was given, while this lasts."""
+    fx_own: Any = fx._symbolic_trace
+    plain = fx_own._create_wrapped_func
+    fx_own._create_wrapped_func = lambda function: tracer.wrapped(function, plain(function))
+    try:
+        yield
+    finally:
+        fx_own._create_wrapped_func = plain
 
 
 def _user_frame() -> str | None:

@@ -1,6 +1,6 @@
 """Steps that join two maps."""
 
-from tests.support.steps.writer import WIDEST, Dice, Map, Writer
+from tests.support.steps.writer import WIDEST, Dice, Map, Writer, divisors
 
 
 def add(w: Writer, x: Map, other: Map, dice: Dice) -> None:
@@ -125,6 +125,25 @@ def attend(w: Writer, x: Map, other: Map, dice: Dice) -> None:
     w.map(f"({mixed}).view({shape})", y.channels, s)
 
 
+def heads(w: Writer, x: Map, other: Map, dice: Dice) -> None:
+    """PyTorch's attention over places, as it is called, with a shortcut or a norm around it."""
+    c, s, own = x.channels, x.side, dice.pick((1, *divisors(x.channels)))
+    y = w.fit(other, other.channels, s) if dice.flag() else x
+    tokens, others = (w.variable(f"{m}.flatten(2).transpose(1, 2)") for m in (x, y))
+    style = dice.pick(("self", "self", "weights", "others", "layer"))
+    if style == "layer":
+        options = dice.pick(("", ", norm_first=True"))
+        layer = f"nn.TransformerEncoderLayer({c}, {own}, 6, 0.0, batch_first=True{options})"
+        w.map(f"{w.layer(layer, 'layer')}({tokens}).transpose(1, 2).unflatten(2, ({s}, {s}))", c, s)
+        return
+    widths = "" if style != "others" else f", kdim={y.channels}, vdim={y.channels}"
+    name = w.layer(f"nn.MultiheadAttention({c}, {own}, batch_first=True{widths})", "attention")
+    keys = others if style == "others" else tokens
+    weights = "" if style == "weights" else ", need_weights=False"
+    seen = f"{name}({tokens}, {keys}, {keys}{weights})[0].transpose(1, 2)"
+    w.like(x, dice.pick(("{1} + {0}", "{0}")).format(f"{seen}.unflatten(2, ({s}, {s}))", x))
+
+
 KINDS = (
     add,
     add,
@@ -139,4 +158,5 @@ KINDS = (
     concat,
     select,
     attend,
+    heads,
 )
