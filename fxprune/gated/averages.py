@@ -50,6 +50,7 @@ class Averaging(Executing):
         self.copied_from: weakref.ref[Averaging] | None = None
         self._copies: weakref.WeakSet[Averaging] = weakref.WeakSet()
         self._twin: Twin | None = None
+        self._goes_alone = False
         super().__init__(dense, channels, settings, example_inputs)
         _LIVING.add(self)
 
@@ -66,6 +67,12 @@ class Averaging(Executing):
         self._leader, self._twin = weakref.ref(leader), None
         leader._followers.add(self)
         self._catch_up()
+
+    def needs_attached(self) -> bool:
+        """Tell whether an optimiser that steps it should be attached, as that of its source is."""
+        source = None if self.copied_from is None else self.copied_from()
+        copied = isinstance(source, Averaging) and bool(source.attached) and not self.follows
+        return super().needs_attached() or (copied and not self.settled)
 
     @property
     def follows(self) -> bool:
@@ -100,8 +107,15 @@ class Averaging(Executing):
         twin._evaluation, twin._bare_averages = Evaluation(), BareAverages()
         twin._mode_was_set()
         twin._twin = Twin.of(self, twin._dense_parameters())
+        twin._goes_alone = False
         self._copies.add(twin)
+        _LIVING.add(twin)
         return twin
+
+    def go_alone(self) -> None:
+        """Follow no network any more of which this is a copy: it trains."""
+        self._forget_source()
+        self._goes_alone = True
 
     def _forget_source(self) -> None:
         source = None if self._twin is None else self._twin.source()
@@ -122,6 +136,7 @@ class Averaging(Executing):
     def _may_follow(self, source: "Averaging") -> bool:
         """Tell whether it does nothing of its own, and stands where another's selection began."""
         free = self._twin is None and not (self.attached or self.follows or self.settled)
+        free = free and not self._goes_alone
         return free and source._since <= self._selector.steps <= source._selector.steps
 
     def _is_alike(self, source: "Averaging") -> bool:
@@ -190,14 +205,19 @@ class Averaging(Executing):
         self._update_copies()
         super()._apply_widths()
 
-    def _moving(self) -> Iterator[Tensor]:
-        yield from super()._moving()
-        yield from self._evaluation.kept()
-        for one in (*self._followers, *self._copies):
-            yield from one.parameters()
-            yield from one._moving()
+    def _followed(self) -> Iterator[Tensor]:
+        for network in self._led():
+            yield from network._residents.moving()
+            if network is not self:
+                yield from network.parameters()
         for network in living():
             yield from network._evaluation.kept()
+
+    def _led(self) -> Iterator["Averaging"]:
+        """Yield the network, and those that execute its selections."""
+        yield self
+        for one in (*self._followers, *self._copies):
+            yield from one._led()
 
     @lasting
     def _catch_up(self) -> None:
@@ -223,7 +243,7 @@ class Averaging(Executing):
         """Take up the source's selection in a copy that may hold an average; see `twins.Twin`."""
         twin = self._twin
         if twin is None or any(p.grad is not None for p in self.parameters()):
-            self._twin = None
+            self.go_alone()
             source._copies.discard(self)
         elif twin.at is not source._selection:
             if twin.own_best is None:

@@ -119,10 +119,13 @@ class Executing(TracedModule):
         """How many optimiser steps were observed."""
         return self._selector.steps
 
-    def follows_steps_of(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Tell whether nothing is amiss if an optimiser steps: it is attached, or none needs be."""
-        needs = not self.settled and (bool(self.attached) or self.steps > 0)
-        return not needs or self._residents.is_tracked(optimizer)
+    def needs_attached(self) -> bool:
+        """Tell whether an optimiser that steps it should be attached."""
+        return not self.settled and (bool(self.attached) or self.steps > 0)
+
+    def is_driven_by(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether the state of an optimiser is exchanged with the channels."""
+        return self._residents.is_tracked(optimizer)
 
     @property
     def policy_state(self) -> dict[str, Tensor]:
@@ -339,7 +342,7 @@ class Executing(TracedModule):
         torch.clear_autocast_cache()  # of casts of what leaves
         old = self._selection
         if self.attached and chosen.widths == old.widths:  # at other widths it fails loudly
-            self._bare_averages.look(self.parameters(), self._residents.narrow, self._moving)
+            self._bare_averages.look(self.parameters(), self._residents.narrow, self._followed)
         items = itertools.chain(self._residents.states(old.widths), self._residents.parameters())
 
         def take_up() -> None:
@@ -372,7 +375,7 @@ class Executing(TracedModule):
     def _adopt(self) -> None:
         """Let networks that hold the values of this one follow it."""
 
-    def _moving(self) -> Iterator[Tensor]:
+    def _followed(self) -> Iterator[Tensor]:
         """Yield the tensors that follow the channels: optimisers' state, and the bank."""
         yield from self._residents.moving()
 

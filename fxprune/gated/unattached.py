@@ -56,7 +56,10 @@ class Watch:
         for network in living():
             own = {id(p) for p in network.parameters()}
             stepped = [p for p in held if id(p) in own and p.grad is not None]
-            if stepped and not network.follows_steps_of(optimizer):
+            if not stepped or network.is_driven_by(optimizer):
+                continue
+            network.go_alone()
+            if network.needs_attached():
                 wraps = network.steps != began.get(id(network))
                 if not wraps or any(_has_state(optimizer, p) for p in stepped):
                     self._warned.add(optimizer)

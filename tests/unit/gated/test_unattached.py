@@ -1,5 +1,6 @@
 """An optimiser that steps a gated network and is not attached is warned of, once."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 from fxprune import GatedModule, attach
 from fxprune.errors import FxpruneWarning
 from tests.support.nets import BY_NAME
-from tests.support.training import build, train_step
+from tests.support.training import build, dense, train_step
 
 NET = BY_NAME["resnet_projection"]
 SAYS = "steps a gated network, and is not attached"
@@ -87,3 +88,26 @@ def test_a_wrapper_with_state_of_its_own() -> None:
     gated, optimizer = build(NET, policy="random")
     with pytest.warns(FxpruneWarning, match=f"Wrapping {SAYS}"):
         train_step(gated, Wrapping(optimizer, slow=True), NET, 0)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_a_copy_that_another_optimizer_trains_goes_its_own_way(kind: Any, steps: int) -> None:
+    """It is warned of, and its momentum stays with its channels."""
+    trained = []
+    for goes_on in (False, True):
+        gated, optimizer = build(NET, policy="random")
+        for step in range(steps):
+            train_step(gated, optimizer, NET, step)
+        alone = copy.deepcopy(gated)
+        options = {"momentum": 0.9} if kind is SGD else {}
+        other = kind(alone.parameters(), lr=0.01, **options)
+        with pytest.warns(FxpruneWarning, match=SAYS):
+            train_step(alone, other, NET, 0)
+        for step in range(6):
+            other.zero_grad()
+            if goes_on:
+                train_step(gated, optimizer, NET, steps + step)
+            train_step(alone, other, NET, step)
+        trained.append(dense(alone))
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
