@@ -55,7 +55,7 @@ _VALUES = frozenset(
 """Calls whose result, or its size, depends on what is in a tensor."""
 
 _FOLLOWED = (
-    *(nn.Unflatten, nn.MultiheadAttention, nn.Transformer),
+    *(nn.DataParallel, nn.Unflatten, nn.MultiheadAttention, nn.Transformer),
     *(nn.TransformerEncoder, nn.TransformerEncoderLayer),
     *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
 )
