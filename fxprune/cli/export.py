@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 FORMATS = (".onnx", ".pt2", ".py")
+OTHER_SIZE = "give --dynamic-hw for images of any size, or instrument with --input and their size"
 
 
 def export(
@@ -182,10 +183,10 @@ def export(
         begin()
         source = _data_of(run, job)
         data = None if source is None else source[0]
-        real = real_inputs(data)
         example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
+        real = real_inputs(data, example, dynamic_hw)
         if int8:
-            _check_calibration(source, example, dynamic_hw)
+            _check_calibration(source, example, real, dynamic_hw)
         if ".onnx" in paths:
             notes = notes_of(run, data)
             dense.load_state_dict(gated.dense_state_dict())
@@ -205,7 +206,8 @@ def export(
             record["asked"] = promise.asked if promise else None
             if lowered:
                 layout = Layout(isinstance(compact(*example), dict), batch)
-                lowering = Lowering(lowered, source, example, real, calibrate, layout)
+                scored = source if real else None  # others cannot be run in the file
+                lowering = Lowering(lowered, scored, example, real, calibrate, layout)
                 record["files"] = [
                     records.of_file(file)
                     for file in lowering.write(paths[".onnx"], compared.report, begin)
@@ -341,8 +343,16 @@ def _data_of(run: "Run", job: "Job | None") -> "tuple[DataSet, Task] | None":
         return None
 
 
-def real_inputs(data: "DataSet | None") -> "tuple[Tensor, ...]":
-    """Take a few inputs of the data."""
+def real_inputs(
+    data: "DataSet | None", example: "Sequence[Tensor]", dynamic_hw: bool = False
+) -> "tuple[Tensor, ...]":
+    """Take a few inputs of the data; none, with a note, where a file does not take them.
+
+    Args:
+        data: of the run.
+        example: the network's inputs.
+        dynamic_hw: the file takes images of any height and width.
+    """
     from torch import Tensor
     from torch.utils import _pytree as pytree
 
@@ -356,7 +366,25 @@ def real_inputs(data: "DataSet | None") -> "tuple[Tensor, ...]":
         console.note(f"checked on random inputs only: {error.what}")
         return ()
     found = tuple(pytree.tree_leaves(inputs))
-    return found if all(isinstance(leaf, Tensor) for leaf in found) else ()
+    if not all(isinstance(leaf, Tensor) for leaf in found):
+        return ()
+    misfit = _misfit(found, example, dynamic_hw)
+    if misfit:
+        console.note(f"checked on random inputs only: {misfit}; {OTHER_SIZE}")
+        return ()
+    return found
+
+
+def _misfit(given: "Sequence[Tensor]", example: "Sequence[Tensor]", dynamic_hw: bool) -> str:
+    """Say how examples of the data are not what a file takes; nothing if they are."""
+    if len(given) != len(example):
+        return f"an example of the data has {len(given)} inputs, the file takes {len(example)}"
+    for own, wanted in zip(given, example, strict=True):
+        varies = dynamic_hw and own.dim() == wanted.dim() == 4 and own.shape[1] == wanted.shape[1]
+        if own.shape[1:] != wanted.shape[1:] and not varies:
+            sizes = list(own.shape[1:]), list(wanted.shape[1:])
+            return f"an example of the data is {sizes[0]}, the file takes {sizes[1]}"
+    return ""
 
 
 def notes_of(run: "Run", data: "DataSet | None") -> dict[str, str]:
@@ -369,7 +397,10 @@ def notes_of(run: "Run", data: "DataSet | None") -> dict[str, str]:
 
 
 def _check_calibration(
-    source: "tuple[DataSet, Task] | None", example: "tuple[Tensor, ...]", dynamic_hw: bool
+    source: "tuple[DataSet, Task] | None",
+    example: "tuple[Tensor, ...]",
+    real: "tuple[Tensor, ...]",
+    dynamic_hw: bool,
 ) -> None:
     """Refuse, before anything is written, data that int8 cannot be calibrated on."""
     from fxprune.export.low_precision import refuse_not_finite
@@ -381,15 +412,13 @@ def _check_calibration(
             do="train the run with fxprune train first: the ranges are measured on its data",
         )
     given = next(calibration_batches(source[0], 2, 2))
-    for own, wanted in zip(given, example, strict=False):
-        same = own.shape[1:] == wanted.shape[1:] or (dynamic_hw and own.dim() == wanted.dim())
-        if not same or len(given) != len(example):
-            raise DataError(
-                f"the calibration data do not fit the network's {len(example)} inputs",
-                why=f"an example of the data is {list(own.shape[1:])}, the network takes "
-                f"{list(wanted.shape[1:])}",
-                do="calibrate on the data that the run was trained on",
-            )
+    misfit = _misfit(given, example, dynamic_hw)
+    if misfit or not real:
+        raise DataError(
+            f"the calibration data do not fit the network's {len(example)} inputs",
+            why=misfit or "the validation examples, on which the file is scored, do not",
+            do=OTHER_SIZE,
+        )
     refuse_not_finite([given])
 
 

@@ -296,9 +296,12 @@ def _exported(
     run: "Run", pruned: "Pruned", dense: "nn.Module", images: "DataSet", target: "Target"
 ) -> "Comparison":
     """Write the ONNX file beside the run, checked and timed against the dense network's."""
+    import torch
+
     from fxprune.cli.export import keep_export, notes_of, real_inputs
     from fxprune.export.compare import compact_of, compare_onnx
 
+    example = [torch.zeros(shape, dtype=dtype) for shape, dtype in pruned.gated.inputs]
     try:
         with console.phases(["shrinking it", "writing ONNX", "the dense twin", "timing"]) as begin:
             begin()
@@ -307,7 +310,7 @@ def _exported(
                 compact_of(pruned.gated),
                 dense,
                 _file_beside(run.path),
-                real=real_inputs(images),
+                real=real_inputs(images, example),
                 notes=notes_of(run, images),
                 target=target,
                 begin=begin,
