@@ -87,6 +87,11 @@ class Budget:
         """Every kind that is limited, with its share; the first is the budget's own."""
         return (self.kind, self.value), *self.also
 
+    @property
+    def asked(self) -> str:
+        """Its text form without widths and limits, which the layers show."""
+        return str(dataclasses.replace(self, widths=(), limits=()))
+
     def __str__(self) -> str:
         parts = [f"{kind}={value}" for kind, value in self.shares]
         parts += [f"floor={self.floor}"] if self.floor != Budget.floor else []

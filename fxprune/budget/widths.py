@@ -226,7 +226,7 @@ def _impossible(budget: Budget, least: Widths, cost: CostModel) -> BudgetError:
     kind, share = budget.broken(least, cost) or (budget.kind, budget.share(least, cost))
     limited = ", with the limits given for layers" if budget.limits else ""
     return BudgetError(
-        f"the budget {dataclasses.replace(budget, limits=())} cannot be met",
+        f"the budget {budget.asked} cannot be met",
         why=f"the least possible is {kind}={math.ceil(share * 1e4) / 1e4:.4g}: pinned channels "
         f"stay, and each of the {len(least)} groups keeps its smallest width{limited}",
         do="raise the budget, or lower its floor or round_to",

@@ -1,6 +1,5 @@
 """The commands inspect and instrument."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -230,7 +229,7 @@ def instrument(
         exported, refusals = _exported(gated)
         if not dry_run:
             begin()
-            run = Run.create(folder, gated, spec, shape)
+            run = Run.create(folder, gated, spec, shape, weights)
             Promise.keep(run, fitted)
     record = {
         "run": None if run is None else str(run.path),
@@ -248,7 +247,7 @@ def instrument(
     if spent.kind == "keep" and not spent.fits(widths, gated.cost):
         console.note(
             f"{console.share(spent.share(widths, gated.cost))} of the channels stay, more than "
-            f"{dataclasses.replace(spent, limits=())}: some groups cannot be so narrow; "
+            f"{spent.asked}: some groups cannot be so narrow; "
             "--round-to 1 leaves them the most freedom"
         )
     if run is None:

@@ -212,7 +212,7 @@ def prune(
         console.note(line)
     if fitted is not None:
         console.note(lines.latency_line(records.of_latency(fitted)))
-    directory = _Directory(folder, spec, shape, job, fitted)
+    directory = _Directory(folder, spec, shape, weights, job, fitted)
     with console.bar("the dense network's accuracy") as bar:
         try:
             pruned = prune_model(
@@ -259,6 +259,7 @@ class _Directory:
         folder: where it is.
         spec: the network, as it was given.
         shape: of its input, as it was given.
+        weights: the file whose weights it has.
         job: the data and the options of the training.
         fitted: how the widths of a latency budget were found.
         run: what was made last; None before that.
@@ -267,6 +268,7 @@ class _Directory:
     folder: Path
     spec: str
     shape: str | None
+    weights: Path
     job: "Job"
     fitted: "Choice | None"
     run: "Run | None" = None
@@ -280,7 +282,7 @@ class _Directory:
         if self.run is not None:
             for name in (CHECKPOINT, METRICS):
                 (self.folder / name).unlink(missing_ok=True)
-        self.run = Run.create(self.folder, gated, self.spec, self.shape)
+        self.run = Run.create(self.folder, gated, self.spec, self.shape, self.weights)
         self.job.write(self.run)
         self.job.record(self.run, self.job.code)
         Promise.keep(self.run, self.fitted)

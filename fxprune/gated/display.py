@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fxprune import registry
 from fxprune.gated.executing import Executing
@@ -41,7 +41,7 @@ def picture_of(gated: Executing) -> GatedPicture:
     names = (group.name for group in graph.groups)
     return GatedPicture(
         policy=registry.to_text(gated.settings.policy),
-        budget=str(replace(gated.settings.budget, limits=())),  # the widths show the limits
+        budget=gated.settings.budget.asked,
         steps=gated.steps,
         state=f"{mode}, settled" if gated.settled else mode,
         macs=(cost.macs(widths), cost.dense_macs),

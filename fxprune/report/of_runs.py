@@ -30,15 +30,23 @@ def record_of(run: Run, gated: GatedModule, dense_history: History = ()) -> Reco
     Raises:
         RunError: its metrics, its export.json or its latency.json are damaged.
     """
+    stands, job = run.standing(), Job.read(run)
     return summarize(
         Subject(
             title=run.path.resolve().name,
             policy=run.plan.policy,
             budget=run.plan.budget,
-            history=run.metrics(),
+            history=[dataclasses.asdict(metrics) for metrics in stands.history],
             dense_history=dense_history,
             export=Exported.read(run),
             latency=_latency_of(run),
+            network={
+                "epoch": stands.metrics and stands.metrics.epoch,
+                "best": stands.best,
+                "average": stands.average,
+                "stopped": stands.stopped,
+            },
+            of_epochs=job and job.options.epochs,
             commands=commands_of(run),
         ),
         gated,
@@ -61,14 +69,19 @@ def commands_of(run: Run) -> list[str]:
     plan, name = run.plan, shell_word(run.path.name)
     shape = f" --input {shlex.quote(run.input)}" if run.input else ""
     rounding = "" if plan.round_to is None else f" --round-to {plan.round_to}"
-    lines = [
-        f"fxprune instrument {shlex.quote(run.spec)}{shape} --policy {shlex.quote(plan.policy)}"
-        f" --budget {shlex.quote(plan.budget)}{rounding} --seed {plan.seed} -o {name}"
-    ]
+    every = "" if plan.every == 1 else f" --every {plan.every}"
+    weights = "" if run.weights is None else f" --weights {shlex.quote(run.weights)}"
+    begin = (
+        f"fxprune instrument {shlex.quote(run.spec)}{shape}{weights}"
+        f" --policy {shlex.quote(plan.policy)} --budget {shlex.quote(plan.budget)}{rounding}{every}"
+        f" --seed {plan.seed} -o {name}"
+    )
+    lines = [begin] if run.origin is None else []
     job = Job.read(run)
     if job is not None:
         given = " ".join(shlex.quote(word) for word in _options_of(job))
-        lines.append(f"fxprune train {name} {given}")
+        origin = "" if run.origin is None else f" --from {shlex.quote(run.origin)}"
+        lines.append(f"fxprune train {name}{origin} {given}")
     return [*lines, f"fxprune export {name} --onnx"]
 
 
@@ -97,7 +110,7 @@ def _options_of(job: Job) -> Iterator[str]:
         if isinstance(value, bool):
             yield f"--{flag}" if value else f"--no-{flag}"
         else:
-            yield from (f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value))
+            yield from (f"--{flag}", str(value))
 
 
 def _latency_of(run: Run) -> Record | None:

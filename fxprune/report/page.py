@@ -6,6 +6,7 @@ figures stand in the page as canonical JSON: sorted keys, no spaces.
 
 import html
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -38,9 +39,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
     parts["title"] = html.escape(f"fxprune report · {' · '.join(titles)}")
     # "</script>" inside a string would end the element that holds the JSON
     parts["data"] = text.replace("<", "\\u003c")
-    for name, part in parts.items():
-        page = page.replace(f"/*{name}*/", part)
-    return page
+    return re.sub(r"/\*([\w.]+)\*/", lambda place: parts[place[1]], page)  # a title may look so too
 
 
 def write(path: Path, records: Sequence[dict[str, Any]]) -> int:

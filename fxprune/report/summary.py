@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import fxprune
+from fxprune.budget.budget import Budget
 from fxprune.channels.graph import ChannelGraph, Term, Widths
 from fxprune.gated.module import GatedModule
 
@@ -35,6 +36,9 @@ class Subject:
         export: what `fxprune export` found, as `--json` prints it; empty where it was not run.
         commands: the commands that repeat it.
         latency: what was measured for a latency budget, seconds: "asked", "dense", "compact".
+        network: which network it is: the "epoch" of its figures, whether that is the "best", its
+            weights an "average", or the training was "stopped" since; the last epoch's if absent.
+        of_epochs: how many epochs the training was to have; None if that is not known.
     """
 
     title: str
@@ -45,6 +49,8 @@ class Subject:
     export: Mapping[str, Any] | None = None
     commands: Sequence[str] = ()
     latency: Mapping[str, Any] | None = None
+    network: Mapping[str, Any] | None = None
+    of_epochs: int | None = None
 
 
 def summarize(subject: Subject, gated: GatedModule) -> Record:
@@ -64,7 +70,7 @@ def summarize(subject: Subject, gated: GatedModule) -> Record:
         "version": VERSION,
         "title": subject.title,
         "policy": subject.policy,
-        "budget": subject.budget.partition(",limits=")[0],  # the layers show the limits
+        "budget": Budget.parse(subject.budget).asked,
         "steps": gated.steps,
         "commands": list(subject.commands),
         "versions": versions(),
@@ -75,9 +81,11 @@ def summarize(subject: Subject, gated: GatedModule) -> Record:
         "groups": _groups(gated, widths),
         "layers": _layers(gated, widths),
         "pinned": _pinned(graph, cost.dense_macs),
-        "mixing": list(graph.mixing),
+        "mixing": [_short_node(text) for text in graph.mixing],
         "export": dict(subject.export) if subject.export else None,
         "latency": dict(subject.latency) if subject.latency else None,
+        "network": dict(subject.network) if subject.network else None,
+        "of_epochs": subject.of_epochs,
     }
 
 
@@ -203,6 +211,12 @@ def _is_transposed(gated: GatedModule, name: str) -> bool:
 def _short_line(where: str) -> str:
     """Shorten a source line: without the folders that are the same for all."""
     return where.replace(f"{Path.cwd()}/", "").rpartition("site-packages/")[2]
+
+
+def _short_node(text: str) -> str:
+    """Shorten the line of `node   line`."""
+    node, gap, where = text.partition("   ")
+    return f"{node}{gap}{_short_line(where)}"
 
 
 def _pinned(graph: ChannelGraph, macs: int) -> list[Record]:

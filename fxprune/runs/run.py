@@ -64,6 +64,8 @@ class _Record(Strict):
     input: Text | None
     base: Text
     plan: Plan
+    weights: Text | None = None
+    origin: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Run:
         base: the folder that a file in the SPEC starts from.
         plan: how it was instrumented.
         trusted: the user said that it may import and call what it names.
+        weights: the file with the weights that it began with, if any; it is not read again.
+        origin: the run that it began with, if any; likewise.
     """
 
     path: Path
@@ -107,6 +111,8 @@ class Run:
     base: Path
     plan: Plan
     trusted: bool = dataclasses.field(default=False, compare=False)
+    weights: str | None = None
+    origin: str | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -144,7 +150,13 @@ class Run:
         trust.inherit(self.path, new.path, kind, name, self.base)
 
     @staticmethod
-    def create(path: Path, gated: GatedModule, spec: str, input: str | None = None) -> "Run":  # noqa: A002
+    def create(
+        path: Path,
+        gated: GatedModule,
+        spec: str,
+        input: str | None = None,  # noqa: A002
+        weights: Path | None = None,
+    ) -> "Run":
         """Write a new run. A folder with a run that was never trained is written anew.
 
         Args:
@@ -152,11 +164,13 @@ class Run:
             gated: the network.
             spec: the SPEC of its model, relative to the current folder.
             input: the `--input` that was given.
+            weights: the file whose weights the network has.
 
         Raises:
             RunError: the folder holds something else, or a trained run, or cannot be written.
         """
-        run = Run(path, spec, input, Path.cwd(), Plan.of(gated))
+        begun = None if weights is None else str(weights)
+        run = Run(path, spec, input, Path.cwd(), Plan.of(gated), weights=begun)
         with run._begun() as write:
             save(gated, path / CHECKPOINT)
             write()
@@ -184,7 +198,8 @@ class Run:
             )
         found = read_record(path / PLAN, _Record)
         base = (path / found.base).resolve()
-        return Run(path, found.spec, found.input, base, found.plan, trust)
+        begun = {"weights": found.weights, "origin": found.origin}
+        return Run(path, found.spec, found.input, base, found.plan, trust, **begun)
 
     @staticmethod
     def find(folder: Path, *, trust: bool = False) -> tuple["Run", str]:
@@ -238,7 +253,7 @@ class Run:
             for name, tensor in handed_over(tensors).items()
             if not name.startswith(f"{GATED}settled/")
         }
-        new = dataclasses.replace(self, path=path)
+        new = dataclasses.replace(self, path=path, weights=None, origin=str(self.path))
         with new._begun() as write:
             write_tensors(path / CHECKPOINT, kept, {"plan": meta["plan"]})
             write()
@@ -259,7 +274,7 @@ class Run:
                 do="give another one with -o",
             ) from error
         base = os.path.relpath(self.base, path.resolve())
-        record = asdict(_Record(self.spec, self.input, base, self.plan))
+        record = asdict(_Record(self.spec, self.input, base, self.plan, self.weights, self.origin))
         with only_writer(path):
             refuse_what_is_there(path)  # a training that ended meanwhile
             for name in ADDED:

@@ -24,13 +24,18 @@
     for (const child of children) element.append(child instanceof Node ? child : String(child));
     return element;
   }
+  const UNITS = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+  const plain = (value, digits) => {  // a power of ten only where the number is as long
+    const text = value.toPrecision(digits);
+    return text.includes("e+") && Math.abs(value) < 1e9 ? Number(text).toFixed(0) : text;
+  };
   const percent = (share, digits = 1) => share == null ? "–" : (100 * share).toFixed(digits) + "\u00a0%";  // not broken before the unit
   const short = (value) => {
     if (value == null) return "–";
-    for (const [size, unit] of [[1e9, " G"], [1e6, " M"], [1e3, " k"]])
-      if (value >= size) return (value / size).toPrecision(3) + unit;
-    return String(value);
+    const [size, unit] = unitOf(value);
+    return unit ? (Number(value.toPrecision(3)) / size).toPrecision(3) + " " + unit : String(value);
   };
+  const unitOf = (value) => UNITS.find(([size]) => Number(value.toPrecision(3)) >= size) || [1, ""];
   const last = (list) => list[list.length - 1];
   const small = (value) => value == null ? "–" : value.toExponential(1).replace("-", "\u2212");  // a hyphen may be broken at
   const timed = (run) => {  // the latency that an export measured, as its table shows it
@@ -40,8 +45,8 @@
     return run.latency ? { share: run.latency.compact / run.latency.dense, ...run.latency } : null;
   };
   const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
-  const figure = (value, digits) => value == null ? "–" : value.toPrecision(digits);
-  const ms = (seconds) => seconds == null ? "–" : (1000 * seconds).toPrecision(3) + "\u00a0ms";
+  const figure = (value, digits) => value == null ? "–" : plain(value, digits);
+  const ms = (seconds) => seconds == null ? "–" : seconds < .9995 ? (1000 * seconds).toPrecision(3) + "\u00a0ms" : plain(seconds, 3) + "\u00a0s";
 
   function section(id, title, about) {
     const part = h("section", { id, "aria-labelledby": id + "-title" }, h("h2", { id: id + "-title" }, title));
@@ -64,7 +69,7 @@
 
   // --- line charts, by uPlot ----------------------------------------------------------------
   // lines: [{label, colour, x: [...], y: [...]}]
-  function chart(parent, caption, lines, { unit = "", log = false, xLabel = "epoch" } = {}) {
+  function chart(parent, caption, lines, { unit = "", xLabel = "epoch", xRange } = {}) {
     lines = lines.filter((line) => line.y.some((value) => value != null));
     if (!lines.length) return;
     const about = lines.map((line) => `${line.label}: from ${format(line.y.find((v) => v != null))} to ${format(last(line.y.filter((v) => v != null)))}`).join("; ");
@@ -86,7 +91,7 @@
       const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
       plot = new uPlot({
         width: Math.max(spot.clientWidth, 240), height: 240,
-        scales: { x: { time: false, ...(share(xLabel) ? { range: percents } : {}) }, y: log ? { distr: 3 } : unit === " %" ? { range: percents } : {} },
+        scales: { x: { time: false, ...(xRange ? { range: xRange } : {}) }, y: unit === " %" ? { range: percents } : {} },
         cursor: { drag: { x: true, y: false } },
         axes: [{ ...axis, label: xLabel, labelSize: 18, size: 34, ...(xLabel === "epoch" ? { incrs: WHOLE } : {}) }, { ...axis, size: 56, values: (_, values) => values.map((v) => v == null ? "" : (Math.abs(v) >= 1e5 ? v.toExponential(1).replace("+", "") : v) + unit) }],
         series: [{}, ...lines.map((line) => ({
@@ -99,19 +104,19 @@
     new ResizeObserver(() => plot && plot.setSize({ width: Math.max(spot.clientWidth, 240), height: 240 })).observe(spot);
   }
   const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
-  const share = (label) => label.startsWith("%");
   function percents(_, low, high) {  // a little room, and nothing below 0 or above 100 %
-    const room = Math.max((high - low) / 10, .5);
+    const room = Math.max((high - low) / 10, Math.min(high / 10, .5)) || .5;
     return [Math.max(low - room, 0), Math.min(high + room, 100)];
   }
+  const counts = (_, low, high) => [.9 * low, 1.1 * high];
   const column = (epochs, key, scale = 1) => epochs.map((epoch) => epoch[key] == null ? null : scale * epoch[key]);
 
   function training(part, shown) {
-    const spent = (run, epochs, dense) => epochs.map((epoch) => {
-      const whole = last(run.epochs).run_macs_dense / run.epochs.length;
-      return (dense ? whole * epoch.epoch : epoch.run_macs) / whole;
-    });
+    const whole = (run) => last(run.epochs).run_macs_dense / run.epochs.length;  // of an epoch of the dense network
     const byMacs = shown.every((run) => run.epochs.every((epoch) => epoch.run_macs != null));
+    const alike = byMacs && new Set(shown.map(whole)).size === 1;
+    const [size, unit] = alike ? [whole(shown[0]), ""] : byMacs ? unitOf(Math.max(...shown.map((run) => last(run.epochs).run_macs))) : [1, ""];
+    const spent = (run, epochs, dense) => epochs.map((epoch) => (dense ? whole(run) * epoch.epoch : epoch.run_macs) / size);
     const place = h("div");
     function lines(key, by, scale, shown) {
       return shown.flatMap((run) => {
@@ -123,7 +128,7 @@
     function show(by) {
       place.replaceChildren();
       const before = redraw.length;
-      const xLabel = by === "macs" ? "macs spent, in dense epochs" : "epoch";
+      const xLabel = by === "epoch" ? "epoch" : alike ? "macs spent, in dense epochs" : `${unit} macs spent, forward`;
       const grid = h("div", { class: "two" });
       place.append(grid);
       const metrics = shown.map((run) => last(run.epochs).metric);
@@ -173,8 +178,8 @@
     const step = Math.max(1, Math.ceil(epochs.length / 160));
     const shown = epochs.filter((_, i) => i % step === 0 || i === epochs.length - 1);
     const narrow = matchMedia("(max-width: 32rem)").matches;
-    const [w, hgt, left] = [narrow ? 210 / shown.length : Math.max(4, Math.min(24, 800 / shown.length)), 13, narrow ? 116 : 150];
-    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${Math.max(left + w * shown.length + 4, 264)} ${hgt * run.groups.length + 22}`, style: `max-width:${1.3 * Math.max(left + w * shown.length, 260)}px;min-width:min(100%, 22rem)` });
+    const [w, hgt, left] = [narrow ? 160 / shown.length : Math.max(4, Math.min(24, 800 / shown.length)), 13, narrow ? 116 : 150];
+    const picture = h("svg", { class: "heat", role: "img", "aria-label": "Share of each group's channels that executed, epoch by epoch: the tables below have the figures", viewBox: `0 0 ${Math.max(left + w * shown.length + 60, 264)} ${hgt * run.groups.length + 22}`, style: `max-width:${1.3 * Math.max(left + w * shown.length + 60, 264)}px;min-width:min(100%, 22rem)` });
     const draw = () => {
       picture.replaceChildren();
       run.groups.forEach((group, y) => {
@@ -183,6 +188,7 @@
         const text = h("text", { x: left - 6, y: y * hgt + 10, "text-anchor": "end" }, name);
         picture.append(text);
         fit(text, left - 8);
+        picture.append(h("text", { x: left + w * shown.length + 5, y: y * hgt + 10 }, `${last(shown).widths[y]}/${group.size}`));
         for (let from = 0, to; from < shown.length; from = to) {  // a rectangle for each stretch of one width
           const width = shown[from].widths[y];
           for (to = from + 1; to < shown.length && shown[to].widths[y] === width;) to++;
@@ -191,11 +197,13 @@
             h("title", {}, `${group.name}, ${first === end ? `epoch ${first}` : `epochs ${first} to ${end}`}: ${width} of ${group.size} channels`)));
         }
       });
-      picture.append(h("text", { x: left, y: hgt * run.groups.length + 14 }, `epoch ${shown[0].epoch}`));
-      if (shown.length > 2) picture.append(h("text", { x: left + w * shown.length, y: hgt * run.groups.length + 14, "text-anchor": "end" }, `${last(shown).epoch}`));
+      const [first, end, y] = [shown[0].epoch, last(shown).epoch, hgt * run.groups.length + 14];
+      const apart = w * shown.length > 80;  // else the two numbers would meet
+      picture.append(h("text", { x: left, y }, first === end || apart ? `epoch ${first}` : `epochs ${first} to ${end}`));
+      if (first !== end && apart) picture.append(h("text", { x: left + w * shown.length, y, "text-anchor": "end" }, `${end}`));
     };
     redraw.push(draw);
-    return h("figure", {}, h("figcaption", {}, "Widths over time: the stronger the colour, the more of a group's channels executed at the end of the epoch."), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Widths over time" }, picture));
+    return h("figure", {}, h("figcaption", {}, "Widths over time: the stronger the colour, the more of a group's channels executed at the end of the epoch; at the right, of the last."), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Widths over time" }, picture));
   }
 
   // --- the channel graph --------------------------------------------------------------------
@@ -204,13 +212,12 @@
     if (!rows.length || !run.groups.length) return;
     const at = new Map(rows.map((row, i) => [row.name, i]));
     const narrow = matchMedia("(max-width: 32rem)").matches;
-    const [gap, left, bar, letters, most] = narrow ? [18, 110, 80, 17, 110] : [18, 240, 160, 40, 190];
+    const [gap, bar, letters, most] = narrow ? [18, 80, 17, 110] : [18, 160, 40, 190];
+    const left = 20 + 5.5 * Math.min(Math.max(...rows.map((row) => row.name.length), 8), letters);
     const right = left + bar + 55;  // where the arcs begin
-    const box = [0, 0, narrow ? 360 : 720, Math.max(rows.length * gap + 20, 200)];
-    const start = [...box];
-    start[3] = Math.min(box[3], narrow ? 480 : 420);
-    let view = [...start];
-    const picture = h("svg", { class: "graph", tabindex: "0", role: "application", "aria-label": "Channel graph. Arrow keys move it, plus and minus zoom, 0 resets. The table below has the same content.", viewBox: view.join(" ") });
+    const bend = (y, z) => 30 + Math.min(Math.abs(z - y) * .6, most);
+    const box = [0, 0, right + 20, rows.length * gap + 20];
+    const picture = h("svg", { class: "graph", tabindex: "0", role: "application", "aria-label": "Channel graph. Arrow keys move it, plus and minus zoom, 0 resets. The table below has the same content." });
     const say = h("p", { class: "soft", "aria-live": "polite" }, "Point at a layer or an arc: what lights up lives and dies together.");
     const marks = run.groups.map(() => []);
     const nodes = rows.map((row, i) => {
@@ -234,8 +241,9 @@
       for (const [a, b] of pairs.values()) {
         const [y, z] = [a * gap + 16, b * gap + 16];
         if (y === z) continue;
-        const bend = 30 + Math.min(Math.abs(z - y) * .6, most);
-        const arc = h("path", { d: `M${right} ${y} C${right + bend} ${y} ${right + bend} ${z} ${right} ${z}` }, h("title", {}, `group ${group.name}`));
+        const tip = right + bend(y, z);
+        box[2] = Math.max(box[2], right + .75 * bend(y, z) + 20);  // as far as the curve goes
+        const arc = h("path", { d: `M${right} ${y} C${tip} ${y} ${tip} ${z} ${right} ${z}` }, h("title", {}, `group ${group.name}`));
         picture.append(arc);
         marks[g].push(arc);
       }
@@ -247,7 +255,13 @@
       if (group) say.textContent = `${group.name}: ${group.width} of ${group.size} channels kept. Made by ${group.makes.join(", ") || "no layer"}; consumed by ${group.consumes.join(", ") || "no layer"}.`;
     };
     marks.forEach((own, g) => own.forEach((mark) => mark.addEventListener("pointerenter", () => light(g))));
-    const look = () => picture.setAttribute("viewBox", view.join(" "));
+    const start = [0, 0, box[2], Math.min(box[3], narrow ? 480 : 320)];
+    picture.style.maxWidth = `${Math.round(1.3 * start[2])}px`;  // the size of its letters, however small the network
+    let view;
+    const look = () => {
+      for (const axis of [0, 1]) view[axis] = Math.min(Math.max(view[axis], -view[axis + 2] / 2), box[axis + 2] - view[axis + 2] / 2);  // some of it stays in sight
+      picture.setAttribute("viewBox", view.join(" "));
+    };
     const zoom = (factor, x = view[0] + view[2] / 2, y = view[1] + view[3] / 2) => {
       const w = Math.min(Math.max(view[2] * factor, 120), 4 * box[2]);
       const f = w / view[2];
@@ -256,6 +270,7 @@
     };
     const move = (x, y) => { view[0] += x; view[1] += y; look(); };
     const reset = () => { view = [...start]; look(); };
+    reset();
     picture.addEventListener("wheel", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) {
         event.preventDefault();
@@ -276,7 +291,7 @@
       move((held[0] - event.clientX) * scale, (held[1] - event.clientY) * scale);
       held = [event.clientX, event.clientY];
     });
-    picture.addEventListener("pointerup", () => { held = null; });
+    picture.addEventListener("lostpointercapture", () => { held = null; });  // let go, or the page scrolls by it
     picture.addEventListener("keydown", (event) => {
       const keys = { ArrowUp: () => move(0, -40), ArrowDown: () => move(0, 40), ArrowLeft: () => move(-40, 0), ArrowRight: () => move(40, 0), "+": () => zoom(.8), "=": () => zoom(.8), "-": () => zoom(1.25), 0: reset };
       if (keys[event.key]) { event.preventDefault(); keys[event.key](); }
@@ -286,16 +301,19 @@
       folded("The groups as a table", table(["group", "kept", "of", "made by", "consumed by"], run.groups.map((g) => [g.name, g.width, g.size, g.makes.join(", "), g.consumes.join(", ")]), [0, 3, 4])));
   }
 
-  const scored = (epoch) => epoch.metric ? `${epoch.metric} ${epoch.val_metric == null ? "not finite" : epoch.val_metric.toPrecision(4)}` : percent(epoch.val_accuracy);
+  const judged = (run) => run.epochs.find((epoch) => run.network && epoch.epoch === run.network.epoch) || last(run.epochs);
+  const scored = (epoch) => epoch.metric ? `${epoch.metric} ${epoch.val_metric == null ? "not finite" : plain(epoch.val_metric, 4)}` : percent(epoch.val_accuracy);
 
   // --- one run ------------------------------------------------------------------------------
   function tiles(run) {
     const made = [];
     const whole = (text) => text.replace(/(\d) (?=\S{1,2}(\W|$))/g, "$1\u00a0");  // a number stays with its unit
     const tile = (value, what) => made.push(h("div", { class: "tile" }, h("b", {}, whole(value)), h("span", {}, whole(what))));
-    const end = last(run.epochs), dense = last(run.dense_epochs), file = run.export && run.export.onnx;
-    if (end && end.metric) tile(figure(end.val_metric, 4), `${end.metric}, validation, after epoch ${end.epoch}` + (end.val_metric == null ? ": not finite" : ""));
-    else if (end && end.val_accuracy != null) tile(percent(end.val_accuracy), `accuracy, validation, after epoch ${end.epoch}` + (dense ? `; dense ${percent(dense.val_accuracy)}` : ""));
+    const end = last(run.epochs), at = judged(run), dense = last(run.dense_epochs), file = run.export && run.export.onnx;
+    const { best, average } = run.network || {};
+    const when = at && `validation, ${best ? `of epoch ${at.epoch}, the best with the final channels` : `after epoch ${at.epoch}`}${average ? ", of an average of weights" : ""}`;
+    if (at && at.metric) tile(figure(at.val_metric, 4), `${at.metric}, ${when}` + (at.val_metric == null ? ": not finite" : ""));
+    else if (at && at.val_accuracy != null) tile(percent(at.val_accuracy), `accuracy, ${when}` + (dense ? `; dense ${percent(dense.val_accuracy)}` : ""));
     tile(percent(run.macs.compact / run.macs.dense, 0), `of the macs: ${short(run.macs.compact)} of ${short(run.macs.dense)}`);
     tile(percent(run.params.compact / run.params.dense, 0), `of the parameters: ${short(run.params.compact)} of ${short(run.params.dense)}`);
     const times = timed(run);
@@ -305,8 +323,14 @@
     return h("div", { class: "tiles" }, ...made);
   }
 
+  function stopped(run) {
+    if (!run.network || !run.network.stopped) return [];
+    const text = `The training was stopped within epoch ${run.epochs.length + 1}: widths and costs are of the network as it stands there, and nothing says how accurate it is.`;
+    return [h("p", { class: "remark" }, text)];
+  }
+
   function report(run) {
-    main.append(tiles(run));
+    main.append(tiles(run), ...stopped(run));
     if (run.epochs.length) {
       const part = section("training", "Training");
       training(part, [run]);
@@ -376,21 +400,26 @@
     const part = section("compare", "Side by side");
     const line = (run) => {
       const end = last(run.epochs);
-      return [run.title, run.policy, run.budget, end ? scored(end) : "–", percent(run.macs.compact / run.macs.dense), percent(run.params.compact / run.params.dense), percent(timed(run) && timed(run).share), end && end.run_macs ? percent(end.run_macs / end.run_macs_dense) : "–"];
+      const of = ({ compact, dense }) => `${short(compact)}, ${percent(compact / dense)}`;
+      return [run.title, run.policy, run.budget, end ? scored(judged(run)) : "–", of(run.macs), of(run.params), percent(timed(run) && timed(run).share), end && end.run_macs ? percent(end.run_macs / end.run_macs_dense) : "–"];
     };
     part.append(table(["run", "policy", "budget", "accuracy", "macs", "parameters", "latency", "macs of the training"], runs.map(line), [0, 1, 2]));
     const points = runs.filter((run) => run.epochs.length);
-    const rated = points.filter((run) => last(run.epochs).val_accuracy != null);  // null: own losses without classes
-    chart(part, "Accuracy against cost: the last epoch of each run", rated.map((run) => ({ ...lineOf(run), x: [100 * run.macs.compact / run.macs.dense], y: [100 * last(run.epochs).val_accuracy] })), { unit: " %", xLabel: "% of the dense macs" });
+    const rated = points.filter((run) => judged(run).val_accuracy != null);  // null: own losses without classes
+    const alike = new Set(runs.map((run) => run.macs.dense)).size === 1;  // a share of different networks compares nothing
+    const [size, unit] = alike ? [runs[0].macs.dense / 100, "% of the dense macs"] : unitOf(Math.max(...runs.map((run) => run.macs.compact)));
+    const by = alike ? { xLabel: unit, xRange: percents } : { xLabel: `${unit} macs of one example`, xRange: counts };
+    chart(part, "Accuracy against cost, of what each run exports", rated.map((run) => ({ ...lineOf(run), x: [run.macs.compact / size], y: [100 * judged(run).val_accuracy] })), { unit: " %", ...by });
     if (points.length) training(section("training", "Training"), points);
     for (const run of runs) {
       const own = section("run-" + runs.indexOf(run), run.title);
-      own.append(tiles(run), folded("Widths", bars(run.layers.filter((l) => l.width[0]).map((l) => [l.name, l.width[0], l.width[1], `${l.width[1]} of ${l.width[0]}`]))));
+      own.append(tiles(run), ...stopped(run), folded("Widths", bars(run.layers.filter((l) => l.width[0]).map((l) => [l.name, l.width[0], l.width[1], `${l.width[1]} of ${l.width[0]}`]))));
     }
   }
 
+  const epochs = ({ epochs: done, of_epochs: all }) => all > done.length ? `${done.length} of ${counted(all, "epoch")}` : counted(done.length, "epoch");
   document.getElementById("title").textContent = runs.map((run) => run.title).join(" · ");
-  document.getElementById("subtitle").textContent = runs.length > 1 ? `${runs.length} runs` : `policy ${runs[0].policy} · budget ${runs[0].budget} · ${counted(runs[0].epochs.length, "epoch")}, ${counted(runs[0].steps, "step")}`;
+  document.getElementById("subtitle").textContent = runs.length > 1 ? `${runs.length} runs` : `policy ${runs[0].policy} · budget ${runs[0].budget} · ${epochs(runs[0])}, ${counted(runs[0].steps, "step")}`;
   if (runs.length > 1) compare(); else report(runs[0]);
   document.getElementById("nav").append(h("ul", {}, ...[...main.querySelectorAll("section")].map((part) => h("li", {}, h("a", { href: "#" + part.id }, part.querySelector("h2").textContent)))));
   document.getElementById("footer").append(h("p", { class: "soft" }, `Written by fxprune ${runs[0].versions.fxprune}. This page holds all its figures and asks for nothing else.`));

@@ -1,5 +1,6 @@
 """The figures of an export stand in the run under a checksum and a schema."""
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -93,8 +94,23 @@ def test_commands_are_quoted_for_a_shell(tmp_path: Path, run: Run) -> None:
     )
 
 
+def test_the_commands_begin_where_the_run_did(tmp_path: Path, run: Run) -> None:
+    weights, every = Path("old weights.pt"), dataclasses.replace(run.plan, every=5)
+    begun = dataclasses.replace(run, plan=every, weights=str(weights))
+    assert " --weights 'old weights.pt' --policy " in commands_of(begun)[0]
+    assert " --every 5 " in commands_of(begun)[0]
+    Job("digits", tmp_path, TrainOptions()).write(run)
+    branch = Run.open(run.branch(Path("b.fxprune")).path)
+    Job("digits", tmp_path, TrainOptions()).write(branch)
+    train, export = commands_of(branch)
+    assert train.startswith("fxprune train b.fxprune --from a.fxprune --data digits ")
+    assert export == "fxprune export b.fxprune --onnx"
+
+
 def test_the_command_repeats_a_training_with_its_options(tmp_path: Path, run: Run) -> None:
-    options = TrainOptions(epochs=3, optimizer="nadam", clip=0.5, decay_norms=False, mixup=0.2)
+    options = TrainOptions(
+        epochs=3, optimizer="nadam", clip=0.12345678, decay_norms=False, mixup=0.2
+    )
     look = Preprocess(mean=(0.5,), resize=(8, 9), flip=False)
     Job("data.py:make", tmp_path, options, look, loss="l.py:dice").write(run)
     words = shlex.split(commands_of(run)[1])
@@ -102,6 +118,6 @@ def test_the_command_repeats_a_training_with_its_options(tmp_path: Path, run: Ru
     assert words[3:] == [
         *("--data", "data.py:make", "--loss", "l.py:dice", "--mean", "0.5", "--resize", "8x9"),
         *("--no-flip", "--epochs", "3", "--lr", "0.1", "--optimizer", "nadam"),
-        *("--batch-size", "128", "--no-decay-norms", "--clip", "0.5", "--mixup", "0.2"),
+        *("--batch-size", "128", "--no-decay-norms", "--clip", "0.12345678", "--mixup", "0.2"),
         *("--seed", "0"),
     ]

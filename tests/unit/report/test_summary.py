@@ -1,5 +1,6 @@
 """What a report says of a network is what its cost model and its graph say."""
 
+import dataclasses
 import json
 
 import pytest
@@ -62,6 +63,22 @@ def test_numbers_are_short_and_the_rest_is_as_it_was(gated: GatedModule) -> None
     assert epoch["train_loss"] == 1.23457
     assert epoch["widths"] == [4, 8]
     assert epoch["churn"] is None
+
+
+def test_a_budget_is_named_without_what_follows_from_it(gated: GatedModule) -> None:
+    budget = "latency=0.5,widths=8/16,limits=4-16/8-8"
+    assert summarize(Subject("a", "cucb", budget), gated)["budget"] == "latency=0.5"
+
+
+def test_lines_of_libraries_are_shown_without_their_folders(gated: GatedModule) -> None:
+    where = "add_1   /home/me/lib/site-packages/net/block.py:7   x + y"
+    gated.channels = dataclasses.replace(gated.channels, mixing=(where,))
+    assert summary(gated)["mixing"] == ["add_1   net/block.py:7   x + y"]
+
+
+def test_a_title_may_look_like_a_place_of_the_page(gated: GatedModule) -> None:
+    html = page.render([summarize(Subject("/*data*/", "cucb", "keep=0.5"), gated)])
+    assert "<title>fxprune report · /*data*/</title>" in html
 
 
 def test_summarizing_changes_nothing(gated: GatedModule) -> None:
