@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fxprune.files import damaged, fitting, read_bytes, write_bytes
-from fxprune.runs.plan import Text
+from fxprune.runs.plan import LongText, Text
 from fxprune.runs.schema import Strict
 
 METRICS = "metrics.jsonl"
@@ -42,6 +42,8 @@ class EpochMetrics(Strict):
             where that is not known;
         run_macs_dense: what they are for the dense network. None for a plain network.
         widths: channels of each group that executed in the epoch's last training step, and
+        selection: which ones, a hexadecimal number for each group whose bit i stands for its
+            channel i, and
         churn: mean share of the executing channels that a step exchanged for others, over the
             steps that kept their widths; None for a plain network.
         val_top5: share of the validation split whose class is among the five likeliest; None for
@@ -66,6 +68,7 @@ class EpochMetrics(Strict):
     run_macs_planned: Count | None = None
     run_macs_dense: Count | None = None
     widths: list[Annotated[int, Field(ge=1, lt=2**31)]] | None = None
+    selection: list[LongText] | None = None
     churn: Share | None = None
     val_top5: Share | None = None
     metric: Text | None = None

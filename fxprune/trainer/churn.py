@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +41,25 @@ class Churn:
         return torch.stack(self._shares).tolist() if self._shares else []
 
     def figures(self) -> dict[str, Any]:
-        """Give `widths` and `churn` as `EpochMetrics` has them; empty for a plain network."""
+        """Give fields of `EpochMetrics`: widths, selection, churn; none for a plain network."""
         if self._gated is None:
             return {}
         mean = float(torch.stack(self._shares).mean()) if self._shares else 0.0
-        return {"widths": list(self._gated.widths), "churn": round(mean, 6)}
+        return {
+            "widths": list(self._gated.widths),
+            "selection": selection_of(self._gated),
+            "churn": round(mean, 6),
+        }
+
+
+def selection_of(gated: GatedModule) -> list[str]:
+    """Write which channels of each group execute, as a hexadecimal number: bit i for channel i.
+
+    Channels 0, 1 and 5 of eight are 100011 in binary, `23`.
+    """
+    layout = gated.channels.layout
+    executes = np.zeros(layout.total, dtype=bool)
+    executes[gated.executing.cpu().numpy()] = True
+    groups = (executes[first:][:size] for first, size in zip(layout.offsets, layout.sizes))
+    packed = [np.packbits(group, bitorder="little").tobytes() for group in groups]
+    return [f"{int.from_bytes(group, 'little'):x}" for group in packed]

@@ -167,6 +167,17 @@ def test_the_checkpoint_is_a_gated_file(digits, tmp_path):
     assert same_bits(loaded.training_state(), gated.training_state())
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert [line["macs"] for line in lines] == [gated.cost.macs(gated.widths)] * 2
+    chosen = [
+        offset + channel
+        for offset, size, text in zip(
+            gated.channels.layout.offsets, gated.channels.layout.sizes, lines[-1]["selection"]
+        )
+        for channel in range(size)
+        if int(text, 16) >> channel & 1
+    ]
+    assert chosen == sorted(gated.executing.tolist())
+    assert len(lines[0]["selection"]) == len(lines[0]["widths"]) == 2
+    assert [int(text, 16).bit_count() for text in lines[0]["selection"]] == lines[0]["widths"]
 
 
 def test_an_instrumented_file_is_a_beginning(digits, tmp_path):
