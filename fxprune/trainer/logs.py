@@ -56,6 +56,8 @@ class TensorBoardLog(Log):
     def __init__(self, folder: Path, history: Sequence[EpochMetrics]) -> None:
         """Open the event file; what an interrupted run wrote of later epochs is hidden.
 
+        The first file begins with the epochs that are over already.
+
         Raises:
             OptionError: TensorBoard is not installed.
         """
@@ -67,9 +69,12 @@ class TensorBoardLog(Log):
                 why=str(error),
                 do="install it: pip install tensorboard",
             ) from error
-        self.writer = tensorboard.SummaryWriter(
-            str(folder / TENSORBOARD), purge_step=len(history) + 1
-        )
+        path = folder / TENSORBOARD
+        first = not any(path.glob("events.*"))
+        self.writer = tensorboard.SummaryWriter(str(path), purge_step=len(history) + 1)
+        if first:  # the epochs before were trained without this log
+            for metrics in history:
+                self.epoch(metrics)
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """Write the scalars, and flush them."""

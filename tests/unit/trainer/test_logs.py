@@ -50,6 +50,18 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     assert "val_loss" not in events.Tags()["scalars"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorBoard's reader
+def test_tensorboard_shows_the_epochs_before_it_was_asked_for_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for done in (1, 2):  # two calls of a run whose first epoch was trained without a log
+        (log,) = open_logs("tensorboard", tmp_path, [metrics(epoch + 1) for epoch in range(done)])
+        log.epoch(metrics(done + 1))
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3]
+
+
 def test_an_unknown_log_is_refused() -> None:
     with pytest.raises(OptionError, match=r"unknown log 'wandb'[^$]*progress callback"):
         open_logs("csv,wandb", Path(), [])
