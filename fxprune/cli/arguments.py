@@ -213,4 +213,4 @@ def show_tick(bar: console.Bar, tick: "Tick") -> None:
     if tick.metrics is not None:
         bar.say(lines.epoch_line(tick.metrics, tick.fall_ends))
         bar.seen.append(tick.metrics)
-        bar.below(lines.live_line(bar.seen))
+        bar.below(lines.live_parts(bar.seen))

@@ -96,8 +96,8 @@ def epoch_line(metrics: EpochMetrics, fall_ends: int | None = None) -> str:
     )
 
 
-def live_line(epochs: Sequence[EpochMetrics]) -> str:
-    """Say in a line under the bar where a training stands: the last epoch, and the way there."""
+def live_parts(epochs: Sequence[EpochMetrics]) -> list[str]:
+    """Say under the bar where a training stands: the last epoch, and the way there."""
     last, split = epochs[-1], "validation"
     if last.metric is not None:
         what = f"{last.metric} {format_loss(last.val_metric)}"
@@ -110,11 +110,12 @@ def live_line(epochs: Sequence[EpochMetrics]) -> str:
         values = [metrics.train_loss for metrics in epochs]
     parts = [
         f"epoch {last.epoch}",
-        f"{split}: {what} {console.sparkline([v for v in values if v is not None])}",
+        f"{split}: {what}",
+        console.sparkline([value for value in values if value is not None]),
         f"macs {console.big(last.macs)}" if last.macs is not None else "",
         f"{console.milliseconds(last.step_seconds)} a step",
     ]
-    return "   ".join(part for part in parts if part)
+    return [part for part in parts if part]
 
 
 def _scored(metrics: EpochMetrics, split: str) -> str:

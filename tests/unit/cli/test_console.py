@@ -88,15 +88,25 @@ def test_a_log_says_how_far_it_is(
     assert not capsys.readouterr().err
 
 
-def test_a_terminal_shows_a_line_under_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (100, ["epoch 1   right 90 %   ▁█   2 ms a step"]),
+        (24, ["epoch 1   right 90 %", "▁█   2 ms a step"]),
+    ],
+)
+def test_a_terminal_shows_all_of_the_words_under_the_bar(
+    monkeypatch: pytest.MonkeyPatch, width: int, lines: list[str]
+) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(
-        console, "stderr", lambda: Console(file=screen, force_terminal=True, width=100)
+        console, "stderr", lambda: Console(file=screen, force_terminal=True, width=width)
     )
     with console.bar("training") as bar:
         bar.moved(3, 10)
-        bar.below("epoch 1   right 90 % ▁█")
-    assert "epoch 1   right 90 % ▁█" in screen.getvalue()
+        bar.below(["epoch 1", "right 90 %", "▁█", "2 ms a step"])
+    for line in lines:
+        assert line in screen.getvalue()
 
 
 @pytest.mark.parametrize("terminal", ["dumb", "xterm"])

@@ -96,25 +96,25 @@ def test_a_latency_is_told_beside_what_was_asked() -> None:
     )
 
 
-def test_the_live_line_says_where_a_training_stands() -> None:
+def test_the_live_view_says_where_a_training_stands() -> None:
     rest = {"lr": 0.1, "train_loss": 0.5, "train_accuracy": None, "val_loss": None}
     rest |= {"step_seconds": 0.002, "seconds": 1.0}
     scored = [
         EpochMetrics(epoch=i + 1, val_accuracy=share, macs=1_500_000, **rest)  # type: ignore[arg-type]
         for i, share in enumerate((0.2, 0.5, 0.9))
     ]
-    assert lines.live_line(scored) == (
-        "epoch 3   validation: right 90.00 % ▁▄█   macs 1.50 M   2 ms a step"
-    )
+    assert lines.live_parts(scored) == [
+        *("epoch 3", "validation: right 90.00 %", "▁▄█", "macs 1.50 M", "2 ms a step")
+    ]
     own = [
         EpochMetrics(epoch=1, val_accuracy=None, metric="iou", val_metric=0.25, **rest)  # type: ignore[arg-type]
     ]
-    assert lines.live_line(own) == "epoch 1   validation: iou 0.2500 ▁   2 ms a step"
+    assert lines.live_parts(own) == ["epoch 1", "validation: iou 0.2500", "▁", "2 ms a step"]
     lost = dataclasses.replace(own[0], val_metric=None)
-    assert lines.live_line([lost]).startswith("epoch 1   validation: iou not finite ")
+    assert lines.live_parts([lost])[:2] == ["epoch 1", "validation: iou not finite"]
     assert "val loss not finite, iou not finite" in lines.epoch_line(lost)
     bare = [EpochMetrics(epoch=1, val_accuracy=None, **rest)]  # type: ignore[arg-type]
-    assert lines.live_line(bare) == "epoch 1   training: loss 0.5000 ▁   2 ms a step"
+    assert lines.live_parts(bare) == ["epoch 1", "training: loss 0.5000", "▁", "2 ms a step"]
 
 
 def test_an_epoch_that_waits_for_its_data_is_remarked_on() -> None:
