@@ -198,8 +198,8 @@ class Run:
             )
         found = read_record(path / PLAN, _Record)
         base = (path / found.base).resolve()
-        begun = {"weights": found.weights, "origin": found.origin}
-        return Run(path, found.spec, found.input, base, found.plan, trust, **begun)
+        begun = found.weights, found.origin
+        return Run(path, found.spec, found.input, base, found.plan, trust, *begun)
 
     @staticmethod
     def find(folder: Path, *, trust: bool = False) -> tuple["Run", str]:

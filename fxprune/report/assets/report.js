@@ -216,7 +216,7 @@
     const left = 20 + 5.5 * Math.min(Math.max(...rows.map((row) => row.name.length), 8), letters);
     const right = left + bar + 55;  // where the arcs begin
     const bend = (y, z) => 30 + Math.min(Math.abs(z - y) * .6, most);
-    const box = [0, 0, right + 20, rows.length * gap + 20];
+    const box = [0, 0, right + 20, rows.length * gap + 14];
     const picture = h("svg", { class: "graph", tabindex: "0", role: "application", "aria-label": "Channel graph. Arrow keys move it, plus and minus zoom, 0 resets. The table below has the same content." });
     const say = h("p", { class: "soft", "aria-live": "polite" }, "Point at a layer or an arc: what lights up lives and dies together.");
     const marks = run.groups.map(() => []);
