@@ -46,7 +46,7 @@ def record_of(run: Run, gated: GatedModule, dense_history: History = ()) -> Reco
                 "average": stands.average,
                 "stopped": stands.stopped,
             },
-            of_epochs=job and job.options.epochs,
+            of_epochs=None if job is None else job.options.epochs,
             commands=commands_of(run),
         ),
         gated,
