@@ -79,6 +79,19 @@ def test_difference(model: nn.Module, other: nn.Module, wanted: float | None) ->
     assert found == (wanted if wanted is None else pytest.approx(wanted))
 
 
+@pytest.mark.parametrize(("least", "sides"), [(1, [56]), (100, [56, 112]), (200, [56, 112, 224])])
+def test_large_images_are_cut_as_far_as_the_model_takes_them(least: int, sides: list[int]) -> None:
+    asked: list[int] = []
+
+    def model(x: Tensor) -> Tensor:
+        asked.append(x.shape[-1])
+        assert x.shape[-1] >= least
+        return x
+
+    assert difference(model, nn.Identity(), (torch.zeros(2, 3, 224, 224),)) == 0
+    assert asked == sides
+
+
 class ByFirstBatch(nn.Module):
     """Takes its scale from the first batch that it sees."""
 
