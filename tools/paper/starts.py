@@ -12,7 +12,7 @@ a timing tool measures (`tools/shared/pause.py`).
 
 45,000 of the training images are trained on. The last 5,000 are held out, and all choices (of the
 learning rate, of the recipe) are made on them; the test images are looked at once, at the end of a
-training. All is in bfloat16 and NHWC.
+training. All is in NHWC, and in bfloat16 but for queues that are told `--float32`.
 """
 
 import argparse
@@ -68,7 +68,8 @@ class Wanted:
 
     def key(self, start: Path) -> str:
         """Name its result."""
-        return f"{start.stem}/{self.macs:g}/{self.epochs:g}/{self.lr:g}/{self.seed}/{self.arm}"
+        key = f"{start.stem}/{self.macs:g}/{self.epochs:g}/{self.lr:g}/{self.seed}/{self.arm}"
+        return key if tuning.precision == torch.bfloat16 else f"{key}/float32"
 
 
 def splits(path: Path, held_out: int) -> tuple[DataSet, DataSet]:
@@ -140,6 +141,7 @@ def run(wanted: Wanted, network: str, start: Path, held: DataSet, test: DataSet)
         "dense_epochs": wanted.epochs,
         "lr": wanted.lr,
         "seed": wanted.seed,
+        "precision": str(tuning.precision).removeprefix("torch."),
         "held_out": tuning.accuracy(model, held.val),
         "test": tuning.accuracy(model, test.val),
         "untrained": before,
@@ -197,10 +199,12 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=5_000)
     parser.add_argument("--start", type=Path, help="the trained network; results/starts/…")
     parser.add_argument("--plan", type=Path, default=Path(__file__).with_name("starts.plan"))
+    parser.add_argument("--float32", action="store_true", help="where bfloat16 is slow")
     parser.add_argument("--results", type=Path, default=_paths.ROOT / "results" / "starts.json")
     parser.add_argument("--work", type=Path, default=_paths.ROOT / "build" / "starts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    tuning.precision = torch.float32 if arguments.float32 else torch.bfloat16
     memory.keep_freed_memory()
     folder = arguments.results.with_suffix("")
     start = arguments.start or folder / f"{arguments.network}.safetensors"

@@ -39,8 +39,8 @@ the teacher's forward passes. *Time* is that of the compact network in ONNX Runt
 the dense one's, hot, one image, one thread (`starts_time.py`). 45,000 of CIFAR-10's training images
 (as JPEG of quality 75) are trained on. Held out are the other 5,000, on which all choices were
 made; the 10,000 test images were looked at once for each training. SGD with momentum 0.9, weight
-decay 5e-4, batches of 128, a cosine to 0, bfloat16 and NHWC on one thread of a CPU. Widths are not
-rounded.
+decay 5e-4, batches of 128, a cosine to 0, NHWC and, where nothing else is said, bfloat16 on one
+thread of a CPU. Widths are not rounded.
 
 There are three starts. [resnet20](starts/resnet20.safetensors) was trained for 20 epochs: 12 of a
 cosine planned for 30, from 0.2, and 8 of one from 0.15 to 0. It has 86.54 % held out and 85.38 % on
@@ -68,7 +68,7 @@ def render(results: Path) -> None:
             record["time"] = 1.0
     cases: dict[Case, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        case = record["start"], record["budget"], record["dense_epochs"]
+        case = _start(record), record["budget"], record["dense_epochs"]
         cases[case][record["arm"]].append(record)
     parts = [PREAMBLE]
     for case, arms in sorted(cases.items(), key=lambda item: (item[0][0], -item[0][1], item[0][2])):
@@ -76,6 +76,12 @@ def render(results: Path) -> None:
     versions = {f"fxprune {r['fxprune']}, torch {r['torch']}" for r in records}
     parts.append("Trained with " + "; ".join(sorted(versions)) + ".\n")
     (results / "README.md").write_text("\n".join(parts))
+
+
+def _start(record: Record) -> str:
+    """Name what a run started from, and the precision if it is not the others'."""
+    wide = record.get("precision") == "float32"
+    return f"{record['start']} in float32" if wide else str(record["start"])
 
 
 def best(runs: list[Record]) -> list[Record]:
@@ -139,7 +145,7 @@ def _figure(case: Case, arms: dict[str, list[Record]], results: Path) -> str:
     figure.suptitle(title(case), fontsize=9)
     axes.grid(color="0.9", axis="x")
     start, macs, epochs = case
-    name = f"starts-{start}-macs-{macs:g}-epochs-{epochs:g}.png"
+    name = f"starts-{start.replace(' ', '-')}-macs-{macs:g}-epochs-{epochs:g}.png"
     figure.savefig(results / name, dpi=120)
     pyplot.close(figure)
     return f"![{title(case)}]({name})\n\n`python tools/paper/starts_report.py`\n"
