@@ -17,9 +17,12 @@ from tests.support.images import make_folder
 PAGES = [page for page in pages() if commands(page)]
 GUIDES = ROOT / "docs" / "guides"
 PASSES = """
+from dataclasses import dataclass
+
 from fxprune.passes import Pass
 
 
+@dataclass(frozen=True)
 class DropDropout(Pass):
     def requires(self, program):
         pass

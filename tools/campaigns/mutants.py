@@ -35,6 +35,7 @@ from fxprune.data.load import from_tensors
 from fxprune.errors import FxpruneError
 from fxprune.files import read_tensors, write_record, write_tensors
 from fxprune.report.exported import FILE as EXPORTED
+from fxprune.report.exported import Exported
 from fxprune.report.of_runs import record_of
 from fxprune.runs.history import METRICS
 from fxprune.runs.promise import FILE as PROMISE
@@ -132,7 +133,8 @@ def look(path: Path, number: int) -> tuple[Any, dict[str, Tensor]]:
     gated = run.load(build_model())
     record = records.of_run(run, gated)
     lines.remarks(record)
-    report = record_of(run, gated)
+    record_of(run, gated)
+    kept = Exported.read(run), Promise.read(path)
     with torch.no_grad():
         logits = gated.eval()(torch.ones(2, 1, 8, 8))
     state = gated.training_state()
@@ -140,7 +142,7 @@ def look(path: Path, number: int) -> tuple[Any, dict[str, Tensor]]:
     again = run.plan.instrument(build_model(), path)
     history = fit(again, data(), options_of(number), run=path)  # trained to its end: only read
     state |= {f"again/{key}": value for key, value in again.training_state().items()}
-    said = (run.spec, run.input, run.plan, job, record["val_accuracy"], history, report)
+    said = (run.spec, run.input, run.plan, job, record["val_accuracy"], history, kept)
     return said, {**state, "logits": logits}
 
 
