@@ -72,6 +72,7 @@ def test_the_commands_of_a_guide_run_as_they_stand(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the dense network is right on")  # it is not trained
 def test_the_run_of_the_guide_to_trained_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
