@@ -51,11 +51,16 @@ def _handle(number: int, _: FrameType | None) -> None:
 def held() -> Iterator[Callable[[], bool]]:
     """Let the first signal wait; what is yielded tells whether there was one.
 
-    A second one is not held back. At the end of the block one that waited is raised.
+    A second one is not held back. At the end of the block one that waited is raised, and before if
+    the block fails: of the processes that it needs the signal may have ended one.
     """
     _State.waits = True
     try:
         yield lambda: bool(_State.number)
+    except RuntimeError as error:
+        if _State.number:
+            raise Ended(_State.number) from error
+        raise
     finally:
         _State.waits = False
     if _State.number:

@@ -1,6 +1,7 @@
 """Random numbers of examples: a function of the pass and the batch, whoever loads it, and when."""
 
 import random
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+GRACE = 20
+"""Seconds that a process which loads may go on after SIGTERM."""
 
 
 @contextmanager
@@ -65,7 +69,21 @@ class Drawn(Dataset[Any]):
             collate_fn=_as_it_is,
             generator=generator or torch.Generator(),
             num_workers=workers,
+            worker_init_fn=outlive_signals,
         )
+
+
+def outlive_signals(_worker: int) -> None:
+    """Leave it to the main process when this one ends: signals often go to all of a group at once.
+
+    The main one may still be in a step, which needs the next batch. SIGTERM, which PyTorch also
+    sends to processes that do not end, does so after `GRACE` seconds.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # POSIX
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 def _as_it_is(batch: Any) -> Any:
