@@ -73,13 +73,13 @@ class OnnxOptions:
         """Check the fields."""
         if self.batch is not None and self.batch < 1:
             raise OptionError(f"batch cannot be {self.batch}", do="give 1 or more examples")
-        for words in (self.input_names, self.output_names):
-            if len({*words}) < len(words) or not all(words):
-                raise OptionError(
-                    f"cannot use the names {', '.join(words)}",
-                    why="one is empty, or two are the same",
-                    do="give each input or output a name of its own",
-                )
+        words = self.input_names + self.output_names
+        if len({*words}) < len(words) or not all(words):
+            raise OptionError(
+                f"cannot use the names {', '.join(words)}",
+                why="one is empty, or two are the same",
+                do="give each input or output a name of its own",
+            )
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -344,8 +344,8 @@ def _check_options(program: Any, options: OnnxOptions) -> None:
     """Refuse options that the exporter did not follow.
 
     Raises:
-        OptionError: an operator is not in the operator set that was asked for, or there are more
-            or fewer inputs or outputs than names.
+        OptionError: an operator is not in the operator set that was asked for, there are more or
+            fewer inputs or outputs than names, or something else has one of these names.
     """
     opset = next(entry.version for entry in program.opset_import if not entry.domain)
     if options.opset not in (None, opset):
@@ -355,15 +355,23 @@ def _check_options(program: Any, options: OnnxOptions) -> None:
             f"in {options.opset}",
             do=f"give --opset {opset}, or leave it out",
         )
-    for word, names, own in (
-        ("input", options.input_names, program.graph.input),
-        ("output", options.output_names, program.graph.output),
+    graph = program.graph
+    inside = Counter(tensor.name for tensor in graph.initializer)
+    inside.update(name for node in graph.node for name in node.output)
+    for word, names, own, times in (
+        ("input", options.input_names, graph.input, 0),
+        ("output", options.output_names, graph.output, 1),  # of the node that makes it
     ):
         if names and len(names) != len(own):
-            raise OptionError(
+            what, do = (
                 f"{len(names)} {word} names were given for {len(own)} {word}s",
-                do=f"give as many; they are called {', '.join(entry.name for entry in own)}",
+                "give as many",
             )
+            raise OptionError(what, do=do)
+        for name in names:
+            if inside[name] > times:
+                why = "a weight or a node of the network has it"
+                raise OptionError(f"the name {name!r} is taken", why=why, do="give another one")
 
 
 def _name_nodes(graph: Any) -> None:

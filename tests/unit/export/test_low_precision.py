@@ -205,6 +205,7 @@ class Fixed(nn.Module):
     [
         (Net, {"opset": 9}, "cannot be written with opset 9"),
         (Net, {"input_names": ("a", "b")}, "2 input names were given for 1 inputs"),
+        (Net, {"input_names": ("relu",)}, "the name 'relu' is taken"),
         (Fixed, {"dynamic_hw": True}, "height and width of the network's input cannot vary"),
     ],
 )
@@ -222,7 +223,14 @@ def test_layouts_that_cannot_be(
     assert not caplog.records  # the exporter logs a traceback where it fails
 
 
-@pytest.mark.parametrize("words", [{"batch": 0}, {"input_names": ("a", "a")}])
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"batch": 0},
+        {"input_names": ("a", "a")},
+        {"input_names": ("a",), "output_names": ("a",)},
+    ],
+)
 def test_options_out_of_range(words: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         OnnxOptions(**words)
