@@ -9,6 +9,8 @@ ROWS = 20
 """Groups that a table names; with totals and pinned channels it stays under 30 lines."""
 REASONS = 5
 """Reasons of pinned channels that a table names."""
+SHORT = 40
+"""Characters that two names may have together in a cell."""
 _HEAD = ("group", "channels", "macs", "made by", "consumed by")
 
 
@@ -145,7 +147,10 @@ def _more(graph: Picture) -> list[str]:
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    """List two names, or one where they are long, and how many there are beside these."""
+    first = names[: 2 if sum(map(len, names[:2])) <= SHORT else 1]
+    left = len(names) - len(first)
+    return ", ".join(first) + (f" and {left} more" if left else "")
 
 
 def _row(cells: Sequence[str], tag: str) -> str:

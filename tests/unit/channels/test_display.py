@@ -5,9 +5,12 @@ import pydot
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 from torchvision import models
 
 from fxprune import ChannelGraph, analyze
+
+IMAGE = (torch.zeros(1, 3, 8, 8),)
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +23,23 @@ def test_the_table_has_at_most_thirty_lines_and_the_totals(graph: ChannelGraph) 
     assert len(lines) <= 30
     assert lines[0].startswith(f"{len(graph.groups)} channel groups, {graph.layout.total:,} ")
     assert any(line.startswith(f"… and {len(graph.groups) - 20} smaller groups") for line in lines)
+
+
+def test_long_names_are_listed_singly() -> None:
+    part = "a_part_with_a_name_of_some_length"
+    layers = {f"{part}_{i}": nn.Conv2d(4 if i else 3, 4, 1) for i in range(5)}
+
+    class Added(nn.ModuleDict):
+        def forward(self, x: Tensor) -> Tensor:
+            first, *rest = self.values()
+            y: Tensor = first(x)
+            for layer in rest:
+                y = y + layer(y)
+            return y
+
+    row = repr(analyze(nn.Sequential(Added(layers), nn.Conv2d(4, 2, 1)), IMAGE)).splitlines()[2]
+    assert f"0.{part}_0 and 4 more" in row
+    assert f"0.{part}_1 and 4 more" in row
 
 
 def test_the_largest_groups_come_first(graph: ChannelGraph) -> None:
