@@ -85,4 +85,5 @@ class Promise(Strict):
             RunError: the file is damaged.
         """
         path = run / FILE
-        return read_record(path, Promise) if path.exists() else None
+        there = path.exists() or path.is_symlink()  # a link to nothing is damage
+        return read_record(path, Promise) if there else None
