@@ -1,5 +1,6 @@
 """What every exported file says of itself, and by which an export knows its own files again."""
 
+import mmap
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,4 +15,7 @@ def marks(max_rel_error: float) -> dict[str, str]:
 
 def is_exported(path: Path) -> bool:
     """Tell whether an export wrote a file."""
-    return path.is_file() and MARK.encode() in path.read_bytes()
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(MARK.encode()) >= 0  # of any size: nothing of it is kept in memory

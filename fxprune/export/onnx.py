@@ -363,15 +363,16 @@ def _check_options(program: Any, options: OnnxOptions) -> None:
         ("output", options.output_names, graph.output, 1),  # of the node that makes it
     ):
         if names and len(names) != len(own):
-            what, do = (
-                f"{len(names)} {word} names were given for {len(own)} {word}s",
-                "give as many",
+            raise OptionError(
+                f"{len(names)} {word} names were given for {len(own)} {word}s", do="give as many"
             )
-            raise OptionError(what, do=do)
         for name in names:
             if inside[name] > times:
-                why = "a weight or a node of the network has it"
-                raise OptionError(f"the name {name!r} is taken", why=why, do="give another one")
+                raise OptionError(
+                    f"the name {name!r} is taken",
+                    why="a weight or a node of the network has it",
+                    do="give another one",
+                )
 
 
 def _name_nodes(graph: Any) -> None:
