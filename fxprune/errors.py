@@ -46,6 +46,10 @@ def shell_word(path: Path | str) -> str:
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
+class Unsaid(SystemExit):
+    """Ends a process without a word: another process says why."""
+
+
 class FxpruneError(Exception):
     """Base of all errors that a user can correct; the command line exits with `exit_code`.
 

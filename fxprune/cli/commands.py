@@ -5,13 +5,14 @@ Commands import what they need when they run, so that --help and --version need 
 
 import codecs
 import contextlib
+import functools
 import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 
@@ -25,7 +26,7 @@ from fxprune.cli.prune import prune
 from fxprune.cli.report import report
 from fxprune.cli.signals import ending
 from fxprune.cli.train import train
-from fxprune.errors import FxpruneError, FxpruneWarning, RunError
+from fxprune.errors import FxpruneError, FxpruneWarning, ModelError, RunError, Unsaid
 
 app = typer.Typer(
     name="fxprune",
@@ -58,8 +59,34 @@ def _root(
     pass
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _to_its_end(command: Callable[P, T]) -> Callable[P, T]:
+    """Let code of the user's, such as a loss, not end a command as if it had done its work."""
+
+    @functools.wraps(command)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except Unsaid:
+            raise
+        except SystemExit as error:
+            from fxprune.user_lines import user_line
+
+            raise ModelError(
+                "the command was ended by code that it called",
+                at=user_line(error),
+                why=f"it raised SystemExit({error.code!r})",
+                do="take out the call of sys.exit, or raise an error",
+            ) from error
+
+    return called
+
+
 for command in (inspect, prune, instrument, train, export, report, demo, env):
-    app.command()(command)
+    app.command()(_to_its_end(command))
 
 
 def main() -> None:

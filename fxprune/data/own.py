@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from fxprune.data.drawn import Drawn, drawing
 from fxprune.data.load import DataSet
 from fxprune.data.splits import WHOLE, Batch, Share, Split, rows, seed_of
-from fxprune.errors import DataError
+from fxprune.errors import DataError, FxpruneError
+from fxprune.user_lines import user_line
 
 PARTS = ("train", "val")
 FORMS = (
@@ -99,11 +100,14 @@ def _split(part: Any, which: str, name: str, workers: int) -> "DatasetSplit | Lo
                 f"{which} of the data factory {name} is empty", do="return at least one example"
             )
         inputs, _ = next(split.batches(1))
-    except (TypeError, NotImplementedError, StopIteration) as error:
+    except FxpruneError:
+        raise
+    except Exception as error:  # its code is the user's, and so is that which makes batches
         raise DataError(
             f"{which} of the data factory {name} cannot be read",
+            at=user_line(error),
             why=f"{type(error).__name__}: {error}",
-            do="give it __len__ and __getitem__",
+            do="give it __len__ and __getitem__, and examples that make a batch",
         ) from error
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(inputs)):
         raise DataError(

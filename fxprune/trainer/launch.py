@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from fxprune.errors import FxpruneError, RunError
+from fxprune.errors import FxpruneError, RunError, Unsaid
 
 PATIENCE = 1800.0
 """Seconds that a process waits for the others."""
@@ -28,7 +28,7 @@ def launched(patience: float = PATIENCE) -> Iterator[int]:
 
     Raises:
         RunError: another process ended or does not answer.
-        SystemExit: likewise, where another process says so already.
+        Unsaid: likewise, where another process says so already.
     """
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         yield 0
@@ -42,13 +42,13 @@ def launched(patience: float = PATIENCE) -> Iterator[int]:
         yield distributed.get_rank()
     except FxpruneError as error:
         if not _speaks():
-            raise SystemExit(error.exit_code) from None
+            raise Unsaid(error.exit_code) from None
         raise
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _SIGNS):
             raise
         if not _speaks():
-            raise SystemExit(RunError.exit_code) from None
+            raise Unsaid(RunError.exit_code) from None
         raise RunError(
             "another process of this training ended, or does not answer",
             why=str(error).splitlines()[0],

@@ -115,12 +115,18 @@ class Task:
         metric = self.metric
         if metric is None:
             return
-        with contextlib.suppress(RuntimeError, ValueError), _measuring(metric, _FAULTS):
-            if not _accumulates(metric):
-                _number(metric, metric(outputs, targets), torch.device("cpu"))
-                return
-            metric.update(outputs, targets)
-            metric.reset()
+        try:
+            with _measuring(metric, _FAULTS):
+                if _accumulates(metric):
+                    metric.update(outputs, targets)
+                else:
+                    _number(metric, metric(outputs, targets), torch.device("cpu"))
+        except DataError:
+            raise
+        except Exception:  # of values
+            return
+        finally:
+            _reset(metric)
 
     def right(self, outputs: Any, targets: Any) -> Tensor:
         """Count the right examples of a batch, int64 []; 0 where they do not have one class."""
@@ -169,6 +175,13 @@ def _measuring(metric: Metric, kinds: tuple[type[Exception], ...] = (Exception,)
         raise _no_number(metric, _first_line(error), at=user_line(error)) from error
 
 
+def _reset(metric: Metric | None) -> None:
+    """Let a metric that takes batches in begin anew."""
+    if metric is not None and _accumulates(metric):
+        with _measuring(metric):
+            metric.reset()
+
+
 def _number(metric: Metric, value: Any, device: torch.device) -> Tensor:
     """Return what a metric returned as a scalar."""
     try:
@@ -195,8 +208,7 @@ class Meter:
         self.classes = self.many_classes = self.labelled = False
         if isinstance(task.metric, nn.Module):
             task.metric.to(device)
-        if _accumulates(task.metric):
-            task.metric.reset()
+        _reset(task.metric)
 
     @torch.no_grad()
     def add(self, outputs: Any, targets: Any, loss: Tensor, examples: int) -> None:

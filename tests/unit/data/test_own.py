@@ -126,6 +126,10 @@ def test_a_data_set_is_taken_as_it_is() -> None:
     assert isinstance(data, DataSet)
 
 
+def sparse(count: int) -> TensorDataset:
+    return TensorDataset(torch.ones(count, 3).to_sparse(), torch.zeros(count))
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -136,6 +140,10 @@ def test_a_data_set_is_taken_as_it_is() -> None:
         (([], pairs(4)), "train of the data factory f is a list of 0"),
         ((pairs(4), TensorDataset(torch.zeros(0, 3))), "val of the data factory f is empty"),
         ((TensorDataset(torch.zeros(4, 3)), pairs(4)), "a batch is a list of 1"),
+        (
+            (sparse(4), pairs(4)),
+            "train of the data factory f cannot be read\n.*\n  why  RuntimeError",
+        ),
     ],
 )
 def test_what_a_factory_must_not_return(made: Any, message: str) -> None:

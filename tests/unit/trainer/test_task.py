@@ -132,9 +132,18 @@ class Tables(MeanIoU):
         return {"a": 1}
 
 
+class Stuck(MeanIoU):
+    def __init__(self) -> None:
+        super().reset()
+
+    def reset(self) -> None:
+        raise StopIteration
+
+
 @pytest.mark.parametrize(
     "metric",
     [
+        Stuck(),
         lambda *_: "x",
         lambda out, _: out["out"],
         lambda out, _: out["nothing"],
