@@ -8,12 +8,19 @@ aten = torch.ops.aten
 
 
 class New(Rule):
-    """A tensor of given sizes, which has no more than its dtype from the other."""
+    """A tensor of given sizes, which has no more than its dtype from the other.
+
+    One that an op of PyTorch makes inside, to put its input there (as a circular padding does),
+    has its sizes from that input. Such a call, and no call in Python, gives no `pin_memory`.
+    """
 
     keys = (aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros)
 
     def __call__(self, context: Context, call: Call) -> None:
-        context.carry(call.out, ())
+        x, out = call["self"], call.out
+        by_torch = "layout" in call.keywords and "pin_memory" not in call.keywords
+        families = context.of(x) if by_torch and x.dim() == out.dim() else ()
+        context.carry(out, [f for f in families if out.shape[f.dim] == x.shape[f.dim]])
 
 
 class Identity(Rule):

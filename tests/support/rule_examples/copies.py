@@ -1,9 +1,11 @@
 """Examples of `fxprune.rules.copies`."""
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from fxprune.rules.copies import Identity, New
-from tests.support.rule_examples.base import Example
+from tests.support.rule_examples.base import Example, one, run
 
 EXAMPLES: tuple[Example, ...] = (
     Example(New, "broadcast", lambda x: x * x.new_full((1, 1, 6, 6), 2.0)),
@@ -13,6 +15,19 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x: x * x.new_ones(8, 1, 1),
         groups=(4,),
         pinned=("it is combined with a tensor of fixed size",),
+    ),
+    Example(
+        New,
+        "made by a circular padding",
+        lambda x: F.pad(x, (1, 2, 0, 1), mode="circular") * 2,
+    ),
+    Example(
+        New,
+        "made by a circular convolution of several groups",
+        run,
+        6,
+        (4, 3, 4),
+        layers=one(nn.Conv2d, 8, 6, 3, padding=1, padding_mode="circular", groups=2),
     ),
     Example(
         Identity,
