@@ -6,7 +6,6 @@ call does to labels. The equalities they find are solved once, at the end, as th
 components of a graph whose vertices are labels.
 """
 
-import contextlib
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -23,13 +22,12 @@ from fxprune.errors import TraceError
 from fxprune.rules.base import Family
 from fxprune.tracing.module import (
     TracedModule,
-    has_leaves,
     modules_of,
     tensors_of,
     with_tensors,
 )
 from fxprune.tracing.side_effects import left_alone
-from fxprune.tracing.snapshot import CONSTANT
+from fxprune.tracing.snapshot import CONSTANT, snapshot_of
 from fxprune.user_lines import where
 
 
@@ -75,8 +73,7 @@ def propagate(
         context.carry(tensor, [Family(dim, labels) for dim, labels in axes[name].items()])
     context.sightings.clear()  # parameters are known by their axes
     on_meta = {id(tensor): meta[name] for name, tensor in tensors.items()}
-    alone = left_alone(module) if has_leaves(module) else contextlib.nullcontext()
-    with alone, with_tensors(module, on_meta):
+    with left_alone(snapshot_of(module)), with_tensors(module, on_meta):
         seen: dict[Any, Any] = {}
         runs: list[LabelInterpreter] = []
         real = {id(meta[name]): tensor for name, tensor in tensors.items()}

@@ -11,6 +11,7 @@ from fxprune.errors import TraceError
 from fxprune.tracing.module import TracedModule, tensors_of, with_tensors
 from fxprune.tracing.side_effects import left_alone
 from fxprune.tracing.signature import Signature
+from fxprune.tracing.snapshot import Snapshot, snapshot_of
 
 
 class OtherNetworkError(TraceError):
@@ -33,11 +34,12 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
     device = next((parameter.device for parameter in model.parameters()), None)
     both = len(module.graphs) == 2 or any(len(r.graphs) == 2 for r in module.regions.values())
     kept = _copies([*tensors_of(model)[0].values(), *tensors_of(module)[0].values()])
+    snapshots = {network: snapshot_of(network) for network in (model, module)}
     why = ""
     for training in (False, True)[: 1 + both]:
         try:
-            wanted = _alone(model, training, kept, module.signature)
-            found = _alone(module, training, kept)
+            wanted = _alone(model, snapshots[model], training, kept, module.signature)
+            found = _alone(module, snapshots[module], training, kept)
             gap = difference(wanted, found, inputs, device)
             if gap is not None and gap > SAME:
                 why = f"an output differs by {gap:.1e} of the largest value"
@@ -55,6 +57,7 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
 
 def _alone(
     network: nn.Module,
+    snapshot: Snapshot | None,
     training: bool,
     kept: dict[int, Tensor],
     signature: Signature | None = None,
@@ -78,7 +81,7 @@ def _alone(
         if any(copy.is_inference() or copy._version for copy in kept.values()):
             kept.update(_copies(parameters.values()))  # it may have been written to
         copies = {**kept, **_copies(buffers.values())}
-        with left_alone(network), with_tensors(network, copies, training=training):
+        with left_alone(snapshot), with_tensors(network, copies, training=training):
             return called(*inputs)
 
     return alone

@@ -27,17 +27,21 @@ from fxprune.tracing.user_questions import INTERNAL
 
 
 @contextlib.contextmanager
-def left_alone(model: nn.Module) -> "Iterator[Draws]":
-    """Put back what happens meanwhile inside the model, and to random numbers.
+def left_alone(snapshot: Snapshot | None) -> "Iterator[Draws]":
+    """Put back what happens meanwhile inside a model, and to random numbers.
 
     Not put back is what is written into its parameters; torch.fx's constants stay.
+
+    Args:
+        snapshot: of the model as it is; None for one that does nothing of the kind.
     """
-    snapshot, draws = Snapshot(model), Draws()
+    draws = Draws()
     try:
         yield draws
     finally:
         draws.put_back()
-        snapshot.restore()
+        if snapshot is not None:
+            snapshot.restore()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxprune.tracing.code_state import CodeState, is_users, read, write
-from fxprune.tracing.module import modules_of
+from fxprune.tracing.module import TracedModule, has_leaves, modules_of
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
 _CONTAINERS = (dict, list, set, deque)
@@ -75,7 +75,8 @@ class Snapshot:
 
     def _put_back(self, kept: list[tuple[Any, Any]]) -> None:
         for container, values in kept:
-            _refill(container, values)
+            if values or container:  # most are empty tables of hooks
+                _refill(container, values)
 
     def _note(self, root: Any) -> None:
         waiting = [root]
@@ -131,6 +132,13 @@ class Snapshot:
             return
         self._seen.add(id(tensor))
         self._tensors.append((tensor, tensor.detach().clone(), tensor._version))
+
+
+def snapshot_of(network: nn.Module) -> Snapshot | None:
+    """Note how a network is; None for a traced one that no run changes but for its buffers."""
+    if isinstance(network, TracedModule) and not has_leaves(network):
+        return None
+    return Snapshot(network)
 
 
 def _slots(kind: type) -> list[str]:
