@@ -1,6 +1,5 @@
 """The command env."""
 
-import os
 import platform
 from importlib import metadata
 from typing import Any
@@ -25,11 +24,13 @@ def record() -> dict[str, Any]:
     """Collect what `fxprune env` prints; a package that is not installed has no version."""
     import torch
 
+    from fxprune.data.folder import usable_cores
+
     return {
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "devices": [

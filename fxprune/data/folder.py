@@ -55,7 +55,14 @@ def workers_for(images: int, wanted: int | None) -> int:
     """Tell how many processes decode: those that are wanted, or one for each core, at most 8."""
     if wanted is not None:
         return wanted
-    return 0 if images <= FEW else min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    return 0 if images <= FEW else min(usable_cores(), MOST_WORKERS)
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use; macOS and Windows tell only how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Opener:

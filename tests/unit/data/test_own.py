@@ -1,5 +1,6 @@
 """Data of the user's own, and folders as users give them."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from fxprune.data import DataSet, load, own_data
-from fxprune.data.folder import FEW, Opener, workers_for
+from fxprune.data.folder import FEW, Opener, usable_cores, workers_for
 from fxprune.data.own import steps_of
 from fxprune.errors import DataError
 
@@ -197,3 +198,10 @@ def test_few_images_need_no_processes() -> None:
     assert workers_for(FEW, None) == 0
     assert workers_for(FEW + 1, None) >= 1
     assert workers_for(10, 3) == 3
+
+
+def test_cores_are_counted_where_the_system_does_not_tell_which_are_usable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    assert usable_cores() == os.cpu_count()
