@@ -4,15 +4,18 @@ import ast
 import copy
 import dis
 import inspect
+import linecache
 import sys
 import textwrap
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
+from itertools import islice
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
 from fxprune.tracing.code_state import bare, is_users, names_in
+from fxprune.tracing.regions import region_of
 
 _LOOKS_UP = frozenset(
     {"getattr", "vars", "__dict__", "_modules", "_parameters", "_buffers", "get_submodule"}
@@ -21,18 +24,22 @@ _LOOKS_UP = frozenset(
 """Names of what finds a part by a name that does not stand in the code."""
 
 
-class AbsentArguments:
-    """Notes, while it is entered, which arguments the methods of modules are never given.
+class ConstantArguments:
+    """Notes, while it is entered, which arguments of modules' methods are the same in each call.
+
+    These are arguments that are None, and options that the code which calls the method writes out
+    or leaves to their defaults: `self.proto(x, semantic=False)`. Methods' own code runs meanwhile,
+    also where a region stands for it.
 
     Attributes:
-        of: by the id of a module and the code of its method, the arguments that were None in
-            each call.
+        of: by the id of a module and the code of its method, these arguments by name.
     """
 
     def __init__(self, module: nn.Module) -> None:
         """Note the calls of the methods of a module and of those in it."""
-        self.of: dict[tuple[int, CodeType], frozenset[str]] = {}
-        kinds = dict.fromkeys(base for part in module.modules() for base in type(part).__mro__)
+        self.of: dict[tuple[int, CodeType], dict[str, bool | None]] = {}
+        self._parts = list(module.modules())
+        kinds = dict.fromkeys(base for part in self._parts for base in type(part).__mro__)
         self._codes = {
             function.__code__
             for kind in kinds
@@ -41,13 +48,18 @@ class AbsentArguments:
             if (function := _function(inspect.unwrap(bare(value)))) is not None
         }
 
-    def __enter__(self) -> "AbsentArguments":
+    def __enter__(self) -> "ConstantArguments":
+        self._regions = [(p, r) for p in self._parts if (r := region_of(p)) is not None]
+        for part, _ in self._regions:
+            del part.__dict__["forward"]
         self._before = sys.getprofile()
         sys.setprofile(self._see)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(self._before)
+        for part, region in self._regions:
+            part.__dict__["forward"] = region
 
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
@@ -55,16 +67,64 @@ class AbsentArguments:
             return
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         given = frame.f_locals
-        absent = frozenset(name for name in names if name in given and given[name] is None)
+        found = {
+            name: given[name]
+            for place, name in enumerate(names)
+            if name in given
+            and (
+                given[name] is None or (type(given[name]) is bool and _is_plain(frame, place, name))
+            )
+        }
         key = (id(given.get(names[0])) if names else 0), code
-        self.of[key] = self.of.get(key, absent) & absent
+        known = self.of.get(key, found)
+        self.of[key] = {n: v for n, v in found.items() if n in known and known[n] is v}
 
-    def never(self, module: nn.Module, function: FunctionType) -> frozenset[str]:
-        """Return the arguments that a method of a module was never given."""
-        return self.of.get((id(module), function.__code__), frozenset())
+    def always(self, module: nn.Module, function: FunctionType) -> Mapping[str, bool | None]:
+        """Return the arguments of a module's method that were the same in each call."""
+        return self.of.get((id(module), function.__code__), {})
 
 
-def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> bool:
+def _is_plain(frame: FrameType, place: int, name: str) -> bool:
+    """Tell whether the call of a method writes an argument out, or leaves it to its default.
+
+    Args:
+        frame: the method's; nn.Module's own frames stand between it and its caller's.
+        place: the argument's, `self` included.
+        name: the argument's.
+    """
+    caller = frame.f_back
+    while caller is not None and caller.f_code.co_filename == nn.modules.module.__file__:
+        caller = caller.f_back
+    call = None if caller is None else _call_at(caller)
+    if call is None or any(isinstance(value, ast.Starred) for value in call.args):
+        return False
+    if any(keyword.arg is None for keyword in call.keywords):
+        return False
+    values = [keyword.value for keyword in call.keywords if keyword.arg == name]
+    values += call.args[place - 1 : place]
+    return all(isinstance(value, ast.Constant) for value in values)
+
+
+def _call_at(frame: FrameType) -> ast.Call | None:
+    """Parse the call at which a frame stands; None where its source does not show it."""
+    place = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None), (None,) * 4)
+    first, last, begin, end = place
+    if first is None or last is None or begin is None or end is None:
+        return None
+    lines = [line.encode() for line in linecache.getlines(frame.f_code.co_filename)]
+    text = lines[first - 1 : last]
+    if not text:
+        return None
+    text[-1] = text[-1][:end]
+    text[0] = text[0][begin:]
+    try:
+        parsed = ast.parse(b"".join(text), mode="eval").body
+    except SyntaxError:
+        return None
+    return parsed if isinstance(parsed, ast.Call) else None
+
+
+def may_be_reached(module: nn.Module, name: str, constant: ConstantArguments) -> bool:
     """Tell whether code of the modules around a parameter may use it.
 
     It may not where one of the names on the way to it stands in no code that runs with the
@@ -73,16 +133,16 @@ def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> boo
     Args:
         module: the outermost module.
         name: the parameter's, from there.
-        absent: what the modules were never given.
+        constant: what the modules were given each time.
     """
     part, named, ever_named, all_seen = module, set[str](), set[str](), True
     for step in name.split("."):
-        found, seen = _names_around(part, named, absent)
+        found, seen = _names_around(part, named, constant)
         named |= found
         ever_named |= _names_around(part, ever_named)[0]
         all_seen &= seen
         if step.isidentifier() and step not in named:
-            without = step in ever_named  # where an argument is needed
+            without = step in ever_named  # where another argument is needed
             return not (all_seen or without)
         following = getattr(part, step)
         if not isinstance(following, nn.Module):
@@ -92,14 +152,14 @@ def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> boo
 
 
 def _names_around(
-    module: nn.Module, outer: Set[str], absent: AbsentArguments | None = None
+    module: nn.Module, outer: Set[str], constant: ConstantArguments | None = None
 ) -> tuple[set[str], bool]:
     """Collect the names that stand in a module's code: `forward` and what it calls.
 
     Args:
         module: the module.
         outer: names in the code of the modules around it, which may call its methods.
-        absent: arguments that are None; code that needs them is left out.
+        constant: arguments that are the same each time; code that needs others is left out.
 
     Returns:
         The names, and whether the code can find no part without naming it.
@@ -114,8 +174,8 @@ def _names_around(
         if function in seen:
             continue
         seen.add(function)
-        without = frozenset[str]() if absent is None else absent.never(module, function)
-        code = live_code(function, without) if without else function.__code__
+        given = {} if constant is None else constant.always(module, function)
+        code = live_code(function, given) if given else function.__code__
         found = set(names_in(code))
         for name in found - names:
             all_seen &= not _may_hold_code(vars(module).get(name))
@@ -135,8 +195,8 @@ def _methods(module: nn.Module, name: str) -> Iterator[FunctionType]:
             yield method
 
 
-def live_code(function: FunctionType, absent: frozenset[str]) -> CodeType:
-    """Return a function's code without what runs only where its absent arguments are given."""
+def live_code(function: FunctionType, given: Mapping[str, bool | None]) -> CodeType:
+    """Return a function's code without what does not run with these arguments."""
     code = function.__code__
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
@@ -145,8 +205,8 @@ def live_code(function: FunctionType, absent: frozenset[str]) -> CodeType:
     if not isinstance(definition, ast.FunctionDef) or _has_private(definition):
         return code
     definition.decorator_list = []
-    while absent:
-        module = ast.Module([_Live(absent).visit(copy.deepcopy(definition))], [])
+    while given:
+        module = ast.Module([_Live(given).visit(copy.deepcopy(definition))], [])
         try:
             compiled = compile(
                 ast.fix_missing_locations(module), code.co_filename, "exec", dont_inherit=True
@@ -154,18 +214,18 @@ def live_code(function: FunctionType, absent: frozenset[str]) -> CodeType:
         except (ValueError, SyntaxError):
             break
         live = next(c for c in compiled.co_consts if isinstance(c, CodeType))
-        given = absent & set(_assigned(live))
-        if not given:
+        assigned = given.keys() & set(_assigned(live))
+        if not assigned:
             return live
-        absent -= given
+        given = {name: value for name, value in given.items() if name not in assigned}
     return code
 
 
 class _Live(ast.NodeTransformer):
-    """Takes out what needs an argument that is None."""
+    """Takes out what needs arguments other than these."""
 
-    def __init__(self, absent: frozenset[str]) -> None:
-        self.absent = absent
+    def __init__(self, given: Mapping[str, bool | None]) -> None:
+        self.given = given
 
     def visit_If(self, node: ast.If) -> Any:
         truth = self._truth(node.test)
@@ -183,21 +243,25 @@ class _Live(ast.NodeTransformer):
     def visit_Assign(self, node: ast.Assign) -> Any:
         self.generic_visit(node)
         match node:
-            case ast.Assign([ast.Name(id=name)], ast.Constant(None)) if name in self.absent:
+            case ast.Assign([ast.Name(id=name)], ast.Constant(None)) if self._is_none(name):
                 return ast.Pass()  # as in `mask = mask if mask is None else ...`
-            case ast.Assign([ast.Name(id=name)], ast.Name(id=other)) if (
-                name in self.absent and other in self.absent
-            ):
+            case ast.Assign([ast.Name(id=name)], ast.Name(id=other)) if self._is_none(
+                name
+            ) and self._is_none(other):
                 return ast.Pass()
         return node
+
+    def _is_none(self, name: str) -> bool:
+        return name in self.given and self.given[name] is None
 
     def _truth(self, test: ast.expr) -> bool | None:
         """Work out a condition; None where it depends on more."""
         match test:
-            case ast.Name(id=name) if name in self.absent:
-                return False
-            case ast.Compare(ast.Name(id=name), [op], [ast.Constant(None)]) if name in self.absent:
-                return {ast.Is: True, ast.IsNot: False}.get(type(op))
+            case ast.Name(id=name) if name in self.given:
+                return bool(self.given[name])
+            case ast.Compare(ast.Name(id=name), [op], [ast.Constant(None)]) if name in self.given:
+                none = self._is_none(name)
+                return {ast.Is: none, ast.IsNot: not none}.get(type(op))
             case ast.UnaryOp(ast.Not(), operand):
                 truth = self._truth(operand)
                 return None if truth is None else not truth

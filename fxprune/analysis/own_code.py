@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.answers import Answers, AsksForValuesError, Looking, Noting
 from fxprune.analysis.label_mode import LabelMode
-from fxprune.analysis.mentions import AbsentArguments, may_be_reached
+from fxprune.analysis.mentions import ConstantArguments, may_be_reached
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import modules_of
@@ -170,10 +170,10 @@ class OwnCode:
         ]
         if not unseen:
             return
-        with AbsentArguments(module) as absent:
+        with ConstantArguments(module) as constant:
             list(ways(module, self.real, args, kwargs))
         for name in unseen:
-            if may_be_reached(module, name, absent):
+            if may_be_reached(module, name, constant):
                 why = f"no way through the code here was found that uses {name}"
                 self.pin_around(module, args, kwargs, why)
                 return
