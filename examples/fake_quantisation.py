@@ -23,8 +23,8 @@ import fxprune
 from fxprune.data import load
 from fxprune.demo import build_model, example_inputs
 from fxprune.export.low_precision import Lowered, write_int8
-from fxprune.trainer.files import Layout, calibration_batches, score_file
 from fxprune.trainer.loop import fit
+from fxprune.trainer.low_precision import Layout, calibration_batches, score_file
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.task import Task
 

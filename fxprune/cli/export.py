@@ -150,7 +150,7 @@ def export(
     from fxprune.registry import split
     from fxprune.runs.promise import COMMAND, Promise
     from fxprune.runs.sources import files_of
-    from fxprune.trainer.files import Layout, Lowering
+    from fxprune.trainer.low_precision import Layout, Lowering
 
     texts = (["fold"] if fold else []) + split(passes)
     wanted = [parse(text) for text in dict.fromkeys(texts)]
@@ -404,7 +404,7 @@ def _check_calibration(
 ) -> None:
     """Refuse, before anything is written, data that int8 cannot be calibrated on."""
     from fxprune.export.low_precision import refuse_not_finite
-    from fxprune.trainer.files import calibration_batches
+    from fxprune.trainer.low_precision import calibration_batches
 
     if source is None:
         raise DataError(

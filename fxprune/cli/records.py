@@ -17,9 +17,9 @@ from fxprune.export.plain import PlainReport
 from fxprune.export.pt2 import Pt2Report
 from fxprune.gated.module import GatedModule
 from fxprune.runs.run import Run
-from fxprune.trainer.files import Scored
 from fxprune.trainer.job import Job
 from fxprune.trainer.loop import EpochMetrics
+from fxprune.trainer.low_precision import Scored
 from fxprune.trainer.outcome import stopped_early
 from fxprune.trainer.prune import Pruned
 

@@ -14,8 +14,8 @@ import fxprune
 from fxprune.data import load
 from fxprune.export.low_precision import write_int8
 from fxprune.export.onnx import runtime
-from fxprune.trainer.files import calibration_batches
 from fxprune.trainer.loop import fit
+from fxprune.trainer.low_precision import calibration_batches
 from fxprune.trainer.options import TrainOptions
 
 SCRIPTS = Path(__file__).parents[2] / "examples"

@@ -39,8 +39,8 @@ from fxprune.export.pt2 import export_pt2
 from fxprune.export.reference import reference_of
 from fxprune.export.timing import Effort, Quotient
 from fxprune.trainer.evaluate import score
-from fxprune.trainer.files import CPU, Layout, calibration_batches, score_file
 from fxprune.trainer.loop import fit
+from fxprune.trainer.low_precision import CPU, Layout, calibration_batches, score_file
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.task import Task
 

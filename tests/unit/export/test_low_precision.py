@@ -21,7 +21,7 @@ from fxprune.export import low_precision
 from fxprune.export.low_precision import TOLERANCE, write_fp16, write_int8
 from fxprune.export.onnx import OnnxOptions
 from fxprune.export.plain import export_plain
-from fxprune.trainer.files import Layout, Lowering, calibration_batches, score_file
+from fxprune.trainer.low_precision import Layout, Lowering, calibration_batches, score_file
 from fxprune.trainer.task import Task
 
 EXAMPLE = (torch.zeros(2, 3, 16, 16),)
