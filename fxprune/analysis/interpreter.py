@@ -11,10 +11,9 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.analysis.context import Product, Slide
-from fxprune.analysis.label_mode import LabelMode, results
+from fxprune.analysis.label_mode import LabelMode
 from fxprune.analysis.labelled import Compact, Value, Values
 from fxprune.analysis.own_code import OwnCode
-from fxprune.analysis.shape_functions import SIZED, AtenCall, call_of, known_results
 from fxprune.rules.base import Family, Place, tensors_in
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import TracedModule, keeps_code
@@ -114,14 +113,10 @@ class LabelInterpreter(fx.Interpreter):
         operand = self.env.__getitem__ if self.compact is None else self._operand
         args = fx.map_arg(n.args, operand)
         kwargs = fx.map_arg(n.kwargs, operand) if n.kwargs else {}
-        call = self._call(n, args, kwargs)
-        look = None if call is None else known_results(*call)
-        if call is not None and look is not None:
-            out = results(look, call[1])
-            self.mode.follow(*call, {}, out)
-            result: Any = out[0] if look[0] else out
-            plain = asked == len(context.asked) and call[0] not in SIZED
-            self.values[n.name] = self._described(result, plain)
+        shortcut = self.mode.shortcut(self._function(n), args, kwargs)
+        if shortcut is not None:
+            result, follows = shortcut
+            self.values[n.name] = self._described(result, follows and asked == len(context.asked))
         else:
             try:
                 if n.target is operator.getitem:
@@ -169,14 +164,12 @@ class LabelInterpreter(fx.Interpreter):
             self.env[node] = tensor
         return self.env[node]
 
-    def _call(self, node: fx.Node, args: Any, kwargs: Any) -> AtenCall | None:
-        """Return the ATen call of a node, where it is a single one."""
+    def _function(self, node: fx.Node) -> Any:
+        """Return the layer or function that a node calls; a method as a function of its tensor."""
         target: Any = node.target
         if node.op == "call_module":
-            target = self.submodules.get(target)
-        elif node.op == "call_method":
-            target = getattr(Tensor, target, None)
-        return call_of(target, args, kwargs)
+            return self.submodules.get(target)
+        return getattr(Tensor, target, None) if node.op == "call_method" else target
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Pin what reaches the model's output, and return it."""

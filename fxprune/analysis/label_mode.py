@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.analysis.aliasing import Aliasing
 from fxprune.analysis.answers import Answers, AsksForValuesError, Form, asks_for_values
 from fxprune.analysis.context import Computed
-from fxprune.analysis.shape_functions import ResultForm, known_results, made
+from fxprune.analysis.shape_functions import SIZED, ResultForm, call_of, known_results, made
 from fxprune.registry import collect
 from fxprune.rules.base import Call, Rule, tensors_in
 
@@ -50,10 +50,27 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.context.near = [*inputs, *tensors_in((out,))]
         return out
 
+    def shortcut(
+        self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, bool] | None:
+        """Return the result of a layer or function without running it, if its shape is known.
+
+        Returns:
+            The result, and whether no argument is a size that depends on the widths. None where
+            the call has to run.
+        """
+        call = call_of(target, args, kwargs)
+        look = None if call is None else known_results(*call)
+        if call is None or look is None:
+            return None
+        out = _results(look, call[1])
+        self.follow(*call, {}, out)
+        return out[0] if look[0] else out, call[0] not in SIZED
+
     def _told(
         self, answers: Answers, func: Any, args: tuple[Any, ...], inputs: list[Tensor]
     ) -> Any:
-        """Return what a call says of values that meta tensors do not have."""
+        """Return the answer to a call that reads values, which meta tensors do not have."""
         has_values = not any(tensor.is_meta for tensor in inputs)
 
         def value() -> Any:
@@ -111,7 +128,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.is_view or resized or not kwargs.keys().isdisjoint(("out", "device")):
             return func(*args, **kwargs)
         if not kwargs and (look := known_results(func, args)) is not None:
-            return results(look, args)
+            return _results(look, args)
         key = _key((func, args, tuple(kwargs.items())))
         if key is None:
             return func(*args, **kwargs)
@@ -121,7 +138,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if all(isinstance(part, Tensor) and part.is_meta for part in parts):
                 self.seen[key] = isinstance(out, tuple), [_form(part, args) for part in parts]
             return out
-        return results(self.seen[key], args)
+        return _results(self.seen[key], args)
 
 
 def _form(result: Tensor, args: tuple[Any, ...]) -> ResultForm:
@@ -129,8 +146,8 @@ def _form(result: Tensor, args: tuple[Any, ...]) -> ResultForm:
     return (result.shape, result.stride(), result.dtype) if same is None else same
 
 
-def results(look: Looks, args: tuple[Any, ...]) -> Any:
-    """Return results that look as a call's are known to look."""
+def _results(look: Looks, args: tuple[Any, ...]) -> Any:
+    """Make the results of a call from their description."""
     several, forms = look
     parts = tuple(made(form, args) for form in forms)
     return parts if several else parts[0]

@@ -1,8 +1,12 @@
 """Shape functions: what common calls return, so that meta tensors need not run through them.
 
-A call of a common layer or function is one ATen call, and what its result looks like is plain to
-see where its operands are regular. For all others PyTorch is asked.
-`aten.linear` counts as one call, though PyTorch makes several of it: a rule knows it as such.
+An optional part, which `label_mode` alone calls: without it an analysis finds the same, later. (Only
+for fake quantisation there is no other way: PyTorch cannot run it on meta tensors.)
+
+A common layer or function is one ATen call, and shape, strides and dtype of its result follow from
+its operands where these are regular: for a convolution of x [2, 3, 8, 8] by w [16, 3, 3, 3] without
+padding they are those of a contiguous [2, 16, 6, 6]. All other calls run in PyTorch.
+`aten.linear` counts as one call, though PyTorch makes several of it: it has a rule as a whole.
 """
 
 import operator
@@ -43,9 +47,8 @@ def made(form: ResultForm, args: tuple[Any, ...]) -> Any:
 def call_of(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AtenCall | None:
     """Return the one ATen call that a layer in evaluation mode, or a function, makes.
 
-    A method is a function too, such as `Tensor.relu`.
-
-    Where the op returns several tensors, the layer returns the first of them.
+    A method counts as a function, such as `Tensor.relu`. Of an op that returns several tensors the
+    layer returns the first. None for other layers and functions.
     """
     if isinstance(target, nn.Module):
         known = _LAYERS.get(type(target))
@@ -154,10 +157,10 @@ _FUNCTIONS: Mapping[Any, Any] = MappingProxyType(
 
 
 def known_results(func: Any, args: tuple[Any, ...]) -> tuple[bool, list[ResultForm]] | None:
-    """Return the shape and strides of an ATen call's results on meta tensors, where they are plain.
+    """Describe the results of an ATen call on meta tensors; None where PyTorch has to run it.
 
-    That is so of element-wise floating-point ops among operands that agree in dtype, or are
-    Python numbers, where one dense operand is as large as the result; and of convolutions,
+    Known are element-wise floating-point ops among operands that agree in dtype, or are
+    Python numbers, where one operand without gaps is as large as the result; and convolutions,
     norms, linear layers, concatenations and global pooling of tensors that fit.
 
     Returns:

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune import analyze
+from fxprune.analysis import label_mode
 from fxprune.analysis.shape_functions import call_of, known_results
+from tests.support.topologies import classic
+from tests.support.topologies.base import Net
 
 aten = torch.ops.aten
 X = torch.empty(2, 4, 3, 3, device="meta")
@@ -254,3 +258,13 @@ def test_a_linear_layer_looks_like_what_pytorch_takes_apart(x: Tensor, bias: boo
     told = known_results(*call)
     assert told is not None
     assert told[1] == looks(layer(x))
+
+
+@pytest.mark.parametrize("net", classic.NETS, ids=lambda net: net.name)
+def test_without_them_an_analysis_finds_the_same(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = net.model(), net.inputs()
+    graph = analyze(model, inputs)
+    monkeypatch.setattr(label_mode, "known_results", lambda *_: None)
+    other = analyze(model, inputs)
+    assert str(graph) == str(other)
+    assert graph.macs_terms == other.macs_terms
