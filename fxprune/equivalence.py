@@ -14,6 +14,10 @@ SAME = 1e-3
 They are the same to the bit, but for kernels that add up in no fixed order.
 """
 
+LARGER = (10.0, 100.0)
+"""Inputs are drawn so much larger where all that a network returns is one value: a ReLU at its end
+may be dead on the first ones, and zeros of two networks are equal whatever they compute."""
+
 SMALL = 48
 """Images are not cut below this height and width: some networks halve them five times."""
 
@@ -112,8 +116,9 @@ def difference(
     for smaller in _cut(example):
         given = tuple(x.to(device) for x in fresh_inputs(smaller, 1, torch.Generator()))
         with contextlib.suppress(Exception):  # either may be of the example's size alone
-            gap = _furthest(run(model, given), run(other, given))
-            if gap <= SAME:
+            wanted = run(model, given)
+            gap = _furthest(wanted, run(other, given))
+            if gap <= SAME and _varies(wanted):
                 return gap
     for size in (1, len(example[0])):  # one example is the quickest, where the model takes one
         given = tuple(x.to(device) for x in fresh_inputs(example, size, torch.Generator()))
@@ -123,7 +128,22 @@ def difference(
     else:
         return None
     found = _furthest(wanted, run(other, given))
+    near = given
+    for times in LARGER:
+        if found > SAME or _varies(wanted):
+            break
+        larger = tuple(x * times if x.is_floating_point() else x for x in near)
+        try:
+            wanted = run(model, larger)
+        except Exception:  # the user's code may want other inputs
+            break
+        given, found = larger, _furthest(wanted, run(other, larger))
     return found if found <= SAME or _furthest(wanted, run(model, given)) <= SAME else None
+
+
+def _varies(outputs: list[Tensor]) -> bool:
+    """Tell whether an output has more than one value."""
+    return any(x.numel() > 0 and bool((x != x.flatten()[0]).any()) for x in outputs)
 
 
 def _cut(example: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:

@@ -1,5 +1,8 @@
 """Random inputs, and whether two networks compute the same on them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -52,6 +55,13 @@ def test_modules_whose_trace_is_another_network_keep_their_code(other: str) -> N
     assert [group.size for group in gated.channels.groups] == [8]
 
 
+Network = Callable[..., Any]
+
+
+def _dead(x: Tensor) -> Tensor:
+    return (x - 30).relu()
+
+
 class Counts(nn.Module):
     """Does not do the same twice."""
 
@@ -71,10 +81,16 @@ class Counts(nn.Module):
         (nn.Identity(), lambda x: x / 0, float("inf")),
         (Counts(), lambda x: 3 * x, None),
         (nn.Conv2d(4, 2, 3), nn.Identity(), None),
+        (_dead, lambda x: 1.5 * _dead(x), 0.5),
+        (_dead, _dead, 0.0),
+        (torch.zeros_like, torch.zeros_like, 0.0),
     ],
-    ids=["same", "more", "two outputs", "not finite", "changes", "does not run"],
+    ids=[
+        *("same", "more", "two outputs", "not finite", "changes", "does not run"),
+        *("zeros alone", "the same zeros", "always zeros"),
+    ],
 )
-def test_difference(model: nn.Module, other: nn.Module, wanted: float | None) -> None:
+def test_difference(model: Network, other: Network, wanted: float | None) -> None:
     found = difference(model, other, (torch.zeros(2, 3, 8, 8),))
     assert found == (wanted if wanted is None else pytest.approx(wanted))
 
@@ -90,6 +106,11 @@ def test_large_images_are_cut_as_far_as_the_model_takes_them(least: int, sides: 
 
     assert difference(model, nn.Identity(), (torch.zeros(2, 3, 224, 224),)) == 0
     assert asked == sides
+
+
+def test_zeros_of_large_images_say_nothing() -> None:
+    example = (torch.zeros(2, 3, 224, 224),)
+    assert difference(_dead, lambda x: 1.5 * _dead(x), example) == pytest.approx(0.5)
 
 
 class ByFirstBatch(nn.Module):
