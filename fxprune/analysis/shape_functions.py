@@ -1,7 +1,7 @@
 """Shape functions: what common calls return, so that meta tensors need not run through them.
 
-An optional part, which `label_mode` alone calls: without it an analysis finds the same, later. (Only
-for fake quantisation there is no other way: PyTorch cannot run it on meta tensors.)
+An optional part, which `label_mode` alone calls: without it an analysis finds the same, later.
+(Only for fake quantisation there is no other way: PyTorch cannot run it on meta tensors.)
 
 A common layer or function is one ATen call, and shape, strides and dtype of its result follow from
 its operands where these are regular: for a convolution of x [2, 3, 8, 8] by w [16, 3, 3, 3] without
