@@ -48,8 +48,8 @@ class Trace(Pass):
                 raise TraceError(
                     f"{repr(path) if path else 'the model'} is a TorchScript module",
                     why="its layers are no modules of Python, which could be made narrower",
-                    do="put the module in its place that it was made of, and script the compact "
-                    "network in the end",
+                    do="put the module in its place that was scripted, and script the compact "
+                    "network at the end",
                 )
             if not {'"', "\\", "\n", "\r"}.isdisjoint(path):
                 raise TraceError(

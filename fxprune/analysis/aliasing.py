@@ -4,7 +4,7 @@ What is written in place shows in every tensor that shares the memory. As a rule
 at all widths; there are two exceptions, which matter only where something is written afterwards:
 
 * `contiguous`, `reshape` and their like copy only what does not lie in memory as it has to. With a
-  single channel left it may well do, and then they copy nothing. `copy_always` mends that.
+  single channel left it may well do, and then they copy nothing. `copy_always` gives them a copy.
 * A slice of every n-th position is a view. What is left of such positions has no fixed step, so
   that it becomes a copy in a narrow network. These channels are pinned.
 """

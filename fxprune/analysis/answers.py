@@ -1,4 +1,7 @@
-"""What code asks of values, which meta tensors do not have, and what it is told."""
+"""Answers to code that reads values of tensors (`if y.max() > 1:`), which meta tensors lack.
+
+A run on real tensors records each answer; a run on meta tensors is given the same ones in order.
+"""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -22,17 +25,20 @@ _UNTAGGED = frozenset({"torchvision::nms"})
 
 
 class AsksForValuesError(RuntimeError):
-    """The code asks for what is in a tensor, and nothing is known that could be told."""
+    """The code reads a value of a meta tensor, and no answer was recorded for it."""
 
 
 class Answers:
-    """Takes down what the code asks of real tensors, or tells it.
+    """Records the answers of a run on real tensors, or gives recorded ones.
+
+    For example, `if y.max() > 1:` records ("_local_scalar_dense.default", True); a run on
+    meta tensors that makes the same call is given True, and one that makes another is refused.
 
     Attributes:
-        taken: what was asked, and what was told, in order.
+        taken: each question (the name of the call) with its answer, in order.
         calls: the ATen calls that were made on real tensors.
-        missed: whether something was asked that is not known; the code may have caught the error.
-        constant: the places of what was known and was read the same from a tensor with values.
+        missed: whether a question had no recorded answer; the code may have caught the error.
+        constant: positions of recorded answers that a tensor with values gave again.
     """
 
     def __init__(
@@ -41,9 +47,12 @@ class Answers:
         turned: Mapping[int, Any] = {},
         read: frozenset[int] = frozenset(),
     ) -> None:
-        """Tell what is known, or read it, at the places to `read`, where a tensor has values.
+        """Give recorded answers, or record them.
 
-        Without what is known, take down what is asked; `turned` are told instead.
+        Args:
+            known: recorded answers to give; None to record.
+            turned: by position, answers to give in place of the real ones while recording.
+            read: positions at which a tensor with values is read in place of the recorded answer.
         """
         self._known, self._turned, self._read = known, turned, read
         self.constant: set[int] = set()
@@ -52,7 +61,16 @@ class Answers:
         self.missed = False
 
     def take(self, asked: str, value: Callable[[], Any], has_values: bool = False) -> Any:
-        """Return the answer to what is asked next, of tensors that have values or have none."""
+        """Return the answer to the next question.
+
+        Args:
+            asked: the name of the call.
+            value: reads the answer from the tensors.
+            has_values: whether these are no meta tensors.
+
+        Raises:
+            AsksForValuesError: another question was recorded at this position, or none.
+        """
         place = len(self.taken)
         if self._known is None:
             found = self._turned[place] if place in self._turned else value()
@@ -64,13 +82,13 @@ class Answers:
                 self.constant.add(place)
         else:
             self.missed = True
-            raise AsksForValuesError("the code takes another way on real tensors")
+            raise AsksForValuesError("the code takes another path on real tensors")
         self.taken.append((asked, found))
         return found
 
 
 class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Takes down what the ATen calls of a run on real tensors say of values."""
+    """Records the answers of the ATen calls in a run on real tensors."""
 
     def __init__(self, answers: Answers) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -91,7 +109,7 @@ class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 _PLACES = frozenset(
     getattr(Tensor, name).__get__ for name in ("device", "is_cpu", "is_cuda", "is_meta")
 )
-"""What says where a tensor is; code may take another way for another device."""
+"""What says where a tensor is; code may take another path on another device."""
 
 
 _FOLDING = frozenset({nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__})
@@ -101,7 +119,7 @@ _FOLDING = frozenset({nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.
 class Looking(TorchFunctionMode):
     """Answers the methods that hand values to Python without an ATen call.
 
-    Meta tensors are to the user's code where the network's own are.
+    The user's code sees meta tensors on the device of the network's own.
     """
 
     def __init__(
@@ -110,9 +128,12 @@ class Looking(TorchFunctionMode):
         at: Callable[[Tensor], None] = lambda _: None,
         own: Tensor | None = None,
     ) -> None:
-        """Take the answers, and one of the network's own tensors.
+        """Take the answers, and what stands in for values and devices.
 
-        `at` is called with each tensor that is looked at.
+        Args:
+            answers: where answers are recorded or come from.
+            at: called with each tensor whose values are read.
+            own: one of the network's own tensors, on whose device meta tensors seem to be.
         """
         super().__init__()
         self.answers, self._at, self._own = answers, at, own

@@ -114,7 +114,7 @@ def culprits(refuses: Callable[[Sequence[int]], bool], groups: Sequence[int]) ->
     """Find which groups a compact network is refused for, when all of these are narrow.
 
     Each half is tried alone. Of a network that is refused for group 2 of 0 to 3, those with
-    (0, 1), (2, 3), (2) and (3) are tried. Where neither half is refused, both are it together.
+    (0, 1), (2, 3), (2) and (3) are tried. Where neither half is refused alone, both are returned.
 
     Args:
         refuses: tells whether a network is refused in which only these groups are narrow.
@@ -201,7 +201,7 @@ def _elsewhere(
 
 
 def _strangers(module: TracedModule, solution: Solution, compact: Labelled) -> Refusal | None:
-    """Return the first node where the compact network alone couples some channels."""
+    """Return the first node that couples channels which the dense network leaves apart."""
     edges, known = compact.context.edges, solution.number
     new = np.arange(compact.context.next_label - len(solution.component))
     own = np.concatenate([solution.component, known + new])

@@ -42,7 +42,7 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Slide:
-    """A layer whose window moves along labels, and that gives as many as it takes.
+    """A layer whose window slides along channels, with as many out as in (local response norm).
 
     Attributes:
         node: the node that runs it.

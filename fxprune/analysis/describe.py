@@ -1,4 +1,4 @@
-"""The channel dependency graph that a solution comes to: groups, gates, costs, pins."""
+"""Builds the channel dependency graph from a solution: groups, gates, costs, pins."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ AxesByName = Mapping[str, Axes]
 
 
 class Description:
-    """Reads the channel graph off a solution."""
+    """Builds the channel graph of a solution."""
 
     def __init__(self, solved: Solution) -> None:
         self.solved = solved

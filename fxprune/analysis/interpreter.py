@@ -23,10 +23,10 @@ from fxprune.tracing.regions import Region
 class LabelInterpreter(fx.Interpreter):
     """Runs a graph and keeps, for each node, what its tensors carried.
 
-    The graphs of training and of evaluation have most of their nodes in common. A node is not run
-    again where its arguments are those of its namesake in the graph `before`. Where they differ
-    and it carries the same all the same, as a dropout does, its namesake's tensor stands for its
-    own from there on.
+    The graphs of training and of evaluation have most of their nodes in common. A node does not run
+    again if its arguments are those of the node of the same name in the graph `before`. If they
+    differ and the result still has the same labels (as behind a dropout), the earlier result takes
+    its place, so that the nodes after it need not run either.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class LabelInterpreter(fx.Interpreter):
         return result
 
     def _operand(self, node: fx.Node) -> Any:
-        """Return what a node gave, or would have given."""
+        """Return a node's result; that of a plain node is made when it is first read."""
         if self.env[node] is _DUE:
             assert self.compact is not None
             tensor, families = self.compact.result(self.mode.graph, node)

@@ -1,4 +1,4 @@
-"""What a run with labels leaves: the labels of each node's values, and what the rules noted."""
+"""The result of a run with labels: the labels of each node's values, and what the rules noted."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,8 +21,9 @@ class Value:
     Attributes:
         shape: its sizes.
         families: what it carried.
-        plain: its dtype and memory format where shape functions know the node's single call, and
-            whose rule only ties dimensions to each other: then it comes to the same at any widths.
+        plain: its dtype and memory format, if the node is a single ATen call whose result follows
+            from its operands' labels at any widths (a shape function knows it, no argument is a
+            size), so that it need not run again; else None.
     """
 
     shape: tuple[int, ...]
@@ -63,13 +64,13 @@ class Labelled:
 class Compact:
     """A compact network that is run with the labels of the dense one.
 
-    What shape functions knew in the dense run is not run again: its results are made of what is
-    kept of their labels, and only where a node that has to run asks for them.
+    Nodes with a `Value.plain` do not run again: their results are made of the kept labels, and only
+    where a node that has to run reads them.
 
     Attributes:
         module: the network.
         dense: the run of the dense network.
-        kept: what is left of a vector of its labels.
+        kept: selects those labels of a vector whose channels the compact network keeps.
         first_label: where fresh labels begin.
     """
 

@@ -2,12 +2,13 @@
 
 Components of equal labels become channels. Channels are interchangeable, and form a group, where
 they occur in the same tensors as often, and with their positions in the same order. Each vector of
-labels that was seen has a random 64-bit mark. A channel's signature is the sum of the marks of the
-vectors that it occurs in, each times a hash of which label it has there, and for which time.
+labels that was seen has a random 64-bit mark. A channel's signature is a sum over the labels that
+it has: the mark of the label's vector times h(n, rank), where h is a hash, n counts how often the
+channel stood before in that vector, and the rank says where the label was made (see `_ranks`).
 
     vector, mark    labels               components (a, b, c)   signatures
-    weight, m1      1 2 3                a b c                  a, b: m1 h(0) + m2 h(0)
-    bias,   m2      4 5                  a b                    c:    m1 h(0)
+    weight, m1      1 2 3                a b c                  a, b: m1 h(0, 1) + m2 h(0, 4)
+    bias,   m2      4 5                  a b                    c:    m1 h(0, 1)
 
 So a and b form one group, and c, which the bias lacks, another.
 """
@@ -98,8 +99,8 @@ class Solution:
     ) -> Pin:
         """Pin the channels at a node and at its inputs; all of them where it has none.
 
-        Of a module that keeps its code those are pinned that are known to have met there, else
-        the groups without which it runs.
+        At a module that keeps its code only the groups of `met` are pinned, or where these are
+        none, those of `culprits`.
 
         Args:
             node: where a compact network is wrong.
@@ -177,10 +178,11 @@ class Solution:
         return signatures
 
     def _ranks(self) -> Ints:
-        """Compute what tells a channel's labels apart: where they were made, and which one each is.
+        """Compute the rank of each label: int64 [labels].
 
-        A label of a parameter has its own, by the vector that it was made in. Of those of no
-        parameter, all are one, such as those of a padding, but for what a concatenation repeats.
+        That of a parameter's label is the first label of its vector, plus the number of times that
+        its channel stood before in the vector. All labels of no parameter, such as those of a
+        padding, have one rank, to which a concatenation's repetition adds its number.
         """
         leads = [self.context.made[lead].numpy() for lead in np.unique(self.lead)]
         labels, lengths = joined(leads), [len(lead) for lead in leads]

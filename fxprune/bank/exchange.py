@@ -151,7 +151,7 @@ def steps(items: Iterable[Item], bank: Bank, old: Selection, new: Selection) -> 
 def taken(
     items: Iterable[Item], bank: Bank, old: Selection, new: Selection
 ) -> list[tuple[Callable[[Tensor], None], Tensor]]:
-    """Return the residents at another selection, each with where to put it; all stay in place."""
+    """Gather the tensors of another selection, each with the function that installs it."""
     moving = list(items)
     store(moving, bank, old)
     positions = bank.positions(new.channels, new.widths)

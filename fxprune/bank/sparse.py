@@ -1,8 +1,7 @@
 """Swaps of large tensors: only the cells of the channels that change are exchanged.
 
 This is for the CPU, where an exchange costs its bytes and finding the slots that changed is free;
-a GPU would have to wait for that answer. See
-`fxprune.bank.packed`.
+a GPU would have to wait for that answer (`fxprune.bank.packed` is for GPUs).
 """
 
 import math

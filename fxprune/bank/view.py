@@ -21,10 +21,10 @@ Shape = tuple[int, ...]
 
 
 class View:
-    """The tensors of one selection, as the residents of another and the bank have them.
+    """The compact tensors of one selection, gathered from the residents of another and the bank.
 
-    It is made for a bank and two selections, and has to be made anew when one of the three changes.
-    Values are read when it is called.
+    A view computes its indices once, for a bank and two selections; when one of the three changes,
+    another view is needed. Values are read at each call.
     """
 
     def __init__(self, bank: Bank, residents: Selection, shown: Selection) -> None:
@@ -62,7 +62,7 @@ class View:
             self._parts.append(_Lines.of(name, bank.dense[name], before, after))
 
     def __call__(self, residents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gather the tensors by name, each one of its own.
+        """Gather the tensors by name, each in memory of its own.
 
         Args:
             residents: the compact tensors by name, of the selection that was given for them.
@@ -72,21 +72,25 @@ class View:
 
 
 class _Cells(NamedTuple):
-    """Tensors of a pack, whose cells are looked up one by one.
+    """Tensors of a pack: the residents' cells are taken over, then some are replaced.
+
+    At equal widths, for example: the residents hold the dense cells 4 1 7, and 4 2 7 are to be
+    shown. Cell 1 is replaced, and two zeros are added, since torch.compile compiles anew for a
+    length of 0 or 1: changed is 1 0 0, resting 2 4 4, executes no yes yes, source 0 0 0.
 
     Attributes:
         names: of the tensors.
-        cell: the size of a cell.
-        orders: dimensions from the outermost to the innermost, of those that do not lie in order.
-        places: for each tensor shown its number of cells, its shape in that order, and where its
-            dimensions are in it, or None for those that lie in order.
-        flat: the pack's storage.
-        order: int32 [cells], for each cell shown the resident cell that has it, if it executes;
-            None where that is the one in its place, apart from those that changed.
-        changed: int64 [changed], the other cells, and the first one twice: never fewer than two.
-        resting: int64 [changed], their dense cells.
-        source: int64 [changed], the resident cells that have them, if they execute.
-        executes: bool [changed, 1], or [changed] for cells of one number.
+        cell: numbers in a cell.
+        orders: for channels_last tensors, the dimensions from the outermost to the innermost.
+        places: for each tensor its number of cells, its shape in the order of memory, and the
+            permutation from that back to its dimensions (None if it lies in order).
+        flat: the pack's storage, [dense cells, cell].
+        order: int32 [cells], the resident cell that is taken over for each cell shown; None at
+            equal widths, where it is the cell of the same number.
+        changed: int64 [changed], the cells shown that are replaced then.
+        resting: int64 [changed], the dense cell that is shown there.
+        source: int64 [changed], the resident cell that holds it, if its channels execute.
+        executes: bool [changed, 1] ([changed] for cells of one number), whether they do.
     """
 
     names: Sequence[str]
@@ -113,10 +117,17 @@ class _Cells(NamedTuple):
         same: bool,
         stay: bool,
     ) -> "_Cells":
-        """Compute the plan from the dense cells that the residents hold, and those to show.
+        """Compute the indices from the dense cells that the residents hold and those to show.
 
-        They lie in the same order where the widths are the same. `stay`: cells of both have the
-        same places in both.
+        Args:
+            names: of the tensors.
+            layouts: theirs, in memory.
+            shapes: the shapes shown, by name.
+            flat: the pack's storage.
+            before: int64, the dense cell in each resident cell.
+            after: int64, the dense cell in each cell shown.
+            same: whether the widths are equal, so that both have as many cells.
+            stay: whether no channel that is in both has another slot; see `Selection.stays_in`.
         """
         if stay:
             changed = (before != after).nonzero().flatten()
@@ -147,7 +158,7 @@ class _Cells(NamedTuple):
         return cls(names, cell, orders, places, in_cells(flat, cell), order, *plan)
 
     def gather(self, residents: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Return each tensor with its name."""
+        """Yield each tensor with its name."""
         lying = [residents[name] for name in self.names]
         if self.orders:
             pairs = zip(self.names, lying)
@@ -203,7 +214,7 @@ class _Lines(NamedTuple):
         return cls(name, dense, after, source, executes, changed if moving < 1 else None)
 
     def gather(self, residents: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Return the tensor with its name: a copy of the resident, but for what changed."""
+        """Yield the tensor with its name: a copy of the resident, some positions replaced."""
         own = residents[self.name]
         # the number of changed positions would make torch.compile compile again and again
         if not self.resting:

@@ -12,7 +12,7 @@ from fxprune.export.latency import Measure
 
 @dataclass(frozen=True)
 class GroupLatency:
-    """The time that goes with about half of a group's channels.
+    """The time that removing about half of a group's channels saves.
 
     Attributes:
         name: of the group.

@@ -1,4 +1,4 @@
-"""What every exported file says of itself, and by which an export knows its own files again."""
+"""The mark in every exported file: by it an export tells its own files from the user's."""
 
 import mmap
 from importlib.metadata import version
@@ -9,7 +9,7 @@ MARK = "fxprune.max_rel_error"
 
 
 def marks(max_rel_error: float) -> dict[str, str]:
-    """Return what a file says that has no other place for it: fxprune's version and the check."""
+    """Return the entries of a file's metadata: fxprune's version and the result of the check."""
     return {"fxprune.version": version("fxprune"), MARK: str(max_rel_error)}
 
 

@@ -47,7 +47,15 @@ def excess(gap: Gap) -> float:
 
 
 def refusal(path: Path, worst: Gap, plain: Gap, rounding: float, runtime: str) -> ParityError:
-    """Make the refusal of a gap, given that without ONNX Runtime's optimisations, and rounding."""
+    """Make the error for a gap above its tolerance.
+
+    Args:
+        path: the file that is not written.
+        worst: the gap.
+        plain: the gap without ONNX Runtime's graph optimisations, which are at fault if it fits.
+        rounding: what `rounding` measured of the network itself.
+        runtime: name and version of ONNX Runtime.
+    """
     why = (
         f"the largest difference is {worst.relative:.1e} of the largest output, "
         f"more than {worst.tolerance:.0e}"

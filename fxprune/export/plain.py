@@ -144,7 +144,7 @@ def _layers(module: nn.Module, path: str) -> Iterator[str]:
 
 
 def _made(layer: nn.Module) -> str:
-    """Write how a layer of torch is made, as its own repr says."""
+    """Write the call that makes a layer of torch's, after its repr."""
     text = repr(layer)
     if "\n" in text or not re.fullmatch(r"\w+\(.*\)", text):
         raise _foreign(f"the layer {type(layer).__name__}")

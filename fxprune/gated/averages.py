@@ -113,7 +113,7 @@ class Averaging(Executing):
         return twin
 
     def go_alone(self) -> None:
-        """Follow no network any more of which this is a copy: it trains."""
+        """Stop following the network of which this is a copy, since the copy trains by itself."""
         self._forget_source()
         self._goes_alone = True
 
@@ -124,9 +124,9 @@ class Averaging(Executing):
         self._twin = None
 
     def _adopt(self) -> None:
-        """Let networks that hold the values of this one, which trains, follow it as copies do.
+        """Let networks with the same values as this one, which trains, follow it as copies do.
 
-        A target network is often made anew, and then loads this one's state.
+        Such is a target network that was built anew and has loaded this one's state.
         """
         for other in living() if self.attached and not self.follows else []:
             if other is not self and other._may_follow(self) and other._is_alike(self):
@@ -134,7 +134,7 @@ class Averaging(Executing):
                 self._copies.add(other)
 
     def _may_follow(self, source: "Averaging") -> bool:
-        """Tell whether it does nothing of its own, and stands where another's selection began."""
+        """Tell whether it is idle, and its step count lies in the source's present selection."""
         free = self._twin is None and not (self.attached or self.follows or self.settled)
         free = free and not self._goes_alone
         return free and source._since <= self._selector.steps <= source._selector.steps
@@ -152,7 +152,7 @@ class Averaging(Executing):
         )
 
     def _restored(self) -> None:
-        """Follow again, after the whole state was loaded."""
+        """Restore the links to the networks that it follows, after a whole state was loaded."""
         leader = None if self._leader is None else self._leader()
         if leader is not None:
             self._loaded_at, self._leader_selection = leader._selection, None

@@ -168,7 +168,7 @@ class Evaluation:
         return self._kept
 
     def _mark(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Let the tensors that stand in for parameters say so."""
+        """Mark the tensors in the place of parameters as `nn.Parameter` to `isinstance`."""
         for site in self._asked:
             stand_in(site.table[site.key], tensors[site.name])
         return tensors

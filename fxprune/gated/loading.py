@@ -25,7 +25,7 @@ def refuse_without_selection(state: Mapping[str, Any], names: Iterable[str]) -> 
     if (found := next((name for name in names if name in state), None)) is not None:
         raise GateError(
             f"the state dict has {found!r} but no `_extra_state` of the gated network",
-            why="that says of which channels the values are; without it they may be of others",
+            why="`_extra_state` says which channels the values are of, and others may execute now",
             do="load all of gated.state_dict(); to replace weights in place, assign to "
             "gated.parameters(), or call gated.settle() first",
         )

@@ -5,11 +5,11 @@ weights with which it comes closest to what the same layer of the dense network 
 
     min over W  of  |W u - y|^2 + ridge * |W - W_kept|^2
 
-u are the patches of the layer's input in the compact network, whose earlier layers are mended
+u are the patches of the layer's input in the compact network, whose earlier layers are solved for
 already; y is the dense layer's output at the kept channels. So what a removed channel contributed
 is put into the kept ones as far as those can express it (He, Zhang and Sun, arXiv 1707.06168,
-equation 3). Norms keep the dense network's statistics, which fit once the layers before them give
-what they gave; measuring them anew at this moment costs accuracy (docs/results.md).
+equation 3). Norms keep the dense network's statistics, which fit again once the layers before them
+give about what the dense ones gave; measuring them anew now costs accuracy (docs/results.md).
 """
 
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def refit(
 
     Args:
         gated: a settled network, whose parameters are written.
-        compact: what `fxprune.shrink` makes of it; it is mended too.
+        compact: what `fxprune.shrink` makes of it; its weights are written too.
         model: the trained network that it was made of; both stay in their modes.
         images: float32 [B, C, H, W], prepared as the network takes them; some hundred.
         places: output positions that are taken of each image.
@@ -58,7 +58,7 @@ def refit(
     if not gated.settled:
         raise GateError(
             "a network that still chooses cannot be refitted",
-            why="what is solved for holds for one selection",
+            why="its weights are solved for one selection, and the next step may select another",
             do="call gated.settle() before",
         )
     kept, mended = gated.selection(), []
@@ -105,11 +105,11 @@ def _noting(calls: list[str], name: str) -> Callable[..., None]:
 
 
 class _ReachedError(Exception):
-    """The layer that is waited for was reached."""
+    """Ends a forward at the layer whose input and output are wanted."""
 
 
 def _at(network: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a layer takes in and gives; what follows it is not computed."""
+    """Run a network up to a layer, and return that layer's input and output."""
     found: list[Tensor] = []
 
     def stop(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

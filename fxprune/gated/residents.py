@@ -293,7 +293,7 @@ class Residents:
         return saved
 
     def _order(self, optimizer: Optimizer) -> Selection | None:
-        """Return the selection in whose order a state lies that was loaded, if it says so."""
+        """Return the selection in whose order a loaded state lies, if it was saved with it."""
         own = [*self.tensors().values()]
         return take_order(optimizer, key_of(optimizer, own), own[0].device)
 

@@ -77,7 +77,7 @@ def _warn(network: Executing, optimizer: Optimizer) -> None:
         f"{name} steps a gated network, and is not attached to it",
         why="its state and its gradients do not follow when channels are exchanged"
         if network.attached
-        else "none is (those of before are gone; a copy and a loaded network have none), so the "
+        else "no optimiser is attached (a copy and a loaded network begin without one), so the "
         "selection does not change",
         do="call fxprune.attach(gated, optimizer) for each optimiser that steps it, before its "
         "first step; or gated.settle(), if the selection is to stay",

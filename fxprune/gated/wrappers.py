@@ -58,8 +58,8 @@ def _refusing(parent: nn.Module) -> Any:
     def refuse(module: GatedModule, *_: Any) -> None:
         if module.follows and not getattr(parent, "exclude_buffers", False):
             raise GateError(
-                f"{type(parent).__name__} cannot average a gated network so",
-                why="it averages the state dict, which holds the bank and the policy too",
+                f"{type(parent).__name__} cannot average the state dict of a gated network",
+                why="it holds the bank and the policy beside the weights",
                 do="ModelEmaV3(gated, exclude_buffers=True), or AveragedModel of "
                 "torch.optim.swa_utils",
             )

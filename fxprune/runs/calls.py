@@ -68,7 +68,7 @@ def _written(value: Any) -> dict[str, Any]:
     if value is None or type(value) in (bool, int, float, str):
         return {"value": value}
     raise RunError(
-        f"an option of forward is a {type(value).__name__}, which is not written",
+        f"an option of forward is a {type(value).__name__}, which cannot be written",
         why="a file holds numbers, texts, lists, tuples and dicts",
         do="leave it at its default, or give one of these",
     )

@@ -109,7 +109,7 @@ def check_values(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Te
 
 
 def check_plain(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
-    """Refuse values and dtypes that a plain network must not load; names are told by loading.
+    """Refuse values and dtypes that a plain network must not load; loading itself refuses names.
 
     Args:
         path: for the message.

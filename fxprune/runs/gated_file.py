@@ -97,7 +97,7 @@ def gated_state(gated: GatedModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def handed_over(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Select of a checkpoint's tensors, by the names of a gated file, what is exported.
+    """Select the tensors of a checkpoint that are exported, by their names in a gated file.
 
     It is the best epoch's network, else the average of the weights, else the network that trains.
     """

@@ -35,21 +35,22 @@ class EpochMetrics(Strict):
         val_accuracy: as `train_accuracy`, of the validation split, in `model.eval()`.
         step_seconds: median time of forward, backward and optimiser step.
         seconds: of the whole epoch, with data and evaluation.
-        macs: multiply-accumulates of one example in the epoch's last training step, and
-        params: elements of the parameters that executed in it; None for a plain network.
-        run_macs: forward macs of all training steps of the run so far, of all examples;
-        run_macs_planned: what was planned for them, the most where it depends on scores, None
-            where that is not known;
-        run_macs_dense: what they are for the dense network. None for a plain network.
-        widths: channels of each group that executed in the epoch's last training step, and
-        selection: which ones, a hexadecimal number for each group whose bit i stands for its
-            channel i, and
+        macs: multiply-accumulates of one example in the epoch's last training step. This and the
+            next seven are None for a plain network.
+        params: elements of the parameters that executed in that step.
+        run_macs: forward macs of all training steps of the run so far, of all examples.
+        run_macs_planned: the `run_macs` that were planned; the most possible where widths depend
+            on scores, None where that is not known.
+        run_macs_dense: what the dense network would have spent on the same examples.
+        widths: for each group, the number of channels that executed in the last step.
+        selection: for each group, which ones: a hexadecimal number whose bit i stands for its
+            channel i.
         churn: mean share of the executing channels that a step exchanged for others, over the
-            steps that kept their widths; None for a plain network.
+            steps that kept their widths.
         val_top5: share of the validation split whose class is among the five likeliest; None for
             fewer than six classes.
-        metric: the name of the run's own metric, if it has one;
-        val_metric: its value on the validation split; None where it is not finite.
+        metric: the name of the run's own metric, if it has one.
+        val_metric: that metric's value on the validation split; None where it is not finite.
         settled: whether a gated network ended the epoch with its final channels; None for a plain
             network.
     """

@@ -36,7 +36,7 @@ def operations(gated: GatedModule) -> str:
 
 
 def computes_something_else(recorded: str | None, gated: GatedModule) -> bool:
-    """Tell whether another network was recorded; False where older versions wrote it."""
+    """Tell whether the recorded operations are of another network; False if there are none."""
     return recorded is not None and recorded.startswith(_FORM) and recorded != operations(gated)
 
 

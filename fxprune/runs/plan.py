@@ -1,4 +1,4 @@
-"""Plans: by what a network was instrumented, kept beside what it became."""
+"""Plans: the settings with which a network was instrumented, kept with its state."""
 
 import dataclasses
 import hashlib
@@ -47,7 +47,7 @@ def fingerprint(channels: ChannelGraph) -> str:
 
 @dataclass(frozen=True)
 class Plan(Strict):
-    """By what a network was instrumented: enough to do it again.
+    """The settings with which a network was instrumented: enough to do it again.
 
     Attributes:
         inputs: shape and dtype of each example input, such as ((2, 3, 32, 32), "float32").

@@ -1,4 +1,4 @@
-"""What a run's latency budget promised: how much, and on what it was measured.
+"""What the latency budget of a run promises: a share of the dense time, and how it was timed.
 
 A command of the user's is executed only where the user gave it to this run, or trusts the run; see
 `fxprune.runs.trust`.
@@ -32,8 +32,8 @@ class Promise(Strict):
         cold: whether the time right after another network's is meant.
         by_command: a command of the user's measured.
         command: that command; empty if there is none, or in a run of an older version.
-        dense: seconds of a call of the dense network, measured with those
-        compact: of the network whose widths were chosen; None in runs of older versions.
+        dense: measured seconds of a call of the dense network; None in runs of older versions.
+        compact: likewise of the compact network whose widths were chosen.
     """
 
     asked: Annotated[float, Field(gt=0, le=1)]

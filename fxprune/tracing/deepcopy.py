@@ -1,8 +1,9 @@
 """Deep copies of modules: what `copy.deepcopy` gives, in a fraction of its time.
 
 A module is some twenty attributes, most of them numbers or empty dictionaries of hooks, which
-`copy.deepcopy` takes apart and rebuilds by the general protocol, one by one. Functions it shares:
-here those that reach the module, such as `self.f = lambda x: self.conv(x)`, reach the copy.
+`copy.deepcopy` takes apart and rebuilds by the general protocol, one by one. It also shares
+functions with the original; here a function that holds the module, such as
+`self.f = lambda x: self.conv(x)`, becomes one that holds the copy.
 """
 
 import copy
@@ -33,7 +34,7 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def rebind(twins: Mapping[int, nn.Module]) -> None:
-    """Turn functions that copies of modules hold, as attributes or hooks, to the copies.
+    """Replace functions in the attributes and hooks of copies by ones that hold the copies.
 
     Args:
         twins: the copies, changed in place, by the ids of the modules that they are copies of.
@@ -71,7 +72,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _leads(value: Any, led: Mapping[int, Any], seen: set[int]) -> bool:
-    """Tell whether a value leads to one that another stands for."""
+    """Tell whether a value is, or holds at any depth, an object that `led` replaces."""
     if id(value) in led:
         return True
     if type(value) not in _LEADING or id(value) in seen:
@@ -81,11 +82,11 @@ def _leads(value: Any, led: Mapping[int, Any], seen: set[int]) -> bool:
 
 
 def _led(value: Any, led: dict[int, Any]) -> Any:
-    """Return what leads to the copies in the place of a value; the value if it leads nowhere.
+    """Copy a value with the objects in it replaced; return the value itself if none is.
 
     Args:
         value: an attribute, or a part of one.
-        led: by id, what stands for values; written to.
+        led: the replacements by the id of what they replace; the copy is added.
     """
     key = id(value)
     if key in led or not _leads(value, led, set()):

@@ -4,8 +4,8 @@ Symbolic tracing stops where Python needs a value: `if h % 2:`, `range(x.shape[1
 `isinstance(x, Tensor)`, `x.dtype == torch.float16`. Where the value follows from the sizes, the
 dtype or the device of the example, it is worked out on meta tensors, only then and only what it
 needs. What the trace then relied on is written into the graph as an assertion, so that inputs that
-would take another path are refused. Not known is a value that depends on the batch or on what is
-in a tensor.
+would take another path are refused. A value that depends on the batch, or on what is in a tensor,
+stays unknown.
 """
 
 import math
@@ -124,13 +124,14 @@ class KnowingTracer(fx.Tracer):
 
     Attributes:
         modules: the model and all modules in it.
-        exact: whether Python may also have numbers that depend on the size of the images. They
+        exact: whether Python is also given numbers that depend on the size of the images. They
             become literals, and the network then takes images of that size only.
         looking: whether an example is looked at: modules really run then, and are not traced.
         modes: the nodes that stand for the mode, one for each time that the code read it.
-        refused: what Python asked in vain; code that goes on in an `except` was traced wrongly.
+        refused: an error for each unknown value that Python asked for; where the user's code
+            caught one, the trace is wrong.
         spare: nodes that the graph need not have where nothing uses them.
-        branched: whether the trace is that of the evaluation alone, since Python asked for the
+        branched: whether the trace is that of evaluation alone, since the code branches on the
             mode.
     """
 
@@ -202,7 +203,7 @@ class KnowingTracer(fx.Tracer):
         self._attributes = {n: p for n, p in self._attributes.items() if p.node not in erased}
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Return the way that the example goes."""
+        """Return the truth value for the example inputs, asserted in the graph."""
         if obj.node in self.modes:
             self.branched = True
             return False  # what is traced with a proxy for the mode is the evaluation
@@ -225,7 +226,7 @@ class KnowingTracer(fx.Tracer):
         return self._attributes[name]
 
     def kind(self, proxy: fx.Proxy) -> type:
-        """Return the type of what a proxy stands for; its own where that is not known."""
+        """Return the type of the value that a proxy stands for; the proxy's own if unknown."""
         if self.looking:
             return type(proxy)
         if proxy.node.op == "get_attr" and proxy.node.target in self._kinds:
@@ -255,7 +256,7 @@ class KnowingTracer(fx.Tracer):
         return isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
 
     def refuse(self, why: str) -> TraceError:
-        """Note that Python asked in vain; the error to raise, which the code may catch."""
+        """Record that Python asked for an unknown value; return the error to raise."""
         self.refused.append(error := TraceError(why))
         return error
 

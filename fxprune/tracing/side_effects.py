@@ -217,7 +217,7 @@ def _assigned(
             return
         flips = isinstance(value, bool) and vars(module).get(name, value) is not value
         if flips and name != "training" and not tracer.looking:
-            raise TraceError(f"the code does another thing the next time, by its attribute {name}")
+            raise TraceError(f"forward changes its attribute {name}, so its next call may differ")
         assign(module, name, value)
 
     return written

@@ -4,7 +4,8 @@
 channels that is a plain integer; `torch.zeros_like(f)` has the channels of `f` themselves, which
 can be followed. Where every size is that of the same dimension of one tensor, or 1, the call
 becomes the latter. One that has a size of 1 where the channels are (drop path's draw for each
-example, a mask over space) stays: its form would be that of a first channel, which had to be kept.
+example, a mask over space) stays: its channel would be the first one of `f`, which then could not
+be removed.
 """
 
 import operator
@@ -36,7 +37,7 @@ Rank = Callable[[fx.Node], int | None]
 
 
 def follow_sizes(graph: fx.Graph, rank: Rank) -> None:
-    """Make tensors of another tensor's sizes its likes, in place."""
+    """Replace calls that make a tensor of another's sizes by their `*_like` forms, in place."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in _LIKE:
             _replace(node, _LIKE[node.target], list(node.args), None, rank)

@@ -203,8 +203,8 @@ class _Again(Exception):  # noqa: N818
 class _Tracer(KnowingTracer):
     """Notes the user's line of every node, and makes leaves of modules it cannot follow.
 
-    One that is `wary` is stopped by code that draws random numbers of its own, which would be the
-    same ones for ever.
+    A `wary` one stops at code that draws random numbers in Python: a graph would have the same ones
+    in every call.
 
     Attributes:
         leaves: the modules that keep their code, by name, with what stopped the trace there.

@@ -11,8 +11,8 @@ from fxprune.trainer.placement import Placement
 from fxprune.trainer.progress import Stopped
 from fxprune.trainer.task import (
     CLASSIFY,
-    Meter,
     Scores,
+    ScoreSums,
     Task,
     examples_of,
     one_tensor,
@@ -41,16 +41,16 @@ def score(
     """
     was_training = model.training
     model.eval()
-    meter = Meter(task, placement.device)
+    sums = ScoreSums(task, placement.device)
     try:
         for inputs, targets in split.batches(batch_size, device=placement.device, share=share):
             outputs = placement.forward(model, inputs)
-            meter.add(outputs, targets, task.minimised(outputs, targets), examples_of(inputs))
+            sums.add(outputs, targets, task.minimised(outputs, targets), examples_of(inputs))
             if stop is not None and share.of == 1 and stop():
                 raise Stopped
     finally:
         model.train(was_training)
-    return meter.scores(summed(share, meter.sums)[0])
+    return sums.scores(summed(share, sums.sums)[0])
 
 
 def summed(share: Share, *figures: Tensor) -> list[Tensor]:

@@ -404,7 +404,7 @@ class _Session:
 
     @property
     def _examples(self) -> int:
-        """Of a step, of all processes."""
+        """The examples of a step, over all processes."""
         return min(self.options.batch_size, len(self.data.train))
 
     def _cost(self, done: int) -> dict[str, int | None]:

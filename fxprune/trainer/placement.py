@@ -33,7 +33,9 @@ class Placement:
                 options.device if options.device != "auto" else "cuda" if gpu else "cpu"
             )
         except RuntimeError as error:
-            raise OptionError(f"unknown device {options.device!r}", do="auto, cpu, cuda") from error
+            raise OptionError(
+                f"unknown device {options.device!r}", do="give auto, cpu or cuda"
+            ) from error
         if device.type not in ("cpu", "cuda"):
             raise OptionError(
                 f"cannot train on the device {options.device!r}",

@@ -55,8 +55,9 @@ class Progress:
         step: steps that are done.
         churn: exchanged shares of the steps before a pause.
         seconds: times of the steps before a pause.
-        random: the state of each process's generator at the pause, uint8 [processes, ...], and
-        random_of_gpu: of its GPU's, if it has one; this process's alone before `keep`.
+        random: the state of each process's generator at the pause, uint8 [processes, ...]; before
+            `keep` this process's alone.
+        random_of_gpu: likewise of each process's GPU, if it has one.
         spent: forward macs of the run when the epoch was stopped.
     """
 

@@ -168,7 +168,7 @@ _FAULTS = (TypeError, AttributeError, KeyError, NameError)
 
 @contextlib.contextmanager
 def _measuring(metric: Metric, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
-    """Name a metric that does not take what it is given: that raises one of these kinds."""
+    """Turn an error of these kinds that a metric raises into one that names the metric."""
     try:
         yield
     except kinds as error:
@@ -176,7 +176,7 @@ def _measuring(metric: Metric, kinds: tuple[type[Exception], ...] = (Exception,)
 
 
 def _reset(metric: Metric | None) -> None:
-    """Let a metric that takes batches in begin anew."""
+    """Reset a metric that is computed from several batches."""
     if metric is not None and _accumulates(metric):
         with _measuring(metric):
             metric.reset()
@@ -199,7 +199,7 @@ def _no_number(metric: Metric, why: str, at: str = "") -> DataError:
     )
 
 
-class Meter:
+class ScoreSums:
     """Adds up the loss and the metric of batches, without making a GPU wait for its host."""
 
     def __init__(self, task: Task, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from fxprune.data import own_data
 from fxprune.errors import DataError, ModelError, OptionError
 from fxprune.trainer.loop import fit
 from fxprune.trainer.options import TrainOptions
-from fxprune.trainer.task import Meter, Task
+from fxprune.trainer.task import ScoreSums, Task
 
 CPU = torch.device("cpu")
 
@@ -188,16 +188,16 @@ def test_label_images_of_another_size(sides: tuple[int, int], tmp_path: Path) ->
 
 def test_the_share_of_right_answers_and_of_the_first_five() -> None:
     logits = torch.arange(20.0).repeat(4, 1)
-    meter = Meter(Task(), CPU)
-    meter.add(logits, torch.tensor([19, 18, 15, 0]), torch.tensor(2.0), 4)
-    meter.add(logits[:2], torch.tensor([19, 14]), torch.tensor(5.0), 2)
-    scores = meter.scores(meter.sums)
+    sums = ScoreSums(Task(), CPU)
+    sums.add(logits, torch.tensor([19, 18, 15, 0]), torch.tensor(2.0), 4)
+    sums.add(logits[:2], torch.tensor([19, 14]), torch.tensor(5.0), 2)
+    scores = sums.scores(sums.sums)
     assert (scores.loss, scores.accuracy, scores.top5) == (3.0, 2 / 6, 4 / 6)
 
 
 def test_pixels_that_count_for_nothing() -> None:
     logits = torch.zeros(1, 3, 2, 2)
     logits[:, 1] = 1
-    meter = Meter(Task(), CPU)
-    meter.add(logits, torch.tensor([[[1, -100], [0, 1]]]), torch.tensor(0.0), 1)
-    assert meter.scores(meter.sums).accuracy == pytest.approx(2 / 3)
+    sums = ScoreSums(Task(), CPU)
+    sums.add(logits, torch.tensor([[[1, -100], [0, 1]]]), torch.tensor(0.0), 1)
+    assert sums.scores(sums.sums).accuracy == pytest.approx(2 / 3)
