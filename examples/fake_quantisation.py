@@ -24,7 +24,7 @@ from fxprune.data import load
 from fxprune.demo import build_model, example_inputs
 from fxprune.export.low_precision import Lowered, write_int8
 from fxprune.trainer.loop import fit
-from fxprune.trainer.low_precision import Layout, calibration_batches, score_file
+from fxprune.trainer.low_precision import OutputForm, calibration_batches, score_file
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.task import Task
 
@@ -89,7 +89,7 @@ def main() -> None:
     ranges = list(calibration_batches(digits, 200, 32))
     int8: Lowered = write_int8(path, path.with_suffix(".int8.onnx"), [(images,)], ranges)
     for file in (path, int8.path):
-        print(f"{file.name:18}{score_file(file, digits.val, Task(), Layout()).accuracy:.1%}")
+        print(f"{file.name:18}{score_file(file, digits.val, Task(), OutputForm()).accuracy:.1%}")
     print(f"{report.params} parameters, largest difference {report.max_rel_error:.1e}")
 
 

@@ -150,7 +150,7 @@ def export(
     from fxprune.registry import split
     from fxprune.runs.promise import COMMAND, Promise
     from fxprune.runs.sources import files_of
-    from fxprune.trainer.low_precision import Layout, Lowering
+    from fxprune.trainer.low_precision import Lowering, OutputForm
 
     texts = (["fold"] if fold else []) + split(passes)
     wanted = [parse(text) for text in dict.fromkeys(texts)]
@@ -205,7 +205,7 @@ def export(
             keep_export(run, gated, compared)
             record["asked"] = promise.asked if promise else None
             if lowered:
-                layout = Layout(isinstance(compact(*example), dict), batch)
+                layout = OutputForm(isinstance(compact(*example), dict), batch)
                 scored = source if real else None  # others cannot be run in the file
                 lowering = Lowering(lowered, scored, example, real, calibrate, layout)
                 record["files"] = [

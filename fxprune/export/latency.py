@@ -1,14 +1,21 @@
 """Latency budgets: widths at which the compact ONNX file takes a share of the dense file's time.
 
 What a channel costs in time depends on kernels, caches and threads, so it is measured, on the
-machine or device that the network is for. Candidates lie on one chain: from the least widths to
-the dense ones, all groups rising together in rounding steps. Along it the time can only rise, and
-a model says how: not below 0 for each of a fixed part, macs, params and channels, fitted to what
-was measured, and bent to go through it where noise allows, rising all the way. The widths that
-the model says are right are measured, the model is fitted anew, until one is close.
+machine or device that the network is for. The candidates form one chain, from the least widths to
+the dense ones: at each point one group is a rounding step wider, and all groups rise together.
 
-Choosing the best of noisy values would choose what noise favours, so the model's value chooses,
-not the measured one; and what is chosen is measured afresh, for longer, before it is believed.
+A model predicts the time along the chain, as a share of the dense time: a sum of a fixed part,
+macs, params and channels, whose weights are at least 0 and fitted to the measured points (`nnls`).
+Then it is corrected, by interpolation, to pass through the measured points, as far as these rise
+(`isotonic_regression`). The point where the model meets the budget is measured, and the model
+fitted anew, until a measurement is within `CLOSE` of the budget:
+
+    budget 0.5    measured 0.3 at point 0; the model says 0.5 at point 40
+                  measured 0.56 at point 40; the corrected model says 0.5 at point 31
+                  measured 0.504 at point 31: done
+
+The lowest of several noisy values is the one that noise favours. So the model chooses the widths,
+and their time is measured once more, for longer, before it counts.
 """
 
 import itertools
@@ -83,7 +90,7 @@ class Choice:
 
     @property
     def met(self) -> bool:
-        """Whether that is the budget's within the tolerance; it is less where widths are few."""
+        """Whether it is within the tolerance of the budget; where widths are few it is below."""
         return abs(self.share / self.budget.value - 1) <= TOLERANCE
 
 
@@ -230,7 +237,7 @@ class _Search:
         )
 
     def choice(self, at: int, known: Known) -> Choice:
-        """Make the choice that the search ended in."""
+        """Describe the chosen point of the chain, with its final measurement."""
         self.shares[at] = known.timing.bound(self.measure.target.cold).median
         slower = [pair for pair in sorted(self.doubted) if self._contradict(*pair)]
         return Choice(

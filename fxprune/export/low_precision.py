@@ -199,7 +199,7 @@ def refuse_not_finite(batches: Sequence[Sequence[Tensor]]) -> None:
     """Check that calibration data are numbers.
 
     Raises:
-        DataError: a value is infinite or none.
+        DataError: a value is infinite or NaN.
     """
     if not all(tensor.isfinite().all() for batch in batches for tensor in batch):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Averages of a gated network's parameters: EMA and SWA.
+"""The public `follow`: averages (EMA, SWA) of a gated network's parameters follow its channels.
 
 A plain average of compact tensors would mix channels, since after the next selection a slot holds
 another channel. So a copy that holds an average follows the network: whenever the network

@@ -47,7 +47,7 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
             why = f"it raises {type(error).__name__}: {error}"
         if why:
             raise OtherNetworkError(
-                f"the trace of {type(model).__name__} is another network",
+                f"the trace of {type(model).__name__} does not compute what the model does",
                 why=f"on random inputs in {'training' if training else 'evaluation'} mode {why}: "
                 "forward does what symbolic tracing does not see",
                 do="look for results that forward keeps from one call to the next, and for what "

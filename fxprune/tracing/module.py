@@ -194,7 +194,7 @@ class DraftModule(TracedModule):
 
 
 def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule:
-    """Copy a network: own graphs, but only the tensors given are others; quicker than deepcopy.
+    """Copy a network and its graphs; it shares all tensors but those given. No deep copy, so quick.
 
     Args:
         module: the network.

@@ -46,7 +46,7 @@ def left_alone(snapshot: Snapshot | None) -> "Iterator[Draws]":
 
 @contextlib.contextmanager
 def seen(tracer: KnowingTracer) -> Iterator[None]:
-    """Make nodes of what forward does of these while this lasts, but for random numbers.
+    """Make nodes of these side effects while the context lasts, random numbers aside.
 
     A buffer is written in place where forward gives it a new value, so that the traced network
     keeps it as the model does.

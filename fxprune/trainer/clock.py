@@ -1,4 +1,4 @@
-"""Clocks that time steps without making a GPU wait for its host."""
+"""The time of each training step, on a CPU or a GPU."""
 
 import time
 from collections.abc import Sequence

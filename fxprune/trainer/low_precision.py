@@ -1,4 +1,4 @@
-"""The files of lower precision that an export writes, and how each does on the run's data."""
+"""Writes files of lower precision beside an exported one, and scores each on the run's data."""
 
 import statistics
 import time
@@ -26,11 +26,11 @@ CPU = Placement(torch.device("cpu"), None, channels_last=False)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a file's outputs are given back as the network returns them.
+class OutputForm:
+    """The form in which the network returns its outputs, which a file returns as a list.
 
     Attributes:
-        keyed: as a dict, by the names of the outputs.
+        keyed: whether it is a dict, by the names of the outputs; else a tensor or a tuple.
         batch: the one batch size that the file takes; None for any.
     """
 
@@ -38,7 +38,7 @@ class Layout:
     batch: int | None = None
 
 
-def score_file(path: Path, split: Split, task: Task, layout: Layout) -> Scores:
+def score_file(path: Path, split: Split, task: Task, layout: OutputForm) -> Scores:
     """Score an ONNX file on a split, in ONNX Runtime on the CPU.
 
     Raises:
@@ -51,7 +51,7 @@ def score_file(path: Path, split: Split, task: Task, layout: Layout) -> Scores:
 class _File(nn.Module):
     """An ONNX file as a network."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: OutputForm) -> None:
         super().__init__()
         content = path.read_bytes()
         self.run, self.layout, self.names = runtime(content), layout, output_names_of(content)
@@ -107,7 +107,7 @@ class Scored(Lowered):
 
 @dataclass(frozen=True)
 class Lowering:
-    """What files of lower precision are written with.
+    """Writes files of lower precision.
 
     Attributes:
         kinds: "fp16" and "int8".
@@ -123,7 +123,7 @@ class Lowering:
     example: tuple[Tensor, ...]
     real: tuple[Tensor, ...]
     calibrate: int
-    layout: Layout
+    layout: OutputForm
 
     def write(
         self, path: Path, report: ExportReport, begin: Callable[[], None] = lambda: None

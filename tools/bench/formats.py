@@ -40,7 +40,7 @@ from fxprune.export.reference import reference_of
 from fxprune.export.timing import Effort, Quotient
 from fxprune.trainer.evaluate import score
 from fxprune.trainer.loop import fit
-from fxprune.trainer.low_precision import CPU, Layout, calibration_batches, score_file
+from fxprune.trainer.low_precision import CPU, OutputForm, calibration_batches, score_file
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.task import Task
 
@@ -138,7 +138,7 @@ def table(
         if data is None:
             return None
         if isinstance(file, Path):
-            return score_file(file, data.val, Task(), Layout()).accuracy
+            return score_file(file, data.val, Task(), OutputForm()).accuracy
         return score(file, data.val, CPU, 32, task=Task()).accuracy
 
     def onnx(name: str, write: Callable[[], Any]) -> Row:

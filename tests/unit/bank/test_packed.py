@@ -1,4 +1,4 @@
-"""The two ways in which channels travel, packs and moves, against copying slice by slice."""
+"""The two ways in which channels travel, packs and sparse swaps, against copying slice by slice."""
 
 import pytest
 import torch

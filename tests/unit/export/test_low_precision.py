@@ -21,7 +21,7 @@ from fxprune.export import low_precision
 from fxprune.export.low_precision import TOLERANCE, write_fp16, write_int8
 from fxprune.export.onnx import OnnxOptions
 from fxprune.export.plain import export_plain
-from fxprune.trainer.low_precision import Layout, Lowering, calibration_batches, score_file
+from fxprune.trainer.low_precision import Lowering, OutputForm, calibration_batches, score_file
 from fxprune.trainer.task import Task
 
 EXAMPLE = (torch.zeros(2, 3, 16, 16),)
@@ -140,10 +140,10 @@ def test_files_are_scored_on_the_data_of_the_run(written: Path) -> None:
     with torch.no_grad():
         labels = compact()(images).argmax(1)
     data = own_data((TensorDataset(images, labels),) * 2, "self")
-    scores = score_file(written, data.val, Task(), Layout())
+    scores = score_file(written, data.val, Task(), OutputForm())
     assert scores.accuracy == 1.0
     report = fxprune.export_onnx(compact(), EXAMPLE, written)
-    lowering = Lowering(("fp16", "int8"), (data, Task()), EXAMPLE, (images[:7],), 20, Layout())
+    lowering = Lowering(("fp16", "int8"), (data, Task()), EXAMPLE, (images[:7],), 20, OutputForm())
     rows = lowering.write(written, report)
     assert [row.kind for row in rows] == ["float32", "fp16", "int8"]
     assert rows[0].accuracy == 1.0
@@ -158,7 +158,7 @@ def test_a_file_of_one_batch_size_scores_a_rest(tmp_path: Path) -> None:
     with torch.no_grad():
         labels = compact()(images).argmax(1)
     data = own_data((TensorDataset(images, labels),) * 2, "self")
-    assert score_file(path, data.val, Task(), Layout(batch=3)).accuracy == 1.0
+    assert score_file(path, data.val, Task(), OutputForm(batch=3)).accuracy == 1.0
     assert [len(batch[0]) for batch in calibration_batches(data, 4, 3)] == [3, 3]
 
 
