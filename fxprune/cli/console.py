@@ -255,11 +255,9 @@ class Bar:
     said: float = field(default_factory=time.monotonic)
     seen: list[Any] = field(default_factory=list)  # the epochs so far
 
-    def moved(self, done: int, total: int, remark: str | None = None) -> None:
+    def moved(self, done: int, total: int) -> None:
         """Show that `done` of `total` steps are done."""
         self.progress.update(self.task, completed=done, total=total)
-        if remark is not None:
-            self.progress.update(self.task, remark=escape(remark))
         silent = time.monotonic() - self.said > QUIET_SECONDS
         if silent and self.progress.disable:
             self.say(f"{self.what}: {done:,} of {total:,} steps, {share(done / max(total, 1))}")
@@ -274,7 +272,7 @@ class Bar:
         self.what = what
         self.seen.clear()
         self.below(())
-        self.progress.reset(self.task, description=escape(what), total=None, remark="")
+        self.progress.reset(self.task, description=escape(what), total=None)
 
     def say(self, *lines: str) -> None:
         """Print lines above the bar."""
@@ -293,9 +291,8 @@ def bar(what: str) -> Iterator[Bar]:
         columns += [TextColumn("left"), TimeRemainingColumn()]
     if width >= 80:
         columns += [TextColumn("after"), TimeElapsedColumn(), _Rate()]
-    columns.append(TextColumn("{task.fields[remark]}"))
     with _progress(columns) as progress:
-        yield Bar(progress, progress.add_task(escape(what), total=None, remark=""), what)
+        yield Bar(progress, progress.add_task(escape(what), total=None), what)
 
 
 class _Bars(Progress):

@@ -118,7 +118,7 @@ def _split(part: Any, which: str, name: str, workers: int) -> "DatasetSplit | Lo
     return split
 
 
-def inputs_and_targets(batch: Any, where: str = "a batch") -> Batch:
+def inputs_and_targets(batch: Any) -> Batch:
     """Take a batch apart: `(inputs, target)`, or `(x, y, …, target)`.
 
     Raises:
@@ -129,7 +129,7 @@ def inputs_and_targets(batch: Any, where: str = "a batch") -> Batch:
     if isinstance(batch, tuple | list) and len(batch) > 2:
         return tuple(batch[:-1]), batch[-1]
     raise DataError(
-        f"{where} is {_described(batch)}",
+        f"a batch is {_described(batch)}",
         why="inputs and a target are needed",
         do="yield (inputs, target), or (x, y, …, target) for several inputs",
     )

@@ -95,7 +95,6 @@ def compare_onnx(
     real: Sequence[Tensor] = (),
     notes: Mapping[str, object] | None = None,
     target: Target = HERE,
-    effort: Effort = EFFORT,
     options: OnnxOptions = DEFAULT,
     begin: Callable[[], None] = lambda: None,
 ) -> Comparison:
@@ -110,7 +109,6 @@ def compare_onnx(
         real: real inputs for the check, at least 7 examples.
         notes: more for the file's metadata.
         target: on what both are timed.
-        effort: how well, and for how long.
         options: names, operator set, and which sizes may vary.
         begin: called as each of three phases begins: writing, the dense twin, timing.
 
@@ -134,7 +132,7 @@ def compare_onnx(
         begin()
         content = report.path.read_bytes()
         beside = content if full is None else full.path.read_bytes()
-        timing = measure(beside, content, one, target, effort=effort)
+        timing = measure(beside, content, one, target, effort=EFFORT)
     seconds = [times[target.cold] for times in (timing.dense, timing.compact)]
     compacted = Figures(report.params, cost.macs(best), report.bytes, seconds[1])
     original = None
