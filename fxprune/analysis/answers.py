@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.rules.base import tensors_in
 from fxprune.tracing.user_questions import INTERNAL
 
 _LOOKS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__})
@@ -36,7 +37,8 @@ class Answers:
 
     Attributes:
         taken: each question (the name of the call) with its answer, in order.
-        calls: the ATen calls that were made on real tensors.
+        calls: the ATen calls made on real tensors, with the names of the module's own tensors.
+        names: those names by the ids that the tensors have in this run.
         missed: whether a question had no recorded answer; the code may have caught the error.
         constant: positions of recorded answers that a tensor with values gave again.
     """
@@ -58,6 +60,7 @@ class Answers:
         self.constant: set[int] = set()
         self.taken: list[tuple[str, Any]] = []
         self.calls: list[Any] = []
+        self.names: dict[int, str] = {}
         self.missed = False
 
     def take(self, asked: str, value: Callable[[], Any], has_values: bool = False) -> Any:
@@ -98,7 +101,8 @@ class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        self.answers.calls.append(func)
+        own = (self.answers.names.get(id(tensor)) for tensor in tensors_in(args))
+        self.answers.calls.append((func, *own))
         if not asks_for_values(func, args):
             return func(*args, **kwargs)
         out = func(*args, **kwargs)

@@ -3,6 +3,7 @@
 import ast
 import copy
 import dis
+import functools
 import inspect
 import linecache
 import sys
@@ -27,9 +28,9 @@ _LOOKS_UP = frozenset(
 class ConstantArguments:
     """Notes, while it is entered, which arguments of modules' methods are the same in each call.
 
-    These are arguments that are None, and options that the code which calls the method writes out
-    or leaves to their defaults: `self.proto(x, semantic=False)`. Methods' own code runs meanwhile,
-    also where a region stands for it.
+    These are arguments that are None, and options that all code which calls the method writes out
+    or leaves to their defaults: `self.proto(x, semantic=False)`. The methods' own code runs
+    meanwhile, also where a region stands for it.
 
     Attributes:
         of: by the id of a module and the code of its method, these arguments by name.
@@ -40,13 +41,14 @@ class ConstantArguments:
         self.of: dict[tuple[int, CodeType], dict[str, bool | None]] = {}
         self._parts = list(module.modules())
         kinds = dict.fromkeys(base for part in self._parts for base in type(part).__mro__)
-        self._codes = {
-            function.__code__
+        self._functions = {
+            function.__code__: function
             for kind in kinds
             if is_users(kind)
             for value in vars(kind).values()
             if (function := _function(inspect.unwrap(bare(value)))) is not None
         }
+        self._called: dict[CodeType, set[str]] = {}
 
     def __enter__(self) -> "ConstantArguments":
         self._regions = [(p, r) for p in self._parts if (r := region_of(p)) is not None]
@@ -63,46 +65,85 @@ class ConstantArguments:
 
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event != "call" or code not in self._codes:
+        if event != "call" or code not in self._functions:
             return
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         given = frame.f_locals
         found = {
             name: given[name]
-            for place, name in enumerate(names)
+            for name in names
             if name in given
-            and (
-                given[name] is None or (type(given[name]) is bool and _is_plain(frame, place, name))
-            )
+            and (given[name] is None or (type(given[name]) is bool and self._is_plain(frame, name)))
         }
         key = (id(given.get(names[0])) if names else 0), code
         known = self.of.get(key, found)
         self.of[key] = {n: v for n, v in found.items() if n in known and known[n] is v}
 
+    def _is_plain(self, frame: FrameType, name: str) -> bool:
+        """Tell whether the call of a method shows an argument; take down how it is called."""
+        caller = frame.f_back
+        while caller is not None and caller.f_code.co_filename == nn.modules.module.__file__:
+            caller = caller.f_back
+        call = None if caller is None else _call_at(caller)
+        called = None if call is None else _called(call)
+        if call is None or called is None:
+            return False
+        self._called.setdefault(frame.f_code, {"forward"}).add(called)
+        return all(isinstance(value, ast.Constant) for value in _given(call, frame.f_code, name))
+
     def always(self, module: nn.Module, function: FunctionType) -> Mapping[str, bool | None]:
         """Return the arguments of a module's method that were the same in each call."""
-        return self.of.get((id(module), function.__code__), {})
+        found = self.of.get((id(module), function.__code__), {})
+        return {
+            name: value
+            for name, value in found.items()
+            if value is None or self._is_everywhere(function, name, value)
+        }
+
+    def _is_everywhere(self, function: FunctionType, name: str, value: bool) -> bool:
+        """Tell whether all calls that may be of a method give an argument this value."""
+        code, default = function.__code__, inspect.signature(function).parameters[name].default
+        for call in self._calls:
+            called = _called(call)
+            named = called in self._called[code]
+            given = [keyword.value for keyword in call.keywords if keyword.arg == name]
+            if named or called is None:
+                given = _given(call, code, name)
+            if named and not given and default is not value:
+                return False
+            if not all(isinstance(v, ast.Constant) and v.value is value for v in given):
+                return False
+        return True
+
+    @functools.cached_property
+    def _calls(self) -> list[ast.Call]:
+        """Parse the calls in the code of all methods; one that cannot be read calls anything."""
+        found: list[ast.Call] = []
+        for function in self._functions.values():
+            try:
+                parsed = ast.parse(textwrap.dedent(inspect.getsource(function)))
+            except (OSError, TypeError, SyntaxError):
+                parsed = ast.parse("forward(*any)")
+            found += [node for node in ast.walk(parsed) if isinstance(node, ast.Call)]
+        return found
 
 
-def _is_plain(frame: FrameType, place: int, name: str) -> bool:
-    """Tell whether the call of a method writes an argument out, or leaves it to its default.
+def _called(call: ast.Call) -> str | None:
+    """Return the name of what is called: `part` of `self.part(x)`."""
+    match call.func:
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return name
+    return None
 
-    Args:
-        frame: the method's; nn.Module's own frames stand between it and its caller's.
-        place: the argument's, `self` included.
-        name: the argument's.
-    """
-    caller = frame.f_back
-    while caller is not None and caller.f_code.co_filename == nn.modules.module.__file__:
-        caller = caller.f_back
-    call = None if caller is None else _call_at(caller)
-    if call is None or any(isinstance(value, ast.Starred) for value in call.args):
-        return False
-    if any(keyword.arg is None for keyword in call.keywords):
-        return False
-    values = [keyword.value for keyword in call.keywords if keyword.arg == name]
-    values += call.args[place - 1 : place]
-    return all(isinstance(value, ast.Constant) for value in values)
+
+def _given(call: ast.Call, code: CodeType, name: str) -> list[ast.expr]:
+    """Return what a call gives for an argument of a method, as far as it can be of that method."""
+    place = code.co_varnames.index(name)
+    if place >= code.co_argcount:
+        place = len(call.args) + 1
+    found = [keyword.value for keyword in call.keywords if keyword.arg in (name, None)]
+    starred = [value for value in call.args[:place] if isinstance(value, ast.Starred)]
+    return found + starred + call.args[place - 1 : place]
 
 
 def _call_at(frame: FrameType) -> ast.Call | None:

@@ -43,7 +43,7 @@ class Way:
         training: whether the user's own modules are in training mode.
         seed: of the random numbers that the code draws.
         answers: what the code asks, and what it is told, in order; None where it may not ask.
-        calls: the ATen calls that it makes then, as a hash.
+        calls: the ATen calls that it makes then, and on which of the module's tensors, as a hash.
         read: the places of answers that tensors of sizes alone give, at any widths.
     """
 
@@ -197,7 +197,7 @@ def ways(module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any) 
         seeded(seed)
         with own_modes(module, training), Looking(answers), Noting(answers), _for_real(module):
             try:
-                really_run(module, real, args, kwargs)
+                really_run(module, real, args, kwargs, answers.names)
             finally:
                 snapshot.restore()
         return Way(training, seed, tuple(answers.taken), hash(tuple(answers.calls)))

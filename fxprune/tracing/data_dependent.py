@@ -13,7 +13,11 @@ from fxprune.tracing.module import stand_in
 
 @torch.no_grad()
 def really_run(
-    module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any
+    module: nn.Module,
+    real: Mapping[int, Tensor],
+    args: Any,
+    kwargs: Any,
+    names: dict[int, str] | None = None,
 ) -> tuple[Any, int]:
     """Run a module whose tensors are meta tensors, on random inputs.
 
@@ -22,12 +26,15 @@ def really_run(
         real: what to take for its own tensors, by their ids.
         args: meta tensors, which others of the same shape stand for, and what else it takes.
         kwargs: likewise.
+        names: takes the names of its own tensors, by the ids that they have in this run.
 
     Returns:
         What it returns, on meta tensors, and its multiply-accumulates.
     """
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     own = {name: stand_in(x, real[id(x)].clone()) for name, x in named.items()}
+    if names is not None:
+        names.update({id(tensor): name for name, tensor in own.items()})
     device = next(iter(own.values()), torch.empty(0)).device
 
     def drawn(value: Any) -> Any:

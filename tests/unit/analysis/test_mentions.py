@@ -173,6 +173,20 @@ class HandedOnTogether(WrittenOut):
         return self.part(x, **options)
 
 
+class OtherwiseElsewhere(WrittenOut):
+    """Sets the option on a way that is not found."""
+
+    def call(self, x: Tensor) -> Tensor:
+        if float(x.max()) == 0.1234:
+            return self.part(x, semantic=True)
+        return self.part(x, semantic=False)
+
+
+class InOrderElsewhere(WrittenOut):
+    def call(self, x: Tensor) -> Tensor:
+        return self.part(x, True) if float(x.max()) == 0.1234 else self.part(x)
+
+
 class Inherited(Plain):
     """Hides a way in what `super()` leads to."""
 
@@ -202,6 +216,8 @@ ABSENT = [
     (LeftToItsDefault, False),
     (HandedOn, True),
     (HandedOnTogether, True),
+    (OtherwiseElsewhere, True),
+    (InOrderElsewhere, True),
 ]
 
 
@@ -209,3 +225,22 @@ ABSENT = [
 def test_a_parameter_that_only_other_arguments_use(kind: type[nn.Module], pins: bool) -> None:
     reasons = [pinned.reason for pinned in fxprune.analyze(kind(), (IMAGES,)).pinned]
     assert any("no way through the code here was found" in reason for reason in reasons) == pins
+
+
+class EitherPart(Plain):
+    """Makes the same calls on one part or on another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(16, 24, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.c(self.other(y) if float(y.abs().max()) > 5 else self.b(y))
+
+
+def test_ways_of_the_same_calls_on_other_parts() -> None:
+    graph = fxprune.analyze(EitherPart(), (IMAGES,))
+    assert [group.size for group in graph.groups] == [16, 24]
+    makers = {member.parameter for member in graph.groups[1].producers}
+    assert makers >= {"b.weight", "other.weight"}
