@@ -30,6 +30,7 @@ def test_versions_and_machine_are_printed(
     for name in ("fxprune", "torch", "onnxruntime"):
         assert metadata.version(name) in text
     assert platform.python_version() in text
+    assert f"CUDA         {torch.version.cuda or 'torch is built without'}" in text
     assert platform.node() not in text
 
 

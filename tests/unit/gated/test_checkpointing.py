@@ -100,3 +100,22 @@ def test_gradients_are_those_without_checkpoints(how: str, policy: str) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-7)
     one.eval()
     torch.testing.assert_close(shrink(one)(X), one(X), rtol=0, atol=1e-5)
+
+
+def test_a_part_that_reads_the_images_learns_too() -> None:
+    """Nothing that goes in has a gradient: a reentrant checkpoint would give its weights none."""
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Conv2d(8, 8, 3))
+            self.head = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(checkpoint(self.part, x, use_reentrant=False))
+
+    gated = instrument(First().train(), (X,), budget="keep=0.5", round_to=1)
+    assert len([*checkpointed_parts(gated.both_graphs[0])]) == 1
+    gated(X).square().mean().backward()
+    gradients = [parameter.grad for parameter in gated.parameters()]
+    assert all(g is not None and g.abs().sum() > 0 for g in gradients)
