@@ -84,17 +84,18 @@ def uniform(model: nn.Module, share: float, split: TensorSplit, seed: int) -> Ma
     return _compact(_instrumented(model, "fixed", share, seed))
 
 
-def gated(policy: str, within: bool = False) -> Maker:
+def gated(policy: str, within: bool = False, floor: float = 0.05) -> Maker:
     """FXPrune with a policy, which chooses while the network trains.
 
     Args:
         policy: how channels are chosen.
         within: whether the residual streams stay whole.
+        floor: the share of its channels that each group keeps at least.
     """
 
     def make(model: nn.Module, share: float, split: TensorSplit, seed: int) -> Made:
         del split
-        network = _instrumented(model, policy, share, seed, within)
+        network = _instrumented(model, policy, share, seed, within, floor)
         return Made(network, share)
 
     return make
@@ -220,12 +221,18 @@ def _torch_pruned(
 
 
 def _instrumented(
-    model: nn.Module, policy: str, share: float, seed: int, within: bool = False
+    model: nn.Module,
+    policy: str,
+    share: float,
+    seed: int,
+    within: bool = False,
+    floor: float = 0.05,
 ) -> fxprune.GatedModule:
     """With widths that are not rounded, as the others have them."""
     streams = ["conv", "blocks.3.conv2", "blocks.6.conv2"] if within else []
+    budget = f"macs={share},floor={floor}"
     return fxprune.instrument(
-        model, EXAMPLE, policy, f"macs={share}", round_to=1, seed=seed, exclude=streams
+        model, EXAMPLE, policy, budget, round_to=1, seed=seed, exclude=streams
     )
 
 
@@ -260,6 +267,7 @@ ARMS: dict[str, StartArm] = {
     "utility, slow fall": StartArm(
         gated("utility"), changes=(("schedule", "cubic{begin=0.1,end=0.4}"),)
     ),
+    "utility, floor 0.35": StartArm(gated("utility", floor=0.35)),
     "utility, taught": StartArm(gated("utility"), taught=True),
     "utility, one-shot": StartArm(one_shot()),
     "utility, one-shot, mended": StartArm(one_shot(mend=True)),
