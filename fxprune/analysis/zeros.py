@@ -67,10 +67,10 @@ def _drawn(
     generator = torch.Generator().manual_seed(0)
     drawn = {}
     for name, tensor in tensors.items():
-        value = tensor.detach().cpu()
-        if value.is_floating_point():
-            value = torch.rand(tensor.shape, generator=generator, dtype=value.dtype) + 0.5
-        drawn[name] = value
+        if tensor.is_floating_point():
+            drawn[name] = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5
+        else:
+            drawn[name] = tensor.detach().cpu().clone()  # a step may write there: `steps.add_(1)`
     begin = 0
     for group in groups:
         removed = gone[begin : begin + group.size]

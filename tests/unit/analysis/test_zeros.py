@@ -1,6 +1,7 @@
 """Which computed weights keep a removed channel's zeros, and what `zeroed` says of the others."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -114,3 +115,22 @@ def test_random_numbers_are_left_where_a_weight_is_dropped_out() -> None:
     model, before = Dropped(), torch.random.get_rng_state()
     instrument(model, (torch.zeros(2, 3, 4, 4),))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_count_that_training_goes_on_with_stays() -> None:
+    """Weights are computed once more to look for zeros, and with them what is written in place."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.own = nn.Conv2d(3, 16, 3), Own(lambda s: s.fixed * 1.0)
+            self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x: Tensor) -> Any:
+            if self.training:
+                self.steps.add_(1)
+            return self.own(self.first(x))
+
+    model = Counting()
+    instrument(model, (torch.randn(2, 3, 8, 8),))
+    assert int(model.steps) == 0
