@@ -1,4 +1,4 @@
-"""A segmentation network trains with a DiceLoss of MONAI (Apache-2.0), by `fxprune.trainer.loop.fit`.
+"""A segmentation network trains with a DiceLoss of MONAI (Apache-2.0), by fxprune's `fit`.
 
     pip install monai
     python examples/segmentation.py --out out --epochs 3

@@ -115,6 +115,11 @@ class Executing(TracedModule):
         return self._shown().channels
 
     @property
+    def trained(self) -> Selection:
+        """The selection whose channels the parameters hold, the same in any mode."""
+        return self._selection
+
+    @property
     def steps(self) -> int:
         """How many optimiser steps were observed."""
         return self._selector.steps

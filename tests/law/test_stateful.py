@@ -98,7 +98,7 @@ class Training(RuleBasedStateMachine):
     def stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Takes what a step has changed over into the shadow."""
         gated = self.gated
-        places = gated.bank.positions(gated._selection.channels, gated._selection.widths)
+        places = gated.bank.positions(gated.trained.channels, gated.trained.widths)
         names = {parameter: name for name, parameter in gated.named_parameters()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -117,9 +117,8 @@ class Training(RuleBasedStateMachine):
             table[entry].copy_(tensor)
 
     def take_statistics(self) -> None:
-        places = self.gated.bank.positions(
-            self.gated._selection.channels, self.gated._selection.widths
-        )
+        trained = self.gated.trained
+        places = self.gated.bank.positions(trained.channels, trained.widths)
         for name, buffer in self.gated.named_buffers():
             if name in self.shadow:
                 self.take(name, buffer, places)

@@ -11,9 +11,6 @@ from tests.support.modules import ROOT
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
-PRIVATE = {"tests/law/test_stateful.py": {"_selection"}}
-"""Private names that tests still read; it only shrinks."""
-
 OTHERS = {"_dynamo", "_assert", "_pytree", "_metadata", "_forward_hooks", "_repr_html_"}
 OTHERS |= {"_non_persistent_buffers_set"}
 """Of PyTorch, which has no public ones for these, and of Jupyter."""
@@ -38,8 +35,7 @@ def private(source: str) -> set[str]:
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_tests_read_no_private_name(path: Path) -> None:
-    known = PRIVATE.get(str(path.relative_to(ROOT)), set())
-    assert private(path.read_text()) - OTHERS == known
+    assert private(path.read_text()) - OTHERS == set()
 
 
 def test_tests_import_from_support_alone() -> None:
