@@ -239,7 +239,8 @@ class Bank:
         }
         parameters = {term.name for term in self.channels.params_terms}
         alike: dict[tuple[int, torch.dtype], dict[str, MemoryLayout]] = {}
-        for name in sorted(dense, key=lambda name: name not in parameters):
+        # A pack has parameters before buffers, and vectors before others: views take them together.
+        for name in sorted(dense, key=lambda name: (name not in parameters, dense[name].dim() > 1)):
             layout, tensor = self.layouts[name], dense[name]
             if layout.lead and (tensor.device.type != "cpu" or tensor.numel() < LARGE):
                 alike.setdefault((layout.cell, tensor.dtype), {})[name] = layout

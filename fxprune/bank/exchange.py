@@ -105,6 +105,16 @@ def homes(module: nn.Module, channels: ChannelGraph) -> dict[str, Home]:
     return {name: found[name] for name in channels.axes if name in found}
 
 
+def held_by(children: Iterable[nn.Module]) -> list[tuple[object, ...]]:
+    """Return what modules hold under which names, to compare: by id, which is cheaper than a walk.
+
+    The ids are those of children that are compared while they live, and of tensors.
+    """
+    kinds = ("_modules", "_parameters", "_buffers")
+    held = (vars(child)[kind] for child in children for kind in kinds)
+    return [(*each, *map(id, each.values())) for each in held]
+
+
 @torch.no_grad()
 def store(items: Iterable[Item], bank: Bank, at: Selection) -> None:
     """Copy residents into the bank."""
@@ -178,7 +188,8 @@ def _swaps(items: Iterable[Item], bank: Bank, old: Selection, new: Selection) ->
         for name, pairs in large.items():
             yield from swap.exchanges(bank.layouts[name], pairs)
     indices: dict[Pack, tuple[Tensor, Tensor]] = {}
-    for (pack, key, _), tensors in packed.items():
+    for (pack, key, _), members in packed.items():
+        tensors = {name: members[name] for name in pack.names if name in members}
         tables = pack.tables(widths, slots.spans, device)
         if pack not in indices:
             indices[pack] = tables.index(before), tables.index(after)

@@ -5,8 +5,10 @@ the tensors of the last forward stay, and only the cells that execute are copied
 resident's same places. All others rest, and are read again once the bank was written to.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,19 +16,18 @@ from torch import Tensor
 
 from fxprune.bank.bank import Bank, Positions
 from fxprune.bank.exchange import Selection
-from fxprune.bank.packed import MemoryLayout, Pack, in_cells
-from fxprune.channels.graph import Widths
+from fxprune.bank.packed import MemoryLayout, in_cells
 
 
 class KeptView:
     """The tensors of a selection that keeps the residents' places, for one state of the bank.
 
     Attributes:
-        tensors: by name; each call brings them up to date.
+        tensors: by name; they are whole after a call, which brings them up to date.
     """
 
     def __init__(self, bank: Bank, residents: Selection, shown: Selection) -> None:
-        """Gather the tensors.
+        """Gather what rests.
 
         Args:
             bank: where channels rest.
@@ -37,63 +38,67 @@ class KeptView:
         self._versions = [base._version for base in self._bases]
         self._shown_at: list[int] = []
         self.tensors: dict[str, Tensor] = {}
-        self._tiny: list[tuple[list[str], Tensor, Tensor]] = []
+        self._vectors: list[tuple[Sequence[str], Tensor, Tensor]] = []
         self._others: list[_Cells] = []
-        slots = bank.slots(shown.widths, shown.channels.device)
+        device = shown.channels.device
+        slots = bank.slots(shown.widths, device)
         lines = [slots.line(each.channels) for each in (residents, shown)]
         parameters = {term.name for term in bank.channels.params_terms}
-        groups: dict[Pack, dict[bool, list[str]]] = {}  # a norm writes to buffers
-        for name, pack in bank.packs.items():
-            groups.setdefault(pack, {}).setdefault(name in parameters, []).append(name)
-        for pack, kinds in groups.items():
-            tables = pack.tables(shown.widths, slots.spans, shown.channels.device)
-            indices = [tables.index(line) for line in lines]
-            for names in kinds.values():
-                names.sort(key=lambda name: not _is_tiny(bank.dense[name]))
-                before, after = (pack.part(index, tables, names) for index in indices)
-                flat = bank.flat(pack, None, bank.dense[names[0]])
-                self._lay(bank, names, shown.widths, flat, before, after)
-        positions = [slots.positions(line) for line in lines]
+        for pack in dict.fromkeys(bank.packs.values()):
+            tables = pack.tables(shown.widths, slots.spans, device)
+            index, same = tables.index(lines[1]), tables.same(*lines)
+            flat = bank.flat(pack, None, bank.dense[pack.names[0]])
+            for is_parameter in (True, False):  # a norm writes to buffers
+                names = [name for name in pack.names if (name in parameters) is is_parameter]
+                if names:
+                    after, mask = (pack.part(each, tables, names) for each in (index, same))
+                    lengths = [tables.lengths[number] for number in pack.numbers(names)]
+                    self._lay(bank, names, lengths, _resting(flat, after, mask), mask)
+        held, wanted = (slots.positions(line) for line in lines)
+        equal = {axis: line == wanted[axis] for axis, line in held.items()}
         for name in bank.dense.keys() - bank.packs.keys():
             layout = bank.layouts[name]
-            before, after = (_cells(layout, bank.of(name, each)) for each in positions)
+            length = layout.lengths(shown.widths)
+            places = _lines(
+                layout, bank.of(name, wanted), functools.partial(torch.arange, device=device)
+            )
+            index = _outer(operator.add, map(operator.mul, places, layout.strides()))
+            same = _outer(operator.and_, _lines(layout, bank.of(name, equal), _all(device)))
             dense = layout.inside_out(bank.dense[name]).contiguous()
-            self._lay(bank, [name], shown.widths, dense, before, after)
+            cells = _resting(dense.view(-1, layout.cell), index, same)
+            self._lay(bank, [name], [length], cells, same)
 
     def _lay(
         self,
         bank: Bank,
         names: Sequence[str],
-        widths: Widths,
-        dense: Tensor,
-        before: Tensor,
-        after: Tensor,
+        lengths: Sequence[Sequence[int]],
+        cells: Tensor,
+        same: Tensor,
     ) -> None:
-        """Gather tensors whose dense cells lie one behind the other, tiny ones first.
+        """Take tensors whose cells lie one behind the other, vectors first.
 
         Args:
             bank: where channels rest.
             names: of the tensors.
-            widths: of the selections.
-            dense: their cells in the bank.
-            before: int64, the dense cell in each of their residents' cells.
-            after: likewise, of those to show.
+            lengths: for each of them, those of its leading dimensions.
+            cells: [cells, cell], of all.
+            same: bool [cells], whether the resident has the same one in this place.
         """
-        layouts = [bank.layouts[name] for name in names]
-        lengths = [layout.lengths(widths) for layout in layouts]
         counts = [math.prod(each) for each in lengths]
-        flat, same = _taken(dense.view(-1, layouts[0].cell), after), before == after
-        tiny = [name for name in names if _is_tiny(bank.dense[name])]
-        if tiny:
-            end = sum(counts[: len(tiny)])
-            self._tiny.append((tiny, flat[:end].flatten(), same[:end]))
-        parts = zip(flat.split_with_sizes(counts), same.split_with_sizes(counts), strict=True)
-        for name, layout, length, (kept, mask) in zip(names, layouts, lengths, parts, strict=True):
-            lying = kept.view(*length, *(layout.shape[dim] for dim in layout.order[layout.lead :]))
-            back = [layout.order.index(dim) for dim in range(lying.dim())]
-            self.tensors[name] = lying.permute(back)
-            if name not in tiny:
-                self._others.append(_Cells(name, layout, lying, mask))
+        vectors = sum(bank.dense[name].dim() == 1 for name in names)
+        parts = cells.split_with_sizes(counts)
+        if vectors:
+            end = sum(counts[:vectors])
+            line = cells[:end].view(-1)
+            self._vectors.append((names[:vectors], line, same[:end]))
+            self.tensors.update(zip(names, line.split_with_sizes(counts[:vectors]), strict=False))
+        masks = same.split_with_sizes(counts)
+        for number in range(vectors, len(names)):
+            layout = bank.layouts[names[number]]
+            lying = layout.stretched(parts[number], lengths[number])
+            self.tensors[names[number]] = layout.outside_in(lying)
+            self._others.append(_Cells(names[number], layout, lying, masks[number]))
 
     @property
     def is_current(self) -> bool:
@@ -111,7 +116,7 @@ class KeptView:
         Args:
             residents: the compact tensors by name, of the selection that was given for them.
         """
-        for names, kept, mask in self._tiny:
+        for names, kept, mask in self._vectors:
             own = torch.cat([residents[name] for name in names])
             torch.where(mask, own, kept, out=kept)
         for cells in self._others:
@@ -151,28 +156,35 @@ def _items(tensor: Tensor, cell: int) -> _Items:
     return found.view(f"V{cell * tensor.element_size()}")[:, 0]
 
 
-def _taken(dense: Tensor, index: Tensor) -> Tensor:
-    """Return some rows of dense cells: [cells, cell]."""
+def _resting(dense: Tensor, index: Tensor, same: Tensor) -> Tensor:
+    """Return some rows of dense cells, [cells, cell]; those that execute may hold anything."""
     cell = dense.shape[1]
     if cell == 1 or dense.device.type != "cpu":
         return in_cells(dense, cell).index_select(0, index).view(-1, cell)
-    taken = dense.new_empty(len(index), cell)
-    np.take(_items(dense, cell), index.numpy(), out=_items(taken, cell), mode="clip")
-    return taken
-
-
-def _cells(layout: MemoryLayout, positions: Positions) -> Tensor:
-    """Number the dense cells of a compact tensor, in order: int64 [cells]."""
-    device = next(iter(positions.values())).device
-    cells = torch.zeros(1, dtype=torch.int64, device=device)
-    for dim, stride in zip(layout.order, layout.strides()):  # the leading dimensions
-        line = positions.get(dim, torch.arange(layout.shape[dim], device=device))
-        cells = (cells[:, None] + stride * line).flatten()
+    cells = dense.new_empty(len(index), cell)
+    own, places, resting = _items(cells, cell), index.numpy(), np.flatnonzero(~same.numpy())
+    if len(resting) < len(own) // 2:  # of most, one by one is slower than all in a row
+        own[resting] = _items(dense, cell)[places[resting]]
+    else:
+        np.take(_items(dense, cell), places, out=own, mode="clip")
     return cells
 
 
-def _is_tiny(dense: Tensor) -> bool:
-    return dense.dim() == 1
+def _lines(
+    layout: MemoryLayout, positions: Positions, whole: Callable[[int], Tensor]
+) -> Iterator[Tensor]:
+    """Yield what is given for each leading dimension, and `whole` of its length for others."""
+    for dim in layout.order[: layout.lead]:
+        yield positions[dim] if dim in positions else whole(layout.shape[dim])
+
+
+def _all(device: torch.device) -> Callable[[int], Tensor]:
+    return functools.partial(torch.ones, dtype=torch.bool, device=device)
+
+
+def _outer(combine: Callable[[Tensor, Tensor], Tensor], lines: Iterable[Tensor]) -> Tensor:
+    """Combine every element of a line with every one of the next: one dimension."""
+    return functools.reduce(lambda all_, line: combine(all_.unsqueeze(1), line).flatten(), lines)
 
 
 def _base(tensor: Tensor) -> Tensor:

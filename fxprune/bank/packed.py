@@ -7,8 +7,10 @@ depends on the selection, looked up in tables that depend on the widths alone: n
 or channels, fixed shapes, and no wait for the device.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -66,14 +68,23 @@ class MemoryLayout:
             for dim in self.order[: self.lead]
         ]
 
+    def stretched(self, cells: Tensor, lengths: Sequence[int]) -> Tensor:
+        """View compact cells, of some lengths, with the dimensions in the order of memory."""
+        return cells.view(*lengths, *(self.shape[dim] for dim in self.order[self.lead :]))
+
     def inside_out(self, tensor: Tensor) -> Tensor:
         """Return a view of the tensor with its dimensions in the order of memory."""
         return tensor if self.order[-1] == len(self.order) - 1 else tensor.permute(self.order)
 
+    def outside_in(self, lying: Tensor) -> Tensor:
+        """Return a view of a tensor whose dimensions are in the order of memory, in its own."""
+        if self.order[-1] == len(self.order) - 1:
+            return lying
+        return lying.permute([self.order.index(dim) for dim in range(len(self.order))])
+
     def shaped(self, rows: Tensor) -> Tensor:
         """Return rows of dense cells, [cells, cell], as a view of the dense shape."""
-        in_order = rows.view([self.shape[dim] for dim in self.order])
-        return in_order.permute([self.order.index(dim) for dim in range(len(self.order))])
+        return self.outside_in(rows.view([self.shape[dim] for dim in self.order]))
 
 
 class Tables:
@@ -90,6 +101,7 @@ class Tables:
     Entry 0 is 0: it stands for the levels that a tensor of fewer dimensions lacks.
 
     Attributes:
+        lengths: for each tensor, those of its leading dimensions.
         ends: for each tensor, one past its last compact cell.
     """
 
@@ -102,9 +114,9 @@ class Tables:
         source, times, plus = [nothing], [nothing], [nothing]
         depth = max(layout.lead for layout in layouts)
         levels: list[list[Tensor]] = [[] for _ in range(depth)]
+        self.lengths = [layout.lengths(widths) for layout in layouts]
         entries, ends = 1, []
-        for layout, begin in zip(layouts, begins):
-            lengths = layout.lengths(widths)
+        for layout, begin, lengths in zip(layouts, begins, self.lengths):
             for level, (length, stride) in enumerate(zip(lengths, layout.strides())):
                 line = torch.arange(length)
                 axis = layout.axes.get(layout.order[level])
@@ -131,12 +143,18 @@ class Tables:
         Args:
             line: the dense positions of all axes, one behind the other: int64.
         """
-        entries = line.index_select(0, self._source).mul_(self._times).add_(self._plus)
-        first, *others = self._levels
-        index = entries.index_select(0, first)
-        for level in others:
-            index += entries.index_select(0, level)
-        return index
+        return self._looked_up(self._entries(line), operator.iadd)
+
+    def same(self, line: Tensor, other: Tensor) -> Tensor:
+        """Tell which compact cells have the same dense cell for two lines: bool."""
+        return self._looked_up(self._entries(line) == self._entries(other), operator.iand)
+
+    def _entries(self, line: Tensor) -> Tensor:
+        return line.index_select(0, self._source).mul_(self._times).add_(self._plus)
+
+    def _looked_up(self, entries: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Combine the entries of each compact cell."""
+        return functools.reduce(combine, (entries.index_select(0, each) for each in self._levels))
 
 
 class Pack:
@@ -154,6 +172,7 @@ class Pack:
         self.cell = next(iter(layouts.values())).cell
         ends = list(accumulate((layout.cells for layout in layouts.values()), initial=0))
         self._spans = dict(zip(layouts, pairwise(ends)))
+        self._numbers = {name: number for number, name in enumerate(layouts)}
         self._total, self._stateful = ends[-1], ends[parameters]
         self._tables: tuple[object, Tables] | None = None
 
@@ -176,13 +195,16 @@ class Pack:
             self._tables = (key, made)
         return self._tables[1]
 
+    def numbers(self, names: Iterable[str]) -> list[int]:
+        """Return the number of each of some tensors, by which tables have their facts."""
+        return [self._numbers[name] for name in names]
+
     def part(self, index: Tensor, tables: Tables, names: Sequence[str]) -> Tensor:
         """Return the index of some of the tensors, in the order of `names`."""
-        names = tuple(names)
-        if names == self.names[: len(names)]:
-            return index[: tables.ends[len(names) - 1]]
-        ends = dict(zip(self.names, zip((0, *tables.ends), tables.ends)))
-        return torch.cat([index[ends[name][0] : ends[name][1]] for name in names])
+        numbers, ends = self.numbers(names), (0, *tables.ends)
+        if all(after == before + 1 for before, after in pairwise(numbers)):
+            return index[ends[numbers[0]] : ends[numbers[-1] + 1]]
+        return torch.cat([index[ends[number] : ends[number + 1]] for number in numbers])
 
     def staged(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Copy the cells of some compact tensors, one tensor after the other."""

@@ -39,7 +39,12 @@ class View:
         slots = [bank.slots(each.widths, device) for each in (residents, shown)]
         lines = [s.line(each.channels) for s, each in zip(slots, (residents, shown))]
         shapes = {n: compact_shape(n, bank.channels, shown.widths) for n in bank.dense}
-        small = [n for n in bank.packs if bank.dense[n].numel() < LARGE]
+        small = [
+            name
+            for pack in dict.fromkeys(bank.packs.values())
+            for name in pack.names
+            if bank.dense[name].numel() < LARGE
+        ]
         parameters = {term.name for term in bank.channels.params_terms}
         groups: dict[tuple[Pack, bool], list[str]] = {}  # a norm writes to buffers
         for name in small:

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.bank.bank import put, take
+from fxprune.bank.bank import Bank, put, take
 from fxprune.bank.exchange import Selection
 from fxprune.bank.kept import KeptView
 from fxprune.bank.view import View
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize_parts
 from fxprune.gated.checkpointing import Code, code_of
-from fxprune.gated.nodes import remove_taps
+from fxprune.gated.nodes import is_gated, remove_taps
 from fxprune.gated.residents import Residents
 from fxprune.tracing.module import TracedModule, keeps_code, modules_of, stand_in
 
@@ -64,9 +64,13 @@ class Evaluation:
         self._trained: Selection | None = None
         self.shown: Selection | None = None
         self._stale = True
-        self._view: View | None = None  # none where the residents are what is shown
+        self._bank: Bank | None = None  # none where the residents are what is shown for good
+        self._is_same = False  # whether they are now
+        self._view: View | None = None  # made when a forward needs it
+        self._was_compiled = False
         self._kept: KeptView | None = None  # what the last forward without a graph has shown
         self._may_keep = False
+        self._structure: object = None  # that in which the sites were found
         self._sites: list[_Site] = []
         self._asked: list[_Site] = []  # of which code of the user's may ask what they are
         self._tables: list[tuple[_Table, dict[str, str]]] = []  # names by key
@@ -108,35 +112,54 @@ class Evaluation:
             residents: its residents.
             trained: the selection of the residents.
             shown: the selection to show.
-            settled: whether the two stay the same. Otherwise they are treated as two even where
-                they are equal by chance, or torch.compile would need code for both cases.
+            settled: whether the two stay the same. Otherwise a network that is compiled treats them
+                as two even where they are equal by chance, or it would need code for both cases.
         """
-        same = (
-            settled
-            and shown.widths == trained.widths
-            and torch.equal(shown.channels, trained.channels)
-        )
-        self._view = None if same else View(residents.bank, trained, shown)
-        self._kept, self._may_keep = None, not same and trained.stays_in(shown)
-        self._sites = [] if same else list(_sites(network, residents.tensors()))
-        self._asked = [site for site in self._sites if site.asked]
-        by_table = itertools.groupby(self._sites, key=lambda site: id(site.table))
-        each_table = [[*sites] for _, sites in by_table]
-        self._tables = [(sites[0].table, {s.key: s.name for s in sites}) for sites in each_table]
+        same = shown.widths == trained.widths and torch.equal(shown.channels, trained.channels)
+        self._is_same, self._view = same, None
+        self._bank = None if same and settled else residents.bank
+        self._kept, self._may_keep = None, self._bank is not None and trained.stays_in(shown)
+        if self._structure is not residents.structure:
+            self._structure = residents.structure
+            self._find_sites(network, residents.tensors())
         self._sizes = []
         if shown.widths != trained.widths:
             self._sizes = list(_sizes(network, channels, shown.widths))
             self._sizes += _regions(network, channels, shown.widths)
         self._compile(network, channels, shown.widths)
         self._trained, self.shown, self.stale = trained, shown, False
+        if self._was_compiled:  # the code that was compiled reads the view
+            self._plan()
+
+    def _find_sites(self, network: nn.Module, residents: Mapping[str, Tensor]) -> None:
+        self._sites = list(_sites(network, residents))
+        self._asked = [site for site in self._sites if site.asked]
+        by_table = itertools.groupby(self._sites, key=lambda site: id(site.table))
+        each_table = [[*sites] for _, sites in by_table]
+        self._tables = [(sites[0].table, {s.key: s.name for s in sites}) for sites in each_table]
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _plan(self) -> None:
+        """Make the view, if there is none; torch.compile runs this while it traces a forward."""
+        self._was_compiled = self._was_compiled or torch.compiler.is_compiling()
+        if self._view is None and self._bank is not None:
+            assert self._trained is not None
+            assert self.shown is not None
+            self._view = View(self._bank, self._trained, self.shown)
 
     def run(self, network: nn.Module, residents: Residents, *args: Any, **kwargs: Any) -> Any:
         """Run the code of what is shown."""
         code = self._codes[network.training]
-        if self._view is None:
+        if torch.compiler.is_compiling():
+            self._plan()
+        if self._bank is None or (not self._was_compiled and self._is_same):
             return code(network, *args, **kwargs)
-        kept = self._current(residents) if self._may_keep and _makes_no_graph() else None
+        kept = self._current(residents) if _makes_no_graph() and self._may_keep else None
         if kept is None:
+            self._plan()
+            assert self._view is not None
             tensors = self._mark(self._view(residents.tensors()))
         else:
             tensors = kept(residents.tensors())
@@ -250,7 +273,8 @@ def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Sit
         for kind in ("_parameters", "_buffers"):
             for key, tensor in child.__dict__[kind].items():
                 if id(tensor) in names:
-                    yield _Site(child, kind, key, names[id(tensor)], keeps_code(child))
+                    asked = keeps_code(child) and not is_gated(child)
+                    yield _Site(child, kind, key, names[id(tensor)], asked)
 
 
 def _sizes(

@@ -185,6 +185,11 @@ def to_gated(module: nn.Module, dense_shape: tuple[int, ...]) -> None:
         module.dense_shape = dense_shape  # type: ignore[assignment]
 
 
+def is_gated(module: nn.Module) -> bool:
+    """Tell whether a module is one of these, which run the code of PyTorch's."""
+    return type(module) in _PLAIN
+
+
 def note_paths(network: nn.Module) -> None:
     """Write into each gated module the names that it has in the network."""
     for path, module in network.named_modules(remove_duplicate=False):

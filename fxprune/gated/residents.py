@@ -14,13 +14,14 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.bank.bank import Bank, Slots, take
-from fxprune.bank.exchange import Item, Selection, homes, store, taken
+from fxprune.bank.exchange import Home, Item, Selection, held_by, homes, store, taken
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.errors import GateError
 from fxprune.gated import optimizer_state
 from fxprune.gated.gradients import Pending
 from fxprune.gated.saliency import Meter
 from fxprune.gated.slot_order import key_of, take_order, with_order
+from fxprune.tracing.module import modules_of
 
 
 @dataclass(eq=False)
@@ -52,6 +53,7 @@ class Residents:
     Attributes:
         bank: where channels rest.
         gradients: of the gated parameters, checked before each step.
+        structure: what all modules of the network hold; another object once one is replaced.
     """
 
     def __init__(
@@ -65,7 +67,10 @@ class Residents:
             bank: the bank, if there is one.
         """
         self._network = weakref.ref(network)
-        self._homes = homes(network, channels)
+        self._children: list[nn.Module] = []
+        self.structure: list[tuple[object, ...]] = []
+        self._homes: dict[str, Home] = {}
+        self._homes.update(self._found(network, channels))
         if bank is None:
             bank = Bank(channels, {name: t.detach() for name, t in self.tensors().items()})
         self.bank = bank
@@ -179,7 +184,7 @@ class Residents:
         """
         network = self._network()
         assert network is not None
-        found = homes(network, self.bank.channels)
+        found = self._found(network, self.bank.channels)
         for name in self._homes:
             here = found[name].tensor() if name in found else None
             shape, dtype = self.bank.shape(name, at.widths), self.bank.dense[name].dtype
@@ -192,6 +197,15 @@ class Residents:
                     do="change layers before fxprune.instrument, and dtypes of the whole network",
                 )
         self._homes.update(found)
+
+    def _found(self, network: nn.Module, channels: ChannelGraph) -> Mapping[str, Home]:
+        """Return where the residents are; they are looked for if a module was replaced."""
+        if not self.structure or held_by((network, *self._children)) != self.structure:
+            children = [*modules_of(network).values()]
+            self.structure = held_by(children)
+            self._children = [child for child in children if child is not network]
+            return homes(network, channels)
+        return self._homes
 
     def put_in_order(self, at: Selection) -> None:
         """Bring states that were saved at another selection into the order of the one at hand.

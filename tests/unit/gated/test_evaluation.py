@@ -1,6 +1,7 @@
 """Evaluation is a view: whatever a forward shows, parameters, gradients and state stay."""
 
 import copy
+import gc
 import threading
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument, shrink
+from fxprune.bank.view import View
 from tests.support.law import gap
 from tests.support.nets import BY_NAME
 from tests.support.oracle import loss_of
@@ -316,6 +318,32 @@ def _standing_in(gated: GatedModule, x: Tensor) -> list[Tensor]:
     for handle in handles:
         handle.remove()
     return seen
+
+
+def test_an_evaluation_plans_only_what_it_shows() -> None:
+    gated, optimizer = build()
+    train_step(gated, optimizer, NET, 0)
+    gc.collect()
+    others = _views()
+    gated.eval()
+    with torch.no_grad():
+        gated(*NET.inputs())
+    assert _views() == others
+    gated(*NET.inputs())
+    assert _views() == others + 1
+
+
+def _views() -> int:
+    return sum(type(item) is View for item in gc.get_objects())
+
+
+@torch.no_grad()
+def test_the_parameters_execute_where_the_training_selection_is_shown() -> None:
+    gated, _ = build()
+    gated.eval()
+    shown, own = _standing_in(gated, *NET.inputs()), {id(p) for p in gated.parameters()}
+    assert {id(tensor) for tensor in shown} <= own
+    _equals_the_compact_network(gated, *NET.inputs())
 
 
 def test_what_is_kept_is_not_what_a_graph_holds() -> None:
