@@ -49,6 +49,7 @@ class ConstantArguments:
             if (function := _function(inspect.unwrap(bare(value)))) is not None
         }
         self._called: dict[CodeType, set[str]] = {}
+        self._seen: set[CodeType] = set()
 
     def __enter__(self) -> "ConstantArguments":
         self._regions = [(p, r) for p in self._parts if (r := region_of(p)) is not None]
@@ -67,6 +68,7 @@ class ConstantArguments:
         code = frame.f_code
         if event != "call" or code not in self._functions:
             return
+        self._seen.add(code)
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         given = frame.f_locals
         found = {
@@ -88,7 +90,7 @@ class ConstantArguments:
         called = None if call is None else _called(call)
         if call is None or called is None:
             return False
-        self._called.setdefault(frame.f_code, {"forward"}).add(called)
+        self._called.setdefault(frame.f_code, set()).add(called)
         return all(isinstance(value, ast.Constant) for value in _given(call, frame.f_code, name))
 
     def always(self, module: nn.Module, function: FunctionType) -> Mapping[str, bool | None]:
@@ -115,11 +117,25 @@ class ConstantArguments:
                 return False
         return True
 
+    def _reachable(self) -> Iterator[FunctionType]:
+        """Yield the methods that were called, and those that no other of their name hides."""
+        for kind in dict.fromkeys(map(type, self._parts)):
+            kept: dict[str, set[str]] = {}  # the names in the code of those of each name
+            for base in filter(is_users, kind.__mro__):
+                for name, value in vars(base).items():
+                    function = _function(inspect.unwrap(bare(value)))
+                    if function is None:
+                        continue
+                    led_to = {"super", base.__name__} & kept.get(name, {"super"})
+                    if led_to or function.__code__ in self._seen:
+                        kept.setdefault(name, set()).update(names_in(function.__code__))
+                        yield function
+
     @functools.cached_property
     def _calls(self) -> list[ast.Call]:
-        """Parse the calls in the code of all methods; one that cannot be read calls anything."""
+        """Parse the calls in the methods' code; a method that cannot be read calls anything."""
         found: list[ast.Call] = []
-        for function in self._functions.values():
+        for function in dict.fromkeys(self._reachable()):
             try:
                 parsed = ast.parse(textwrap.dedent(inspect.getsource(function)))
             except (OSError, TypeError, SyntaxError):

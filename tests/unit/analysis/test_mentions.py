@@ -182,6 +182,18 @@ class OtherwiseElsewhere(WrittenOut):
         return self.part(x, semantic=False)
 
 
+class Replacing(OtherwiseElsewhere):
+    """Replaces the code that sets it."""
+
+    def call(self, x: Tensor) -> Tensor:
+        return self.part(x, semantic=False)
+
+
+class Extending(OtherwiseElsewhere):
+    def call(self, x: Tensor) -> Tensor:
+        return super().call(x)
+
+
 class InOrderElsewhere(WrittenOut):
     def call(self, x: Tensor) -> Tensor:
         return self.part(x, True) if float(x.max()) == 0.1234 else self.part(x)
@@ -217,6 +229,8 @@ ABSENT = [
     (HandedOn, True),
     (HandedOnTogether, True),
     (OtherwiseElsewhere, True),
+    (Replacing, False),
+    (Extending, True),
     (InOrderElsewhere, True),
 ]
 
