@@ -100,6 +100,7 @@ class Averaging(Executing):
         self._finish()
         twin = super().__deepcopy__(memo)
         twin._residents = Residents(twin, twin.channels, twin.bank)
+        twin._residents.refind(twin._selection)
         for name in ("_wrappers", "_followers", "_copies"):
             setattr(twin, name, weakref.WeakSet())
         twin._pending, twin._twin, twin._lock = [], None, threading.RLock()
@@ -145,7 +146,7 @@ class Averaging(Executing):
         own, wanted = [*self.parameters()], [*source.parameters()]
         return (
             one.widths == other.widths
-            and [p.shape for p in own] == [p.shape for p in wanted]  # none was put in by hand
+            and [(p.shape, p.dtype) for p in own] == [(p.shape, p.dtype) for p in wanted]
             and self.channels.shapes == source.channels.shapes
             and self._is_at(source)
             and all(map(is_close, own, wanted))

@@ -91,9 +91,16 @@ class Residents:
         return self._meter[1]
 
     def parameters(self) -> Iterator[Item]:
-        """Return the residents as items of an exchange."""
+        """Yield the residents as items of an exchange.
+
+        Raises:
+            GateError: one has another dtype than what rests: a layer alone was cast.
+        """
         for name, home in self._homes.items():
-            yield Item(name, None, home.tensor().detach(), self.bank.dense[name], home.install)
+            tensor, dense = home.tensor(), self.bank.dense[name]
+            if tensor.dtype != dense.dtype:
+                raise _replaced(name, f"it is of {tensor.dtype}, and was of {dense.dtype}")
+            yield Item(name, None, tensor.detach(), dense, home.install)
 
     def states(self, widths: Widths, stepped: bool = False) -> Iterator[Item]:
         """Yield the optimisers' state tensors that have their parameter's shape.
@@ -185,17 +192,14 @@ class Residents:
         network = self._network()
         assert network is not None
         found = self._found(network, self.bank.channels)
-        for name in self._homes:
+        for name, dense in self.bank.dense.items():
             here = found[name].tensor() if name in found else None
-            shape, dtype = self.bank.shape(name, at.widths), self.bank.dense[name].dtype
-            if here is None or tuple(here.shape) != shape or here.dtype != dtype:
-                raise GateError(
-                    f"the gated tensor {name} was replaced by another",
-                    why="it is gone"
-                    if here is None
-                    else f"it is {tuple(here.shape)} of {here.dtype}, and was {shape} of {dtype}",
-                    do="change layers before fxprune.instrument, and dtypes of the whole network",
-                )
+            shape, dtype = self.bank.shape(name, at.widths), dense.dtype
+            if here is None:
+                raise _replaced(name, "it is gone")
+            if tuple(here.shape) != shape or here.dtype != dtype:
+                is_now = f"it is {tuple(here.shape)} of {here.dtype}"
+                raise _replaced(name, f"{is_now}, and was {shape} of {dtype}")
         self._homes.update(found)
 
     def _found(self, network: nn.Module, channels: ChannelGraph) -> Mapping[str, Home]:
@@ -316,6 +320,14 @@ class Residents:
             optimizer = tracked.optimizer()
             if optimizer is not None:
                 yield tracked, optimizer
+
+
+def _replaced(name: str, why: str) -> GateError:
+    return GateError(
+        f"the gated tensor {name} was replaced by another",
+        why=why,
+        do="change layers before fxprune.instrument, and dtypes of the whole network",
+    )
 
 
 def _setter(state: dict[str, Any], key: str) -> Callable[[Tensor], None]:
