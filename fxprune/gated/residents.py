@@ -247,16 +247,18 @@ class Residents:
         """
         inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
         kept = []
+        waiting: dict[Optimizer, Selection | None] = {}  # the order of what was loaded meanwhile
         for tracked, one in self._optimizers():
             outer = tracked.attached()
             if outer is optimizer or one in (optimizer, *inner) or outer not in attached:
+                waiting[one] = tracked.order
                 for handle in tracked.handles:
                     handle.remove()
             else:
                 kept.append(tracked)
         for one in (optimizer, *inner):
             tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer))
-            tracked.order = self._order(one)
+            tracked.order = self._order(one) or waiting.get(one)
             if hasattr(one, "_optimizer_load_state_dict_post_hooks"):  # not all call super()
                 tracked.handles = [
                     one.register_load_state_dict_post_hook(self._loaded(tracked)),

@@ -73,3 +73,34 @@ def test_an_idle_network_of_mixed_dtypes_hinders_no_other() -> None:
     gated, optimizer, begun = trained()
     step(gated, optimizer)
     assert torch.equal(gated.dense_state_dict()["3.weight"], begun["3.weight"])
+
+
+@pytest.mark.parametrize("detached_first", [False, True])
+def test_a_state_that_is_loaded_around_another_attach_is_put_in_order(
+    detached_first: bool,
+) -> None:
+    """Momentum here is a multiple of its weight, which stays: a mixed one would not be."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    gated = instrument(model.train(), (X,), policy="random")
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.0, momentum=1.0)
+    controller = attach(gated, optimizer)
+
+    def go_on(steps: int) -> None:
+        for _ in range(steps):
+            for parameter in gated.parameters():
+                parameter.grad = parameter.detach().clone()
+            optimizer.step()
+
+    go_on(4)
+    saved = copy.deepcopy(optimizer.state_dict())
+    go_on(3)
+    for change in (controller.detach, lambda: optimizer.load_state_dict(saved))[
+        :: 1 if detached_first else -1
+    ]:
+        change()
+    attach(gated, optimizer)
+    go_on(2)
+    for parameter in gated.parameters():
+        times = optimizer.state[parameter]["momentum_buffer"] / parameter.detach()
+        torch.testing.assert_close(times, times.round(), rtol=0.0, atol=1e-4)
