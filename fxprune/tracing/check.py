@@ -34,12 +34,12 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
     device = next((parameter.device for parameter in model.parameters()), None)
     both = len(module.graphs) == 2 or any(len(r.graphs) == 2 for r in module.regions.values())
     kept = _copies([*tensors_of(model)[0].values(), *tensors_of(module)[0].values()])
-    snapshots = {network: snapshot_of(network) for network in (model, module)}
+    own, traced = snapshot_of(model), snapshot_of(module)
     why = ""
     for training in (False, True)[: 1 + both]:
         try:
-            wanted = _alone(model, snapshots[model], training, kept, module.signature)
-            found = _alone(module, snapshots[module], training, kept)
+            wanted = _alone(model, own, training, kept, module.signature)
+            found = _alone(module, traced, training, kept)
             gap = difference(wanted, found, inputs, device)
             if gap is not None and gap > SAME:
                 why = f"an output differs by {gap:.1e} of the largest value"

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
+from fxprune.budget.budget import Budget
 from fxprune.data.splits import TensorSplit
 from fxprune.gated import refit
 
@@ -84,7 +85,7 @@ def uniform(model: nn.Module, share: float, split: TensorSplit, seed: int) -> Ma
     return _compact(_instrumented(model, "fixed", share, seed))
 
 
-def gated(policy: str, within: bool = False, floor: float = 0.05) -> Maker:
+def gated(policy: str, within: bool = False, floor: float = Budget.floor) -> Maker:
     """FXPrune with a policy, which chooses while the network trains.
 
     Args:
@@ -226,7 +227,7 @@ def _instrumented(
     share: float,
     seed: int,
     within: bool = False,
-    floor: float = 0.05,
+    floor: float = Budget.floor,
 ) -> fxprune.GatedModule:
     """With widths that are not rounded, as the others have them."""
     streams = ["conv", "blocks.3.conv2", "blocks.6.conv2"] if within else []
