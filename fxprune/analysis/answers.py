@@ -46,17 +46,17 @@ class Answers:
     def __init__(
         self,
         known: tuple[tuple[str, Any], ...] | None = None,
-        turned: Mapping[int, Any] = {},
+        changed: Mapping[int, Any] = {},
         read: frozenset[int] = frozenset(),
     ) -> None:
         """Give recorded answers, or record them.
 
         Args:
             known: recorded answers to give; None to record.
-            turned: by position, answers to give in place of the real ones while recording.
+            changed: by position, answers to give in place of the real ones while recording.
             read: positions at which a tensor with values is read in place of the recorded answer.
         """
-        self._known, self._turned, self._read = known, turned, read
+        self._known, self._changed, self._read = known, changed, read
         self.constant: set[int] = set()
         self.taken: list[tuple[str, Any]] = []
         self.calls: list[Any] = []
@@ -74,15 +74,15 @@ class Answers:
         Raises:
             AsksForValuesError: another question was recorded at this position, or none.
         """
-        place = len(self.taken)
+        position = len(self.taken)
         if self._known is None:
-            found = self._turned[place] if place in self._turned else value()
-        elif place < len(self._known) and self._known[place][0] == asked:
-            found = self._known[place][1]
-            if place in self._read and has_values:
+            found = self._changed[position] if position in self._changed else value()
+        elif position < len(self._known) and self._known[position][0] == asked:
+            found = self._known[position][1]
+            if position in self._read and has_values:
                 found = value()  # such as torch.tensor(x.shape), of a network of other widths
             elif has_values and type(found) in (int, float, list) and value() == found:
-                self.constant.add(place)
+                self.constant.add(position)
         else:
             self.missed = True
             raise AsksForValuesError("the code takes another path on real tensors")

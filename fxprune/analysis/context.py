@@ -130,7 +130,7 @@ class Notebook(Context):
         repeated: labels that stand for others which stood before them in a concatenation.
         opaque: the names of leaves that ask for what is in a tensor.
         near: the tensors of the last call that was seen, or of the one that failed.
-        ways: how the modules that keep their code were run, by the name of their node.
+        code_paths: those that ran of each module that keeps its code, by the name of its node.
         inner: what the nodes of regions carried each time that they ran, by graph and name.
         read_by_calls: the tensors (by id) that calls have read.
         mixing: nodes that mix statistics across channels, so that removing a channel changes the
@@ -163,7 +163,7 @@ class Notebook(Context):
     repeated: list[Tensor] = field(default_factory=list)
     opaque: set[str] = field(default_factory=set)
     near: list[Tensor] = field(default_factory=list)
-    ways: dict[str, list[Any]] = field(default_factory=dict)
+    code_paths: dict[str, list[Any]] = field(default_factory=dict)
     inner: dict[tuple[int, str], tuple[Any, ...]] = field(default_factory=dict)
     read_by_calls: set[int] = field(default_factory=set)
     mixing: list[Any] = field(default_factory=list)

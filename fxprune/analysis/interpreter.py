@@ -41,7 +41,7 @@ class LabelInterpreter(fx.Interpreter):
         """Run a graph; `real` are the network's own tensors by the id of their meta tensors."""
         super().__init__(module, graph=graph, garbage_collect_values=False)
         self.real = real
-        known = None if compact is None else compact.dense.context.ways
+        known = None if compact is None else compact.dense.context.code_paths
         self.code = OwnCode(mode, real, known)
         self.mode, self.context, self.compact, self.before = mode, mode.context, compact, before
         self.nodes = {node.name: node for node in graph.nodes}

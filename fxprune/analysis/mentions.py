@@ -1,4 +1,4 @@
-"""Which of its parts a module's code names, to tell a part that it never uses from a hidden way."""
+"""Tell from a module's source whether its code may reach a parameter that no run has used."""
 
 import ast
 import copy

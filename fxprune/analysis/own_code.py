@@ -1,10 +1,9 @@
-"""Modules that keep their Python code, run with labels on each way that their code may take.
+"""Modules that keep their Python code, run with labels on each path that the code may take.
 
 Meta tensors have no values. What the code asks of one (`if y.max() > 1:`, `y.tolist()`) is
-answered by a run of the same code on real tensors, in the same order. Such a run takes one way
-through the code; the others are taken too, as far as they are found: in training and in
-evaluation, with other random numbers, with each condition turned round, and with other numbers
-where the code reads one.
+answered by a run of the same code on real tensors, in the same order. Such a run takes one path
+through the code; others are looked for in training and in evaluation, with other random numbers,
+with each condition negated, and with other numbers where the code reads one.
 """
 
 import contextlib
@@ -28,23 +27,23 @@ from fxprune.tracing.regions import region_of
 from fxprune.tracing.side_effects import Draws
 from fxprune.tracing.snapshot import Snapshot
 
-TURNED = 12
-"""Answers that are turned round, at most, in one module."""
+OTHER_ANSWERS = 12
+"""The most runs of one module that are given another answer than the real one."""
 
 SEEDS = 3
-"""Ways that are tried where the code draws random numbers."""
+"""The runs with random numbers of their own, in each mode."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a module's code is run.
+class CodePath:
+    """One path through a module's code: what makes the code take it, and the calls on it.
 
     Attributes:
         training: whether the user's own modules are in training mode.
         seed: of the random numbers that the code draws.
         answers: what the code asks, and what it is told, in order; None where it may not ask.
-        calls: the ATen calls that it makes then, and on which of the module's tensors, as a hash.
-        read: the places of answers that tensors of sizes alone give, at any widths.
+        calls: a hash of the ATen calls on the path, and of which of the module's tensors they take.
+        read: the positions of answers that follow from sizes alone, and are read at any widths.
     """
 
     training: bool = False
@@ -54,45 +53,48 @@ class Way:
     read: frozenset[int] = frozenset()
 
     @property
-    def turns(self) -> tuple[Any, ...]:
-        """Return what tells a way from another: its calls, the conditions and what came of them."""
+    def key(self) -> tuple[Any, ...]:
+        """Return what tells paths apart: the mode, the calls, and each condition's outcome."""
         conditions = [(asked, told) for asked, told in self.answers or () if type(told) is bool]
         return self.training, self.calls, *conditions
 
 
 class OwnCode:
-    """Run modules that keep their code, with labels, on each way that their code takes."""
+    """Run modules that keep their code, with labels, on each path through that code."""
 
     def __init__(
-        self, mode: LabelMode, real: Mapping[int, Tensor], known: Mapping[str, list[Way]] | None
+        self,
+        mode: LabelMode,
+        real: Mapping[int, Tensor],
+        known: Mapping[str, list[CodePath]] | None,
     ) -> None:
-        """Take the run's label mode, and for a compact network the ways of the dense one.
+        """Take the run's label mode, and for a compact network the code paths of the dense one.
 
         Args:
             mode: hands each ATen call to its rule.
             real: the network's own tensors, by the id of the meta tensors in their place.
-            known: the ways by the name of the node, where they are known.
+            known: for a compact network, the code paths by the name of the node.
         """
         self.mode, self.context, self.real, self.known = mode, mode.context, real, known
 
     def run(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module; `name` is that of its node."""
         if self.known is not None and name in self.known:
-            return self._on_ways(module, self.known[name], args, kwargs)
+            return self._on_paths(module, self.known[name], args, kwargs)
         context = self.context
         before, node, draws = context.mark(), context.node, seeded(0)
-        taken = [Way(training=True), Way()]
+        paths = [CodePath(training=True), CodePath()]
         try:
-            result = self._on_ways(module, taken, args, kwargs)
+            result = self._on_paths(module, paths, args, kwargs)
             if Draws() != draws:
                 raise AsksForValuesError("the code draws random numbers")
         except AsksForValuesError:
             context.go_back(before)
             context.node = node
-            taken = list(ways(module, self.real, args, kwargs))
-            result = self._on_ways(module, taken, args, kwargs)
+            paths = list(code_paths(module, self.real, args, kwargs))
+            result = self._on_paths(module, paths, args, kwargs)
             self._pin_unseen(module, args, kwargs)
-        context.ways[name] = taken
+        context.code_paths[name] = paths
         return result
 
     def pin_around(self, module: nn.Module, args: Any, kwargs: Any, why: str) -> None:
@@ -103,35 +105,35 @@ class OwnCode:
         if labels:
             context.pin(torch.cat(labels), why)
 
-    def _on_ways(self, module: nn.Module, taken: list[Way], args: Any, kwargs: Any) -> Any:
-        """Run a module's code on several ways; the result is that of the last one.
+    def _on_paths(self, module: nn.Module, paths: list[CodePath], args: Any, kwargs: Any) -> Any:
+        """Run a module's code on several paths; return the result of the last one.
 
-        Ways on which the dense network does not run are taken off the list.
+        Paths on which the dense network does not run are taken off the list.
         """
         context, results, node = self.context, [], self.context.node
         snapshot = Snapshot(module)  # its code may keep tables that it makes at its first call
-        for way in list(taken):
-            before, last = context.mark(), way is taken[-1]
-            outer = self.mode.answers  # of code whose part this is
+        for path in list(paths):
+            before, last = context.mark(), path is paths[-1]
+            outer = self.mode.answers  # of the module whose code called this one
             context.node = node
-            self.mode.answers = answers = Answers(way.answers or (), read=way.read)
-            seeded(way.seed)
+            self.mode.answers = answers = Answers(path.answers or (), read=path.read)
+            seeded(path.seed)
             try:
                 own = next(iter(self.real.values()), None)
                 looking = Looking(self.mode.answers, self._looked_at, own)
-                with own_modes(module, way.training), looking, self.mode:
+                with own_modes(module, path.training), looking, self.mode:
                     results.append(module(*args, **kwargs))
                 if answers.missed:
                     del results[-1]
                     raise AsksForValuesError("the code catches that it asks for values")
                 if self.known is None:
-                    taken[taken.index(way)] = replace(way, read=frozenset(answers.constant))
+                    paths[paths.index(path)] = replace(path, read=frozenset(answers.constant))
             except Exception as error:
-                asks = isinstance(error, AsksForValuesError) and way.answers is None
+                asks = isinstance(error, AsksForValuesError) and path.answers is None
                 if asks or last or self.known is not None:
                     raise
                 context.go_back(before)
-                taken.remove(way)
+                paths.remove(path)
             finally:
                 self.mode.answers = outer
                 snapshot.restore()
@@ -147,7 +149,7 @@ class OwnCode:
         self.context.pin_all([tensor], "the code reads their values in Python")
 
     def _join(self, other: Any, result: Any) -> None:
-        """Couple what a module returns on one way with what it returns on another."""
+        """Couple what a module returns on one path with what it returns on another."""
         context = self.context
         pairs = list(zip(tensors_in((other,)), tensors_in((result,)), strict=False))
         alike = pytree.tree_structure(other) == pytree.tree_structure(result)
@@ -162,7 +164,7 @@ class OwnCode:
                     context.meet(ours, theirs, "the code may return another tensor here")
 
     def _pin_unseen(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Pin all around a module's code where no way was found to a parameter that it names."""
+        """Pin all around a module's code where no path was found to a parameter that it names."""
         unseen = [
             name
             for name, parameter in module.named_parameters()
@@ -171,16 +173,18 @@ class OwnCode:
         if not unseen:
             return
         with ConstantArguments(module) as constant:
-            list(ways(module, self.real, args, kwargs))
+            list(code_paths(module, self.real, args, kwargs))
         for name in unseen:
             if may_be_reached(module, name, constant):
-                why = f"no way through the code here was found that uses {name}"
+                why = f"no path through the code here was found that uses {name}"
                 self.pin_around(module, args, kwargs, why)
                 return
 
 
-def ways(module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any) -> Iterator[Way]:
-    """Find the ways that a module's code takes; the last is that of evaluation.
+def code_paths(
+    module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any
+) -> Iterator[CodePath]:
+    """Find the paths through a module's code; the last is that of evaluation.
 
     Args:
         module: the module; it is not changed.
@@ -192,49 +196,49 @@ def ways(module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any) 
         Exception: whatever the code raises in evaluation.
     """
 
-    def taken(training: bool, seed: int, turned: Mapping[int, Any] = {}) -> Way:
-        answers = Answers(turned=turned)
+    def taken(training: bool, seed: int, changed: Mapping[int, Any] = {}) -> CodePath:
+        answers = Answers(changed=changed)
         seeded(seed)
         with own_modes(module, training), Looking(answers), Noting(answers), _for_real(module):
             try:
                 really_run(module, real, args, kwargs, answers.names)
             finally:
                 snapshot.restore()
-        return Way(training, seed, tuple(answers.taken), hash(tuple(answers.calls)))
+        return CodePath(training, seed, tuple(answers.taken), hash(tuple(answers.calls)))
 
     snapshot = Snapshot(module)
     last = taken(False, 0)
-    found = {last.turns: last}
+    found = {last.key: last}
     for training in (True, False):
         for seed in range(SEEDS):
             try:
-                way = taken(training, seed)
+                path = taken(training, seed)
             except Exception:  # such as a batch of one in training
                 break
-            found.setdefault(way.turns, way)
-    left = TURNED
-    for way in list(found.values()):
-        for place, (_, value) in enumerate(way.answers or ()):
-            for other in _turned(value)[:left]:
+            found.setdefault(path.key, path)
+    left = OTHER_ANSWERS
+    for path in list(found.values()):
+        for position, (_, answer) in enumerate(path.answers or ()):
+            for other in _other_answers(answer)[:left]:
                 left -= 1
                 try:
-                    turned = taken(way.training, way.seed, {place: other})
-                except Exception:  # the code refuses what is turned round
+                    changed = taken(path.training, path.seed, {position: other})
+                except Exception:  # the code refuses the other answer
                     continue
-                found.setdefault(turned.turns, turned)
-    del found[last.turns]
+                found.setdefault(changed.key, changed)
+    del found[last.key]
     yield from found.values()
     yield last
 
 
-def _turned(told: Any) -> tuple[Any, ...]:
-    """List other answers than the one that was told, for which code may take another way."""
-    if type(told) is bool:
-        return (not told,)
-    if type(told) is int:
-        return (int(not told),)
-    if type(told) is float:
-        return -10 * abs(told) - 10, 10 * abs(told) + 10
+def _other_answers(real: Any) -> tuple[Any, ...]:
+    """List other answers than the real one, for which code may take another path."""
+    if type(real) is bool:
+        return (not real,)
+    if type(real) is int:
+        return (int(not real),)
+    if type(real) is float:
+        return -10 * abs(real) - 10, 10 * abs(real) + 10
     return ()
 
 

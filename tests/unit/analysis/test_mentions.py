@@ -27,7 +27,7 @@ def test_a_parameter_on_no_way_that_was_found_pins() -> None:
 
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), Hidden())
     reasons = [pinned.reason for pinned in fxprune.analyze(model, (IMAGES,)).pinned]
-    assert any("no way through the code here was found" in reason for reason in reasons)
+    assert any("no path through the code here was found" in reason for reason in reasons)
 
 
 def _passed_on(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -238,7 +238,7 @@ ABSENT = [
 @pytest.mark.parametrize(("kind", "pins"), ABSENT)
 def test_a_parameter_that_only_other_arguments_use(kind: type[nn.Module], pins: bool) -> None:
     reasons = [pinned.reason for pinned in fxprune.analyze(kind(), (IMAGES,)).pinned]
-    assert any("no way through the code here was found" in reason for reason in reasons) == pins
+    assert any("no path through the code here was found" in reason for reason in reasons) == pins
 
 
 class EitherPart(Plain):
