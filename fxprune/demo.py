@@ -158,7 +158,7 @@ def run(
         compact_of(gated),
         dense,
         output / "compact.onnx",
-        twin=output / "dense.onnx",
+        dense_path=output / "dense.onnx",
         real=(images,),
     )
     Exported.keep(folder, exported)

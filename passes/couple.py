@@ -31,7 +31,7 @@ from fxprune.channels.records import KEY
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.tracing.check import hold_to_model
-from fxprune.tracing.module import TracedModule, twin_of
+from fxprune.tracing.module import TracedModule, clone_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Couple(Pass):
 
     def run(self, program: Program) -> Program:
         assert isinstance(program.module, TracedModule)
-        module = twin_of(program.module, {})
+        module = clone_of(program.module, {})
         inputs, labelled = _propagate(module, program.inputs)
         if copy_always(module, labelled.copies):
             labelled = propagate(module, inputs)

@@ -97,12 +97,12 @@ def _folded(maker: nn.Module, norm: nn.Module) -> nn.Module | None:
 
 def _matrices(program: Program) -> frozenset[str]:
     """Collect the nodes that return [N, C], as far as a run on meta tensors tells."""
-    twin = copy.deepcopy(program.graph_module).to("meta")
+    clone = copy.deepcopy(program.graph_module).to("meta")
     try:
-        ShapeProp(twin).run(*(x.to("meta") for x in program.inputs), enable_io_processing=False)
+        ShapeProp(clone).run(*(x.to("meta") for x in program.inputs), enable_io_processing=False)
     except Exception:  # a module that keeps its code may ask for values
         return frozenset()
-    found = ((node.name, node.meta.get("tensor_meta")) for node in twin.graph.nodes)
+    found = ((node.name, node.meta.get("tensor_meta")) for node in clone.graph.nodes)
     return frozenset(name for name, seen in found if len(getattr(seen, "shape", ())) == 2)
 
 

@@ -93,10 +93,10 @@ def _compact(gated: GatedModule) -> fx.GraphModule:
 
 
 def _untapped(graph: fx.Graph) -> fx.Graph:
-    twin = copy.deepcopy(graph)
-    remove_taps(twin)
-    twin._tracer_cls = None  # torch.fx traces what it unpickles, with its own tracer then
-    return twin
+    clone = copy.deepcopy(graph)
+    remove_taps(clone)
+    clone._tracer_cls = None  # torch.fx traces what it unpickles, with its own tracer then
+    return clone
 
 
 class CompactModule(TracedModule):

@@ -98,9 +98,9 @@ def copy_always(module: TracedModule, nodes: Iterable[fx.Node]) -> bool:
         for node in [node for node in graph.nodes if node.name in names]:
             kept: dict[str, Any] = {"memory_format": torch.contiguous_format}
             with graph.inserting_before(node):
-                twin = graph.call_method("clone", (node.args[0],), kept)
-            twin.stack_trace = node.stack_trace
-            node.args = (twin, *node.args[1:])
+                clone = graph.call_method("clone", (node.args[0],), kept)
+            clone.stack_trace = node.stack_trace
+            node.args = (clone, *node.args[1:])
     return bool(names)
 
 

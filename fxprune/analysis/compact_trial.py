@@ -188,14 +188,14 @@ def _elsewhere(
 ) -> Refusal | None:
     """Return the first node that reads other channels than it does in the dense network."""
     readings = solution.context.readings
-    often = Counter(place for place, _ in readings)  # a flattened weight has several in one place
+    often = Counter(site for site, _ in readings)  # a flattened weight has several families in one
     seen = dict(compact.context.readings)
-    for place, labels in readings:
-        found = seen.get(place)
-        if found is None or often[place] > 1 or solution.axis(labels) is None:
+    for site, labels in readings:
+        found = seen.get(site)
+        if found is None or often[site] > 1 or solution.axis(labels) is None:
             continue  # where all of it stays, another family may remove some along with itself
         if not kept.same(labels, found):
-            node = _named(module, str(place[1]))
+            node = _named(module, str(site[1]))
             return Refusal(node, "it reads other channels than with all of them", [labels])
     return None
 

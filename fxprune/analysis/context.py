@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxprune.channels.graph import Role
-from fxprune.rules.base import Context, Family, Place
+from fxprune.rules.base import CallSite, Context, Family
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,15 @@ class Notebook(Context):
     Attributes:
         made: the vectors of new labels, in their order; together they are all but the first ones.
         starts: the first label of each.
-        choices: what `choose` answered, by the place that asked.
-        asked: the places that asked in this run, in order.
+        choices: what `choose` answered, by the call that asked.
+        asked: the calls that asked in this run, in order.
         node: the fx node that is running.
         edges: pairs of int64 label tensors of equal length that became equal, element by element,
             and the node that did it.
         computed: those of the edges that tie parameters from which a weight is computed.
         pins: what was pinned, in order.
         sightings: every family a call put on a result: the node it belongs to and its labels.
-        readings: every family a call had on an operand, by its place: the number of the graph, the
+        readings: every family an operand carried, and of which call: the number of the graph, the
             name of the node, the op, how often it ran there before, the operand, the dimension.
         products: the multiply-accumulates.
         names: the parameters and buffers by the id of their meta tensors.
@@ -140,14 +140,14 @@ class Notebook(Context):
     next_label: int = 1
     made: list[Tensor] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
-    choices: dict[Place, int] = field(default_factory=dict)
-    asked: list[Place] = field(default_factory=list)
+    choices: dict[CallSite, int] = field(default_factory=dict)
+    asked: list[CallSite] = field(default_factory=list)
     node: Any = None
     edges: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
     computed: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     sightings: list[tuple[Any, Tensor]] = field(default_factory=list)
-    readings: list[tuple[Place, Tensor]] = field(default_factory=list)
+    readings: list[tuple[CallSite, Tensor]] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     tape: list["Computed | Use"] = field(default_factory=list)
@@ -168,8 +168,8 @@ class Notebook(Context):
     read_by_calls: set[int] = field(default_factory=set)
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
-    _calls: Counter[Place] = field(default_factory=Counter)
-    _call: Place = ()
+    _calls: Counter[CallSite] = field(default_factory=Counter)
+    _call: CallSite = ()
     _parametric: set[int] = field(default_factory=set)
     _alive: list[Tensor] = field(default_factory=list)
 
@@ -184,8 +184,7 @@ class Notebook(Context):
         self.read_by_calls.update(map(id, operands))
         for number, operand in enumerate(operands):
             for family in self.of(operand):
-                place = graph, name, op, often, number, family.dim
-                self.readings.append((place, family.labels))
+                self.readings.append(((*self._call, number, family.dim), family.labels))
 
     def mark(self) -> Mark:
         """Return what has been said so far, to go back to; labels made meanwhile stay."""
@@ -252,9 +251,9 @@ class Notebook(Context):
         Where labels can be coupled in several ways, what is seen of them differs between the runs.
         A call that asks for several things says for `which`.
         """
-        place = *self._call, *which
-        self.asked.append(place)
-        return self.choices.setdefault(place, choice)
+        site = *self._call, *which
+        self.asked.append(site)
+        return self.choices.setdefault(site, choice)
 
     def has_chosen(self, *which: Hashable) -> bool:
         """Tell whether an earlier run chose here."""

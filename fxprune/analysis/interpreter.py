@@ -14,7 +14,7 @@ from fxprune.analysis.context import Product, Slide
 from fxprune.analysis.label_mode import LabelMode
 from fxprune.analysis.labelled import Compact, Value, Values
 from fxprune.analysis.own_code import OwnCode
-from fxprune.rules.base import Family, Place, tensors_in
+from fxprune.rules.base import CallSite, Family, tensors_in
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import TracedModule, keeps_code
 from fxprune.tracing.regions import Region
@@ -46,7 +46,7 @@ class LabelInterpreter(fx.Interpreter):
         self.mode, self.context, self.compact, self.before = mode, mode.context, compact, before
         self.nodes = {node.name: node for node in graph.nodes}
         self.values: dict[str, Values] = {}
-        self.said: dict[str, tuple[list[Product], list[Slide], list[Place]]] = {}
+        self.said: dict[str, tuple[list[Product], list[Slide], list[CallSite]]] = {}
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
@@ -55,18 +55,18 @@ class LabelInterpreter(fx.Interpreter):
             return _DUE
         self.context.node = n
         before = self.before
-        twin = None if before is None else before.nodes.get(n.name)
-        if before is None or twin is None:
+        namesake = None if before is None else before.nodes.get(n.name)
+        if before is None or namesake is None:
             return self._run(n)
-        if n.op not in ("placeholder", "output") and self._repeats(n, twin, before):
+        if n.op not in ("placeholder", "output") and self._repeats(n, namesake, before):
             return self._repeated(n, before)
-        result, earlier = self._run(n), before.env[twin]
+        result, earlier = self._run(n), before.env[namesake]
         if not self._stands_for(earlier, result, before.values[n.name]):
             return result
         self.context.ungate(result, n)
         return earlier
 
-    def _repeats(self, node: fx.Node, twin: fx.Node, before: "LabelInterpreter") -> bool:
+    def _repeats(self, node: fx.Node, namesake: fx.Node, before: "LabelInterpreter") -> bool:
         """Tell whether a node does to the same values what its namesake in the graph before did."""
 
         def same(a: Any, b: Any) -> bool:
@@ -76,11 +76,11 @@ class LabelInterpreter(fx.Interpreter):
                 return len(a) == len(b) and all(map(same, a, b))
             return type(a) is type(b) and not isinstance(a, (dict, slice)) and bool(a == b)
 
-        kind, known = (node.op, node.target), (twin.op, twin.target)
-        if kind != known or node.kwargs.keys() != twin.kwargs.keys():
+        kind, known = (node.op, node.target), (namesake.op, namesake.target)
+        if kind != known or node.kwargs.keys() != namesake.kwargs.keys():
             return False
-        return same(node.args, twin.args) and all(
-            same(value, twin.kwargs[name]) for name, value in node.kwargs.items()
+        return same(node.args, namesake.args) and all(
+            same(value, namesake.kwargs[name]) for name, value in node.kwargs.items()
         )
 
     def _repeated(self, node: fx.Node, before: "LabelInterpreter") -> Any:
@@ -89,7 +89,7 @@ class LabelInterpreter(fx.Interpreter):
         self.context.products += [replace(product, node=node) for product in products]
         self.context.sliding += [replace(slide, node=node) for slide in slides]
         choices = self.context.choices
-        choices.update({(self.mode.graph, *place[1:]): choices[place] for place in asked})
+        choices.update({(self.mode.graph, *site[1:]): choices[site] for site in asked})
         self.values[node.name] = before.values[node.name]
         return before.env[before.nodes[node.name]]
 

@@ -217,11 +217,11 @@ class Bank:
         self._lay(dense, states)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Bank":
-        twin = Bank(self.channels, self.dense)
+        clone = Bank(self.channels, self.dense)
         for name, states in self.states.items():
             for key, tensor in states.items():
-                twin.state(name, key, tensor).copy_(tensor)
-        return twin
+                clone.state(name, key, tensor).copy_(tensor)
+        return clone
 
     @property
     def bytes(self) -> int:

@@ -269,7 +269,7 @@ def _phases(paths: Collection[str], lowered: Sequence[str]) -> list[str]:
     """Name what an export does, one after the other, for the files with these endings."""
     phases = ["building the network", "shrinking it", "reading the data"]
     # most options are of ONNX: what is refused of them is so before other files are written
-    phases += ["writing .onnx", "exporting the dense twin", "timing"] if ".onnx" in paths else []
+    phases += ["writing .onnx", "exporting the dense network", "timing"] if ".onnx" in paths else []
     phases += [f"writing {kind}" for kind in lowered]
     phases += ["scoring the files"] if lowered else []
     phases += ["writing plain code"] if ".py" in paths else []

@@ -305,7 +305,9 @@ def _exported(
 
     example = [torch.zeros(shape, dtype=dtype) for shape, dtype in pruned.gated.inputs]
     try:
-        with console.phases(["shrinking it", "writing ONNX", "the dense twin", "timing"]) as begin:
+        with console.phases(
+            ["shrinking it", "writing ONNX", "the dense network", "timing"]
+        ) as begin:
             begin()
             compared = compare_onnx(
                 pruned.gated,

@@ -1,4 +1,4 @@
-"""The last step: a trained gated network becomes a compact file, beside its dense twin."""
+"""Export of a trained gated network, compared with the dense one: size, macs and time."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +91,7 @@ def compare_onnx(
     dense: nn.Module,
     path: Path,
     *,
-    twin: Path | None = None,
+    dense_path: Path | None = None,
     real: Sequence[Tensor] = (),
     notes: Mapping[str, object] | None = None,
     target: Target = HERE,
@@ -105,12 +105,12 @@ def compare_onnx(
         compact: what `compact_of` made of it.
         dense: the original model with any values.
         path: where to.
-        twin: where the dense network is written to; by default a temporary file.
+        dense_path: where the dense network is written to; by default a temporary file.
         real: real inputs for the check, at least 7 examples.
         notes: more for the file's metadata.
         target: on what both are timed.
         options: names, operator set, and which sizes may vary.
-        begin: called as each of three phases begins: writing, the dense twin, timing.
+        begin: called as each of three phases begins: writing, the dense network, timing.
 
     Raises:
         ExportError, ParityError, RunError: as `fxprune.export_onnx`.
@@ -126,7 +126,7 @@ def compare_onnx(
     begin()
     with scratch() as folder:
         try:
-            full = export_onnx(dense, example, twin or folder / "dense.onnx", options=options)
+            full = export_onnx(dense, example, dense_path or folder / "dense.onnx", options=options)
         except ExportError:
             full = None
         begin()

@@ -42,7 +42,7 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
             "channels, or a weight is computed in a way that turns zeros into other numbers",
             do="compare with `gated` itself; fxprune.reference_of(gated, model) does so by itself",
         )
-    twin: nn.Module = copied(model, {})
+    clone: nn.Module = copied(model, {})
     best, layout = gated.best(), gated.channels.layout
     tensors = gated.dense_tensors()
     gone = torch.ones(layout.total, dtype=torch.bool)
@@ -53,8 +53,8 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
             whole = tensors[member.parameter].detach()
             columns = columns.to(whole.device)
             tensors[member.parameter] = whole.index_fill(member.dim, columns, 0.0)
-    twin.load_state_dict(gated.origin.state_dict(tensors))
-    return twin.train(gated.training)
+    clone.load_state_dict(gated.origin.state_dict(tensors))
+    return clone.train(gated.training)
 
 
 def reference_of(gated: GatedModule, dense: nn.Module) -> nn.Module:

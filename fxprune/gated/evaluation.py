@@ -261,9 +261,9 @@ def _makes_no_graph() -> bool:
 
 
 def _untapped(graph: fx.Graph) -> fx.Graph:
-    twin = copy.deepcopy(graph)
-    remove_taps(twin)
-    return twin
+    clone = copy.deepcopy(graph)
+    remove_taps(clone)
+    return clone
 
 
 def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Site]:
@@ -284,14 +284,14 @@ def _sizes(
 
     The modules stay as they are.
     """
-    children, twins = modules_of(network), {}
+    children, clones = modules_of(network), {}
     for path, child in children.items():
-        twin = twins[path] = object.__new__(type(child))
-        twin.__dict__.update(child.__dict__)
-    resize_parts(network, twins.items(), (), channels, widths)
-    for path, twin in twins.items():
+        clone = clones[path] = object.__new__(type(child))
+        clone.__dict__.update(child.__dict__)
+    resize_parts(network, clones.items(), (), channels, widths)
+    for path, clone in clones.items():
         child = children[path]
-        own, new = child.__dict__, twin.__dict__
+        own, new = child.__dict__, clone.__dict__
         changed = {k: v for k, v in new.items() if v is not own.get(k) and v != own.get(k)}
         if changed:
             yield child, changed
@@ -302,11 +302,11 @@ def _regions(
 ) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
     """Return the modules whose own code a region stands for, with the region at some widths."""
     for region in network.regions.values():
-        twin = region.on(region.module)
-        nodes = (node for graph in twin.graphs for node in graph.nodes)
+        clone = region.on(region.module)
+        nodes = (node for graph in clone.graphs for node in graph.nodes)
         resize_parts(network, (), nodes, channels, widths)
-        twin.recompile()
-        yield region.module, {"forward": twin}
+        clone.recompile()
+        yield region.module, {"forward": clone}
 
 
 def _set_sizes(sizes: list[tuple[nn.Module, dict[str, Any]]]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fxprune.channels.graph import Axis, ChannelGraph, Gate
 from fxprune.policies.base import Observes
 
-Place = tuple[str, int]
+ParameterDim = tuple[str, int]
 """A parameter and the dimension along which it is read."""
 Tensors = Mapping[str, Tensor]
 """The compact parameters by name."""
@@ -50,7 +50,7 @@ class Meter:
         self._channels, self._slot_of, self._total = channels, slot_of, total
         self._device = device
         self._readings: dict[Hashable, _Reading] = {}
-        self._early: dict[Place, Tensor] = {}
+        self._early: dict[ParameterDim, Tensor] = {}
 
     def measure(
         self, observes: Observes, tensors: Tensors, seen: Callable[[], Mapping[int, Tensor]]
@@ -75,7 +75,7 @@ class Meter:
         0 where there is none.
         """
         reading = self._reading("batch", self._channels.gates)
-        return reading(_taylor(reading.places, tensors, self._early))
+        return reading(_taylor(reading.pairs, tensors, self._early))
 
     def read_early(self, tensors: Tensors) -> bool:
         """Keep p * dL/dp of the parameters that have gradients now, for the next measurement.
@@ -88,12 +88,12 @@ class Meter:
         Returns:
             Whether some parameters that require gradients have none yet.
         """
-        places = self._reading("batch", self._channels.gates).places
-        for place in places:
-            parameter = tensors[place[0]]
-            if parameter.grad is not None and place not in self._early:
-                self._early[place] = _others(parameter.float() * parameter.grad.float(), place[1])
-        return any(tensors[n].requires_grad for n, dim in places if (n, dim) not in self._early)
+        pairs = self._reading("batch", self._channels.gates).pairs
+        for pair in pairs:
+            parameter = tensors[pair[0]]
+            if parameter.grad is not None and pair not in self._early:
+                self._early[pair] = _others(parameter.float() * parameter.grad.float(), pair[1])
+        return any(tensors[n].requires_grad for n, dim in pairs if (n, dim) not in self._early)
 
     def forget_early(self) -> None:
         """Drop what `read_early` has kept."""
@@ -112,14 +112,14 @@ class Meter:
         others = [gate for number, gate in enumerate(gates) if number not in taps]
         rest = self._reading(("but", *taps), others)
         values = {gates[number].parameters[0]: seen.float() for number, seen in taps.items()}
-        return tapped([values[place] for place in tapped.places]) + rest(
-            _taylor(rest.places, tensors, self._early)
+        return tapped([values[pair] for pair in tapped.pairs]) + rest(
+            _taylor(rest.pairs, tensors, self._early)
         )
 
     def magnitude(self, tensors: Tensors) -> Tensor:
         """Return the L2 norm of a channel's slices of the weights that make it."""
         reading = self._reading("makers", self._channels.makers)
-        return reading([_square(tensors[name], dim) for name, dim in reading.places]).sqrt()
+        return reading([_square(tensors[name], dim) for name, dim in reading.pairs]).sqrt()
 
     def bn_scale(self, tensors: Tensors) -> Tensor:
         """Return |gamma| of the norm at the gate point.
@@ -128,7 +128,7 @@ class Meter:
         """
         gates = self._channels.gates
         reading = self._reading("firsts", [Gate(gate.parameters[:1]) for gate in gates])
-        return reading([_square(tensors[name], dim).sqrt() for name, dim in reading.places])
+        return reading([_square(tensors[name], dim).sqrt() for name, dim in reading.pairs])
 
     def _reading(self, key: Hashable, gates: Sequence[Gate]) -> "_Reading":
         if key not in self._readings:
@@ -144,7 +144,7 @@ class _Reading:
     unlike atomic additions they give the same bits each time.
 
     Attributes:
-        places: what has to be read, vectors first.
+        pairs: the parameters and dimensions to read, vectors first.
     """
 
     def __init__(
@@ -154,28 +154,28 @@ class _Reading:
         slot_of: Callable[[Axis], Tensor],
         total: int,
     ) -> None:
-        lines: list[tuple[Axis, list[Place]]] = []
+        lines: list[tuple[Axis, list[ParameterDim]]] = []
         for gate in gates:
-            along: dict[Axis, list[Place]] = {}
+            along: dict[Axis, list[ParameterDim]] = {}
             for name, dim in gate.parameters:
                 along.setdefault(channels.axes[name][dim], []).append((name, dim))
             lines += along.items()
-        met = {place: axis for axis, places in lines for place in places}
-        self.places = sorted(met, key=lambda place: len(channels.shapes[place[0]]) > 1)
-        read, begin = dict[Place, Tensor](), 0
+        met = {pair: axis for axis, pairs in lines for pair in pairs}
+        self.pairs = sorted(met, key=lambda pair: len(channels.shapes[pair[0]]) > 1)
+        read, begin = dict[ParameterDim, Tensor](), 0
         slots: dict[Axis, Tensor] = {}
-        for place in self.places:
-            axis = met[place]
+        for pair in self.pairs:
+            axis = met[pair]
             slots.setdefault(axis, slot_of(axis))
-            read[place] = torch.arange(begin, begin + len(slots[axis]))
+            read[pair] = torch.arange(begin, begin + len(slots[axis]))
             begin += len(slots[axis])
         nothing = torch.empty(0, dtype=torch.int64)
         summands, results, end = [nothing], [nothing], 0
-        for axis, places in lines:
+        for axis, pairs in lines:
             line = torch.arange(end, end + len(slots[axis]))
             end += len(line)
-            for place in places:
-                summands.append(read[place])
+            for pair in pairs:
+                summands.append(read[pair])
                 results.append(line)
         self._signed = _table(torch.cat(summands), torch.cat(results), end, empty=begin)
         slot = torch.cat([nothing, *(slots[axis] for axis, _ in lines)])
@@ -188,7 +188,7 @@ class _Reading:
         return self
 
     def __call__(self, values: Sequence[Tensor]) -> Tensor:
-        """Sum the values at each place, one behind the other, to those of the slots."""
+        """Sum the values of all pairs, one behind the other, to those of the slots."""
         zero = torch.zeros(1, device=self._signed.device)
         each = _sums(torch.cat([*values, zero]), self._signed).abs()
         return _sums(torch.cat([each, zero]), self._absolute)
@@ -210,17 +210,17 @@ def _sums(values: Tensor, table: Tensor) -> Tensor:
 
 
 def _taylor(
-    places: Sequence[Place], tensors: Tensors, early: Mapping[Place, Tensor]
+    pairs: Sequence[ParameterDim], tensors: Tensors, early: Mapping[ParameterDim, Tensor]
 ) -> list[Tensor]:
-    """Compute p * dL/dp, of all vectors at once; places are in the order of a reading.
+    """Compute p * dL/dp, of all vectors at once; pairs are in the order of a reading.
 
     What was read early is taken as it was then.
     """
     if early:
-        lengths = (tensors[name].shape[dim] for name, dim in places)
-        zeros = (torch.zeros(length, device=tensors[places[0][0]].device) for length in lengths)
-        return [early.get(place, zero) for place, zero in zip(places, zeros, strict=True)]
-    read = [(tensors[name], dim) for name, dim in places]
+        lengths = (tensors[name].shape[dim] for name, dim in pairs)
+        zeros = (torch.zeros(length, device=tensors[pairs[0][0]].device) for length in lengths)
+        return [early.get(pair, zero) for pair, zero in zip(pairs, zeros, strict=True)]
+    read = [(tensors[name], dim) for name, dim in pairs]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in read]
     vectors = sum(p.dim() == 1 for p, _ in read)
     values = []

@@ -12,7 +12,7 @@ from fxprune.errors import GateError
 from fxprune.gated import loading
 from fxprune.gated.averages import Averaging
 from fxprune.gated.executing import lasting, whole
-from fxprune.gated.state import Snapshot, from_bytes, to_bytes
+from fxprune.gated.state import TrainingState, from_bytes, to_bytes
 
 
 class Saving(Averaging):
@@ -25,7 +25,7 @@ class Saving(Averaging):
         The selection in it is that of training mode, in whose order the optimiser's state lies.
         """
         self._catch_up()
-        return Snapshot(
+        return TrainingState(
             dense=self.dense_tensors(),
             policy=self._selector.state,
             states=self.bank.states,
@@ -47,7 +47,7 @@ class Saving(Averaging):
             GateError: its selection does not fit the channel groups; nothing was changed.
         """
         dense, selector = self.dense_tensors(), self._selector
-        saved = Snapshot.read(state, dense, self._device(), self._settings_text())
+        saved = TrainingState.read(state, dense, self._device(), self._settings_text())
         selector.check(saved.trained)
         if saved.settled is not None:
             selector.check(saved.settled)
@@ -128,6 +128,6 @@ class Saving(Averaging):
         )
 
     def _settings_text(self) -> str:
-        """Format policy and budget as a snapshot has them."""
+        """Format policy and budget as a training state has them."""
         budget = self.settings.budget
         return f"{registry.to_text(self.settings.policy)} {budget} round_to={budget.round_to}"

@@ -1,4 +1,4 @@
-"""Snapshots: the state of a training as named tensors, and back.
+"""The state of a training as named tensors, and back.
 
 The names are those on disk and in the bytes of `state_dict()`'s extra state: `dense/NAME`,
 `policy/NAME`, `state/KEY/NAME` for what an optimiser keeps of resting channels, `trained/…` and
@@ -21,7 +21,7 @@ NEEDED = {"steps", "peak_rate", "trained/channels", "trained/widths"}
 
 
 @dataclass(frozen=True, eq=False)
-class Snapshot:
+class TrainingState:
     """All that is needed to go on, beside the optimiser's own state dict.
 
     Attributes:
@@ -66,7 +66,7 @@ class Snapshot:
     @classmethod
     def read(
         cls, named: Tensors, dense: Tensors, device: torch.device, settings: str
-    ) -> "Snapshot":
+    ) -> "TrainingState":
         """Read what `tensors` wrote.
 
         Args:

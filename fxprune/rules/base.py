@@ -75,8 +75,8 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-Place = tuple[Hashable, ...]
-"""Where in a run something was seen; the same place in a run of the compact network."""
+CallSite = tuple[Hashable, ...]
+"""Which call of a run: the graph, node, op and how often before; the same in a compact run."""
 
 
 class Context(abc.ABC):

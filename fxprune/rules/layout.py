@@ -1,11 +1,12 @@
 """Labels as data: an op is run on a tensor of labels, and its result is read back."""
 
 from collections import Counter
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from fxprune.rules.base import PINNED, Context, Family, Place
+from fxprune.rules.base import PINNED, Context, Family
 
 
 def spread(labels: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
@@ -40,7 +41,7 @@ def told_apart(context: Context, labels: Tensor) -> Tensor:
     return apart
 
 
-def read_back(context: Context, moved: Tensor, which: Place) -> Family | None:
+def read_back(context: Context, moved: Tensor, which: Sequence[Hashable]) -> Family | None:
     """Return the family of a tensor of labels; couple it to one dimension if it varies along more.
 
     Args:
@@ -64,7 +65,9 @@ def read_back(context: Context, moved: Tensor, which: Place) -> Family | None:
     return Family(varying[0], thin.reshape(-1))
 
 
-def _coupled(context: Context, moved: Tensor, varying: list[int], which: Place) -> Family | None:
+def _coupled(
+    context: Context, moved: Tensor, varying: list[int], which: Sequence[Hashable]
+) -> Family | None:
     """Keep the dimension along which most labels differ; indices that share it are one channel."""
     lines = {dim: _first_line(moved, dim) for dim in varying}
     most = max(varying, key=lambda dim: (len(torch.unique(lines[dim])), dim), default=0)

@@ -28,22 +28,22 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         value: what to copy; other things than modules are fine.
         memo: as that of `copy.deepcopy`.
     """
-    twin = _copied(value, memo)
+    clone = _copied(value, memo)
     rebind({key: part for key, part in memo.items() if isinstance(part, nn.Module)})
-    return twin
+    return clone
 
 
-def rebind(twins: Mapping[int, nn.Module]) -> None:
+def rebind(clones: Mapping[int, nn.Module]) -> None:
     """Replace functions in the attributes and hooks of copies by ones that hold the copies.
 
     Args:
-        twins: the copies, changed in place, by the ids of the modules that they are copies of.
+        clones: the copies, changed in place, by the ids of the modules that they are copies of.
     """
-    led: dict[int, Any] = {**twins}
-    for twin in twins.values():
-        for name, value in vars(twin).items():
+    led: dict[int, Any] = {**clones}
+    for clone in clones.values():
+        for name, value in vars(clone).items():
             if type(value) in _LEADING and value and name not in _OWN_TABLES:
-                vars(twin)[name] = _led(value, led)
+                vars(clone)[name] = _led(value, led)
 
 
 _OWN_TABLES = frozenset({"_parameters", "_buffers", "_modules"})
@@ -91,33 +91,33 @@ def _led(value: Any, led: dict[int, Any]) -> Any:
     key = id(value)
     if key in led or not _leads(value, led, set()):
         return led.get(key, value)
-    twin: Any
+    clone: Any
     match value:
         case types.FunctionType():
             cells = [led.setdefault(id(c), types.CellType()) for c in value.__closure__ or ()]
             name, space = value.__name__, value.__globals__
-            twin = led[key] = types.FunctionType(value.__code__, space, name, None, tuple(cells))
-            twin.__defaults__ = _led(value.__defaults__, led)
-            twin.__kwdefaults__ = _led(value.__kwdefaults__, led)
-            twin.__qualname__ = value.__qualname__
-            vars(twin).update(vars(value))
+            clone = led[key] = types.FunctionType(value.__code__, space, name, None, tuple(cells))
+            clone.__defaults__ = _led(value.__defaults__, led)
+            clone.__kwdefaults__ = _led(value.__kwdefaults__, led)
+            clone.__qualname__ = value.__qualname__
+            vars(clone).update(vars(value))
             for cell, own in zip(cells, value.__closure__ or (), strict=True):
                 if own != _EMPTY and cell == _EMPTY:
                     cell.cell_contents = _led(own.cell_contents, led)
         case types.MethodType():
-            twin = types.MethodType(value.__func__, _led(value.__self__, led))
+            clone = types.MethodType(value.__func__, _led(value.__self__, led))
         case functools.partial():
             function, given, named = (_led(part, led) for part in _parts(value))
-            twin = functools.partial(function, *given, **named)
+            clone = functools.partial(function, *given, **named)
         case dict():
-            twin = led[key] = type(value)()
-            twin.update({name: _led(part, led) for name, part in value.items()})
+            clone = led[key] = type(value)()
+            clone.update({name: _led(part, led) for name, part in value.items()})
         case list():
-            twin = led[key] = []
-            twin += [_led(part, led) for part in value]
+            clone = led[key] = []
+            clone += [_led(part, led) for part in value]
         case _:
-            twin = type(value)(_led(part, led) for part in value)
-    return led.setdefault(key, twin)
+            clone = type(value)(_led(part, led) for part in value)
+    return led.setdefault(key, clone)
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
@@ -135,10 +135,10 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         memo[id(value)] = set(value)
         return memo[id(value)]
     if isinstance(value, nn.Module) and _is_plain(kind):
-        twin = memo[id(value)] = object.__new__(kind)
+        clone = memo[id(value)] = object.__new__(kind)
         state: dict[str, Any] = value.__getstate__()  # type: ignore[no-untyped-call]
-        twin.__setstate__({name: _copied(part, memo) for name, part in state.items()})
-        return twin
+        clone.__setstate__({name: _copied(part, memo) for name, part in state.items()})
+        return clone
     for tensor in _computed(value):
         memo.setdefault(id(tensor), tensor.detach().clone())
     return copy.deepcopy(value, memo)

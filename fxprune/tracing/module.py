@@ -159,18 +159,18 @@ class TracedModule(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy modules and both graphs; the copy's class is its own, as with any GraphModule."""
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
         own = {n: part for n, part in self.__dict__.items() if n not in self._NOT_COPIED}
-        twin.__dict__.update(copied(own, memo))
+        clone.__dict__.update(copied(own, memo))
         train = copy.deepcopy(self._graphs[True])
         same = self._graphs[True] is self._graphs[False]
-        twin.__dict__["_graphs"] = {
+        clone.__dict__["_graphs"] = {
             True: train,
             False: train if same else copy.deepcopy(self._graphs[False]),
         }
-        twin.graph = twin._graphs[twin.training]
-        return twin
+        clone.graph = clone._graphs[clone.training]
+        return clone
 
 
 class DraftModule(TracedModule):
@@ -193,7 +193,7 @@ class DraftModule(TracedModule):
         return super().__getattr__(name)
 
 
-def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule:
+def clone_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule:
     """Copy a network and its graphs; it shares all tensors but those given. No deep copy, so quick.
 
     Args:
@@ -204,30 +204,30 @@ def twin_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule
 
     def copied(child: nn.Module) -> Any:
         if id(child) not in made:
-            twin = made[id(child)] = type(child).__new__(type(child))
-            twin.__dict__.update(child.__dict__)
+            clone = made[id(child)] = type(child).__new__(type(child))
+            clone.__dict__.update(child.__dict__)
             if (region := region_of(child)) is not None:
-                twin.__dict__["forward"] = region.on(twin)
+                clone.__dict__["forward"] = region.on(clone)
             for kind in ("_parameters", "_buffers"):
                 held = child.__dict__[kind].items()
-                twin.__dict__[kind] = {name: tensors.get(id(t), t) for name, t in held}
-            twin.__dict__["_modules"] = {
+                clone.__dict__[kind] = {name: tensors.get(id(t), t) for name, t in held}
+            clone.__dict__["_modules"] = {
                 name: part if part is None else copied(part)
                 for name, part in child._modules.items()
             }
         return made[id(child)]
 
-    twin: TracedModule = copied(module)
+    clone: TracedModule = copied(module)
     rebind(made)
     train, evaluation = module.both_graphs
     graph = copy.deepcopy(evaluation)
-    twin.__dict__["_graphs"] = {
+    clone.__dict__["_graphs"] = {
         True: graph if train is evaluation else copy.deepcopy(train),
         False: graph,
     }
-    twin.__dict__["_graph"] = twin._graphs[module.training]
-    type(twin).forward = type(module).forward
-    return twin
+    clone.__dict__["_graph"] = clone._graphs[module.training]
+    type(clone).forward = type(module).forward
+    return clone
 
 
 def exportable(network: nn.Module) -> nn.Module:

@@ -102,13 +102,13 @@ def remade(value: Any, changed: Mapping[Any, Any]) -> Any:
     before = parts(value)
     assert before is not None
     known = {id(part): changed[name] for name, part in before.items()}
-    twin = copy.copy(value)
+    clone = copy.copy(value)
     for name, part in changed.items():
-        if isinstance(twin, dict):
-            dict.__setitem__(twin, name, part)
-        elif isinstance(twin, UserDict):
-            twin.data[name] = part
+        if isinstance(clone, dict):
+            dict.__setitem__(clone, name, part)
+        elif isinstance(clone, UserDict):
+            clone.data[name] = part
     for name, part in vars(value).items() if hasattr(value, "__dict__") else ():
         if id(part) in known:
-            object.__setattr__(twin, name, known[id(part)])
-    return twin
+            object.__setattr__(clone, name, known[id(part)])
+    return clone

@@ -101,33 +101,33 @@ def install(network: TracedModule, children: Mapping[int, Child]) -> None:
         network: the traced network; its other modules stay the model's own.
         children: what `traced_children` returned.
     """
-    twins: dict[int, nn.Module] = {}
+    clones: dict[int, nn.Module] = {}
 
-    def twin_of(module: nn.Module) -> nn.Module:
-        if id(module) in twins or not any(id(part) in children for part in module.modules()):
-            return twins.get(id(module), module)
-        twin = twins[id(module)] = object.__new__(type(module))
-        twin.__dict__.update(module.__dict__)
+    def clone_of(module: nn.Module) -> nn.Module:
+        if id(module) in clones or not any(id(part) in children for part in module.modules()):
+            return clones.get(id(module), module)
+        clone = clones[id(module)] = object.__new__(type(module))
+        clone.__dict__.update(module.__dict__)
         for kind in ("_parameters", "_buffers", "_modules"):
-            twin.__dict__[kind] = dict(module.__dict__[kind])
+            clone.__dict__[kind] = dict(module.__dict__[kind])
         for name, part in module._modules.items():
             if part is not None:
-                twin._modules[name] = twin_of(part)
+                clone._modules[name] = clone_of(part)
         child = children.get(id(module))
         if child is not None:
             for name in [name for name in vars(module) if name.startswith(CONSTANT)]:
-                twin._buffers[name] = twin.__dict__.pop(name)
+                clone._buffers[name] = clone.__dict__.pop(name)
                 delattr(module, name)
-            twin.__dict__["forward"] = Region(
-                twin, child.signature, child.training, child.evaluation
+            clone.__dict__["forward"] = Region(
+                clone, child.signature, child.training, child.evaluation
             )
-        return twin
+        return clone
 
     for target, leaf in list(leaves_of(network, network.graphs)):
         *path, name = target.split(".")
         owner = network.get_submodule(".".join(path))
-        owner._modules[name] = twin_of(leaf)
-    rebind(twins)
+        owner._modules[name] = clone_of(leaf)
+    rebind(clones)
 
 
 def leaves_of(root: nn.Module, graphs: Sequence[fx.Graph]) -> Iterator[tuple[str, nn.Module]]:

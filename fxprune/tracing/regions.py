@@ -72,12 +72,12 @@ class Region:
 
     def on(self, module: nn.Module) -> Self:
         """Return a copy with graphs of its own that runs them on another module."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin.module, twin._codes, twin.runner = module, {}, None
+        clone = object.__new__(type(self))
+        clone.__dict__.update(self.__dict__)
+        clone.module, clone._codes, clone.runner = module, {}, None
         known = {id(graph): copy.deepcopy(graph) for graph in self.graphs}
-        twin._graphs = {mode: known[id(graph)] for mode, graph in self._graphs.items()}
-        return twin
+        clone._graphs = {mode: known[id(graph)] for mode, graph in self._graphs.items()}
+        return clone
 
     def __reduce__(self) -> Any:
         """Say how it is pickled: with modules in the place of graphs, which cannot be."""

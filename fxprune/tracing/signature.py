@@ -289,7 +289,7 @@ def _otherwise(name: str, wanted: Any, found: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _TensorNumber:
     """Stands for the tensor of this number in a prototype of the outputs."""
 
     number: int
@@ -309,7 +309,7 @@ class Output:
     def rebuild(self, plain: Any) -> Any:
         """Return what forward returns, with these tensors in it."""
         tensors = [leaf for leaf in leaves(plain) if leaf is not None]
-        return _map(self._prototype, lambda x: tensors[x.number] if type(x) is _Place else x)
+        return _map(self._prototype, lambda x: tensors[x.number] if type(x) is _TensorNumber else x)
 
 
 def pack(result: Any) -> tuple[Any, Output | None]:
@@ -322,14 +322,14 @@ def pack(result: Any) -> tuple[Any, Output | None]:
 
 
 def _is_leaf(value: Any) -> bool:
-    return isinstance(value, (Tensor, fx.Proxy, _Place))
+    return isinstance(value, (Tensor, fx.Proxy, _TensorNumber))
 
 
 def _numbered(leaf: Any, places: list[Any]) -> Any:
     if not _is_leaf(leaf):
         return leaf
     places.append(leaf)
-    return _Place(len(places) - 1)
+    return _TensorNumber(len(places) - 1)
 
 
 def _is_plain(value: Any) -> bool:

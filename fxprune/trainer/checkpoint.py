@@ -70,7 +70,7 @@ class _Looks(Strict):
 
 
 @dataclass(frozen=True)
-class _Place(Strict):
+class _SavedPlacement(Strict):
     """Where a training took its steps: on another kind of device it has other bits."""
 
     device: Literal["cpu", "cuda"]
@@ -78,12 +78,12 @@ class _Place(Strict):
     channels_last: bool
 
     @staticmethod
-    def of(options: TrainOptions) -> "_Place":
+    def of(options: TrainOptions) -> "_SavedPlacement":
         """Settle the "auto" options on this machine."""
         placement = Placement.of(options)
         amp: Any = None if placement.amp is None else str(placement.amp).removeprefix("torch.")
         kind: Any = placement.device.type
-        return _Place(kind, amp, placement.channels_last)
+        return _SavedPlacement(kind, amp, placement.channels_last)
 
     def __str__(self) -> str:
         layout = ", channels last" if self.channels_last else ""
@@ -101,7 +101,7 @@ class _Training(Strict):
     processes: Annotated[int, Field(ge=1, lt=2**20)]
     within: Within | None
     averaged: Annotated[int, Field(ge=0, lt=2**62)] | None = None
-    place: _Place | None = None
+    place: _SavedPlacement | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Trained:
         meta |= {
             "averaged": self.outcome.averaged,
             "processes": processes,
-            "place": dataclasses.asdict(_Place.of(options)),
+            "place": dataclasses.asdict(_SavedPlacement.of(options)),
             "within": None if kept is None else dataclasses.asdict(kept[1]),
             "options": dataclasses.asdict(options),
             "data": dataclasses.asdict(_Looks.of(data)),
@@ -239,7 +239,7 @@ class Trained:
         self, run: Path, training: _Training, options: TrainOptions, data: DataSet, share: Share
     ) -> None:
         """Warn of what is otherwise than it was, so that the run does not end in the same bits."""
-        place = _Place.of(options)
+        place = _SavedPlacement.of(options)
         otherwise = "it does not end in the bits of a run that was trained one way throughout"
         moved = f"unless these are the same examples, {otherwise}"
         for how, was, now, but in (

@@ -47,10 +47,10 @@ def extremes(graph: ChannelGraph) -> Iterator[Selection]:
 
 def zeroed(model: nn.Module, gated: GatedModule, chosen: Selection) -> nn.Module:
     """A copy of the dense network, with the gated one's tensors and the removed columns zero."""
-    twin = copy.deepcopy(model)
-    twin.load_state_dict(gated.dense_state_dict(), strict=True)
-    zero_columns(twin, gated.channels, chosen)
-    return twin
+    clone = copy.deepcopy(model)
+    clone.load_state_dict(gated.dense_state_dict(), strict=True)
+    zero_columns(clone, gated.channels, chosen)
+    return clone
 
 
 def zero_columns(dense: nn.Module, graph: ChannelGraph, chosen: Selection) -> None:

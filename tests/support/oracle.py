@@ -38,13 +38,13 @@ class Oracle:
         self.states: dict[str, dict[str, Tensor]] = {}
 
     def step(self, net: Net, step: int, chosen: Selection) -> None:
-        twin = copy.deepcopy(self.model)
-        zero_columns(twin, self.graph, chosen)
-        loss_of(twin, net, step).backward()
-        self._take_statistics(twin, chosen)
+        clone = copy.deepcopy(self.model)
+        zero_columns(clone, self.graph, chosen)
+        loss_of(clone, net, step).backward()
+        self._take_statistics(clone, chosen)
         slices = {}
         for name, parameter in self.model.named_parameters():
-            grad = dict(twin.named_parameters())[name].grad
+            grad = dict(clone.named_parameters())[name].grad
             leaf = nn.Parameter(self._kept(name, parameter.detach(), chosen).clone())
             leaf.grad = None if grad is None else self._kept(name, grad, chosen).clone()
             slices[name] = leaf
@@ -67,8 +67,8 @@ class Oracle:
                     dense = own.setdefault(key, torch.zeros_like(parameter))
                     self._put(name, dense, tensor, chosen)
 
-    def _take_statistics(self, twin: nn.Module, chosen: Selection) -> None:
-        new = dict(twin.named_buffers())
+    def _take_statistics(self, clone: nn.Module, chosen: Selection) -> None:
+        new = dict(clone.named_buffers())
         for name, buffer in self.model.named_buffers():
             self._put(name, buffer, self._kept(name, new[name], chosen), chosen)
 

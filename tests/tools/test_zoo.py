@@ -143,14 +143,14 @@ def test_constant_parameters_are_varied() -> None:
 
 def _pruned(dense: nn.Sequential, kept: torch.Tensor, read: torch.Tensor) -> nn.Sequential:
     """Keeps these rows of the first layer, and reads these columns in the last."""
-    twin = copy.deepcopy(dense)
+    clone = copy.deepcopy(dense)
     for name in ("weight", "bias"):
-        for layer in (twin[0], twin[1]):
+        for layer in (clone[0], clone[1]):
             setattr(layer, name, nn.Parameter(getattr(layer, name)[kept]))
     for name in ("running_mean", "running_var"):
-        setattr(twin[1], name, getattr(twin[1], name)[kept])
-    twin[3].weight = nn.Parameter(twin[3].weight[:, read])
-    return twin
+        setattr(clone[1], name, getattr(clone[1], name)[kept])
+    clone[3].weight = nn.Parameter(clone[3].weight[:, read])
+    return clone
 
 
 @pytest.mark.parametrize(("read", "right"), [((0, 2, 3), True), ((0, 1, 3), False)])

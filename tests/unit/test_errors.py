@@ -28,10 +28,10 @@ def line_of(code: str) -> str:
 @pytest.mark.parametrize("kind", [FxpruneError, *FxpruneError.__subclasses__()])
 def test_a_refusal_travels_between_processes(kind: type[FxpruneError]) -> None:
     error = kind("cannot do it", at="net.py:3", why="it is odd", do="another thing")
-    twin = copy.copy(error)  # by the protocol of pickle
-    assert type(twin) is kind
-    assert str(twin) == str(error)
-    assert "net.py:3" in str(twin)
+    clone = copy.copy(error)  # by the protocol of pickle
+    assert type(clone) is kind
+    assert str(clone) == str(error)
+    assert "net.py:3" in str(clone)
 
 
 def small() -> nn.Module:

@@ -78,12 +78,12 @@ def test_the_file_computes_what_the_network_computes(exported):
     assert 0 < report.max_rel_error <= report.tolerance == TOLERANCE[torch.float32]
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    twin = make_net().eval()
+    clone = make_net().eval()
     for size in (1, 3, 11):
         x = torch.randn(size, 3, 8, 8)
         (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(found), twin(x), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(torch.from_numpy(found), clone(x), rtol=1e-5, atol=1e-6)
 
 
 def test_the_figures_stand_in_the_file(exported):

@@ -1,4 +1,4 @@
-"""Snapshots: named tensors and back, copies throughout, and what is refused."""
+"""TrainingStates: named tensors and back, copies throughout, and what is refused."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ import torch
 
 from fxprune.bank.exchange import Selection
 from fxprune.errors import RunError
-from fxprune.gated.state import NEEDED, Snapshot
+from fxprune.gated.state import NEEDED, TrainingState
 
 CPU = torch.device("cpu")
 DENSE = {"conv.weight": torch.randn(4, 3, 2, 2), "bn.running_mean": torch.randn(4)}
-SNAPSHOT = Snapshot(
+TRAINS = TrainingState(
     dense=DENSE,
     policy={"mean": torch.randn(4), "rounds": torch.tensor(7)},
     states={"conv.weight": {"exp_avg": torch.randn(4, 3, 2, 2)}},
@@ -22,16 +22,16 @@ SNAPSHOT = Snapshot(
     share=0.75,
     settings="cucb keep=0.5 round_to=None",
 )
-SETTLED = dataclasses.replace(SNAPSHOT, settled=Selection(torch.tensor([3]), (1,)), share=None)
+SETTLED = dataclasses.replace(TRAINS, settled=Selection(torch.tensor([3]), (1,)), share=None)
 
 
-@pytest.mark.parametrize("snapshot", [SNAPSHOT, SETTLED], ids=["trains", "settled"])
-def test_what_is_written_is_read(snapshot: Snapshot) -> None:
-    named = snapshot.tensors()
-    found = Snapshot.read(named, DENSE, CPU, SNAPSHOT.settings)
-    assert (found.steps, found.peak_rate, found.share) == (3, 0.1, snapshot.share)
+@pytest.mark.parametrize("state", [TRAINS, SETTLED], ids=["trains", "settled"])
+def test_what_is_written_is_read(state: TrainingState) -> None:
+    named = state.tensors()
+    found = TrainingState.read(named, DENSE, CPU, TRAINS.settings)
+    assert (found.steps, found.peak_rate, found.share) == (3, 0.1, state.share)
     assert found.trained.widths == (2,)
-    assert (found.settled is None) == (snapshot.settled is None)
+    assert (found.settled is None) == (state.settled is None)
     assert found.settled is None or found.settled.widths == (1,)
     again = found.tensors()
     assert list(again) == list(named)
@@ -43,7 +43,7 @@ def test_the_tensors_are_copies() -> None:
     before = {name: tensor.clone() for name, tensor in SETTLED.tensors().items()}
     for tensor in SETTLED.tensors().values():
         tensor.zero_()
-    read = Snapshot.read(named := SETTLED.tensors(), DENSE, CPU, SNAPSHOT.settings)
+    read = TrainingState.read(named := SETTLED.tensors(), DENSE, CPU, TRAINS.settings)
     for tensor in (*read.policy.values(), read.trained.channels):
         tensor.zero_()
     for found in (named, SETTLED.tensors()):
@@ -52,10 +52,10 @@ def test_the_tensors_are_copies() -> None:
 
 @pytest.mark.parametrize("name", sorted(NEEDED))
 def test_an_incomplete_state_is_refused(name: str) -> None:
-    named = SNAPSHOT.tensors()
+    named = TRAINS.tensors()
     del named[name]
     with pytest.raises(RunError, match="another network\n  why  it is incomplete\n  do   load it"):
-        Snapshot.read(named, DENSE, CPU, SNAPSHOT.settings)
+        TrainingState.read(named, DENSE, CPU, TRAINS.settings)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_an_incomplete_state_is_refused(name: str) -> None:
 )
 def test_the_state_of_another_network_is_refused(dense: dict[str, torch.Tensor], odd: str) -> None:
     with pytest.raises(RunError, match=f"these tensors differ: {odd}\n"):
-        Snapshot.read(SNAPSHOT.tensors(), dense, CPU, SNAPSHOT.settings)
+        TrainingState.read(TRAINS.tensors(), dense, CPU, TRAINS.settings)
 
 
 def test_the_state_of_another_policy_is_refused() -> None:
     with pytest.raises(
         RunError, match=r"trained with cucb keep=0\.5 .*, and this network has utility"
     ):
-        Snapshot.read(SNAPSHOT.tensors(), DENSE, CPU, "utility keep=0.5 round_to=None")
-    named = SNAPSHOT.tensors()
+        TrainingState.read(TRAINS.tensors(), DENSE, CPU, "utility keep=0.5 round_to=None")
+    named = TRAINS.tensors()
     del named["settings"]  # as older versions wrote it
-    assert Snapshot.read(named, DENSE, CPU, "utility").settings == "utility"
+    assert TrainingState.read(named, DENSE, CPU, "utility").settings == "utility"

@@ -76,14 +76,14 @@ def test_it_trains_on_and_copies_like_any_module() -> None:
     gated = tiny()
     gated.settle(at_random(gated.channels, 1))
     compact = fxprune.shrink(gated).train()
-    twin = copy.deepcopy(compact)
+    clone = copy.deepcopy(compact)
     x = torch.randn(4, 3, 4, 4)
     optimizer = torch.optim.SGD(compact.parameters(), 0.1)
     compact(x).sum().backward()
     optimizer.step()
     assert all(parameter.grad is not None for parameter in compact.parameters())
     with torch.no_grad():
-        assert gap(gated.eval()(x), twin.eval()(x)) == 0
+        assert gap(gated.eval()(x), clone.eval()(x)) == 0
         assert gap(gated(x), compact.eval()(x)) > 1e-3
 
 

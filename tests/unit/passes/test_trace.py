@@ -256,16 +256,16 @@ def test_what_is_written_in_place_shows_in_views() -> None:
 
 def test_buffers_are_written_as_the_model_writes_them() -> None:
     net = BY_NAME["by_hand"]
-    model, twin = net.model(), net.model()
+    model, clone = net.model(), net.model()
     attributes = {name: dict(vars(child)) for name, child in model.named_modules()}
     traced = apply("trace", Program(model, net.inputs())).module.train()
     for name, child in model.named_modules():
         assert vars(child).keys() == attributes[name].keys()
-    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), clone.buffers(), strict=True))
     for seed in range(3):
         x = net.inputs(4, seed=seed)
-        assert torch.equal(traced(*x), twin.train()(*x))
-    found, wanted = dict(traced.named_buffers()), dict(twin.named_buffers())
+        assert torch.equal(traced(*x), clone.train()(*x))
+    found, wanted = dict(traced.named_buffers()), dict(clone.named_buffers())
     assert int(wanted["norm.steps"]) == 3
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)

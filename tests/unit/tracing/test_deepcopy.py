@@ -40,9 +40,9 @@ class Own(nn.Module):
     """Says itself how it is copied."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Own":
-        twin = memo[id(self)] = Own()
-        twin.mark = "by itself"
-        return twin
+        clone = memo[id(self)] = Own()
+        clone.mark = "by itself"
+        return clone
 
 
 class Stateful(nn.Module):
@@ -57,47 +57,47 @@ class Stateful(nn.Module):
 
 def test_nothing_is_shared_that_deepcopy_does_not_share() -> None:
     odd = Odd()
-    twin = copied(odd, {})
+    clone = copied(odd, {})
     reference = copy.deepcopy(odd)
-    assert type(twin) is Odd
-    assert twin.__dict__.keys() == reference.__dict__.keys()
-    assert twin.same is twin.conv is twin.table[(1, 2)] is not odd.conv
-    assert twin.other.weight is twin.tied.weight is not odd.tied.weight
-    assert twin.table["a"] == [1, 2]
-    assert twin.table["a"] is not odd.table["a"]
-    assert twin.pair[1] is not odd.pair[1]
-    assert torch.equal(twin.plain, odd.plain)
-    assert twin.plain is not odd.plain
-    assert twin._non_persistent_buffers_set == {"mean"}
-    twin._non_persistent_buffers_set.add("x")
+    assert type(clone) is Odd
+    assert clone.__dict__.keys() == reference.__dict__.keys()
+    assert clone.same is clone.conv is clone.table[(1, 2)] is not odd.conv
+    assert clone.other.weight is clone.tied.weight is not odd.tied.weight
+    assert clone.table["a"] == [1, 2]
+    assert clone.table["a"] is not odd.table["a"]
+    assert clone.pair[1] is not odd.pair[1]
+    assert torch.equal(clone.plain, odd.plain)
+    assert clone.plain is not odd.plain
+    assert clone._non_persistent_buffers_set == {"mean"}
+    clone._non_persistent_buffers_set.add("x")
     assert odd._non_persistent_buffers_set == {"mean"}
-    assert list(twin._forward_hooks.values()) == [hook]
-    twin.register_forward_hook(hook)
+    assert list(clone._forward_hooks.values()) == [hook]
+    clone.register_forward_hook(hook)
     assert len(odd._forward_hooks) == 1
     for name, tensor in odd.state_dict().items():
-        assert torch.equal(twin.state_dict()[name], tensor)
-        assert twin.state_dict()[name].data_ptr() != tensor.data_ptr()
+        assert torch.equal(clone.state_dict()[name], tensor)
+        assert clone.state_dict()[name].data_ptr() != tensor.data_ptr()
 
 
 def test_the_memo_is_honoured() -> None:
     odd, other = Odd(), nn.Conv2d(1, 1, 1)
     memo: dict[int, Any] = {id(odd.conv): other}
-    twin = copied(odd, memo)
-    assert twin.conv is twin.same is other
-    assert memo[id(odd)] is twin
+    clone = copied(odd, memo)
+    assert clone.conv is clone.same is other
+    assert memo[id(odd)] is clone
 
 
 def test_what_modules_say_of_their_copies_holds() -> None:
     stateful = Stateful()
     stateful.secret = 3
     weighted = parametrizations.weight_norm(nn.Linear(2, 3))
-    twin = copied(nn.Sequential(Own(), stateful, weighted), {})
-    assert twin[0].mark == "by itself"
-    assert twin[1].secret is None
-    assert twin[1].restored
+    clone = copied(nn.Sequential(Own(), stateful, weighted), {})
+    assert clone[0].mark == "by itself"
+    assert clone[1].secret is None
+    assert clone[1].restored
     x = torch.randn(1, 2)
-    assert torch.equal(twin[2](x), weighted(x))
-    assert twin[2].parametrizations.weight[0] is not weighted.parametrizations.weight[0]
+    assert torch.equal(clone[2](x), weighted(x))
+    assert clone[2].parametrizations.weight[0] is not weighted.parametrizations.weight[0]
 
 
 KEPT: dict[str, Callable[[Tensor], Any]] = {
@@ -112,6 +112,6 @@ KEPT: dict[str, Callable[[Tensor], Any]] = {
 def test_features_that_a_forward_kept_are_copied(kind: str) -> None:
     model = nn.Conv2d(3, 4, 3)
     model.kept = KEPT[kind](model(torch.randn(1, 3, 4, 4)))
-    twin = copied(model, {})
-    assert type(twin.kept) is type(model.kept)
-    assert twin.kept is not model.kept
+    clone = copied(model, {})
+    assert type(clone.kept) is type(model.kept)
+    assert clone.kept is not model.kept

@@ -127,12 +127,12 @@ def test_a_network_is_narrow_and_right(kind: type[nn.Module]) -> None:
     gated = fxprune.instrument(model, (x,), "magnitude").eval()
     assert changes(before, described(model)) == []
     assert gated.cost.macs(gated.widths) < 0.3 * gated.cost.dense_macs
-    wanted, compact, twin = gated(x), fxprune.shrink(gated), copy.deepcopy(gated)
+    wanted, compact, clone = gated(x), fxprune.shrink(gated), copy.deepcopy(gated)
     assert gap(wanted, fxprune.zeroed(gated, model)(x)) < 1e-12
     for parameter in [*gated.parameters(), *model.parameters()]:
         parameter.zero_()
     assert gap(wanted, compact(x)) < 1e-12
-    assert gap(wanted, twin(x)) < 1e-12
+    assert gap(wanted, clone(x)) < 1e-12
 
 
 def test_what_leads_elsewhere_stays() -> None:
@@ -140,7 +140,7 @@ def test_what_leads_elsewhere_stays() -> None:
     other, model = nn.Conv2d(4, 4, 1), Three()
     model.c.register_forward_hook(lambda _module, _given, y: seen.append(y))
     model.other = [lambda x: other(x)]
-    twin = copied(model, {})
-    twin.all(torch.ones(1, 3, 8, 8))
+    clone = copied(model, {})
+    clone.all(torch.ones(1, 3, 8, 8))
     assert len(seen) == 1
-    assert twin.other[0] is model.other[0]
+    assert clone.other[0] is model.other[0]
