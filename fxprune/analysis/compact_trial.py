@@ -196,7 +196,9 @@ def _elsewhere(
             continue  # where all of it stays, another family may remove some along with itself
         if not kept.same(labels, found):
             node = _named(module, str(site[1]))
-            return Refusal(node, "it reads other channels than with all of them", [labels])
+            return Refusal(
+                node, "the call reads other channels than in the dense network", [labels]
+            )
     return None
 
 

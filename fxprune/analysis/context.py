@@ -239,7 +239,7 @@ class Notebook(Context):
             return
         lone = a if a is not None else b
         assert lone is not None
-        self.pin(lone, reason or "it meets a dimension of fixed size")
+        self.pin(lone, reason or "the other dimension has a fixed size")
 
     def pin(self, labels: Tensor, reason: str, *, structural: bool = False) -> None:
         """Pin labels, with the reason a user will read."""
@@ -316,7 +316,7 @@ class Notebook(Context):
         name = f"{self.node.target}.weight" if name is None else name
         inputs = self.transposed_inputs if transposed else self.conv_inputs
         if inputs.setdefault(name, (source, groups))[1] != groups:
-            self.pin_all([weight], "it has several numbers of conv groups in different layers")
+            self.pin_all([weight], "layers share the weight with different numbers of conv groups")
 
     def normalises(self, channels: Tensor, groups: int, weight: Tensor | None) -> bool:
         """Note the input and the groups of a group norm; return whether these can be set."""

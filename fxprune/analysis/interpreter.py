@@ -175,7 +175,7 @@ class LabelInterpreter(fx.Interpreter):
         """Pin what reaches the model's output, and return it."""
         for tensor in tensors_in(args):
             for family in self.context.of(tensor):
-                self.context.pin(family.labels, "it reaches the model's output")
+                self.context.pin(family.labels, "the model returns these channels")
         return super().output(target, args, kwargs)
 
     def _describe(self, result: Any) -> Values:

@@ -52,7 +52,7 @@ class Convolution(Rule):
         inputs = context.along(x, 1)
         if groups == 1:
             made, consumed = (columns, rows) if transposed else (rows, columns)
-            context.meet(inputs, consumed, "it meets input channels of fixed number")
+            context.meet(inputs, consumed, "the convolution reads a fixed number of channels")
             context.consumes(weight, 0 if transposed else 1)
             context.makes(weight, 1 if transposed else 0)
             if consumed is not None and not context.is_parametric(weight):
@@ -116,7 +116,7 @@ class Convolution(Rule):
             if columns is not None:
                 context.pin(columns, "a position within a conv group", structural=True)
             return lead.repeat_interleave(call.out.shape[1] // groups)
-        context.meet(inputs, rows, "it meets input channels of fixed number")
+        context.meet(inputs, rows, "the convolution reads a fixed number of channels")
         if inputs is not None:
             context.couple_rows(inputs, groups)
         context.consumes(call["weight"], 0)

@@ -49,7 +49,7 @@ class Identity(Rule):
         x = call.tensors()[0]
         for result in call.results():
             if result.shape != x.shape:
-                context.pin_all([x], "it is restrided to another shape")
+                context.pin_all([x], "the op gives the tensor another shape")
                 context.carry(result, ())
             else:
                 context.carry(result, context.of(x))

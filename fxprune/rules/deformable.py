@@ -16,7 +16,7 @@ class DeformableConvolution(Convolution):
         for tensor in (call["offset"], call["mask"]):
             for family in context.of(tensor):
                 if family.dim == 1:
-                    context.pin(family.labels, "they move the positions of a kernel")
+                    context.pin(family.labels, "the channels move the positions of a kernel")
         inputs = context.along(call["input"], 1)
         if inputs is not None:
             context.couple_rows(inputs, call["offset_groups"])

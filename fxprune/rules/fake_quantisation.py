@@ -23,7 +23,7 @@ class FakeQuantise(Rule):
             for name in ("scale", "zero_point"):
                 labels = context.along(call[name], 0)
                 if labels is not None or channels is not None:
-                    context.meet(channels, labels, "its scales are of fixed number")
+                    context.meet(channels, labels, "the quantisation has a fixed number of scales")
         for result in call.results():
             context.carry(result, context.of(x))
 
@@ -40,7 +40,7 @@ class ObserveAndQuantise(Rule):
             for name in ("running_min", "running_max", "scale", "zero_point"):
                 labels = context.along(call[name], 0)
                 if labels is not None or channels is not None:
-                    context.meet(channels, labels, "its scales are of fixed number")
+                    context.meet(channels, labels, "the quantisation has a fixed number of scales")
         elif context.of(x):
             context.mixes()
         for result in call.results():

@@ -35,5 +35,5 @@ class Pairs(Rule):
             if family.dim < call.out.dim():
                 carried.append(family)
             else:
-                context.pin(family.labels, "they are the two parts of complex numbers")
+                context.pin(family.labels, "the channels are the two parts of complex numbers")
         context.carry(call.out, carried)

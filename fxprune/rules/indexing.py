@@ -21,7 +21,7 @@ class Gather(Rule):
         x, index = call["self"], call["index"]
         dim = call["dim"] % x.dim()
         if context.along(x, dim) is not None:
-            context.pin_all([x, index], "its channels are chosen by their numbers")
+            context.pin_all([x, index], "channels are chosen by their numbers")
             return
         kept = [family for family in context.of(x) if family.dim != dim]
         context.carry(call.out, [*kept, *(f.at(dim) for f in context.of(index))])
@@ -38,18 +38,18 @@ class GatherAlong(Rule):
         carried = [family for family in context.of(index) if family.dim == dim]
         for family in context.of(x):
             if family.dim == dim:
-                context.pin(family.labels, "its channels are chosen by their numbers")
+                context.pin(family.labels, "channels are chosen by their numbers")
             elif index.shape[family.dim] == x.shape[family.dim]:
                 labels = context.along(index, family.dim)
                 if labels is not None:
                     context.meet(family.labels, labels)
                 carried.append(family)
             else:
-                context.pin(family.labels, "it is gathered up to a fixed number")
+                context.pin(family.labels, "gather takes a fixed number of channels")
         known = {family.dim for family in context.of(x)}
         for family in context.of(index):
             if family.dim != dim and family.dim not in known:
-                context.pin(family.labels, "it chooses from a dimension of fixed size")
+                context.pin(family.labels, "the index chooses from a dimension of fixed size")
         context.carry(call.out, carried)
 
 
@@ -63,14 +63,16 @@ class Scatter(Rule):
         dim = call["dim"] % x.dim()
         fixed = context.along(x, dim)
         if fixed is not None:
-            context.pin(fixed, "its channels are chosen by their numbers")
+            context.pin(fixed, "channels are chosen by their numbers")
         if (labels := context.along(source, dim)) is not None:
-            context.meet(labels, context.along(index, 0), "it is put to places of fixed number")
+            context.meet(
+                labels, context.along(index, 0), "values are put to a fixed number of positions"
+            )
             context.mixes()
         carried: list[Family] = []
         for other in range(x.dim()):
             if other != dim:
-                reason = "it is put into a tensor of fixed size"
+                reason = "values are put into a tensor of fixed size"
                 carried += context.overlay([(x, other), (source, other)], other, reason)
         context.carry(call.out, carried)
 
@@ -100,7 +102,7 @@ class Index(Rule):
         taken = [dim for dim, index in enumerate(indices) if index is not None]
         given = [index for index in indices if index is not None]
         if any(index.dtype is torch.bool for index in given):
-            context.pin_all([x, *given], "they are chosen by a mask")
+            context.pin_all([x, *given], "a mask chooses the channels")
             return []
         rank = max(index.dim() for index in given)
         together = taken == list(range(taken[0], taken[-1] + 1))
@@ -109,7 +111,7 @@ class Index(Rule):
         for family in context.of(x):
             if family.dim in taken:
                 fixed = context.is_parametric(x)  # a table: its rows are no channels
-                context.pin(family.labels, "they are chosen by their numbers", structural=fixed)
+                context.pin(family.labels, "channels are chosen by their numbers", structural=fixed)
                 continue
             before = sum(dim < family.dim for dim in taken)
             behind = family.dim > start or not together
@@ -117,7 +119,7 @@ class Index(Rule):
         if len(given) == 1:
             carried += [family.at(start + family.dim) for family in context.of(given[0])]
         else:
-            context.pin_all(given, "they choose by their numbers")
+            context.pin_all(given, "several indices choose together")
         return carried
 
 
@@ -158,15 +160,17 @@ class GridSample(Rule):
 
     def __call__(self, context: Context, call: Call) -> None:
         x, grid = call.tensors()[:2]
-        carried = context.overlay([(x, 0), (grid, 0)], 0, "it meets a batch of fixed size")
+        carried = context.overlay(
+            [(x, 0), (grid, 0)], 0, "the grid or the input has a batch of fixed size"
+        )
         for family in context.of(x):
             if family.dim == 1:
                 carried.append(family)
             elif family.dim > 1:
-                context.pin(family.labels, "it is sampled along this dimension")
+                context.pin(family.labels, "grid sampling runs along this dimension")
         for family in context.of(grid):
             if family.dim == grid.dim() - 1:
-                context.pin(family.labels, "they are coordinates")
+                context.pin(family.labels, "the channels are coordinates")
             elif family.dim > 0:
                 carried.append(family.at(family.dim + 1))
         context.carry(call.out, carried)
@@ -181,5 +185,5 @@ class GridOfAffine(Rule):
         theta = call["theta"]
         for family in context.of(theta):
             if family.dim > 0:
-                context.pin(family.labels, "they are the numbers of an affine map")
+                context.pin(family.labels, "the channels are the numbers of an affine map")
         context.carry(call.out, [family for family in context.of(theta) if family.dim == 0])

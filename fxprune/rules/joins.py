@@ -30,7 +30,7 @@ class Concatenate(Rule):
                 families += context.overlay(
                     [(tensor, other) for tensor in tensors],
                     other,
-                    "it is concatenated with a tensor of fixed size",
+                    "another tensor of the concatenation has a fixed size",
                 )
         context.carry(out, families)
 
@@ -41,7 +41,7 @@ class Concatenate(Rule):
         for tensor, part in zip(tensors, parts, strict=True):
             labels = context.fresh(tensor.shape[dim]) if part is None else part
             if part is None:
-                context.pin(labels, "they are concatenated from a tensor of fixed size")
+                context.pin(labels, "the concatenated tensor has a fixed size")
             found.append(labels)
         joined = torch.cat(found)
         if len(np.unique(joined.numpy())) == len(joined):
@@ -67,7 +67,7 @@ class Stack(Rule):
             families += context.overlay(
                 [(tensor, dim) for tensor in tensors],
                 dim if dim < new else dim + 1,
-                "it is stacked with a tensor of fixed size",
+                "another tensor of the stack has a fixed size",
             )
         context.carry(out, families)
 

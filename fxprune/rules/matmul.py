@@ -25,13 +25,13 @@ class MatMul(Rule):
         inner, last = left.dim() - 1, left.dim() - 1
         contracted = context.along(left, inner), context.along(right, inner - 1)
         if contracted[0] is not None or contracted[1] is not None:
-            context.meet(*contracted, "it meets a dimension of fixed size in a matrix product")
+            context.meet(*contracted, "the matrix product sums over a dimension of fixed size")
         rows, columns = context.along(left, last - 1), context.along(right, last)
         families = []
         if left.dim() == 3:
             batch = context.along(left, 0), context.along(right, 0)
             if batch[0] is not None or batch[1] is not None:
-                context.meet(*batch, "it meets a batch of fixed size in a matrix product")
+                context.meet(*batch, "the matrix product has a batch of fixed size")
             if batch[0] is not None and batch[1] is not None:
                 families.append(Family(0, batch[0]))
         if rows is not None:
@@ -68,7 +68,7 @@ class MatMul(Rule):
             labels = context.along(addend, dim)
             made = carried.get(dim + shift)
             if labels is not None or made is not None:
-                context.meet(made, labels, "it is added to a dimension of fixed size")
+                context.meet(made, labels, "the product or the addend has a fixed size")
         return families
 
     def _count(
@@ -99,7 +99,7 @@ class MatrixVector(Rule):
         left, right = call.tensors()
         contracted = _first(context, left, left.dim() - 1), _first(context, right, 0)
         if contracted[0] is not None or contracted[1] is not None:
-            context.meet(*contracted, "it meets a dimension of fixed size in a matrix product")
+            context.meet(*contracted, "the matrix product sums over a dimension of fixed size")
             if not (context.is_parametric(left) or context.is_parametric(right)):
                 context.mixes()
         context.consumes(left, left.dim() - 1)
@@ -122,9 +122,9 @@ class Linear(Rule):
         inputs, consumed = context.along(x, last), context.along(weight, 1)
         made, shift = context.along(weight, 0), context.along(bias, 0)
         if inputs is not None or consumed is not None:
-            context.meet(inputs, consumed, "it meets a dimension of fixed size in a matrix product")
+            context.meet(inputs, consumed, "the matrix product sums over a dimension of fixed size")
         if bias is not None and (made is not None or shift is not None):
-            context.meet(made, shift, "it is added to a dimension of fixed size")
+            context.meet(made, shift, "the product or the addend has a fixed size")
         families = [family for family in context.of(x) if family.dim < last]
         if made is not None:
             families.append(Family(last, made))

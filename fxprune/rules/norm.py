@@ -48,7 +48,7 @@ class BatchNorm(Rule):
         ]
         for labels in affine + statistics:
             if labels is not None:
-                context.meet(channels, labels, "it normalises channels of fixed number")
+                context.meet(channels, labels, "the norm is over a fixed number of channels")
         for name in ("weight", "bias", "running_mean", "running_var"):
             tensor = call.args.get(name)
             if tensor is not None and channels is not None and context.along(tensor, 0) is None:
@@ -94,7 +94,7 @@ class LayerNorm(Rule):
                 scale = call.args.get(name)
                 labels = context.along(scale, dim - first)
                 if scale is not None and (labels is not None or channels is not None):
-                    context.meet(channels, labels, "it normalises a dimension of fixed size")
+                    context.meet(channels, labels, "the norm is over a dimension of fixed size")
             if channels is not None:
                 context.mixes(channels)
         context.carry(out, context.of(x))
@@ -111,7 +111,7 @@ class GroupNorm(Rule):
         for name in ("weight", "bias"):
             labels = context.along(call[name], 0)
             if labels is not None:
-                context.meet(channels, labels, "it normalises channels of fixed number")
+                context.meet(channels, labels, "the norm is over a fixed number of channels")
         if channels is not None:
             settable = context.normalises(channels, groups, call["weight"])
             if settable and context.choose(goes_whole(channels, groups)):

@@ -51,7 +51,7 @@ class Pointwise(Rule):
                 for tensor in operands
                 if _size(tensor, out, dim) > 1
             ]
-            carried += context.overlay(spanning, dim, "it is combined with a tensor of fixed size")
+            carried += context.overlay(spanning, dim, "another operand has a fixed size")
         for result in results:
             context.carry(result, carried)
 
@@ -68,13 +68,15 @@ class WriteAtPlaces(Rule):
             context.carry(call.out, self._rows(context, x, masks, values))
             return
         if len(masks) > 1 or masks[0].dtype != torch.bool or values.numel() > 1:
-            context.pin_all([x, *tensors_in(masks), values], "it is written by numbers of places")
+            context.pin_all(
+                [x, *tensors_in(masks), values], "the positions written to are given by number"
+            )
             context.carry(call.out, context.of(x))
             return
         carried = list(context.of(x))
         for dim in range(masks[0].dim()):
             places = [(x, dim), (masks[0], dim)]
-            found = context.overlay(places, dim, "it is combined with a mask of fixed size")
+            found = context.overlay(places, dim, "the mask or the masked tensor has a fixed size")
             carried = [family for family in carried if family.dim != dim] + found
         context.carry(call.out, carried)
 
@@ -90,13 +92,13 @@ class WriteAtPlaces(Rule):
             if other >= shift and values.shape[other - shift] > 1:
                 places.append((values, other - shift))
             if other != dim:
-                reason = "it is put into a tensor of fixed size"
+                reason = "values are put into a tensor of fixed size"
                 carried += context.overlay(places, other, reason)
                 continue
             for tensor, own in (*places, (numbers[dim], 0)):
                 labels = context.along(tensor, own)
                 if labels is not None:
-                    context.pin(labels, "it is written by numbers of places")
+                    context.pin(labels, "the positions written to are given by number")
         return carried
 
 

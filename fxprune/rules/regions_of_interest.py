@@ -41,6 +41,6 @@ def _channels_of(context: Context, call: Call) -> Family | None:
             context.pin(family.labels, "boxes choose along this dimension")
     for family in context.of(rois):
         if family.dim == 1:
-            context.pin(family.labels, "they are coordinates of boxes")
+            context.pin(family.labels, "the channels are coordinates of boxes")
     labels = context.along(x, 1)
     return None if labels is None else Family(1, labels)

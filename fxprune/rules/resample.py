@@ -46,7 +46,7 @@ class Resample(Rule):
             if own < 0:
                 carried.append(family)
                 continue
-            context.pin(family.labels, "it is resampled along this dimension")
+            context.pin(family.labels, "resampling runs along this dimension")
             if own == 0 and family.dim == 2 and _slides(call, own):  # local response norm
                 size = call.out.shape[family.dim]
                 begin = (x.shape[family.dim] - size + 1) // 2
@@ -100,8 +100,8 @@ class MaxUnpool(Rule):
         carried = []
         for dim in range(x.dim()):
             if dim < outer:
-                reason = "its positions are of fixed number"
+                reason = "the unpooling has a fixed number of positions"
                 carried += context.overlay([(x, dim), (indices, dim)], dim, reason)
             elif (labels := context.along(x, dim)) is not None:
-                context.pin(labels, "it is resampled along this dimension")
+                context.pin(labels, "resampling runs along this dimension")
         context.carry(call.out, carried)

@@ -113,8 +113,8 @@ def test_nothing_to_prune() -> None:
     model = nn.Conv2d(3, 5, 1)
     assert refused(GateError, lambda: fxprune.instrument(nn.Sequential(model), (IMAGE,))) == (
         "the model has no channel that could be removed\n"
-        "  why  3 channels: it meets input channels of fixed number\n"
-        "       5 channels: it reaches the model's output\n"
+        "  why  3 channels: the convolution reads a fixed number of channels\n"
+        "       5 channels: the model returns these channels\n"
         "  do   `fxprune inspect` shows each pinned channel with its reason"
     )
 

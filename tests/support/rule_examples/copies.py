@@ -14,7 +14,7 @@ EXAMPLES: tuple[Example, ...] = (
         "of the channels' number",
         lambda x: x * x.new_ones(8, 1, 1),
         groups=(4,),
-        pinned=("it is combined with a tensor of fixed size",),
+        pinned=("another operand has a fixed size",),
     ),
     Example(
         New,

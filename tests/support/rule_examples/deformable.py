@@ -19,7 +19,7 @@ EXAMPLES: tuple[Example, ...] = (
         deformed,
         6,
         (4, 6, 4),
-        ("they move the positions of a kernel",),
+        ("the channels move the positions of a kernel",),
         layers=lambda: (nn.Conv2d(8, 36, 3), nn.Conv2d(8, 6, 3)),
     ),
     Example(
@@ -28,7 +28,7 @@ EXAMPLES: tuple[Example, ...] = (
         deformed,
         8,
         (8, 4),
-        ("they move the positions of a kernel",),
+        ("the channels move the positions of a kernel",),
         layers=lambda: (nn.Conv2d(8, 18, 3), nn.Conv2d(8, 8, 3, groups=8)),
     ),
 )

@@ -42,7 +42,7 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x, places: x.index_select(1, places.numbers),
         3,
         (4,),
-        ("its channels are chosen by their numbers",) * 2,  # and the numbers stay as well
+        ("channels are chosen by their numbers",) * 2,  # and the numbers stay as well
         layers=one(Places, 5, 0, 5),
     ),
     Example(
@@ -75,7 +75,7 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x: x.gather(1, torch.zeros(x.shape[0], 3, 6, 6, dtype=torch.int64)),
         3,
         (4,),
-        ("its channels are chosen by their numbers",),
+        ("channels are chosen by their numbers",),
     ),
     Example(Index, "by a list", lambda x: x[:, [6, 1, 1, 4]].tanh(), 4, (5, 1, 2, 4)),
     Example(
@@ -90,7 +90,7 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x, places: x[:, places.numbers],
         3,
         (4, 3),  # the numbers themselves can go
-        ("they are chosen by their numbers",),
+        ("channels are chosen by their numbers",),
         layers=one(Places, 5, 0, 5),
     ),
     Example(
@@ -106,7 +106,7 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x, conv: F.grid_sample(x, conv(x).tanh().permute(0, 2, 3, 1), align_corners=False),
         8,
         (8, 4),
-        ("they are coordinates",),
+        ("the channels are coordinates",),
         layers=one(nn.Conv2d, 8, 2, 1),
     ),
     Example(
@@ -115,7 +115,7 @@ EXAMPLES: tuple[Example, ...] = (
         warped,
         8,
         (8, 4),
-        ("they are the numbers of an affine map",),
+        ("the channels are the numbers of an affine map",),
         layers=one(nn.Linear, 8, 6),
     ),
 )

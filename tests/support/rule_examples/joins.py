@@ -20,7 +20,7 @@ EXAMPLES: tuple[Example, ...] = (
         "with a tensor of fixed size",
         lambda x: torch.cat([x, x.mean(1, keepdim=True)], dim=1),
         9,
-        pinned=("they are concatenated from a tensor of fixed size",),
+        pinned=("the concatenated tensor has a fixed size",),
         mixes=True,
     ),
     Example(
@@ -28,7 +28,7 @@ EXAMPLES: tuple[Example, ...] = (
         "in space with a tensor of fixed size",
         lambda x: torch.cat([x, x.new_ones(x.shape[0], 8, 1, 6)], dim=2),
         groups=(4,),
-        pinned=("it is concatenated with a tensor of fixed size",),
+        pinned=("another tensor of the concatenation has a fixed size",),
     ),
     Example(Stack, "summed", lambda x: torch.stack([x, x.tanh()], dim=1).sum(1)),
     Example(Stack, "in a new last dimension", lambda x: torch.stack((x, x.tanh()), dim=-1)),
@@ -37,7 +37,7 @@ EXAMPLES: tuple[Example, ...] = (
         "with a tensor of fixed size",
         lambda x: torch.stack([x, x.new_ones(x.shape[0], 8, 6, 6)]).sum(0),
         groups=(4,),
-        pinned=("it is stacked with a tensor of fixed size",),
+        pinned=("another tensor of the stack has a fixed size",),
     ),
     Example(ConstantPad, "in space", lambda x: F.pad(x, (1, 0, 2, -1), value=0.3)),
     Example(

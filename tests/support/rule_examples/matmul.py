@@ -36,7 +36,7 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x, layer: layer(x.flatten(2)),
         8,
         (8, 7, 4),
-        ("it meets a dimension of fixed size in a matrix product",),
+        ("the matrix product sums over a dimension of fixed size",),
         layers=one(nn.Linear, 36, 7),
         mixes=True,  # the mean over what the layer makes
     ),
@@ -86,7 +86,7 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x, layer: layer(tokens(x))[0].transpose(1, 2),
         6,
         (8, 4),
-        ("it meets a dimension of fixed size in a matrix product",),
+        ("the matrix product sums over a dimension of fixed size",),
         layers=one(nn.GRU, 8, 6, batch_first=True),
     ),
 )

@@ -43,7 +43,7 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x: F.max_pool1d(tokens(x), 2),
         36,
         (4,),
-        ("it is resampled along this dimension",),
+        ("resampling runs along this dimension",),
     ),
     Example(MaxUnpool, "in two dimensions", unpooled),
     Example(

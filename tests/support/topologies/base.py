@@ -14,8 +14,8 @@ from fxprune.gated.module import Settings
 from fxprune.passes import Program, apply
 from fxprune.policies import Policy, parse
 
-INPUT = "it meets input channels of fixed number"
-OUTPUT = "it reaches the model's output"
+INPUT = "the convolution reads a fixed number of channels"
+OUTPUT = "the model returns these channels"
 WIDTHS = "the code here does not follow narrow widths"
 ENDS = ((INPUT, 3), (OUTPUT, 5))
 """The two pins of a network with 3 input channels and 5 classes."""

@@ -298,7 +298,7 @@ NETS = (
             group(6, makes_biased("block.conv"), takes("head")),
             group(4, makes_biased("head"), takes("fc")),
         ),
-        pinned=(*ENDS, (f"{WIDTHS}: it reads other channels than with all of them", 3)),
+        pinned=(*ENDS, (f"{WIDTHS}: the call reads other channels than in the dense network", 3)),
     ),
     Net(
         "opaque_roll",
@@ -307,7 +307,7 @@ NETS = (
             group(6, makes_biased("block.conv"), takes("head")),
             group(4, makes_biased("head"), takes("fc")),
         ),
-        pinned=(*ENDS, (f"{WIDTHS}: it reads other channels than with all of them", 4)),
+        pinned=(*ENDS, (f"{WIDTHS}: the call reads other channels than in the dense network", 4)),
     ),
     Net(
         "sized",

@@ -36,9 +36,9 @@ group 1  body  2 channels
     norm.running_var[0] along
 group 2  body  2 channels
     body.weight[1] in
-pinned  3 channels  it meets input channels of fixed number  (conv)
+pinned  3 channels  the convolution reads a fixed number of channels  (conv)
     at {where}
-pinned  5 channels  it reaches the model's output  (output)"""
+pinned  5 channels  the model returns these channels  (output)"""
 
 
 def test_the_channel_graph_in_print() -> None:
@@ -381,7 +381,7 @@ def test_a_leaf_that_halves_groups_of_nearly_the_same_size() -> None:
     """Of two and of three channels: most widths are near enough that the half is right."""
     graph = analyze(halved(OpaqueHalves()), (torch.zeros(2, 3, 8, 8),))
     assert [group.size for group in graph.groups] == [4]
-    assert any("it reads other channels" in pin.reason for pin in graph.pinned)
+    assert any("the call reads other channels" in pin.reason for pin in graph.pinned)
 
 
 @torch.no_grad()
