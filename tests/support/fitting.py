@@ -2,12 +2,20 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from fxprune.data import DataSet, load
 from fxprune.trainer.options import TrainOptions
 
 FAST = TrainOptions(epochs=2, lr=0.05, batch_size=64, recalibrate=5, device="cpu", seed=3)
+
+
+@pytest.fixture(scope="session")
+def digits() -> DataSet:
+    """The data that the trainer's tests train on."""
+    return load("digits")
 
 
 def small_net(seed: int = 0) -> nn.Sequential:

@@ -1,10 +1,5 @@
 """The data that the trainer's tests train on."""
 
-import pytest
+from tests.support.fitting import digits
 
-from fxprune.data import DataSet, load
-
-
-@pytest.fixture(scope="session")
-def digits() -> DataSet:
-    return load("digits")
+__all__ = ["digits"]
