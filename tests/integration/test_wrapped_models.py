@@ -1,4 +1,4 @@
-"""Models that torch has wrapped already: compiled, scripted, made in inference mode."""
+"""Models that torch has wrapped: compiled, scripted, data parallel, made in inference mode."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from fxprune import instrument, shrink
 from fxprune.errors import TraceError
-from tests.support.law import choose
+from tests.support.law import at_random, choose, gap, zeroed
 
 IMAGE = torch.randn(2, 3, 9, 9)
 
@@ -62,3 +62,18 @@ def test_inference_mode_changes_nothing(inside: bool) -> None:
     assert [group.size for group in gated.channels.groups] == [8, 8, 4]
     gated.train()(IMAGE).sum().backward()
     assert all(parameter.grad is not None for parameter in gated.parameters())
+
+
+@torch.no_grad()
+def test_a_part_in_data_parallel_is_traced_through() -> None:
+    """As on a machine without GPUs."""
+    features = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3))
+    model = nn.Sequential(nn.DataParallel(features), nn.ReLU(), nn.Conv2d(24, 4, 1))
+    model = model.double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    gated = instrument(model, (x,), round_to=1).eval()
+    assert sorted(group.size for group in gated.channels.groups) == [16, 24]
+    chosen = at_random(gated.channels, 1)
+    gated.settle(chosen)
+    assert gap(gated(x), shrink(gated)(x)) < 1e-12
+    assert gap(gated(x), zeroed(model, gated, chosen)(x)) < 1e-12
