@@ -21,7 +21,8 @@ from fxprune.bank.exchange import Selection
 from fxprune.channels.graph import Widths
 from fxprune.equivalence import fresh_inputs
 from fxprune.errors import BudgetError, OptionError, RunError
-from fxprune.export.onnx import onnx_content, runtime
+from fxprune.export.onnx import onnx_content
+from fxprune.export.runtime import runtime
 from fxprune.export.timing import USUAL, Effort, Quotient, Timing, compare
 from fxprune.files import read_json, scratch, write_json
 from fxprune.gated.module import GatedModule

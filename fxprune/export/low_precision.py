@@ -28,8 +28,8 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import Tensor
 
 from fxprune.errors import DataError, ExportError, ParityError
-from fxprune.export.onnx import runtime
 from fxprune.export.parity import Runner
+from fxprune.export.runtime import runtime
 from fxprune.files import scratch, write_bytes
 
 Kind = Literal["float32", "fp16", "int8"]

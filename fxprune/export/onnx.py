@@ -1,11 +1,9 @@
 """Export to ONNX, proven before it is written.
 
 The network goes through torch's own exporter with a dynamic batch, then `onnx.checker`, then
-ONNX Runtime runs it against torch on fresh inputs at several batch sizes. The file appears only
-if every output agrees within `TOLERANCE`; the figures are returned and also stand in the file's
-metadata.
-
-This is the only module that imports onnx and onnxruntime.
+ONNX Runtime runs it against torch on fresh inputs at several batch sizes. The file is written only
+if every output agrees within the tolerance of its dtype; the figures are returned and also stand
+in the file's metadata.
 """
 
 import copy
@@ -14,14 +12,11 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import torch
 from onnx import load_model_from_string
 from onnx.checker import ValidationError, check_model
@@ -34,14 +29,12 @@ from fxprune.equivalence import fresh_inputs, which_batched
 from fxprune.errors import ExportError, OptionError
 from fxprune.export.attempt import advice, forgotten_sources, no_logs, pairs_of, reason
 from fxprune.export.condconv import BatchedConvs
-from fxprune.export.parity import Network, Runner, excess, gaps, refusal, rounding
+from fxprune.export.parity import Network, excess, gaps, refusal, rounding
+from fxprune.export.runtime import VERSION, runtime
 from fxprune.files import write_bytes
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.module import exportable, own_name
 from fxprune.tracing.signature import flat_inputs, signature_of
-
-PRECISE_INT8 = "session.x64quantprecision"
-"""ONNX Runtime's session option that has int8 computed exactly on every processor."""
 
 BATCHES = (1, 2, 7)
 """The batch sizes at which every export is compared."""
@@ -194,7 +187,7 @@ def export_onnx(
             worst,
             max(others, key=excess),
             rounding(expected, trials),
-            f"ONNX Runtime {onnxruntime.__version__}",
+            f"ONNX Runtime {VERSION}",
         )
     figures: dict[str, Any] = {
         "opset": next(entry.version for entry in program.opset_import if not entry.domain),
@@ -403,51 +396,6 @@ def _strip(program: Any) -> None:
     del program.metadata_props[:]
 
 
-def runtime(content: bytes, threads: int | None = None, *, optimised: bool = True) -> Runner:
-    """Load content into ONNX Runtime on the CPU, as a function of the inputs in their order.
-
-    Args:
-        content: of an ONNX file.
-        threads: of ONNX Runtime; as many as torch uses, if not given.
-        optimised: with its graph optimisations.
-
-    Raises:
-        ExportError: ONNX Runtime cannot load the file, or run it when the function is called.
-    """
-    options = onnxruntime.SessionOptions()
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    # By default a session's threads go on spinning for milliseconds after a call, on the cores
-    # that another session, timed in turns with it, needs: of two ShuffleNets in two threads the
-    # quotient was .41, its middle half .28 to .48; without, .31 and .31 to .33.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Without it, x64 processors that lack VNNI clip int8's sums of two products to 16 bits.
-    options.add_session_config_entry(PRECISE_INT8, "1")
-    with _runtime_errors():
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(arrays: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        with _runtime_errors():
-            return list(session.run(None, dict(zip(names, arrays))))
-
-    return run
-
-
 def output_names_of(content: bytes) -> list[str]:
     """Read the names of the outputs of an ONNX file's content."""
     return [entry.name for entry in load_model_from_string(content).graph.output]
-
-
-@contextmanager
-def _runtime_errors() -> Any:
-    try:
-        yield
-    except Exception as error:  # ONNX Runtime's own errors have no public base class
-        raise ExportError(
-            "ONNX Runtime cannot run the exported network",
-            why=reason(error),
-            do="ONNX Runtime's CPU kernels are for float32 above all: try model.float()",
-        ) from error

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from fxprune.data import DataSet, Split
 from fxprune.equivalence import fresh_inputs
 from fxprune.export.low_precision import Lowered, write_fp16, write_int8
-from fxprune.export.onnx import BATCHES, ExportReport, output_names_of, runtime
+from fxprune.export.onnx import BATCHES, ExportReport, output_names_of
+from fxprune.export.runtime import runtime
 from fxprune.trainer.evaluate import score
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.task import Scores, Task

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.data import load
 from fxprune.export.low_precision import write_int8
-from fxprune.export.onnx import runtime
+from fxprune.export.runtime import runtime
 from fxprune.trainer.loop import fit
 from fxprune.trainer.low_precision import calibration_batches
 from fxprune.trainer.options import TrainOptions

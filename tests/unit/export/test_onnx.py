@@ -11,8 +11,9 @@ from torch import nn
 
 from fxprune.errors import ExportError, ParityError, RunError
 from fxprune.export import onnx as our_onnx
-from fxprune.export.onnx import BATCHES, export_onnx, onnx_content, runtime
+from fxprune.export.onnx import BATCHES, export_onnx, onnx_content
 from fxprune.export.parity import TOLERANCE
+from fxprune.export.runtime import runtime
 
 
 class Residual(nn.Module):
