@@ -48,14 +48,14 @@ class Trace(Pass):
                 raise TraceError(
                     f"{repr(path) if path else 'the model'} is a TorchScript module",
                     why="its layers are no modules of Python, which could be made narrower",
-                    do="put the module in its place that was scripted, and script the compact "
-                    "network at the end",
+                    do="instrument the model with the module that was scripted in its place, and "
+                    "script the compact network",
                 )
             if not {'"', "\\", "\n", "\r"}.isdisjoint(path):
                 raise TraceError(
                     f"the model has a module of the name {path!r}",
-                    why="torch.fx writes a network as Python code, which quotes its names as they "
-                    "are: a quotation mark, a backslash or a new line is no part of them there",
+                    why="torch.fx writes the name between quotation marks into Python code, where "
+                    "a quotation mark, a backslash or a new line would end or change it",
                     do="give it another name",
                 )
         example_arguments(program.inputs, self.kwargs)
@@ -78,7 +78,8 @@ class Trace(Pass):
     def __call__(self, program: Program) -> Program:
         """Run the pass; if the trace differs from the model, modules of one class keep their code.
 
-        That is the innermost class with which the two agree, or in the last resort the model's.
+        It is the innermost class with which the two agree; as a last resort the model keeps its
+        code, and its children are not traced either.
         """
         try:
             return super().__call__(program)
@@ -94,32 +95,23 @@ class Trace(Pass):
 
 
 ATTRIBUTES = frozenset(
-    (
-        *("_bare_averages", "_code", "_copies", "_create_node_hooks", "_deepcopy_hooks"),
-        *("_erase_node_hooks", "_evaluation", "_followers", "_goes_alone", "_graph", "_graphs"),
-        *("_known", "_known_widths", "_leader", "_leader_selection", "_lineno_map", "_loaded_at"),
-        *("_lock", "_made", "_pending", "_prologue_start", "_replace_hooks", "_residents"),
-        *(
-            "_selection",
-            "_selector",
-            "_settled",
-            "_since",
-            "_tracer_cls",
-            "_tracer_extras",
-            "_training",
-            "_twin",
-        ),
-        *("_wrappers", "attached", "bank", "channels", "copied_from", "cost", "inputs", "meta"),
-        *("origin", "settings", "shape_env"),
-    )
+    """
+    _bare_averages _code _copies _create_node_hooks _deepcopy_hooks _erase_node_hooks
+    _evaluation _followers _goes_alone _graph _graphs _known _known_widths _leader
+    _leader_selection _lineno_map _loaded_at _lock _made _pending _prologue_start
+    _replace_hooks _residents _selection _selector _settled _since _tracer_cls
+    _tracer_extras _training _twin _wrappers attached bank channels copied_from cost inputs
+    meta origin settings shape_env
+    """.split()  # noqa: SIM905 - one name a line is a page
 )
-"""What a gated network has beside what its class names."""
+"""The attributes of a gated network that `dir` of its class does not list."""
 
 
 def _kept_by_names(model: nn.Module) -> type[nn.Module] | None:
-    """Return the model's class, for it to keep its code, where its own names are a network's.
+    """Return the model's class if a name in the model is an attribute of a gated network too.
 
-    A child called `graph` or `cost` would take the place of that attribute of the gated network.
+    A child called `graph` or `cost` would take the place of that attribute. A model that keeps its
+    code is a child itself, whose names are its own.
     """
     from fxprune.gated.module import GatedModule
 

@@ -52,8 +52,8 @@ class Record:
     Attributes:
         result: the Shape of its tensor, a Number, a tuple or dict of such for several, or None.
         target: its target in the dense graph.
-        args: its dense arguments; of what other nodes give, only a Number is here that follows
-            the widths and nothing else, and None for the others.
+        args: its dense arguments. One that another node computes is its Number, if only sizes
+            that follow the widths are in that, else None.
         kwargs: likewise.
     """
 

@@ -36,7 +36,7 @@ def inspect(
     ] = False,
     threads: Threads = None,
     cold: Annotated[
-        bool, typer.Option("--cold", help="Of a call right after another network's.")
+        bool, typer.Option("--cold", help="Measure calls right after another network's.")
     ] = False,
     latency_command: LatencyCommand = "",
     remeasure: Remeasure = False,
@@ -115,12 +115,14 @@ def instrument(
     floor: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN=SHARE", help="The least share that layers keep.", show_default=False
+            metavar="PATTERN=SHARE", help="The smallest share that layers keep.", show_default=False
         ),
     ] = None,
     ceiling: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN=SHARE", help="The most.", show_default=False),
+        typer.Option(
+            metavar="PATTERN=SHARE", help="The largest share that layers keep.", show_default=False
+        ),
     ] = None,
     round_to: Annotated[
         int | None,
@@ -142,7 +144,9 @@ def instrument(
     shape: Input = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=2**62, help="Of the initial weights, and of policies that draw."),
+        typer.Option(
+            min=0, max=2**62, help="Seed of the initial weights, and of policies that draw."
+        ),
     ] = 0,
     output: Annotated[
         Path | None,
@@ -258,7 +262,7 @@ def instrument(
 
 
 def _exported(gated: "GatedModule") -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what is known of an exported file's inputs, and what to say of it."""
+    """Return the inputs that an exported file has, or why there is none, and notes to print."""
     from fxprune.errors import ExportError
     from fxprune.export.attempt import try_export
 
@@ -269,5 +273,5 @@ def _exported(gated: "GatedModule") -> tuple[dict[str, Any], tuple[str, ...]]:
             f"as it is, it cannot be exported to ONNX: {error.why}; {error.do}",
         )
     fixed = not any("batch" in shape for shape in sizes)
-    said = "forward counts by the batch: export takes one batch size only, given by --batch"
+    said = "forward computes with the batch size: export takes a single one, given by --batch"
     return {"inputs": [list(shape) for shape in sizes]}, (said,) if fixed else ()

@@ -38,8 +38,8 @@ OPTIONS = [
 ]
 
 
-MOST_PATIENCE = 1e8
-"""Seconds, three years."""
+_MOST_PATIENCE = 1e8
+"""In seconds: three years."""
 
 
 @options_of(TrainOptions(), *OPTIONS)
@@ -67,8 +67,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Likewise your own metric, or a class with update, compute and reset; by default "
-            "the share of right answers.",
+            help="Your own metric, named and called as a loss is, or a class with update, compute "
+            "and reset; by default the share of right answers.",
             show_default=False,
         ),
     ] = None,
@@ -103,7 +103,8 @@ def train(
     minutes: Annotated[
         float | None,
         typer.Option(
-            help="Begin no epoch that would end after so long; the same command goes on later.",
+            help="Begin no epoch that would end after so many minutes; the same command goes on "
+            "later.",
             show_default=False,
         ),
     ] = None,
@@ -211,16 +212,16 @@ def train(
 
 
 def _check_times(minutes: float | None, patience: float) -> None:
-    """Refuse what the parser lets through: nan, and seconds that no clock has.
+    """Refuse times that the parser lets through.
 
     Raises:
-        OptionError: a time is none.
+        OptionError: one is NaN or out of its range.
     """
     if minutes is not None and not minutes >= 0:
         raise OptionError(f"minutes cannot be {minutes}", do="give a number from 0 up")
-    if not 1 <= patience <= MOST_PATIENCE:
+    if not 1 <= patience <= _MOST_PATIENCE:
         raise OptionError(
-            f"patience cannot be {patience}", do=f"give seconds, from 1 to {MOST_PATIENCE:g}"
+            f"patience cannot be {patience}", do=f"give seconds, from 1 to {_MOST_PATIENCE:g}"
         )
 
 

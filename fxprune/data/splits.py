@@ -1,9 +1,8 @@
-"""The data sets of the built-in trainer.
+"""Splits: the two halves of a data set, which the built-in trainer reads in batches.
 
-A `DataSet` is two splits and what a model must know of them. A split yields batches that are
-ready for the network: float32 images [B, C, H, W], normalised, and int64 labels [B]. What is
-random (order, crop, flip) is drawn from the generator that is passed in, so that an epoch can be
-repeated to the same bits.
+The batches are ready for the network: float32 images [B, C, H, W], normalised, and int64 labels
+[B]. What is random (order, crop, flip) is drawn from the generator that is passed in, so that an
+epoch can be repeated to the same bits.
 
 `TensorSplit` holds a whole split as uint8 in memory and augments batches at once;
 `FolderSplit` decodes image files as they are needed.
@@ -35,7 +34,7 @@ class Share:
     of: int = 1
 
     def __call__(self, batch: Tensor, even: bool) -> Tensor:
-        """Take its rows of a batch [B, ...]; as many for each process if that has to be even."""
+        """Return this process's rows of a batch [B, ...]; with `even`, each process has as many."""
         size = len(batch) // self.of * self.of if even else len(batch)
         return batch[self.rank : size : self.of]
 
@@ -67,7 +66,7 @@ class Split(Protocol):
             shuffle: source of the order and of the augmentation; None keeps the order.
             augment: crop and flip at random; needs `shuffle`.
             share: the rows of each batch that are wanted. The batches are the same for all
-                shares; in a shuffled pass each has as many rows.
+                shares; in a shuffled pass each share has equally many rows.
 
         Yields:
             Images, float32 [B, C, H, W], normalised; labels, int64 [B].
@@ -102,12 +101,12 @@ class Normalise:
 
 
 def crop_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Pad with zeros, crop back at a random position, and mirror every other image or so.
+    """Pad with zeros, crop back at a random position, and mirror with probability 1/2.
 
     Args:
         images: [B, C, H, W], any dtype; every image gets its own draw.
         pad: pixels on each side.
-        flip: whether images are mirrored left to right with probability 1/2.
+        flip: whether images are mirrored left to right at all.
         generator: a CPU generator; the draws are the same on every device.
 
     Returns:
@@ -136,8 +135,8 @@ class TensorSplit:
         normalise: what turns pixels into the network's input.
         pad: pixels that the random crop may move an image, each way.
         flip: whether augmentation mirrors images (wrong for digits and letters).
-        operation: what augmentation does to each image, uint8 [C, H, W], first; it draws from
-            torch's global generator, which is seeded from `shuffle` and put back afterwards.
+        operation: applied to each image, uint8 [C, H, W], before the crop; it draws from torch's
+            global generator, which is seeded from `shuffle` and put back afterwards.
     """
 
     images: Tensor
@@ -202,14 +201,14 @@ def seed_of(shuffle: torch.Generator | None) -> int:
 
 
 def rows(count: int, size: int, shuffle: torch.Generator | None, share: Share) -> list[list[int]]:
-    """List the examples of each batch of a pass that a process takes; batches without any aside."""
+    """List the examples that a process takes of each batch of a pass, if it takes any."""
     batches = torch.split(shuffled(count, size, shuffle), size)
     taken = (share(batch, shuffle is not None).tolist() for batch in batches)
     return [batch for batch in taken if batch]
 
 
 def shuffled(count: int, size: int, shuffle: torch.Generator | None) -> Tensor:
-    """Order the examples of a pass; shuffled, there are only whole batches if there is one.
+    """Order the examples of a pass; if shuffled, without the last incomplete batch of several.
 
     Returns:
         int64 [examples].
@@ -275,9 +274,9 @@ class FolderSplit:
 
 @dataclass(frozen=True, eq=False)
 class _Decoded(Dataset[Any]):
-    """Images with labels; instead of an image that cannot be decoded, the error to raise.
+    """Images with labels; in place of one that cannot be decoded, the error to raise.
 
-    A process that decodes hands it over like that: what it raised would arrive as a traceback.
+    An error that is raised in a process that decodes would arrive as a traceback.
     """
 
     images: datasets.ImageFolder

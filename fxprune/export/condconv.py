@@ -1,9 +1,9 @@
 """Convolutions with a kernel for each example, in a form that ONNX can hold.
 
-Such a layer (CondConv, arXiv 1904.04971) lays the batch beside the channels and gives each example
-a convolution group of its own. ONNX's Conv has a fixed number of groups. While `BatchedConvs` is
-active, a convolution whose groups are symbolic, as they are while torch.export follows a network
-with a dynamic batch, is written as a product of its kernels with the patches of the image.
+Such a layer (CondConv, arXiv 1904.04971) moves the batch into the channels and gives each example
+a convolution group of its own. ONNX's Conv has a fixed number of groups, and with a dynamic batch
+torch.export sees a symbolic one. While `BatchedConvs` is active, such a convolution is written as a
+matrix product of its kernels with the patches of the image.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
 class BatchedConvs(TorchFunctionMode):
-    """Writes 2-d convolutions of symbolic groups as products; all else runs as it is."""
+    """Writes 2-d convolutions with a symbolic number of groups as matrix products."""
 
     def __torch_function__(
         self,
@@ -30,7 +30,7 @@ class BatchedConvs(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         if func is torch.conv2d:
-            given = dict(zip(ARGUMENTS, args)) | kwargs
+            given = dict(zip(_ARGUMENTS, args)) | kwargs
             if isinstance(given.get("groups"), torch.SymInt):
                 return _product(**given)
         return func(*args, **kwargs)

@@ -19,15 +19,15 @@ from fxprune.runs.contents import is_negative, is_wild
 
 ENDINGS = (".safetensors", ".pt", ".pth")
 INSIDE = ("state_dict", "model_state_dict", "model")
-"""Under what training scripts keep a state dict that they save with other things."""
+"""The keys under which training scripts save a state dict beside other things."""
 
 WRAPPED = "module."
 """What DataParallel and DistributedDataParallel put before each name."""
 
 SHOWN = 3  # names of each kind in a message
 FLOAT = "save model.state_dict() of the float network"
-THEIRS = (
-    "build the network that they are of; options of its factory go into the SPEC: "
+RIGHT_NETWORK = (
+    "build the network that the weights are of; options of its factory go into the SPEC: "
     "model.py:Net{width=64}"
 )
 
@@ -44,7 +44,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         RunError: the file is missing, damaged, or of another kind, or its tensors are not those
             of the model.
     """
-    weights = read_weights(path)
+    weights = _read(path)
     _refuse_odd_tensors(path, weights)
     own: Mapping[str, Any] = model.state_dict()
     odd = [
@@ -70,13 +70,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise RunError(
             f"the weights in {path} do not fit the network",
             why=(str(error).splitlines() or [type(error).__name__])[0],
-            do="build the network that they are of",
+            do="build the network that the weights are of",
         ) from error
     if fit.missing_keys or fit.unexpected_keys:
         raise _unfit(path, {"missing": fit.missing_keys, "unexpected": fit.unexpected_keys})
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, on the CPU; see `load_weights`.
 
     Raises:
@@ -163,11 +163,11 @@ def _refuse_odd_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _refuse_odd_values(path: Path, weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
-    """Refuse numbers that no training leaves.
+    """Refuse NaN, infinity, and variances and counts below 0.
 
-    Where the network's own are not finite, as of masks, others need not be. Names that it does not
-    have are looked at as well, since it may rename them as it loads; but not views of a few
-    numbers, which may claim any size.
+    A tensor need not be finite where the network's own is not, such as a mask of -inf. Names that
+    the network does not have are checked too, since it may rename them as it loads; but not where
+    such a tensor is a view of a few numbers, which may claim any size.
     """
     for name, tensor in weights.items():
         if name not in own and not tensor.is_contiguous():
@@ -204,7 +204,7 @@ def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a number"
 
 
-def _unfit(path: Path, kinds: Mapping[str, list[str]], do: str = THEIRS) -> RunError:
+def _unfit(path: Path, kinds: Mapping[str, list[str]], do: str = RIGHT_NETWORK) -> RunError:
     lines = []
     for kind, names in kinds.items():
         if names:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 MISSING = object()
-"""In the place of the value of a name that has none."""
+"""What stands for the value of a name that has none."""
 
 _FOREIGN = frozenset({*sys.stdlib_module_names, "torch", "numpy", "fxprune"}) - {"__main__"}
 
@@ -39,7 +39,7 @@ class CodeState:
                 waiting += self._of_function(value, owner)
 
     def places(self) -> Iterator[tuple[Any, str]]:
-        """Yield where a value can be put, as a holder and a name: globals, cells, attributes."""
+        """Yield each global, cell and class attribute that was found, as a holder and a name."""
         yield from self._named.values()
         for kind in self.classes:
             yield from ((kind, name) for name in list(vars(kind)) if not _is_pythons(name))
@@ -58,7 +58,7 @@ class CodeState:
     def _of_function(
         self, function: FunctionType, owner: type | None
     ) -> Iterator[tuple[Any, type | None]]:
-        """Note where a function keeps what it keeps; yield the code that it names."""
+        """Note the cells and globals of a function; yield their values and the methods it names."""
         if function in self.functions or not is_users(function):
             return
         self.functions[function] = None
@@ -91,7 +91,7 @@ def read(holder: Any, name: str) -> Any:
 
 
 def write(holder: Any, name: str, value: Any) -> None:
-    """Give a holder what it had under a name."""
+    """Set what a holder has under a name; with MISSING, remove the name."""
     if read(holder, name) is value:
         return
     if isinstance(holder, dict):

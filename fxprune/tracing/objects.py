@@ -1,7 +1,8 @@
-"""Dataclasses and mappings of the user's own, as parts of trees of tensors.
+"""Trees of tensors with dataclasses and mappings of the user's own in them.
 
-`torch.utils._pytree` takes what it does not know for a leaf. Here such an object is opened first:
-an `_Object`, which it does know, holds its parts by name and how it is made of them again.
+To `torch.utils._pytree` an object of a class that it does not know is a leaf. `opened` puts an
+`_Object`, which it knows, in the place of each one that holds tensors; `closed` makes the objects
+again.
 """
 
 import copy
@@ -19,12 +20,12 @@ Path = tuple[Any, ...]
 
 
 def flatten(value: Any) -> tuple[list[tuple[Path, Any]], pytree.TreeSpec]:
-    """List a tree's leaves with the way to each, and return its form."""
+    """List a tree's leaves with the path to each, and return its form."""
     return pytree.tree_flatten_with_path(opened(value))
 
 
 def unflatten(leaves: Iterable[Any], form: pytree.TreeSpec) -> Any:
-    """Make a tree of its leaves, with objects of the user's classes in it."""
+    """Make a tree of its leaves and its form, objects of the user's classes included."""
     return closed(pytree.tree_unflatten(leaves, form))
 
 
@@ -35,12 +36,12 @@ def holds_tensors(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """How an object is made of its parts.
+    """What an object is made of, beside the values of its parts.
 
     Attributes:
         kind: its class.
         names: of its parts.
-        example: one of them.
+        example: the object that was opened, which `remade` copies.
     """
 
     kind: type
@@ -50,7 +51,7 @@ class _Form:
 
 @dataclasses.dataclass(frozen=True)
 class _Object:
-    """An object that is opened: its parts, in the order of their names."""
+    """A node of the tree in the place of an object: its parts, in the order of the form's names."""
 
     form: _Form
     parts: list[Any]
@@ -68,7 +69,7 @@ pytree.register_pytree_node(
 
 
 def opened(value: Any) -> Any:
-    """Return a tree in which objects that hold tensors are open; containers are made anew."""
+    """Return a copy of a tree with an `_Object` in the place of each object that holds tensors."""
     if type(value) in pytree.SUPPORTED_NODES:
         leaves, form = pytree.tree_flatten(value, is_leaf=lambda part: part is not value)
         return pytree.tree_unflatten(map(opened, leaves), form)
@@ -83,7 +84,7 @@ def opened(value: Any) -> Any:
 
 
 def closed(tree: Any) -> Any:
-    """Return the tree that was opened."""
+    """Undo `opened`: make each object again of its parts."""
 
     def made(part: Any) -> Any:
         if not isinstance(part, _Object):
@@ -95,9 +96,9 @@ def closed(tree: Any) -> Any:
 
 
 def remade(value: Any, changed: Mapping[Any, Any]) -> Any:
-    """Copy a dataclass's object or a mapping, with other parts by name.
+    """Copy a dataclass's object or a mapping, with `changed` parts by name.
 
-    A mapping may have its parts as attributes as well.
+    A mapping may have its parts as attributes as well, as ModelOutput of transformers does.
     """
     before = parts(value)
     assert before is not None

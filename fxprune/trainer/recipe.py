@@ -1,8 +1,8 @@
-"""The recipe for a network that is trained already: what `fxprune prune` does by default.
+"""What `fxprune prune` and `fxprune.prune` do by default with a trained network.
 
-The network falls to its budget within the first tenth of a short run, while utility chooses its
-channels; the learning rate starts anew and decays to zero. The commands, `fxprune.prune` and their
-help take it from here: change it in no other place, and only by a better measurement.
+The network falls to its budget within the first tenth of a short run, while the policy utility
+chooses its channels; the learning rate starts anew and decays to zero. The help of the command
+shows these values too: change them here alone, and only by a better measurement.
 """
 
 from fxprune.trainer.options import TrainOptions
@@ -11,4 +11,4 @@ POLICY = "utility"
 OPTIONS = TrainOptions(epochs=10, lr=0.05, budget_schedule="cubic{begin=0.01,end=0.1}")
 
 SHORT = 3
-"""Epochs of the short runs in which the size is searched that keeps the accuracy."""
+"""Epochs of each short run of the search for the smallest network that keeps the accuracy."""

@@ -66,8 +66,8 @@ def test_which_keys_do_not_fit(tmp_path: Path) -> None:
         f"the weights in {path} do not fit the network\n"
         "  why  2 missing: 0.bias, 2.weight\n"
         "       1 unexpected: head.weight\n"
-        "  do   build the network that they are of; options of its factory go into the SPEC: "
-        "model.py:Net{width=64}"
+        "  do   build the network that the weights are of; options of its factory go into the "
+        "SPEC: model.py:Net{width=64}"
     )
     assert caught.value.exit_code == 2
 
