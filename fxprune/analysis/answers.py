@@ -17,9 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.user_questions import INTERNAL
 
-_LOOKS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__})
+_READS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__})
 """Methods that hand values to Python without an ATen call."""
-
 
 _UNTAGGED = frozenset({"torchvision::nms"})
 """Calls whose result's shape depends on values, and that PyTorch does not know as such."""
@@ -90,7 +89,7 @@ class Answers:
         return found
 
 
-class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class RecordedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the answers of the ATen calls in a run on real tensors."""
 
     def __init__(self, answers: Answers) -> None:
@@ -120,7 +119,7 @@ _FOLDING = frozenset({nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.
 """What PyTorch makes other calls of where its input is contiguous, as one of one channel is."""
 
 
-class Looking(TorchFunctionMode):
+class AnsweredReads(TorchFunctionMode):
     """Answers the methods that hand values to Python without an ATen call.
 
     The user's code sees meta tensors on the device of the network's own.
@@ -145,7 +144,7 @@ class Looking(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in _LOOKS:
+        if func in _READS:
             self._at(args[0])
             values = not args[0].is_meta
             return self.answers.take(func.__name__, lambda: func(*args, **(kwargs or {})), values)

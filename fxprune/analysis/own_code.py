@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.analysis.answers import Answers, AsksForValuesError, Looking, Noting
+from fxprune.analysis.answers import AnsweredReads, Answers, AsksForValuesError, RecordedCalls
 from fxprune.analysis.label_mode import LabelMode
 from fxprune.analysis.mentions import ConstantArguments, may_be_reached
 from fxprune.rules.base import tensors_in
@@ -120,8 +120,8 @@ class OwnCode:
             seeded(path.seed)
             try:
                 own = next(iter(self.real.values()), None)
-                looking = Looking(self.mode.answers, self._looked_at, own)
-                with own_modes(module, path.training), looking, self.mode:
+                reads = AnsweredReads(self.mode.answers, self._looked_at, own)
+                with own_modes(module, path.training), reads, self.mode:
                     results.append(module(*args, **kwargs))
                 if answers.missed:
                     del results[-1]
@@ -199,7 +199,12 @@ def code_paths(
     def taken(training: bool, seed: int, changed: Mapping[int, Any] = {}) -> CodePath:
         answers = Answers(changed=changed)
         seeded(seed)
-        with own_modes(module, training), Looking(answers), Noting(answers), _for_real(module):
+        with (
+            own_modes(module, training),
+            AnsweredReads(answers),
+            RecordedCalls(answers),
+            _for_real(module),
+        ):
             try:
                 really_run(module, real, args, kwargs, answers.names)
             finally:

@@ -37,6 +37,7 @@ from fxprune.errors import without_controls
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
 NAME_WIDTH = 16  # to which a name is shortened before anything else gives way
 BLOCKS = "▁▂▃▄▅▆▇█"  # of a sparkline, the lowest first
+SPARKS = 24  # values in a sparkline, at most
 QUIET_SECONDS = 60.0  # after which a log without a bar says how far it is
 
 
@@ -94,12 +95,12 @@ def middle(text: str, width: int) -> str:
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
-def told_apart(names: Collection[str]) -> int:
+def distinct_width(names: Collection[str]) -> int:
     """Find the least width, at least `NAME_WIDTH`, to which names are shortened to different ones.
 
-    >>> told_apart({"layer1.0.conv1", "layer2.0.conv1"})
+    >>> distinct_width({"layer1.0.conv1", "layer2.0.conv1"})
     16
-    >>> told_apart({"features.0.block.2.conv", "features.1.block.2.conv"})
+    >>> distinct_width({"features.0.block.2.conv", "features.1.block.2.conv"})
     21
     """
     longest = max(map(len, names), default=0)
@@ -161,13 +162,13 @@ def share(value: float, precision: int = 1) -> str:
     return f"{100 * value:.{precision}f} %"
 
 
-def sparkline(values: Sequence[float], most: int = 24) -> str:
+def sparkline(values: Sequence[float]) -> str:
     """Draw the last values as a line of blocks, the least of them as the lowest.
 
     >>> sparkline([0.1, 0.5, 0.9]), sparkline([1.0, 1.0]), sparkline([])
     ('▁▅█', '▁▁', '')
     """
-    last = list(values)[-most:]
+    last = list(values)[-SPARKS:]
     low, high = min(last, default=0.0), max(last, default=0.0)
     span = (high - low) or 1.0
     return "".join(BLOCKS[round((value - low) / span * (len(BLOCKS) - 1))] for value in last)
@@ -220,7 +221,7 @@ def table(
             overflow="ellipsis" if figures else "fold",
             min_width=longest if figures else None,
         )
-    least = [told_apart({row[at] for row in rows}) for at in range(len(columns))]
+    least = [distinct_width({row[at] for row in rows}) for at in range(len(columns))]
     for row in rows:
         result.add_row(
             *(

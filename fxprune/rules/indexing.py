@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fxprune.channels.sizes import ModuleSizes, Sizes
 from fxprune.rules.base import Call, Context, Family, Rule
-from fxprune.rules.layout import read_back, spread, told_apart
+from fxprune.rules.layout import distinct, read_back, spread
 
 aten = torch.ops.aten
 
@@ -88,7 +88,7 @@ class Index(Rule):
         if all(index is None or n is not None for index, n in zip(indices, numbers, strict=True)):
             carried = []
             for family in context.of(x):
-                labels = told_apart(context, family.labels)
+                labels = distinct(context, family.labels)
                 moved = call.op(spread(labels, family.dim, tuple(x.shape)), numbers)
                 found = read_back(context, moved, (family.dim, 0))
                 if found is not None:

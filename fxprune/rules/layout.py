@@ -16,15 +16,15 @@ def spread(labels: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
     return labels.view(lone).expand(shape)
 
 
-def told_apart(context: Context, labels: Tensor) -> Tensor:
-    """Make labels that stand in for others, some of which repeat: each repetition has its own.
+def distinct(context: Context, labels: Tensor) -> Tensor:
+    """Return labels of which none repeats: each repetition is a new one, coupled to the first.
 
     Behind a shuffle a channel stands at several positions, with other values at each: [1, 1, 2, 2].
     Where these wrap around, as in roll(1) -> [2, 1, 1, 2], the second channel has its halves the
     other way round, and may not be exchanged for the first.
 
     Args:
-        context: what is told that they are equal.
+        context: takes the new labels, and that they are equal to those they stand for.
         labels: int64 [n], of one dimension.
     """
     count, occurrence = Counter[int](), []
@@ -45,7 +45,7 @@ def read_back(context: Context, moved: Tensor, which: Sequence[Hashable]) -> Fam
     """Return the family of a tensor of labels; couple it to one dimension if it varies along more.
 
     Args:
-        context: what is told of the coupling.
+        context: takes the coupling.
         moved: labels in the place of the tensor's elements.
         which: what tells it from the others that the call moves.
     """

@@ -16,7 +16,7 @@ from fxprune.channels.graph import Axis, Widths
 from fxprune.channels.records import Number, Record, Shape
 from fxprune.channels.sizes import CallSizes, argument, input_of, kept_before, plain, set_argument
 from fxprune.rules.base import Call, Context, Family, Rule
-from fxprune.rules.layout import read_back, spread, told_apart
+from fxprune.rules.layout import distinct, read_back, spread
 
 aten = torch.ops.aten
 
@@ -73,7 +73,7 @@ class Movement(Rule):
         for family in context.of(x):
             labels = family.labels
             if call.op.overloadpacket is aten.roll:
-                labels = told_apart(context, labels)
+                labels = distinct(context, labels)
             moved = _move(call, spread(labels, family.dim, tuple(x.shape)), x)
             for slot, part in enumerate(moved):
                 found = read_back(context, part, (family.dim, slot))
