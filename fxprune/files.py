@@ -303,7 +303,8 @@ def parsed(content: bytes | str, path: Path) -> Any:
     """Parse JSON; `path` is for the message.
 
     Raises:
-        RunError: it is none, nested deeper than 200 levels, or holds NaN or infinity.
+        RunError: the content is no JSON, is nested deeper than 200 levels, or holds NaN or
+            infinity.
     """
     try:
         return from_json(content, allow_inf_nan=False)

@@ -105,8 +105,8 @@ class RecordedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not asks_for_values(func, args):
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
-        told = self.answers.take(func.__name__, lambda: pytree.tree_map(_form, out))
-        return told if torch.Tag.data_dependent_output in func.tags else out
+        answer = self.answers.take(func.__name__, lambda: pytree.tree_map(_form, out))
+        return answer if torch.Tag.data_dependent_output in func.tags else out
 
 
 _PLACES = frozenset(

@@ -24,7 +24,8 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every ATen call and hands it to the rule of its op.
 
     Attributes:
-        answers: what is told where the code of a module asks for what is in a tensor.
+        answers: those to code of a module that asks for what is in a tensor; None where no module
+            that keeps its code runs.
     """
 
     def __init__(self, aliasing: Aliasing, graph: int, seen: dict[Any, Looks]) -> None:
@@ -40,7 +41,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = tensors_in((*args, *kwargs.values()))
         self.context.near = inputs
         if self.answers is not None and asks_for_values(func, args):
-            return self._told(self.answers, func, args, inputs)
+            return self._answered(self.answers, func, args, inputs)
         if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
             args, kwargs = self._lift((args, kwargs))
         if any(tensor.is_meta for tensor in inputs) and kwargs.get("device") is not None:
@@ -67,7 +68,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.follow(*call, {}, out)
         return out[0] if look[0] else out, call[0] not in SIZED
 
-    def _told(
+    def _answered(
         self, answers: Answers, func: Any, args: tuple[Any, ...], inputs: list[Tensor]
     ) -> Any:
         """Return the answer to a call that reads values, which meta tensors do not have."""
@@ -78,7 +79,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise AsksForValuesError("the code asks for what is in a tensor")
             return out
 
-        told = answers.take(func.__name__, value, has_values)
+        answer = answers.take(func.__name__, value, has_values)
         context = self.context
         context.read(self.graph, func.__name__, inputs)
         if func is torch.ops.aten.equal.default:
@@ -86,7 +87,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 context.mixes()
         else:
             context.pin_all(inputs, "the code asks for their values")
-        return pytree.tree_map(lambda part: part.meta() if isinstance(part, Form) else part, told)
+        return pytree.tree_map(lambda part: part.meta() if isinstance(part, Form) else part, answer)
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Hand a call and its result to the rule of its op."""

@@ -41,7 +41,7 @@ class CodePath:
     Attributes:
         training: whether the user's own modules are in training mode.
         seed: of the random numbers that the code draws.
-        answers: what the code asks, and what it is told, in order; None where it may not ask.
+        answers: what the code asks, with the answers, in order; None where it may not ask.
         calls: a hash of the ATen calls on the path, and of which of the module's tensors they take.
         read: the positions of answers that follow from sizes alone, and are read at any widths.
     """
@@ -55,7 +55,9 @@ class CodePath:
     @property
     def key(self) -> tuple[Any, ...]:
         """Return what tells paths apart: the mode, the calls, and each condition's outcome."""
-        conditions = [(asked, told) for asked, told in self.answers or () if type(told) is bool]
+        conditions = [
+            (asked, answer) for asked, answer in self.answers or () if type(answer) is bool
+        ]
         return self.training, self.calls, *conditions
 
 

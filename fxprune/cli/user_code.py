@@ -184,7 +184,7 @@ def inputs_of(module: ModuleType, spec: str) -> tuple[torch.Tensor, ...] | None:
     """Read `example_inputs` of a module; None if it has none.
 
     Raises:
-        SpecError: it is no tensor and no tuple of tensors.
+        SpecError: `example_inputs` is no tensor and no tuple of tensors.
     """
     value = getattr(module, "example_inputs", None)
     if value is not None and not isinstance(value, torch.Tensor) and callable(value):

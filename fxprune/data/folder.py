@@ -101,7 +101,7 @@ def _check_parts(path: Path) -> None:
     """Refuse a folder without train and val, and say which one was meant.
 
     Raises:
-        DataError: so it is.
+        DataError: train, val or both are missing.
     """
     if all((path / part).is_dir() for part in PARTS) or not path.is_dir():
         return
@@ -140,7 +140,7 @@ def _check_tree(path: Path) -> None:
     """Refuse a folder that is no folder of classes, and say which one was meant.
 
     Raises:
-        DataError: so it is.
+        DataError: there are images and no folders, or folders without images.
     """
     if not path.is_dir():
         return

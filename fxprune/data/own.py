@@ -70,7 +70,7 @@ def own_transforms(found: Any, name: str) -> Any:
         `found`, a function or a tuple of two.
 
     Raises:
-        DataError: it is something else.
+        DataError: `found` is something else.
     """
     if callable(found):
         return found
@@ -122,7 +122,7 @@ def inputs_and_targets(batch: Any) -> Batch:
     """Take a batch apart: `(inputs, target)`, or `(x, y, …, target)`.
 
     Raises:
-        DataError: it is no such pair.
+        DataError: the batch is something else.
     """
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]

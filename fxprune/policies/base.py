@@ -145,7 +145,7 @@ def check_choice(policy: Policy, option: str, choices: object) -> None:
     """Check that an option's value is one of the Literal `choices`.
 
     Raises:
-        OptionError: it is not.
+        OptionError: the value is another one.
     """
     value = getattr(policy, option)
     if value not in get_args(choices):

@@ -36,7 +36,7 @@ def from_text(
     """Read what `to_text` wrote, as positional arguments and keywords with these tensors in them.
 
     Raises:
-        OptionError: it is damaged.
+        OptionError: the text is damaged.
     """
     if text is None:
         return tuple(tensors), {}

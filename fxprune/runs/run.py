@@ -53,7 +53,7 @@ ADDED = ("train.json", "latency.json", "export.json", "report.html", "teacher.sa
 """What later commands add, each of the network that was there then."""
 
 MADE_FIRST = {CHECKPOINT, LOCK}
-"""What a run holds that was being made when its process was killed; temporary files aside."""
+"""The files, beside temporary ones, of a run whose process was killed while it made the run."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Run:
             trust: let it import and call what it names, from now on.
 
         Raises:
-            RunError: it is none, or damaged.
+            RunError: the folder is no run, or the run is damaged.
         """
         if not path.is_dir():
             raise RunError(

@@ -264,7 +264,7 @@ class KnowingTracer(fx.Tracer):
         """Return the length of a tuple, list or tensor, which is the same for all inputs.
 
         Raises:
-            TraceError: it is not known.
+            TraceError: the length depends on the input, or the proxy stands for something else.
         """
         found = self._values(proxy, (self._plain, self._batch), images=True)
         kinds = (tuple, list, dict, Tensor)
@@ -280,7 +280,7 @@ class KnowingTracer(fx.Tracer):
             free: whether it may depend on the size of the images.
 
         Raises:
-            TraceError: it is not known.
+            TraceError: the number depends on the input.
         """
         if proxy.node in self._asserted:
             return self._asserted[proxy.node]

@@ -242,8 +242,8 @@ class Job:
             workers: as of `fxprune.data.load`.
 
         Raises:
-            DataError: as `fxprune.data.load` and `own_data`; or what the transform's factory
-                returned is none.
+            DataError: as `fxprune.data.load` and `own_data`; or the transform's factory returned
+                no transform.
         """
         if "data" in made:
             return own_data(made["data"], self.data, workers=workers or 0)

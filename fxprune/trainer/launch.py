@@ -28,7 +28,7 @@ def launched(patience: float = PATIENCE) -> Iterator[int]:
 
     Raises:
         RunError: another process ended or does not answer.
-        Unsaid: likewise, where another process says so already.
+        Unsaid: the same, where another process has printed the error.
     """
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         yield 0
