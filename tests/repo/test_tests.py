@@ -1,4 +1,4 @@
-"""Tests import no tests, and read what the package offers."""
+"""Tests import no tests, read what the package offers, and are named for a module of it."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.modules import ROOT
+from tests.support.modules import MODULES, ROOT
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
@@ -46,6 +46,20 @@ def test_tests_import_from_support_alone() -> None:
             if module.startswith("tests") and not module.startswith("tests.support"):
                 wrong[str(path.relative_to(ROOT))] += 1
     assert not wrong
+
+
+def test_a_unit_test_is_named_for_its_module() -> None:
+    """What takes several modules is in another folder; a contract is of all plug-ins of a kind."""
+    unit = ROOT / "tests" / "unit"
+    odd = [
+        path.relative_to(unit).as_posix()
+        for path in unit.rglob("test_*.py")
+        if ".".join((*path.relative_to(unit).parts[:-1], path.stem.removeprefix("test_")))
+        not in MODULES
+    ]
+    kinds = ("passes", "policies", "rules")
+    contracts = [f"{kind}/test_contract.py" for kind in kinds]
+    assert sorted(odd) == sorted([*contracts, "policies/test_controls.py"])
 
 
 def test_the_reader_of_private_names_sees_what_it_must() -> None:
