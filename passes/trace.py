@@ -48,8 +48,7 @@ class Trace(Pass):
                 raise TraceError(
                     f"{repr(path) if path else 'the model'} is a TorchScript module",
                     why="its layers are no modules of Python, which could be made narrower",
-                    do="instrument the model with the module that was scripted in its place, and "
-                    "script the compact network",
+                    do="put back the module that was scripted, and script the compact network",
                 )
             if not {'"', "\\", "\n", "\r"}.isdisjoint(path):
                 raise TraceError(
