@@ -325,6 +325,7 @@ class Executing(TracedModule):
     def _select(self, chosen: Selection) -> None:
         if chosen is self._selection:
             return
+        self._residents.put_in_order(self._selection)
         self._residents.reset_unmovable_state(self._selection.widths, chosen.widths)
         tensors = self._residents.tensors().values()
         buffers = [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]

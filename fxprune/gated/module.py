@@ -52,11 +52,12 @@ class GatedModule(Saving):
         Raises:
             GateError: a gated layer was replaced.
         """
+        began = None if self._twin is None else self._twin.began
         self._forget_source()  # it trains on its own
         self._residents.refind(self._selection)
         self.attached.add(optimizer, pace)
         held = weakref.ref(self)
-        self._residents.track(optimizer, self.attached, lambda: _saving(held()))
+        self._residents.track(optimizer, self.attached, lambda: _saving(held()), began)
 
     def join(self, wrapper: DistributedDataParallel) -> None:
         """Join the replicas of a data-parallel wrapper that is being made.
@@ -110,7 +111,7 @@ class GatedModule(Saving):
         self._finish()
         self._residents.gradients.check()
         self._residents.put_in_order(self._selection)
-        self._residents.begin(self.attached)
+        self._residents.begin(self.attached, self._selection)
         self._selector.steps += 1
         self._evaluation.stale = True
         for follower in self._followers:  # a state that was loaded into one alone is outdated

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import message
+from fxprune.errors import GateError, message
 
 _AS_PARAMETER: Literal["parameter"] = "parameter"
 LARGE = 1024.0  # a parameter that no other state looks like
@@ -35,9 +35,7 @@ def beginnings(
     Returns:
         For each key a number, or "parameter" for a copy of the parameter.
     """
-    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-    options = {k: v for k, v in group.items() if k in inspect.signature(type(optimizer)).parameters}
-    at_zero, at_large = (_after(optimizer, options, parameter, x) for x in (0.0, LARGE))
+    at_zero, at_large = (_after(optimizer, parameter, x) for x in (0.0, LARGE))
     copies = (k for k, v in at_large.items() if abs(v / LARGE - 1) < 0.01 and not at_zero.get(k))
     found: dict[str, float | Literal["parameter"]] = {**at_zero}
     found |= dict.fromkeys(copies, _AS_PARAMETER)
@@ -52,20 +50,58 @@ def _alike(state: Tensor, parameter: Tensor) -> bool:
     return bool(gap < 0.1 * torch.linalg.vector_norm(parameter.double()))
 
 
-@torch.enable_grad()
-def _after(
-    optimizer: torch.optim.Optimizer, options: dict[str, Any], like: Tensor, value: float
-) -> dict[str, float]:
+def _after(optimizer: torch.optim.Optimizer, like: Tensor, value: float) -> dict[str, float]:
     """Return the state of a lone element after a step with a zero gradient."""
-    lone = nn.Parameter(like.detach().new_full((1,) * like.dim(), value))
-    lone.grad = torch.zeros_like(lone)
+    shape = (1,) * like.dim()
+    state = _fresh(optimizer, like, shape, value).items()
+    return {k: float(v) for k, v in state if isinstance(v, Tensor) and v.shape == shape}
+
+
+@torch.enable_grad()
+def _fresh(
+    optimizer: torch.optim.Optimizer, like: Tensor, shape: tuple[int, ...], value: float
+) -> dict[str, Any]:
+    """Return what a new optimiser keeps of a parameter of one value after a zero gradient."""
+    group = next(g for g in optimizer.param_groups if any(p is like for p in g["params"]))
+    options = {k: v for k, v in group.items() if k in inspect.signature(type(optimizer)).parameters}
+    alone = nn.Parameter(like.detach().new_full(shape, value))
+    alone.grad = torch.zeros_like(alone)
     try:
-        fresh = type(optimizer)(**{**options, "params": [lone]})
+        fresh = type(optimizer)(**{**options, "params": [alone]})
         fresh.step()
     except Exception:  # of a foreign optimiser, whatever it is
         return {}
-    state = fresh.state[lone].items()
-    return {k: float(v) for k, v in state if isinstance(v, Tensor) and v.shape == lone.shape}
+    state: dict[str, Any] = fresh.state[alone]
+    return state
+
+
+def refuse_misfit(
+    optimizer: torch.optim.Optimizer, name: str, parameter: Tensor, shape: tuple[int, ...]
+) -> None:
+    """Refuse the state of a parameter where a new optimiser's would be of other shapes.
+
+    Args:
+        optimizer: the optimiser.
+        name: of the parameter.
+        parameter: the parameter.
+        shape: of the parameter.
+
+    Raises:
+        GateError: it is of other shapes.
+    """
+    state = (optimizer.state.get(parameter) or {}).items()
+    suspects = {
+        k: v for k, v in state if isinstance(v, Tensor) and v.numel() > 1 and v.shape != shape
+    }
+    for key, like in (_fresh(optimizer, parameter, shape, 0.0) if suspects else {}).items():
+        if key in suspects and isinstance(like, Tensor) and like.shape != suspects[key].shape:
+            has, needs = tuple(suspects[key].shape), tuple(like.shape)
+            raise GateError(
+                f"the state {key!r} that {type(optimizer).__name__} has of {name} does not fit",
+                why=f"it is {has}, and has to be {needs}; nothing says of which channels it is",
+                do="load what state_dict() of an attached optimiser returned, or what the dense "
+                "network's SGD or AdamW had; or begin with a new optimiser",
+            )
 
 
 def strays(state: Mapping[str, Any], shape: tuple[int, ...] | None, size: int) -> Iterator[str]:

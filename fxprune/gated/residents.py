@@ -20,7 +20,7 @@ from fxprune.errors import GateError
 from fxprune.gated import optimizer_state
 from fxprune.gated.gradients import Pending
 from fxprune.gated.saliency import Meter
-from fxprune.gated.slot_order import key_of, take_order, with_order
+from fxprune.gated.slot_order import KEY, order_of, with_order
 from fxprune.tracing.module import modules_of
 
 
@@ -31,17 +31,18 @@ class _Tracked:
     Attributes:
         optimizer: held weakly.
         attached: the optimiser given to `attach`; it may wrap this one.
-        stepped: whether its state is that of the current selection: it has stepped since it was
-            attached, and no state was loaded since.
+        stepped: whether it has stepped since it was attached, and no state was loaded since.
+        ordered: whether its state is known to be in the order of the current selection.
         warned: whether the user was warned of state that does not follow the channels.
-        order: the selection in whose order its loaded state lies; None if that is the current
-            one, or unknown.
+        order: the selection in whose order its state lies if that does not say so itself; None
+            for the current one.
         handles: of the hooks by which saving and loading are noticed.
     """
 
     optimizer: weakref.ref[Optimizer]
     attached: weakref.ref[Optimizer]
     stepped: bool = False
+    ordered: bool = False
     warned: bool = False
     order: Selection | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
@@ -102,16 +103,15 @@ class Residents:
                 raise _replaced(name, f"it is of {tensor.dtype}, and was of {dense.dtype}")
             yield Item(name, None, tensor.detach(), dense, home.install)
 
-    def states(self, widths: Widths, stepped: bool = False) -> Iterator[Item]:
+    def states(self, widths: Widths, ordered: bool = False) -> Iterator[Item]:
         """Yield the optimisers' state tensors that have their parameter's shape.
 
         Args:
             widths: of the selection in whose order they lie.
-            stepped: leave out optimisers that did not step since they were attached or loaded,
-                whose state may lie in another order.
+            ordered: leave out optimisers whose state may lie in another order.
         """
         for tracked, optimizer in self._optimizers():
-            if stepped and not tracked.stepped:
+            if ordered and not tracked.ordered:
                 continue
             for name, home in self._homes.items():
                 state = optimizer.state.get(home.tensor())
@@ -138,14 +138,25 @@ class Residents:
                     dense.fill_(begins)
             yield Item(name, key, resident, dense, _setter(state, key))
 
-    def begin(self, attached: Container[object]) -> None:
+    def begin(self, attached: Container[object], at: Selection) -> None:
         """Prepare a step; before an optimiser's first one, delete the state in the bank.
 
         That state is an earlier optimiser's, unless this optimiser's own state was loaded.
+
+        Args:
+            attached: all attached optimisers.
+            at: the selection of the residents.
+
+        Raises:
+            GateError: a state that was loaded has the shapes of no selection that is known.
         """
-        for tracked, _ in self._optimizers():
+        for tracked, optimizer in self._optimizers():
             if not tracked.stepped and tracked.attached() in attached:
-                tracked.stepped = True
+                for name, home in self._homes.items():
+                    optimizer_state.refuse_misfit(
+                        optimizer, name, home.tensor(), self.bank.shape(name, at.widths)
+                    )
+                tracked.stepped = tracked.ordered = True
                 for name, home in self._homes.items():
                     if self._is_new_to(home.tensor()):
                         self.bank.states.pop(name, None)
@@ -218,22 +229,49 @@ class Residents:
             at: the selection of the residents.
         """
         for tracked, optimizer in self._optimizers():
-            saved, tracked.order = tracked.order, None
-            if saved is None or torch.equal(saved.channels, at.channels):
+            if tracked.ordered:
                 continue
-            moving: list[Item] = []
-            for name, home in self._homes.items():
-                state = optimizer.state.get(home.tensor())
-                if state:
+            states = {
+                name: optimizer.state.get(home.tensor()) for name, home in self._homes.items()
+            }
+            found = {name: state for name, state in states.items() if state}
+            saved = order_of(found.values()) or self._dense_order(found, at) or tracked.order
+            if saved is None:
+                continue
+            saved = saved.to(at.channels.device)
+            if not torch.equal(saved.channels, at.channels):
+                moving: list[Item] = []
+                for name, state in found.items():
                     moving += self._states_of(name, optimizer, state, saved.widths)
-            for install, tensor in taken(moving, self.bank, saved, at):
-                install(tensor)
+                for install, tensor in taken(moving, self.bank, saved, at):
+                    install(tensor)
+            for state in found.values():
+                state.pop(KEY, None)
+            tracked.order, tracked.ordered = None, True
+
+    def _dense_order(
+        self, states: Mapping[str, Mapping[str, Any]], at: Selection
+    ) -> Selection | None:
+        """Return the selection of all channels, if states are the dense network's by their shape.
+
+        Args:
+            states: by the name of the parameter.
+            at: the selection of the residents.
+        """
+        for name, state in states.items():
+            dense = self.bank.dense[name].shape
+            is_wide = dense != self.bank.shape(name, at.widths)
+            if is_wide and any(isinstance(v, Tensor) and v.shape == dense for v in state.values()):
+                layout = self.bank.channels.layout
+                return Selection(torch.arange(layout.total), layout.sizes)
+        return None
 
     def track(
         self,
         optimizer: Optimizer,
         attached: Container[object],
         saving: Callable[[], Selection | None],
+        order: Selection | None = None,
     ) -> None:
         """Exchange the state of this optimiser, and of those that it wraps, from now on.
 
@@ -244,21 +282,20 @@ class Residents:
             attached: all attached optimisers, this one among them.
             saving: called before its state is saved; brings states in order and returns the
                 selection at hand, or None where the network is gone.
+            order: the selection in whose order its state lies, if that does not say so itself;
+                None for the current one.
         """
         inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
         kept = []
-        waiting: dict[Optimizer, Selection | None] = {}  # the order of what was loaded meanwhile
         for tracked, one in self._optimizers():
             outer = tracked.attached()
             if outer is optimizer or one in (optimizer, *inner) or outer not in attached:
-                waiting[one] = tracked.order
                 for handle in tracked.handles:
                     handle.remove()
             else:
                 kept.append(tracked)
         for one in (optimizer, *inner):
-            tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer))
-            tracked.order = self._order(one) or waiting.get(one)
+            tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer), order=order)
             if hasattr(one, "_optimizer_load_state_dict_post_hooks"):  # not all call super()
                 tracked.handles = [
                     one.register_load_state_dict_post_hook(self._loaded(tracked)),
@@ -294,8 +331,8 @@ class Residents:
     def _loaded(self, tracked: _Tracked) -> Callable[[Optimizer], None]:
         """Return what is called when an optimiser's state was loaded."""
 
-        def loaded(optimizer: Optimizer) -> None:
-            tracked.stepped, tracked.order = False, self._order(optimizer)
+        def loaded(_: Optimizer) -> None:
+            tracked.stepped, tracked.ordered, tracked.order = False, False, None
 
         return loaded
 
@@ -306,16 +343,11 @@ class Residents:
 
         def saved(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
             at = saving()
-            if at is None or not state.get("param_groups"):
+            if at is None or not state.get("state"):
                 return state
-            return with_order(state, key_of(optimizer, self.tensors().values()), at)
+            return with_order(state, optimizer, self.tensors().values(), at)
 
         return saved
-
-    def _order(self, optimizer: Optimizer) -> Selection | None:
-        """Return the selection in whose order a loaded state lies, if it was saved with it."""
-        own = [*self.tensors().values()]
-        return take_order(optimizer, key_of(optimizer, own), own[0].device)
 
     def _optimizers(self) -> Iterator[tuple[_Tracked, Optimizer]]:
         for tracked in self._tracked:

@@ -51,7 +51,7 @@ class Saving(Averaging):
         selector.check(saved.trained)
         if saved.settled is not None:
             selector.check(saved.settled)
-        moments = self._residents.states(self._selection.widths, stepped=True)
+        moments = self._residents.states(self._selection.widths, ordered=True)
         follow = exchange.taken(moments, self.bank, self._selection, saved.trained)
         for name, tensor in dense.items():
             tensor.copy_(saved.dense[name])

@@ -75,32 +75,157 @@ def test_an_idle_network_of_mixed_dtypes_hinders_no_other() -> None:
     assert torch.equal(gated.dense_state_dict()["3.weight"], begun["3.weight"])
 
 
+Pair = tuple[GatedModule, torch.optim.Optimizer]
+
+
+def momentum(seed: int = 0, steps: int = 4) -> Pair:
+    """Train with momentum that is a multiple of its weight, which stays; a mixed one is not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    gated = instrument(model.train(), (X,), policy="random", seed=seed)
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.0, momentum=1.0)
+    attach(gated, optimizer)
+    go_on(gated, optimizer, steps)
+    return gated, optimizer
+
+
+def go_on(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        for parameter in network.parameters():
+            parameter.grad = parameter.detach().clone()
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+def assert_no_channel_is_mixed(gated: GatedModule, optimizer: torch.optim.Optimizer) -> None:
+    go_on(gated, optimizer, 2)
+    for parameter in gated.parameters():
+        state = optimizer.state[parameter]
+        times = state["momentum_buffer"] / parameter.detach()
+        torch.testing.assert_close(times, times.round(), rtol=0.0, atol=1e-4)
+        assert {*state} == {"momentum_buffer"}
+
+
 @pytest.mark.parametrize("detached_first", [False, True])
 def test_a_state_that_is_loaded_around_another_attach_is_put_in_order(
     detached_first: bool,
 ) -> None:
-    """Momentum here is a multiple of its weight, which stays: a mixed one would not be."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    gated = instrument(model.train(), (X,), policy="random")
-    optimizer = torch.optim.SGD(gated.parameters(), lr=0.0, momentum=1.0)
-    controller = attach(gated, optimizer)
-
-    def go_on(steps: int) -> None:
-        for _ in range(steps):
-            for parameter in gated.parameters():
-                parameter.grad = parameter.detach().clone()
-            optimizer.step()
-
-    go_on(4)
+    gated, optimizer = momentum(steps=0)
+    controller = attach(gated, optimizer := torch.optim.SGD(gated.parameters(), 0.0, 1.0))
+    go_on(gated, optimizer, 4)
     saved = copy.deepcopy(optimizer.state_dict())
-    go_on(3)
+    go_on(gated, optimizer, 3)
     for change in (controller.detach, lambda: optimizer.load_state_dict(saved))[
         :: 1 if detached_first else -1
     ]:
         change()
     attach(gated, optimizer)
-    go_on(2)
-    for parameter in gated.parameters():
-        times = optimizer.state[parameter]["momentum_buffer"] / parameter.detach()
-        torch.testing.assert_close(times, times.round(), rtol=0.0, atol=1e-4)
+    assert_no_channel_is_mixed(gated, optimizer)
+
+
+def loaded_then_copied(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
+    earlier = copy.deepcopy(optimizer.state_dict())
+    go_on(gated, optimizer, 3)
+    optimizer.load_state_dict(earlier)
+    pair = copy.deepcopy((gated, optimizer))
+    attach(*pair)
+    return pair
+
+
+def copied_then_left_behind(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
+    pair = copy.deepcopy((gated, optimizer))
+    go_on(gated, optimizer, 3)  # the copy follows, and its optimiser is not attached yet
+    attach(*pair)
+    return pair
+
+
+def under_the_groups_of_now(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
+    earlier = copy.deepcopy(optimizer.state_dict())
+    go_on(gated, optimizer, 3)
+    now = optimizer.state_dict()
+    optimizer.load_state_dict({"state": earlier["state"], "param_groups": now["param_groups"]})
+    return gated, optimizer
+
+
+def saved_before_the_network_is_loaded(
+    gated: GatedModule, optimizer: torch.optim.Optimizer
+) -> Pair:
+    network, moments = copy.deepcopy(gated.state_dict()), copy.deepcopy(optimizer.state_dict())
+    other, its = momentum(seed=1)
+    its.load_state_dict(moments)
+    its.state_dict()  # puts it in the order of the network as it is
+    other.load_state_dict(network)
+    return other, its
+
+
+def selected_at_other_widths(_: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
+    wide, its = momentum(seed=1, steps=0)
+    wide.spend(1.0)
+    its.load_state_dict(optimizer.state_dict())
+    wide.spend(0.75)
+    return wide, its
+
+
+def of_the_dense_network(gated: GatedModule, _: torch.optim.Optimizer) -> Pair:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    model.load_state_dict(gated.dense_state_dict())
+    dense = torch.optim.SGD(model.parameters(), lr=0.0, momentum=1.0)
+    go_on(model, dense, 2)
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.0, momentum=1.0)
+    optimizer.load_state_dict(dense.state_dict())
+    attach(gated, optimizer)
+    return gated, optimizer
+
+
+@pytest.mark.parametrize(
+    "arrive",
+    [
+        loaded_then_copied,
+        copied_then_left_behind,
+        under_the_groups_of_now,
+        saved_before_the_network_is_loaded,
+        selected_at_other_widths,
+        of_the_dense_network,
+    ],
+)
+def test_a_state_of_other_channels_is_put_in_order(arrive: Callable[..., Pair]) -> None:
+    assert_no_channel_is_mixed(*arrive(*momentum()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_order_of_a_state_survives_a_cast(dtype: torch.dtype) -> None:
+    """Loading casts all that an optimiser keeps to the dtype of the parameter."""
+    model = nn.Sequential(nn.Conv2d(3, 600, 1), nn.ReLU(), nn.Conv2d(600, 2, 1)).to(dtype)
+    gated = instrument(model, (X.to(dtype),), policy="random")
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.0, momentum=1.0)
+    attach(gated, optimizer)
+    step(gated, optimizer)
+    first = next(iter(gated.parameters()))
+    kept = {int(c): float(n) for n, c in enumerate(gated.trained.channels)}
+    optimizer.state[first]["momentum_buffer"][:] = torch.arange(len(first))[:, None, None, None]
+    saved = copy.deepcopy(optimizer.state_dict())
+    gated.select(gated.best())
+    optimizer.load_state_dict(saved)
+    optimizer.state_dict()
+    for channel, found in zip(
+        gated.trained.channels.tolist(), optimizer.state[first]["momentum_buffer"], strict=True
+    ):
+        assert channel not in kept or kept[channel] == pytest.approx(
+            float(found[0, 0, 0]), rel=0.01
+        )
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adafactor])
+def test_a_state_that_fits_nothing_is_refused(kind: type[torch.optim.Optimizer]) -> None:
+    """Adafactor's rows and columns of the dense network; a compact network's momentum."""
+    gated, _ = momentum(steps=0)
+    options = {"momentum": 1.0} if kind is torch.optim.SGD else {}
+    widths = 6 if kind is torch.optim.SGD else 8
+    other = nn.Sequential(nn.Conv2d(3, widths, 3), nn.ReLU(), nn.Conv2d(widths, 4, 3))
+    its = kind([*other.parameters()], lr=0.0, **options)  # type: ignore[call-arg]
+    go_on(other, its, 1)
+    optimizer = kind([*gated.parameters()], lr=0.0, **options)  # type: ignore[call-arg]
+    attach(gated, optimizer)
+    optimizer.load_state_dict(its.state_dict())
+    with pytest.raises(GateError, match=r"has of 0.weight does not fit\n  why  it is \([68], "):
+        go_on(gated, optimizer, 1)
