@@ -273,6 +273,20 @@ class Executing(TracedModule):
         if not self.training:
             self._prepare()
 
+    def note_registered(self, parent: nn.Module) -> None:
+        """Find the residents anew before the next use, if a part of the network was replaced.
+
+        Args:
+            parent: a module in which a child or a parameter is about to be registered.
+        """
+        if self._residents.holds(parent) and self._look_again not in self._pending:
+            self._pending.insert(0, self._look_again)
+
+    def _look_again(self) -> None:
+        self._residents.refind(self._selection)
+        self.attached.check_again()
+        self._evaluation.stale = True
+
     def _shown(self) -> Selection:
         """Return the selection that a forward executes now."""
         if self.training or self.follows:

@@ -34,7 +34,7 @@ class Rounds:
         # those with gradients newer than their last step, if several are attached
         self._fresh: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._marks: list[RemovableHandle] = []
-        self._checked = False  # since one was added, see `warn_of_unheld`
+        self._checked = False  # see `warn_of_unheld`
 
     def __contains__(self, optimizer: object) -> bool:
         return any(optimizer is one for one in self._paces)
@@ -57,7 +57,7 @@ class Rounds:
             if any(id(p) in own for group in other.param_groups for p in group["params"]):
                 self.release(other)
         self._paces[optimizer] = pace
-        self._checked = False
+        self.check_again()
         self._mark()
 
     def release(self, optimizer: Optimizer) -> None:
@@ -88,6 +88,10 @@ class Rounds:
                 self._fresh.add(one)
 
         return mark
+
+    def check_again(self) -> None:
+        """Let `warn_of_unheld` look at the gradients of the next step."""
+        self._checked = False
 
     def warn_of_unheld(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
         """Warn once, after a step, of gradients that no attached optimiser applies.

@@ -69,6 +69,7 @@ class Residents:
         """
         self._network = weakref.ref(network)
         self._children: list[nn.Module] = []
+        self._ids: set[int] = set()  # of the children
         self.structure: list[tuple[object, ...]] = []
         self._homes: dict[str, Home] = {}
         self._homes.update(self._found(network, channels))
@@ -194,6 +195,10 @@ class Residents:
         for home in self._homes.values():
             home.renew()
 
+    def holds(self, module: nn.Module) -> bool:
+        """Tell whether a module is the network, or was a part of it when that was last walked."""
+        return module is self._network() or id(module) in self._ids
+
     def refind(self, at: Selection) -> None:
         """Find the residents again, after layers of the network may have been replaced.
 
@@ -207,7 +212,10 @@ class Residents:
             here = found[name].tensor() if name in found else None
             shape, dtype = self.bank.shape(name, at.widths), dense.dtype
             if here is None:
-                raise _replaced(name, "it is gone")
+                path, _, _ = name.rpartition(".")
+                holder = modules_of(network).get(path)
+                is_now = "" if holder is None else f": {path!r} is of class {type(holder).__name__}"
+                raise _replaced(name, f"it is gone{is_now}")
             if tuple(here.shape) != shape or here.dtype != dtype:
                 is_now = f"it is {tuple(here.shape)} of {here.dtype}"
                 raise _replaced(name, f"{is_now}, and was {shape} of {dtype}")
@@ -219,6 +227,7 @@ class Residents:
             children = [*modules_of(network).values()]
             self.structure = held_by(children)
             self._children = [child for child in children if child is not network]
+            self._ids = {id(child) for child in self._children}
             return homes(network, channels)
         return self._homes
 
@@ -360,7 +369,9 @@ def _replaced(name: str, why: str) -> GateError:
     return GateError(
         f"the gated tensor {name} was replaced by another",
         why=why,
-        do="change layers before fxprune.instrument, and dtypes of the whole network",
+        do="change layers before fxprune.instrument, and dtypes of the whole network; to change a "
+        "trained one, put the layer back, load gated.dense_state_dict() into the model, change "
+        "that, and instrument it",
     )
 
 

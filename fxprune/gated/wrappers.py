@@ -4,26 +4,37 @@ Under DistributedDataParallel it becomes one of several equal replicas. The copi
 make (AveragedModel of torch.optim.swa_utils, timm's ModelEmaV3) follow the network's selections.
 Both are recognised by themselves: PyTorch calls `_registered` for every module that becomes a child
 of another. Whatever makes gated networks has to import this module. Wrappers that cut parameters
-into shards are refused.
+into shards are refused. By the same hooks a network learns that one of its own layers or parameters
+was replaced, so that no step has to look for that.
 """
 
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from fxprune.errors import GateError
 from fxprune.gated import ddp
+from fxprune.gated.averages import living
 from fxprune.gated.followers import follow
 from fxprune.gated.module import GatedModule
 
 _TIMM = "timm.utils.model_ema"
 
 
+def _note(parent: nn.Module, *_: Any) -> None:
+    for network in living():
+        network.note_registered(parent)
+
+
 def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     del name
+    _note(parent)
     if child is None:
         return
     if isinstance(child, GatedModule):
@@ -68,3 +79,4 @@ def _refusing(parent: nn.Module) -> Any:
 
 
 register_module_module_registration_hook(_registered)
+register_module_parameter_registration_hook(_note)

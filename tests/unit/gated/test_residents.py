@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fxprune import GatedModule, attach, instrument
-from fxprune.errors import GateError
+from fxprune.errors import FxpruneWarning, GateError
 from tests.support.training import sgd
 
 X = torch.zeros(2, 3, 9, 9)
@@ -65,6 +65,51 @@ def test_copies_of_a_network_with_a_wrapped_layer(copied: Callable[[nn.Module], 
         copied(gated)
 
 
+REPLACED = {
+    "by an identity": ("1", nn.Identity, "'1' is of class Identity"),
+    "by another head": ("3", lambda: nn.Conv2d(4, 5, 3), r"it is \(5, 4, 3, 3\)"),
+    "by a dense one": ("3", lambda: nn.Conv2d(8, 4, 3), r"it is \(4, 8, 3, 3\)"),
+}
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_replaced_layer_is_refused_at_the_next_use(name: str, stepped: bool) -> None:
+    """Training went on with the layer that was taken out; only eval() noticed."""
+    path, make, why = REPLACED[name]
+    gated, optimizer, begun = trained()
+    own = gated.get_submodule(path)
+    setattr(gated, path, make())
+    with pytest.raises(GateError, match=rf"tensor {path}\.(weight|bias) was replaced(.|\n)*{why}"):
+        step(gated, optimizer) if stepped else gated(X)
+    setattr(gated, path, own)
+    step(gated, optimizer)
+    for key, tensor in gated.dense_state_dict().items():
+        torch.testing.assert_close(tensor, begun[key], rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_layer_that_is_replaced_by_one_that_fits_is_exchanged(whole: bool) -> None:
+    gated, optimizer, _ = trained()
+    head = gated.get_submodule("3")
+    own = nn.Parameter(torch.randn_like(head.weight))
+    if whole:
+        other = copy.deepcopy(head)
+        other.weight = own
+        setattr(gated, "3", other)
+    else:
+        head.weight = own
+    channels = gated.trained.channels.tolist()
+    written = {c: own[:, n].detach().clone() for n, c in enumerate(channels)}
+    with pytest.warns(FxpruneWarning, match=r"no attached optimiser holds the parameter 3\.weight"):
+        step(gated, optimizer)
+    step(gated, optimizer)
+    assert gated.trained.channels.tolist() != channels
+    dense = gated.dense_state_dict()["3.weight"]
+    for channel, values in written.items():
+        assert torch.equal(dense[:, channel], values)
+
+
 def test_an_idle_network_of_mixed_dtypes_hinders_no_other() -> None:
     sick, _, _ = trained()
     sick.bfloat16().get_submodule("1").float()
@@ -98,10 +143,12 @@ def go_on(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> N
 
 
 def assert_no_channel_is_mixed(gated: GatedModule, optimizer: torch.optim.Optimizer) -> None:
+    """Take two steps more; what was kept of earlier ones is there too."""
     go_on(gated, optimizer, 2)
     for parameter in gated.parameters():
         state = optimizer.state[parameter]
         times = state["momentum_buffer"] / parameter.detach()
+        assert times.max() > 2.5
         torch.testing.assert_close(times, times.round(), rtol=0.0, atol=1e-4)
         assert {*state} == {"momentum_buffer"}
 
