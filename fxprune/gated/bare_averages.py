@@ -11,13 +11,15 @@ Parameters with a gradient or an optimiser are trained, and no averages. Kept ac
 the others are of other channels.
 
 A full search reads all objects of the process, some tenths of a second; so it takes at most one
-part in a hundred of the process's time. The young objects, a few thousand, are searched more often.
+part in a hundred of the process's time. The young objects, a few thousand, are searched more often,
+and with them the compact networks that were written to.
 """
 
 import gc
 import itertools
 import time
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -40,6 +42,10 @@ MADE = "fxprune_made"
 """In the `meta` of a compact network: the sums of its parameters when it was made."""
 
 
+GRAPHS: "weakref.WeakSet[fx.GraphModule]" = weakref.WeakSet()
+"""Graph modules of the process, compact networks and copies of them among them."""
+
+
 class Search:
     """When to search, for all networks of a process."""
 
@@ -57,7 +63,9 @@ class Search:
             return found
         if exchanges & (exchanges - 1) and exchanges % _OFTEN:
             return ()
-        return gc.get_objects(generation=0) + gc.get_objects(generation=1)
+        written = [each for each in [*GRAPHS] if not _is_as_made(each)]
+        averages = [parameter for each in written for parameter in each.parameters()]
+        return gc.get_objects(generation=0) + gc.get_objects(generation=1) + averages
 
     def spent(self, seconds: float) -> None:
         """Count the time that a second look took."""
@@ -200,7 +208,7 @@ def _in_networks() -> frozenset[int]:
 
 
 def _is_as_made(network: fx.GraphModule) -> bool:
-    made = network.meta.get(MADE)
+    made = getattr(network, "meta", {}).get(MADE)  # none while it is being made
     return made is None or made == sums_of(dict(network.named_parameters()))
 
 

@@ -10,7 +10,7 @@ was replaced, so that no step has to look for that.
 
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from fxprune.errors import GateError
 from fxprune.gated import ddp
 from fxprune.gated.averages import living
+from fxprune.gated.bare_averages import GRAPHS
 from fxprune.gated.followers import follow
 from fxprune.gated.module import GatedModule
 
@@ -35,6 +36,8 @@ def _note(parent: nn.Module, *_: Any) -> None:
 def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     del name
     _note(parent)
+    if isinstance(parent, fx.GraphModule):
+        GRAPHS.add(parent)
     if child is None:
         return
     if isinstance(child, GatedModule):
