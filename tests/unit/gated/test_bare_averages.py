@@ -1,6 +1,7 @@
 """Averages kept as bare tensors cannot follow; what looks like one is warned of, once."""
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -96,10 +97,7 @@ AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
 @pytest.mark.parametrize(
     ("kind", "late"),
     [(kind, 0) for kind in AVERAGES]
-    + [
-        pytest.param(kind, 3, marks=[] if "compact" in kind else pytest.mark.slow)
-        for kind in AVERAGES
-    ],
+    + [pytest.param(kind, 3, marks=pytest.mark.slow) for kind in AVERAGES],
 )
 def test_a_bare_average_is_warned_of_once(kind: str, late: int) -> None:
     gated, optimizer = build(NET, policy="random")
@@ -141,6 +139,19 @@ def test_full_searches_take_a_part_of_the_time() -> None:
     many = len([*search.objects(1)])
     assert len([*search.objects(2)]) < many / 4, "of the young ones"
     assert [*search.objects(3)] == []
+
+
+def test_compact_networks_that_were_written_to_are_searched_with_the_young() -> None:
+    gated, _ = build(NET, policy="random")
+    search = bare_averages.Search()
+    search.objects(1)
+    search.spent(1e6)  # no other full search for long
+    average, as_made = averaged(shrink(gated), gated), shrink(gated)
+    copied = averaged(copy.deepcopy(as_made), gated)
+    gc.collect()  # all of them are old
+    found = {id(item) for item in search.objects(2)}
+    assert found >= {id(p) for network in (average, copied) for p in network.parameters()}
+    assert not found & {id(p) for p in as_made.parameters()}
 
 
 def test_what_an_evaluation_keeps_is_not_warned_of() -> None:
