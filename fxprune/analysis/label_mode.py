@@ -116,6 +116,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return value
             meta = to_meta(value)
             self.context.stand_for(meta, value)
+            self.context.carry(meta, self.context.of(value))
             return meta
         if isinstance(value, dict):
             return {key: self._lift(part) for key, part in value.items()}

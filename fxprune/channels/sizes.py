@@ -102,6 +102,19 @@ def set_argument(node: fx.Node, index: int, name: str, value: Any) -> None:
         node.kwargs = {**node.kwargs, name: value}
 
 
+def set_literals(node: fx.Node, first: int, dense: Any, sizes: tuple[int, ...]) -> None:
+    """Replace sizes from `first` on by literals and computed widths; -1 and other nodes stay."""
+    nested = first < len(dense) and isinstance(dense[first], (tuple, list))
+    old = dense[first] if nested else dense[first:]
+    now: Any = node.args[first] if nested else node.args[first:]
+    new = [
+        size if isinstance(literal, (int, Number)) and literal != -1 else current
+        for literal, current, size in zip(old, now, sizes, strict=True)
+    ]
+    head = node.args[:first]
+    node.args = (*head, tuple(new), *node.args[first + 1 :]) if nested else (*head, *new)
+
+
 def kept_before(axis: Axis, position: Any, now: Any, widths: Widths) -> Any:
     """Count the kept positions before a literal one; `now` where it is no literal."""
     if isinstance(position, Number):

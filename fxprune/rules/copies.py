@@ -1,26 +1,45 @@
 """Copies of a tensor, and new tensors that have no more than its sizes or its dtype."""
 
 import torch
+from torch import fx
 
-from fxprune.rules.base import Call, Context, Rule
+from fxprune.channels.graph import Widths
+from fxprune.channels.records import Record
+from fxprune.channels.sizes import CallSizes, set_literals
+from fxprune.rules.base import Call, Context, Family, Rule
 
 aten = torch.ops.aten
 
 
 class New(Rule):
-    """A tensor of given sizes, which has no more than its dtype from the other.
+    """A tensor of given sizes, filled with one number or at random: it may lose any of its indices.
 
-    One that an op of PyTorch makes inside, to put its input there (as a circular padding does),
-    has its sizes from that input. Such a call, and no call in Python, gives no `pin_memory`.
+    Such as the state [N, 24, H, W] of zeros with which a recurrent network begins: its 24 channels
+    are those that it meets, and go with them.
     """
 
-    keys = (aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros)
+    keys = (
+        *(aten.empty, aten.full, aten.ones, aten.rand, aten.randn, aten.zeros),
+        *(aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros),
+    )
 
     def __call__(self, context: Context, call: Call) -> None:
-        x, out = call["self"], call.out
-        by_torch = "layout" in call.keywords and "pin_memory" not in call.keywords
-        families = context.of(x) if by_torch and x.dim() == out.dim() else ()
-        context.carry(out, [f for f in families if out.shape[f.dim] == x.shape[f.dim]])
+        sizes = enumerate(call.out.shape)
+        context.carry(call.out, [Family(d, context.fresh(size)) for d, size in sizes if size > 1])
+
+
+class NewSizes(CallSizes):
+    """Sizes of a new tensor."""
+
+    keys = (
+        *(torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros),
+        *("new_empty", "new_full", "new_ones", "new_zeros"),
+    )
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        first = int(node.op == "call_method")
+        if record.args[first:] not in ((), (None,)):  # None: another node gives the whole size
+            set_literals(node, first, record.args, record.result.at(widths))
 
 
 class Identity(Rule):

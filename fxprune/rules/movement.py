@@ -14,7 +14,15 @@ from torch import Tensor, fx
 
 from fxprune.channels.graph import Axis, Widths
 from fxprune.channels.records import Number, Record, Shape
-from fxprune.channels.sizes import CallSizes, argument, input_of, kept_before, plain, set_argument
+from fxprune.channels.sizes import (
+    CallSizes,
+    argument,
+    input_of,
+    kept_before,
+    plain,
+    set_argument,
+    set_literals,
+)
 from fxprune.rules.base import Call, Context, Family, Rule
 from fxprune.rules.layout import distinct, read_back, spread
 
@@ -124,7 +132,7 @@ class ViewSizes(CallSizes):
         if record.args[1:] == (None,):
             return  # another node gives the whole size, as in x.expand(y.shape)
         if len(record.args) > 1 and not isinstance(record.args[1], torch.dtype):
-            _literals(node, 1, record.args, record.result.at(widths))
+            set_literals(node, 1, record.args, record.result.at(widths))
 
 
 class UnflattenSizes(CallSizes):
@@ -136,7 +144,7 @@ class UnflattenSizes(CallSizes):
         if len(record.args) == 3 and record.args[2] is not None:  # None: another node's sizes
             sizes, shape = record.args[2], record.result.at(widths)
             dim = record.args[1] % (len(shape) - len(sizes) + 1)
-            _literals(node, 2, record.args, shape[dim : dim + len(sizes)])
+            set_literals(node, 2, record.args, shape[dim : dim + len(sizes)])
 
 
 class SplitSizes(CallSizes):
@@ -311,19 +319,6 @@ def _listed(axis: Axis, dense: list[Any], now: Any, widths: Widths) -> Any:
     rank = {position: at for at, position in enumerate(axis.template(widths).tolist())}
     places = (position % len(axis.channel) for position in dense)
     return [rank[position] for position in places if position in rank]
-
-
-def _literals(node: fx.Node, first: int, dense: Any, sizes: tuple[int, ...]) -> None:
-    """Replace sizes from `first` on by literals and computed widths; -1 and other nodes stay."""
-    nested = first < len(dense) and isinstance(dense[first], (tuple, list))
-    old = dense[first] if nested else dense[first:]
-    now: Any = node.args[first] if nested else node.args[first:]
-    new = [
-        size if isinstance(literal, (int, Number)) and literal != -1 else current
-        for literal, current, size in zip(old, now, sizes, strict=True)
-    ]
-    head = node.args[:first]
-    node.args = (*head, tuple(new), *node.args[first + 1 :]) if nested else (*head, *new)
 
 
 def _slice(axis: Axis, dense: slice, now: Any, widths: Widths) -> Any:

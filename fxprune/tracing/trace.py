@@ -41,7 +41,6 @@ from fxprune.tracing.own_children import Child, Examples, install, traced_childr
 from fxprune.tracing.proxies import MODE, KnowingTracer
 from fxprune.tracing.side_effects import Draws, seen
 from fxprune.tracing.signature import CallCodeGen, Signature, pack
-from fxprune.tracing.sizes import follow_sizes
 from fxprune.tracing.snapshot import CONSTANT, Snapshot
 from fxprune.tracing.user_questions import INTERNAL
 
@@ -379,7 +378,6 @@ def _graph(subject: _Subject, watch: ModeWatch | None) -> fx.Graph | None:
         for node in tracer.spare:
             if not node.users:
                 graph.erase_node(node)
-        follow_sizes(graph, tracer.rank)
         if tracer.codegen is not None:
             graph.set_codegen(tracer.codegen)
         return graph

@@ -1,20 +1,36 @@
 """Examples of `fxprune.rules.copies`."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune.rules.copies import Identity, New
 from tests.support.rule_examples.base import Example, one, run
 
+
+def padded(x: Tensor) -> Tensor:
+    """Put a tensor into the middle of one of zeros."""
+    n, c, h, w = x.shape
+    out = torch.zeros(n, c, h + 2, w, dtype=x.dtype)
+    out[:, :, 1:-1] = x
+    return out
+
+
 EXAMPLES: tuple[Example, ...] = (
     Example(New, "broadcast", lambda x: x * x.new_full((1, 1, 6, 6), 2.0)),
+    Example(New, "of the channels' number", lambda x: x * x.new_ones(8, 1, 1)),
+    Example(New, "padded by hand", padded),
     Example(
         New,
-        "of the channels' number",
-        lambda x: x * x.new_ones(8, 1, 1),
-        groups=(4,),
-        pinned=("another operand has a fixed size",),
+        "of a number of channels, concatenated",
+        lambda x: torch.cat([x, torch.ones(x.shape[0], 5, 6, 6).to(x)], dim=1),
+        13,
+        (8, 4, 5),
+    ),
+    Example(
+        New,
+        "of sizes that a call computes",
+        lambda x: x * torch.full((x.size(0) * 1, x.size(1), *x.shape[2:]), 0.5, dtype=x.dtype),
     ),
     Example(
         New,

@@ -1,10 +1,17 @@
 """Examples of `fxprune.rules.joins`."""
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fxprune.rules.joins import Concatenate, ConstantPad, Stack
 from tests.support.rule_examples.base import Example
+
+
+def fixed(x: Tensor) -> Tensor:
+    """Return a tensor of 8 channels, each with its own number."""
+    return torch.arange(x.shape[2] + 2).view(8, 1, 1) * x.new_ones(x.shape[0], 1, 6, 6)
+
 
 EXAMPLES: tuple[Example, ...] = (
     Example(
@@ -26,7 +33,7 @@ EXAMPLES: tuple[Example, ...] = (
     Example(
         Concatenate,
         "in space with a tensor of fixed size",
-        lambda x: torch.cat([x, x.new_ones(x.shape[0], 8, 1, 6)], dim=2),
+        lambda x: torch.cat([x, fixed(x)[..., :1, :]], dim=2),
         groups=(4,),
         pinned=("another tensor of the concatenation has a fixed size",),
     ),
@@ -35,7 +42,7 @@ EXAMPLES: tuple[Example, ...] = (
     Example(
         Stack,
         "with a tensor of fixed size",
-        lambda x: torch.stack([x, x.new_ones(x.shape[0], 8, 6, 6)]).sum(0),
+        lambda x: torch.stack([x, fixed(x)]).sum(0),
         groups=(4,),
         pinned=("another tensor of the stack has a fixed size",),
     ),
