@@ -124,6 +124,8 @@ class LabelInterpreter(fx.Interpreter):
                 if n.op == "call_module" and keeps_code(self.submodules[str(n.target)]):
                     result = self.code.run(n.name, self.submodules[str(n.target)], args, kwargs)
                 else:
+                    if n.op == "call_module":  # its kernels want all tensors on one device
+                        args, kwargs = self.mode.lift((args, kwargs))
                     with self.mode:
                         result = getattr(self, n.op)(n.target, args, kwargs)
             except (RuntimeError, TypeError):  # what meta tensors raise; a rule's fault is no such

@@ -43,11 +43,16 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.answers is not None and asks_for_values(func, args):
             return self._answered(self.answers, func, args, inputs)
         if any(tensor.is_meta for tensor in inputs) and not all(t.is_meta for t in inputs):
-            args, kwargs = self._lift((args, kwargs))
+            args, kwargs = self.lift((args, kwargs))
         if any(tensor.is_meta for tensor in inputs) and kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": torch.device("meta")}
+        moved = _moved(func)
+        before = args
+        if moved is not None:
+            before = torch.ops.aten.alias(args[0]), *args[1:]
+            self.context.carry(before[0], self.context.of(args[0]))
         out = self._run(func, args, kwargs)
-        self.follow(func, args, kwargs, out)
+        self.follow(moved or func, before, kwargs, out)
         self.context.near = [*inputs, *tensors_in((out,))]
         return out
 
@@ -109,7 +114,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in tensors_in((out,)):
                 context.parametric(tensor)
 
-    def _lift(self, value: Any) -> Any:
+    def lift(self, value: Any) -> Any:
         """Put constants made inside forward on the meta device, beside the tensors they meet."""
         if isinstance(value, Tensor):
             if value.is_meta:
@@ -119,9 +124,9 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.context.carry(meta, self.context.of(value))
             return meta
         if isinstance(value, dict):
-            return {key: self._lift(part) for key, part in value.items()}
+            return {key: self.lift(part) for key, part in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)(self._lift(part) for part in value)
+            return type(value)(self.lift(part) for part in value)
         return value
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -163,6 +168,17 @@ def rule_of(func: Any) -> Rule | None:
         if key in known:
             return known[key]()
     return None
+
+
+@cache
+def _moved(func: Any) -> Any:
+    """Find the op that returns what another one does in place to a shape, as `unsqueeze_` does."""
+    if torch.Tag.inplace_view not in func.tags or rule_of(func) is not None:
+        return None
+    packet = getattr(torch.ops.aten, func.overloadpacket.__name__.removesuffix("_"))
+    known = packet.overloads()
+    found = getattr(packet, func._overloadname if func._overloadname in known else known[0])
+    return None if rule_of(found) is None else found
 
 
 @cache

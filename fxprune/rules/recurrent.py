@@ -1,7 +1,7 @@
 """Recurrent layers: PyTorch takes them apart into linear layers, which have rules of their own.
 
-The columns that consume an input's channels follow it. The hidden width stays: the layers make
-their first state of that many zeros.
+The columns that consume an input's channels follow it. The hidden channels are those of the first
+state, of zeros: layers and directions, whose states are one tensor, lose the same ones.
 """
 
 from typing import Any
@@ -12,11 +12,14 @@ from fxprune.channels.sizes import ModuleSizes, Sizes
 
 
 class RecurrentAttributes(ModuleSizes):
-    """The number of features of a recurrent layer's input."""
+    """The numbers of features of a recurrent layer's input, state and output."""
 
     keys = (nn.RNNBase, nn.RNNCellBase)
 
     def __call__(self, module: Any, sizes: Sizes) -> None:
-        shape = sizes.of("weight_ih_l0") or sizes.of("weight_ih")
-        if shape is not None:
-            module.input_size = shape[1]
+        inputs = sizes.of("weight_ih_l0") or sizes.of("weight_ih")
+        states = sizes.of("weight_hh_l0") or sizes.of("weight_hh")
+        if inputs is not None:
+            module.input_size = inputs[1]
+        if states is not None and not getattr(module, "proj_size", 0):
+            module.hidden_size = states[1]  # PyTorch finds no projection between equal widths

@@ -14,7 +14,15 @@ def swap_halves(x: Tensor) -> Tensor:
     return torch.cat([b, a], dim=1)
 
 
+def reshaped(x: Tensor) -> Tensor:
+    """The mean of each channel, whose dimensions are changed in place."""
+    mean = x.mean((2, 3)).t_()
+    mean.transpose_(0, 1)
+    return x * mean.unsqueeze_(2).unsqueeze_(3)
+
+
 EXAMPLES: tuple[Example, ...] = (
+    Example(Movement, "in place", reshaped),
     Example(
         Movement, "channels last", lambda x: x.permute(0, 2, 3, 1).flatten(1).unsqueeze(2), 288
     ),
