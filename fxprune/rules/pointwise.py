@@ -69,7 +69,7 @@ class WriteAtPlaces(Rule):
             return
         if len(masks) > 1 or masks[0].dtype != torch.bool or values.numel() > 1:
             context.pin_all(
-                [x, *tensors_in(masks), values], "the positions written to are given by number"
+                [x, *tensors_in(masks), values], "the positions written to are given by a tensor"
             )
             context.carry(call.out, context.of(x))
             return
@@ -98,7 +98,7 @@ class WriteAtPlaces(Rule):
             for tensor, own in (*places, (numbers[dim], 0)):
                 labels = context.along(tensor, own)
                 if labels is not None:
-                    context.pin(labels, "the positions written to are given by number")
+                    context.pin(labels, "the positions written to are given by a tensor")
         return carried
 
 

@@ -42,14 +42,14 @@ EXAMPLES: tuple[Example, ...] = (
         "channels by numbers",
         over_channels,
         groups=(4,),
-        pinned=("the positions written to are given by number",) * 2,  # the numbers stay as well
+        pinned=("the positions written to are given by a tensor",) * 2,  # the numbers stay as well
     ),
     Example(
         WriteAtPlaces,
         "by numbers",
         lambda x: x.index_put((torch.tensor([0]), torch.tensor([2])), x.new_zeros(())),
         groups=(4,),
-        pinned=("the positions written to are given by number",),
+        pinned=("the positions written to are given by a tensor",),
     ),
     Example(Pointwise, "broadcast", lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()),
     Example(Pointwise, "where", lambda x: torch.where(x > 0, x, 0.1 * x)),
