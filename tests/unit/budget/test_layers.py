@@ -166,7 +166,10 @@ def test_where_a_pattern_reaches_is_said(
     [
         ({"exclude": "blck.conv1"}, "exclude 'blck.conv1' matches no layer*did you mean block.con"),
         ({"exclude_inputs": ["nothing.*"]}, "exclude_inputs 'nothing.*' matches no layer"),
-        ({"keep": {"head": 0.5}}, "keep 'head' matches no channels*reaches the model's output"),
+        (
+            {"keep": {"head": 0.5}},
+            "keep 'head' matches no channels*the model returns these channels",
+        ),
         ({"floor": {"act": 0.5}}, "floor 'act' matches no channels*make none of their own"),
         ({"keep": {"top": 0.0}}, "keep of 'top' cannot be 0.0"),
         ({"ceiling": {"top": 1.5}}, "ceiling of 'top' cannot be 1.5"),
