@@ -14,9 +14,11 @@ from fxprune.analysis.context import Product, Slide
 from fxprune.analysis.label_mode import LabelMode
 from fxprune.analysis.labelled import Compact, Value, Values
 from fxprune.analysis.own_code import OwnCode
-from fxprune.rules.base import CallSite, Family, tensors_in
+from fxprune.rules.base import CallSite, Family
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import TracedModule, keeps_code
+from fxprune.tracing.objects import held
+from fxprune.tracing.proxies import DEVICES
 from fxprune.tracing.regions import Region
 
 
@@ -41,6 +43,7 @@ class LabelInterpreter(fx.Interpreter):
         """Run a graph; `real` are the network's own tensors by the id of their meta tensors."""
         super().__init__(module, graph=graph, garbage_collect_values=False)
         self.real = real
+        self.home = next((own.device for own in real.values()), torch.device("cpu"))
         known = None if compact is None else compact.dense.context.code_paths
         self.code = OwnCode(mode, real, known)
         self.mode, self.context, self.compact, self.before = mode, mode.context, compact, before
@@ -173,9 +176,19 @@ class LabelInterpreter(fx.Interpreter):
             return self.submodules.get(target)
         return getattr(Tensor, target, None) if node.op == "call_method" else target
 
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function; one that asks where a tensor is, in Python, sees the network's own."""
+        if target is getattr and isinstance(args[0], Tensor) and args[1] in DEVICES:
+            return self.home.type == DEVICES[args[1]]
+        if target is getattr or getattr(target, "__module__", "") == "_operator":
+            args = tuple(
+                self.home if isinstance(a, torch.device) and a.type == "meta" else a for a in args
+            )
+        return super().call_function(target, args, kwargs)
+
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Pin what reaches the model's output, and return it."""
-        for tensor in tensors_in(args):
+        for tensor in held(args, Tensor):
             for family in self.context.of(tensor):
                 self.context.pin(family.labels, "the model returns these channels")
         return super().output(target, args, kwargs)

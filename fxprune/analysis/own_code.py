@@ -23,6 +23,7 @@ from fxprune.analysis.mentions import ConstantArguments, may_be_reached
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import modules_of
+from fxprune.tracing.objects import held
 from fxprune.tracing.regions import region_of
 from fxprune.tracing.side_effects import Draws
 from fxprune.tracing.snapshot import Snapshot
@@ -153,10 +154,11 @@ class OwnCode:
     def _join(self, other: Any, result: Any) -> None:
         """Couple what a module returns on one path with what it returns on another."""
         context = self.context
-        pairs = list(zip(tensors_in((other,)), tensors_in((result,)), strict=False))
+        several = [*(one := held(other, Tensor)), *(another := held(result, Tensor))]
+        pairs = list(zip(one, another, strict=False))
         alike = pytree.tree_structure(other) == pytree.tree_structure(result)
+        alike = alike and len(one) == len(another)
         if not alike or any(a.shape != b.shape for a, b in pairs):
-            several = tensors_in((other, result))
             context.pin_all(several, "the code returns one thing or another here")
             return
         for a, b in pairs:

@@ -7,11 +7,13 @@ again.
 
 import copy
 import dataclasses
+import gc
+import types
 from collections import UserDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.equivalence import parts
@@ -32,6 +34,28 @@ def unflatten(leaves: Iterable[Any], form: pytree.TreeSpec) -> Any:
 def holds_tensors(value: Any) -> bool:
     """Tell whether a tree has a tensor among its leaves."""
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(opened(value)))
+
+
+_NO_HOLDERS = (
+    *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType),
+    nn.Module,
+)
+"""What does not hold the tensors that it leads to."""
+
+
+def held(value: Any, kind: type) -> list[Any]:
+    """List what a value holds of a kind, in containers and in objects of any class, in order."""
+    found, waiting, seen = list[Any](), [value], dict[int, Any]()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen or isinstance(part, _NO_HOLDERS):
+            continue
+        seen[id(part)] = part
+        if isinstance(part, kind):
+            found.append(part)
+        else:
+            waiting += reversed(gc.get_referents(part))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

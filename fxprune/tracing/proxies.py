@@ -32,7 +32,7 @@ _HIDDEN = frozenset(
 _KINDS = frozenset({"is_complex", "is_floating_point", "is_nested", "is_quantized", "is_sparse"})
 """What a tensor is by its kind, which the example tells."""
 
-_DEVICES = {"is_cuda": "cuda", "is_cpu": "cpu", "is_mps": "mps", "is_xla": "xla", "is_meta": ""}
+DEVICES = {"is_cuda": "cuda", "is_cpu": "cpu", "is_mps": "mps", "is_xla": "xla", "is_meta": ""}
 
 MODE = "training"
 """The target of the nodes that stand for the mode, which all modules share."""
@@ -88,8 +88,8 @@ class Example:
         if target is getattr and isinstance(args[0], Tensor):
             if args[1] == "device":
                 return self.device
-            if args[1] in _DEVICES:
-                return self.device.type == _DEVICES[args[1]]
+            if args[1] in DEVICES:
+                return self.device.type == DEVICES[args[1]]
         asked = args[1] if target is getattr else target
         asked = "" if asked in _KINDS else asked
         if isinstance(asked, str) and (asked in _HIDDEN or asked.startswith(("is_", "get_"))):
@@ -131,6 +131,7 @@ class KnowingTracer(fx.Tracer):
         refused: an error for each unknown value that Python asked for; where the user's code
             caught one, the trace is wrong.
         spare: nodes that the graph need not have where nothing uses them.
+        numbers: nodes that stand for numbers, or tuples of them, which are made of sizes.
         branched: whether the trace is that of evaluation alone, since the code branches on the
             mode.
     """
@@ -170,6 +171,7 @@ class KnowingTracer(fx.Tracer):
         self.refused: list[TraceError] = []
         self.modes: list[fx.Node] = []
         self.spare: list[fx.Node] = []
+        self.numbers: set[fx.Node] = set()
         self._asserted: dict[fx.Node, Any] = {}
         tensors = (*model.named_buffers(), *model.named_parameters())
         self._names = {id(tensor): name for name, tensor in reversed(tensors)}
@@ -197,6 +199,7 @@ class KnowingTracer(fx.Tracer):
 
     def forget_erased(self, erased: set[fx.Node]) -> None:
         """Forget what was known of nodes that are no longer in the graph."""
+        self.numbers -= erased
         self.modes = [node for node in self.modes if node not in erased]
         self.spare = [node for node in self.spare if node not in erased]
         self._asserted = {n: v for n, v in self._asserted.items() if n not in erased}
@@ -396,13 +399,19 @@ class KnowingProxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
 
 
-def _in_place(function: Callable[..., Any]) -> Callable[[KnowingProxy, Any], fx.Proxy]:
-    return lambda proxy, other: proxy._called(function, other)
+def _in_place(name: str) -> Callable[[KnowingProxy, Any], fx.Proxy]:
+    ours, anew = getattr(operator, f"__i{name}__"), getattr(operator, f"__{name}__")
+
+    def called(proxy: KnowingProxy, other: Any) -> fx.Proxy:
+        return proxy._called(anew if proxy.node in proxy._tracer.numbers else ours, other)
+
+    return called
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
-    # fx would make them out of place, and what shares the memory would not see them
-    setattr(KnowingProxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+    # fx would make them out of place, and what shares the memory would not see them; in the code
+    # of a graph `n *= 2` changes n for all that read it, which is wrong of a number
+    setattr(KnowingProxy, f"__i{_name}__", _in_place(_name))
 
 
 class _KnowingAttribute(fx.proxy.Attribute, KnowingProxy):

@@ -37,6 +37,8 @@ from fxprune.tracing.module import (
     modules_of,
     tensors_of,
 )
+from fxprune.tracing.numbers import is_number
+from fxprune.tracing.objects import held
 from fxprune.tracing.own_children import Child, Examples, install, traced_children
 from fxprune.tracing.proxies import MODE, KnowingTracer
 from fxprune.tracing.side_effects import Draws, seen
@@ -235,7 +237,9 @@ class _Tracer(KnowingTracer):
         @functools.wraps(root_fn)
         def called(*tensors: Any) -> Any:
             args, kwargs = signature.unflatten(tensors)
-            plain, output = pack(model(*args, **kwargs))
+            plain, output = pack(result := model(*args, **kwargs))
+            if len(held(result, fx.Proxy)) > len(held(plain, fx.Proxy)):
+                raise self.refuse("the code returns objects that hold tensors")
             if output is not None or not signature.is_plain:
                 self.codegen = CallCodeGen(signature, output)
             return plain
@@ -323,6 +327,8 @@ class _Tracer(KnowingTracer):
         called = node.op in ("call_function", "call_method")
         if called and (node.target in _VALUES or self._takes_by_mask(node)):
             raise self.refuse("the code asks for what is in a tensor")
+        if is_number(node, self.numbers):
+            self.numbers.add(node)
         if node.op not in ("placeholder", "output"):
             node.stack_trace = _user_frame()
             self.checkpoints.mark(node, sys._getframe(1))

@@ -254,6 +254,29 @@ def test_what_is_written_in_place_shows_in_views() -> None:
     assert torch.equal(given, wanted)
 
 
+class CountsInPlace(nn.Module):
+    """Computes with sizes in place, and goes on to use what they were."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, (height, width) = x.shape, x.shape[2:]
+        wide, half, whole = width, x.size(1), 1
+        wide *= 2
+        half //= 2
+        for length in size:
+            whole *= length
+        size += (1,)
+        y = x.reshape(whole).reshape(size)[..., 0].reshape(x.shape)
+        return F.interpolate(torch.cat([y[:, half:], y[:, :half]], 1), (wide, width + height))
+
+
+def test_arithmetic_of_sizes_in_place_changes_no_other_name() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), CountsInPlace(), nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(2, 3, 8, 9)
+    gated = instrument(net, (x,), budget="keep=1.0").eval()
+    for example in (x, torch.randn(3, 3, 7, 6)):
+        torch.testing.assert_close(gated(example), net(example))
+
+
 def test_buffers_are_written_as_the_model_writes_them() -> None:
     net = BY_NAME["by_hand"]
     model, clone = net.model(), net.model()
