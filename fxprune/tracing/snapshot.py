@@ -135,8 +135,12 @@ class Snapshot:
 
 
 def snapshot_of(network: nn.Module) -> Snapshot | None:
-    """Note how a network is; None for a traced one that no run changes but for its buffers."""
-    if isinstance(network, TracedModule) and not has_leaves(network):
+    """Note how a network is; None for a traced one that no run changes but for its buffers.
+
+    Recurrent layers change: they keep a list of the weights that they ran with last.
+    """
+    recurrent = any(isinstance(part, nn.RNNBase) for part in modules_of(network).values())
+    if isinstance(network, TracedModule) and not recurrent and not has_leaves(network):
         return None
     return Snapshot(network)
 

@@ -71,6 +71,22 @@ def test_the_vectors_of_a_spectral_norm_stay_in_training_mode() -> None:
     assert changes(before, described(model)) == []
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_the_weights_that_a_recurrent_layer_notes_stay_its_own(kind: type[nn.RNNBase]) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(3, 8, 3), kind(8, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.b(self.a(x).transpose(1, 2))[0]
+
+    model = Recurrent()
+    before = described(model)
+    fxprune.instrument(model, (IMAGE[:, :, 0],))
+    assert changes(before, described(model)) == []
+
+
 def test_a_change_is_seen() -> None:
     model = Fills(False)
     before = described(model)
