@@ -20,6 +20,9 @@ _ATOMS = frozenset({type(None), bool, int, float, str})
 _SHARED = (type, types.ModuleType, types.FunctionType, types.CodeType)
 """What `copy.deepcopy` does not copy."""
 
+_VIEWS: dict[Any, Any] = {type(view({})): view for view in (dict.keys, dict.values, dict.items)}
+"""What `copy.deepcopy` cannot copy: `self.names = self.layers.keys()`."""
+
 
 def copied(value: Any, memo: dict[int, Any]) -> Any:
     """Copy a module in depth, or what one has as an attribute.
@@ -139,6 +142,9 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         state: dict[str, Any] = value.__getstate__()  # type: ignore[no-untyped-call]
         clone.__setstate__({name: _copied(part, memo) for name, part in state.items()})
         return clone
+    if kind in _VIEWS:
+        (table,) = gc.get_referents(value)
+        return _VIEWS[kind](_copied(table, memo))
     for tensor in _computed(value):
         memo.setdefault(id(tensor), tensor.detach().clone())
     return copy.deepcopy(value, memo)

@@ -115,3 +115,13 @@ def test_features_that_a_forward_kept_are_copied(kind: str) -> None:
     clone = copied(model, {})
     assert type(clone.kept) is type(model.kept)
     assert clone.kept is not model.kept
+
+
+def test_views_of_tables_are_views_of_the_copies() -> None:
+    model = nn.ModuleDict({"a": nn.Conv2d(1, 1, 1), "b": nn.ReLU()})
+    model.names, model.layers = model.keys(), model.values()
+    clone = copied(nn.Sequential(model), {})[0]
+    clone["c"] = nn.Sigmoid()
+    assert list(clone.names) == ["a", "b", "c"]
+    assert next(iter(clone.layers)) is clone["a"]
+    assert list(model.names) == ["a", "b"]
