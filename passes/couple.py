@@ -96,10 +96,14 @@ def _pin(
         few = (widths[g] if g in narrow else size for g, size in enumerate(sizes))
         return refused(tuple(few)) is not None
 
-    narrowed = [group for group, size in enumerate(sizes) if widths[group] < size]
-    return solution.around(
-        refusal.node, refusal.why, refusal.near, lambda: culprits(refuses, narrowed)
-    )
+    def guilty(groups: Sequence[int] | None) -> Sequence[int]:
+        near = range(len(sizes)) if groups is None else groups
+        narrowed = [group for group in near if widths[group] < sizes[group]]
+        if groups is not None and not (narrowed and refuses(narrowed)):
+            return groups
+        return culprits(refuses, narrowed)
+
+    return solution.around(refusal.node, refusal.why, refusal.near, guilty)
 
 
 def _is_fixed(channels: ChannelGraph, places: str) -> bool:

@@ -95,24 +95,23 @@ class Solution:
         node: fx.Node | None,
         why: str,
         met: Sequence[Tensor],
-        culprits: Callable[[], Sequence[int]],
+        culprits: Callable[[Sequence[int] | None], Sequence[int]],
     ) -> Pin:
         """Pin the channels at a node and at its inputs; all of them where it has none.
 
-        At a module that keeps its code only the groups of `met` are pinned, or where these are
-        none, those of `culprits`.
+        At a module that keeps its code only groups of `met` are pinned, those of them without
+        which the compact network is right; or where these are none, such groups of all.
 
         Args:
             node: where a compact network is wrong.
             why: what is wrong, for the user.
             met: labels that met there, those of the compact network too.
-            culprits: finds the groups without which the compact network is right.
+            culprits: finds, among some groups or all, those without which the compact network is
+                right.
         """
         reason = f"the code here does not follow narrow widths: {why}"
         if node is not None and node.op == "call_module":
-            found = self._free(met)
-            if not len(found):
-                found = self._labels_of(culprits())
+            found = self._labels_of(culprits(self._groups(met) or None))
             if len(found):
                 return Pin(found, reason, node)
         near = [] if node is None else [node, *node.all_input_nodes]
@@ -133,11 +132,12 @@ class Solution:
             free = [labels for dims in self.labelled.axes.values() for labels in dims.values()]
         return Pin(torch.cat(free), reason, node)
 
-    def _free(self, met: Sequence[Tensor]) -> Tensor:
-        """Return the labels of the groups whose channels are among some labels."""
+    def _groups(self, met: Sequence[Tensor]) -> list[int]:
+        """List the groups whose channels are among some labels."""
         labels = joined([vector.numpy() for vector in met])
         channels = self.channel_of[self.component[labels[labels < len(self.component)]]]
-        return self._labels_of(self.layout.groups.numpy()[channels[channels != FIXED]])
+        groups = self.layout.groups.numpy()[channels[channels != FIXED]]
+        return [int(group) for group in np.unique(groups)]
 
     def _labels_of(self, groups: Ints | Sequence[int]) -> Tensor:
         """Return the labels of all channels of some groups."""

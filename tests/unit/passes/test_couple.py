@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune import analyze, instrument, shrink
+from fxprune import analyze, instrument, reference_of, shrink
 from fxprune.analysis import label_mode
 from fxprune.channels.graph import Factor
 from fxprune.channels.records import KEY
@@ -246,6 +246,75 @@ def test_a_copy_that_a_narrow_network_would_not_make(block: type[nn.Module]) -> 
     assert [group.size for group in graph.groups] == [4]
     if block is not NormCopied:  # it is given a copy that is always one, as the law shows
         assert_law(net.double(), [[3]])
+
+
+class Found:
+    """An object of a class that nobody else knows."""
+
+    __slots__ = ("features",)
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+
+
+class Finds(nn.Module):
+    """Returns such an object, or one for each image."""
+
+    def __init__(self, each: bool) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.each = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1), each
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.narrow(self.wide(x).relu())
+        return {"all": [Found(part) for part in y]} if self.each else Found(y)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_what_is_returned_in_objects_of_any_class_stays(each: bool) -> None:
+    model = Finds(each).eval()
+    gated = instrument(model, (x := torch.randn(2, 3, 8, 8),)).eval()
+    assert [group.size for group in gated.channels.groups] == [8]
+    ours, theirs = gated(x), reference_of(gated, model)(x)
+    for one, other in zip(ours["all"], theirs["all"]) if each else [(ours, theirs)]:
+        torch.testing.assert_close(one.features, other.features)
+
+
+class Checked(nn.Module):
+    """Says how many channels it wants of a layer, in code that goes through the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.b(self.a(x).relu())
+        if y.shape[1] != 6:
+            raise ValueError(f"it wants 6 channels and not {y.shape[1]}")
+        return [self.c(part[None]) for part in y]
+
+
+def test_of_the_channels_that_meet_only_those_stay_that_the_code_counts() -> None:
+    graph = analyze(Checked(), (torch.zeros(2, 3, 8, 8),))
+    assert [group.size for group in graph.groups] == [8]
+
+
+class OnDevice(nn.Module):
+    """Does one thing on the device of its tensors and another elsewhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.device != torch.device("cpu") or not x.is_cpu:
+            return x.flip(1)
+        kept = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+        kept[:, :, 2:] = x[:, :, 2:]
+        return kept
+
+
+@torch.no_grad()
+def test_questions_of_where_a_tensor_is() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), OnDevice(), nn.Conv2d(8, 2, 1))
+    graph = analyze(net, (torch.zeros(2, 3, 8, 8),))
+    assert [group.size for group in graph.groups] == [8]
+    assert_law(net.double(), [[3]])
 
 
 def assert_law(net: nn.Module, widths: list[list[int]]) -> None:
