@@ -3,13 +3,10 @@
 import ast
 import copy
 import dis
-import functools
 import inspect
-import linecache
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Set
-from itertools import islice
+from collections.abc import Iterator, Set
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
@@ -25,33 +22,29 @@ _LOOKS_UP = frozenset(
 """Names of what finds a part by a name that does not stand in the code."""
 
 
-class ConstantArguments:
-    """Notes, while it is entered, which arguments of modules' methods are the same in each call.
+class AbsentArguments:
+    """Notes, while it is entered, which arguments of modules' methods are None in each call.
 
-    These are arguments that are None, and options that all code which calls the method writes out
-    or leaves to their defaults: `self.proto(x, semantic=False)`. The methods' own code runs
-    meanwhile, also where a region stands for it.
+    The methods' own code runs meanwhile, also where a region stands for it.
 
     Attributes:
-        of: by the id of a module and the code of its method, these arguments by name.
+        of: by the id of a module and the code of its method, the names of these arguments.
     """
 
     def __init__(self, module: nn.Module) -> None:
         """Note the calls of the methods of a module and of those in it."""
-        self.of: dict[tuple[int, CodeType], dict[str, bool | None]] = {}
+        self.of: dict[tuple[int, CodeType], set[str]] = {}
         self._parts = list(module.modules())
         kinds = dict.fromkeys(base for part in self._parts for base in type(part).__mro__)
-        self._functions = {
-            function.__code__: function
+        functions = (
+            _function(inspect.unwrap(bare(value)))
             for kind in kinds
             if is_users(kind)
             for value in vars(kind).values()
-            if (function := _function(inspect.unwrap(bare(value)))) is not None
-        }
-        self._called: dict[CodeType, set[str]] = {}
-        self._seen: set[CodeType] = set()
+        )
+        self._codes = {function.__code__ for function in functions if function is not None}
 
-    def __enter__(self) -> "ConstantArguments":
+    def __enter__(self) -> "AbsentArguments":
         self._regions = [(p, r) for p in self._parts if (r := region_of(p)) is not None]
         for part, _ in self._regions:
             del part.__dict__["forward"]
@@ -66,122 +59,20 @@ class ConstantArguments:
 
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event != "call" or code not in self._functions:
+        if event != "call" or code not in self._codes:
             return
-        self._seen.add(code)
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         given = frame.f_locals
-        found = {
-            name: given[name]
-            for name in names
-            if name in given
-            and (given[name] is None or (type(given[name]) is bool and self._is_plain(frame, name)))
-        }
+        found = {name for name in names if name in given and given[name] is None}
         key = (id(given.get(names[0])) if names else 0), code
-        known = self.of.get(key, found)
-        self.of[key] = {n: v for n, v in found.items() if n in known and known[n] is v}
+        self.of[key] = self.of.get(key, found) & found
 
-    def _is_plain(self, frame: FrameType, name: str) -> bool:
-        """Tell whether the call of a method shows an argument; take down how it is called."""
-        caller = frame.f_back
-        while caller is not None and caller.f_code.co_filename == nn.modules.module.__file__:
-            caller = caller.f_back
-        call = None if caller is None else _call_at(caller)
-        called = None if call is None else _called(call)
-        if call is None or called is None:
-            return False
-        self._called.setdefault(frame.f_code, set()).add(called)
-        return all(isinstance(value, ast.Constant) for value in _given(call, frame.f_code, name))
-
-    def always(self, module: nn.Module, function: FunctionType) -> Mapping[str, bool | None]:
-        """Return the arguments of a module's method that were the same in each call."""
-        found = self.of.get((id(module), function.__code__), {})
-        return {
-            name: value
-            for name, value in found.items()
-            if value is None or self._is_everywhere(function, name, value)
-        }
-
-    def _is_everywhere(self, function: FunctionType, name: str, value: bool) -> bool:
-        """Tell whether all calls that may be of a method give an argument this value."""
-        code, default = function.__code__, inspect.signature(function).parameters[name].default
-        for call in self._calls:
-            called = _called(call)
-            named = called in self._called[code]
-            given = [keyword.value for keyword in call.keywords if keyword.arg == name]
-            if named or called is None:
-                given = _given(call, code, name)
-            if named and not given and default is not value:
-                return False
-            if not all(isinstance(v, ast.Constant) and v.value is value for v in given):
-                return False
-        return True
-
-    def _reachable(self) -> Iterator[FunctionType]:
-        """Yield the methods that were called, and those that no other of their name hides."""
-        for kind in dict.fromkeys(map(type, self._parts)):
-            kept: dict[str, set[str]] = {}  # the names in the code of those of each name
-            for base in filter(is_users, kind.__mro__):
-                for name, value in vars(base).items():
-                    function = _function(inspect.unwrap(bare(value)))
-                    if function is None:
-                        continue
-                    led_to = {"super", base.__name__} & kept.get(name, {"super"})
-                    if led_to or function.__code__ in self._seen:
-                        kept.setdefault(name, set()).update(names_in(function.__code__))
-                        yield function
-
-    @functools.cached_property
-    def _calls(self) -> list[ast.Call]:
-        """Parse the calls in the methods' code; a method that cannot be read calls anything."""
-        found: list[ast.Call] = []
-        for function in dict.fromkeys(self._reachable()):
-            try:
-                parsed = ast.parse(textwrap.dedent(inspect.getsource(function)))
-            except (OSError, TypeError, SyntaxError):
-                parsed = ast.parse("forward(*any)")
-            found += [node for node in ast.walk(parsed) if isinstance(node, ast.Call)]
-        return found
+    def always(self, module: nn.Module, function: FunctionType) -> Set[str]:
+        """Return the arguments of a module's method that were None in each call."""
+        return self.of.get((id(module), function.__code__), set())
 
 
-def _called(call: ast.Call) -> str | None:
-    """Return the name of what is called: `part` of `self.part(x)`."""
-    match call.func:
-        case ast.Attribute(attr=name) | ast.Name(id=name):
-            return name
-    return None
-
-
-def _given(call: ast.Call, code: CodeType, name: str) -> list[ast.expr]:
-    """Return what a call gives for an argument of a method, as far as it can be of that method."""
-    place = code.co_varnames.index(name)
-    if place >= code.co_argcount:
-        place = len(call.args) + 1
-    found = [keyword.value for keyword in call.keywords if keyword.arg in (name, None)]
-    starred = [value for value in call.args[:place] if isinstance(value, ast.Starred)]
-    return found + starred + call.args[place - 1 : place]
-
-
-def _call_at(frame: FrameType) -> ast.Call | None:
-    """Parse the call at which a frame stands; None where its source does not show it."""
-    place = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None), (None,) * 4)
-    first, last, begin, end = place
-    if first is None or last is None or begin is None or end is None:
-        return None
-    lines = [line.encode() for line in linecache.getlines(frame.f_code.co_filename)]
-    text = lines[first - 1 : last]
-    if not text:
-        return None
-    text[-1] = text[-1][:end]
-    text[0] = text[0][begin:]
-    try:
-        parsed = ast.parse(b"".join(text), mode="eval").body
-    except SyntaxError:
-        return None
-    return parsed if isinstance(parsed, ast.Call) else None
-
-
-def may_be_reached(module: nn.Module, name: str, constant: ConstantArguments) -> bool:
+def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> bool:
     """Tell whether code of the modules around a parameter may use it.
 
     It may not where one of the names on the way to it stands in no code that runs with the
@@ -190,11 +81,11 @@ def may_be_reached(module: nn.Module, name: str, constant: ConstantArguments) ->
     Args:
         module: the outermost module.
         name: the parameter's, from there.
-        constant: what the modules were given each time.
+        absent: what the modules were never given.
     """
     part, named, ever_named, all_seen = module, set[str](), set[str](), True
     for step in name.split("."):
-        found, seen = _names_around(part, named, constant)
+        found, seen = _names_around(part, named, absent)
         named |= found
         ever_named |= _names_around(part, ever_named)[0]
         all_seen &= seen
@@ -209,14 +100,14 @@ def may_be_reached(module: nn.Module, name: str, constant: ConstantArguments) ->
 
 
 def _names_around(
-    module: nn.Module, outer: Set[str], constant: ConstantArguments | None = None
+    module: nn.Module, outer: Set[str], absent: AbsentArguments | None = None
 ) -> tuple[set[str], bool]:
     """Collect the names that stand in a module's code: `forward` and what it calls.
 
     Args:
         module: the module.
         outer: names in the code of the modules around it, which may call its methods.
-        constant: arguments that are the same each time; code that needs others is left out.
+        absent: arguments that are None each time; code that needs them is left out.
 
     Returns:
         The names, and whether the code can find no part without naming it.
@@ -231,8 +122,8 @@ def _names_around(
         if function in seen:
             continue
         seen.add(function)
-        given = {} if constant is None else constant.always(module, function)
-        code = live_code(function, given) if given else function.__code__
+        missing = set[str]() if absent is None else absent.always(module, function)
+        code = live_code(function, missing) if missing else function.__code__
         found = set(names_in(code))
         for name in found - names:
             all_seen &= not _may_hold_code(vars(module).get(name))
@@ -252,8 +143,8 @@ def _methods(module: nn.Module, name: str) -> Iterator[FunctionType]:
             yield method
 
 
-def live_code(function: FunctionType, given: Mapping[str, bool | None]) -> CodeType:
-    """Return a function's code without what does not run with these arguments."""
+def live_code(function: FunctionType, absent: Set[str]) -> CodeType:
+    """Return a function's code without what does not run where these arguments are None."""
     code = function.__code__
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
@@ -262,8 +153,8 @@ def live_code(function: FunctionType, given: Mapping[str, bool | None]) -> CodeT
     if not isinstance(definition, ast.FunctionDef) or _has_private(definition):
         return code
     definition.decorator_list = []
-    while given:
-        module = ast.Module([_Live(given).visit(copy.deepcopy(definition))], [])
+    while absent:
+        module = ast.Module([_Live(absent).visit(copy.deepcopy(definition))], [])
         try:
             compiled = compile(
                 ast.fix_missing_locations(module), code.co_filename, "exec", dont_inherit=True
@@ -271,18 +162,18 @@ def live_code(function: FunctionType, given: Mapping[str, bool | None]) -> CodeT
         except (ValueError, SyntaxError):
             break
         live = next(c for c in compiled.co_consts if isinstance(c, CodeType))
-        assigned = given.keys() & set(_assigned(live))
+        assigned = absent & set(_assigned(live))
         if not assigned:
             return live
-        given = {name: value for name, value in given.items() if name not in assigned}
+        absent = absent - assigned
     return code
 
 
 class _Live(ast.NodeTransformer):
-    """Takes out what needs arguments other than these."""
+    """Takes out what needs arguments that are None."""
 
-    def __init__(self, given: Mapping[str, bool | None]) -> None:
-        self.given = given
+    def __init__(self, absent: Set[str]) -> None:
+        self.absent = absent
 
     def visit_If(self, node: ast.If) -> Any:
         truth = self._truth(node.test)
@@ -300,25 +191,22 @@ class _Live(ast.NodeTransformer):
     def visit_Assign(self, node: ast.Assign) -> Any:
         self.generic_visit(node)
         match node:
-            case ast.Assign([ast.Name(id=name)], ast.Constant(None)) if self._is_none(name):
+            case ast.Assign([ast.Name(id=name)], ast.Constant(None)) if name in self.absent:
                 return ast.Pass()  # as in `mask = mask if mask is None else ...`
-            case ast.Assign([ast.Name(id=name)], ast.Name(id=other)) if self._is_none(
-                name
-            ) and self._is_none(other):
+            case ast.Assign([ast.Name(id=name)], ast.Name(id=other)) if {
+                name,
+                other,
+            } <= self.absent:
                 return ast.Pass()
         return node
-
-    def _is_none(self, name: str) -> bool:
-        return name in self.given and self.given[name] is None
 
     def _truth(self, test: ast.expr) -> bool | None:
         """Work out a condition; None where it depends on more."""
         match test:
-            case ast.Name(id=name) if name in self.given:
-                return bool(self.given[name])
-            case ast.Compare(ast.Name(id=name), [op], [ast.Constant(None)]) if name in self.given:
-                none = self._is_none(name)
-                return {ast.Is: none, ast.IsNot: not none}.get(type(op))
+            case ast.Name(id=name) if name in self.absent:
+                return False
+            case ast.Compare(ast.Name(id=name), [op], [ast.Constant(None)]) if name in self.absent:
+                return {ast.Is: True, ast.IsNot: False}.get(type(op))
             case ast.UnaryOp(ast.Not(), operand):
                 truth = self._truth(operand)
                 return None if truth is None else not truth

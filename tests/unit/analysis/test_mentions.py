@@ -117,88 +117,6 @@ class CalledFromOutside(Prompted):
         return self.head(x, self.head.prompt(x) if float(x.max()) == 0.1234 else prompt)
 
 
-class Semantic(Plain):
-    """Has a part that only an option leads to, and a literal size, so that it is traced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.other = nn.Conv2d(3, 8, 1)
-
-    def forward(self, x: Tensor, semantic: bool = False) -> Tensor:
-        y = self.c(self.b(self.a(x)))
-        y = y.view(-1, y.shape[1], *y.shape[2:])
-        return y + self.other(x).mean() if self.training and semantic else y
-
-
-class WrittenOut(nn.Module):
-    """Writes out an option of its part."""
-
-    option = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.part = nn.Conv2d(3, 3, 1), Semantic()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        return self.call(x / 2 if float(x.max()) > 100 else x)
-
-    def call(self, x: Tensor) -> Tensor:
-        return self.part(
-            x,
-            semantic=False,
-        )
-
-
-class WrittenInOrder(WrittenOut):
-    def call(self, x: Tensor) -> Tensor:
-        return self.part(x, False)
-
-
-class LeftToItsDefault(WrittenOut):
-    def call(self, x: Tensor) -> Tensor:
-        return self.part(x)
-
-
-class HandedOn(WrittenOut):
-    """Takes the option from an attribute, which may change."""
-
-    def call(self, x: Tensor) -> Tensor:
-        return self.part(x, self.option)
-
-
-class HandedOnTogether(WrittenOut):
-    def call(self, x: Tensor) -> Tensor:
-        options = {"semantic": self.option}
-        return self.part(x, **options)
-
-
-class OtherwiseElsewhere(WrittenOut):
-    """Sets the option on a way that is not found."""
-
-    def call(self, x: Tensor) -> Tensor:
-        if float(x.max()) == 0.1234:
-            return self.part(x, semantic=True)
-        return self.part(x, semantic=False)
-
-
-class Replacing(OtherwiseElsewhere):
-    """Replaces the code that sets it."""
-
-    def call(self, x: Tensor) -> Tensor:
-        return self.part(x, semantic=False)
-
-
-class Extending(OtherwiseElsewhere):
-    def call(self, x: Tensor) -> Tensor:
-        return super().call(x)
-
-
-class InOrderElsewhere(WrittenOut):
-    def call(self, x: Tensor) -> Tensor:
-        return self.part(x, True) if float(x.max()) == 0.1234 else self.part(x)
-
-
 class Inherited(Plain):
     """Hides a way in what `super()` leads to."""
 
@@ -223,15 +141,6 @@ ABSENT = [
     (PromptedInside, True),
     (CalledFromOutside, True),
     (Inheriting, True),
-    (WrittenOut, False),
-    (WrittenInOrder, False),
-    (LeftToItsDefault, False),
-    (HandedOn, True),
-    (HandedOnTogether, True),
-    (OtherwiseElsewhere, True),
-    (Replacing, False),
-    (Extending, True),
-    (InOrderElsewhere, True),
 ]
 
 
