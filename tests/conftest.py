@@ -2,8 +2,11 @@
 
 import gc
 import os
+import random
 import tempfile
+from collections import defaultdict
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -16,6 +19,24 @@ torch.set_num_threads(1)
 
 # What runs may execute is recorded in the user's state folder: not in that of whoever tests.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fxprune-tests-")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the cases of a `sampled(n)` test as slow, but for `n` that its name draws.
+
+    So each topology has some of the tests of `make test`, and all of them in `make test-all`.
+    """
+    tests: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
+            tests[item.nodeid.split("[")[0]].append(item)
+    for name, cases in tests.items():
+        (n,) = cases[0].get_closest_marker("sampled").args
+        drawn = random.Random(name.split("::")[1]).sample(range(len(cases)), min(n, len(cases)))
+        for position, item in enumerate(cases):
+            if position not in drawn:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

@@ -44,6 +44,7 @@ def make(weights=0, **settings):
         return fxprune.instrument(Net(), (torch.zeros(2, 1, 8, 8),), **settings)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -94,6 +95,7 @@ def test_the_last_accuracy_is_that_of_the_compact_network(digits):
     assert sum(p.numel() for p in compact.parameters()) == last.params
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("settings", "change"),
     [

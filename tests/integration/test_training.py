@@ -80,6 +80,7 @@ def test_optimizers(make: Make) -> None:
     assert len({tuple(chosen.channels.tolist()) for chosen in executed}) == 6
 
 
+@pytest.mark.sampled(5)
 @nets(
     "vgg_bn",
     "resnet_option_a",
@@ -109,6 +110,7 @@ def test_topologies(net: Net) -> None:
     follow(net, OPTIMIZERS["momentum"], 4, policy="random")
 
 
+@pytest.mark.sampled(2)
 @nets("resnet_option_a", "densenet", "mobilenet")
 @pytest.mark.parametrize("name", ["momentum", "adam-amsgrad"])
 def test_widths_that_change_in_every_step(net: Net, name: str) -> None:

@@ -4,7 +4,6 @@ Tolerances are relative to an output's largest value. In float64 the three netwo
 order of their sums only; ONNX is float32, with the export's own tolerance of 2e-5.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,28 +21,7 @@ from tests.support.topologies.base import randomised
 
 TOLERANCE = 1e-12
 
-EXPORTED = {
-    "densenet",
-    "group_norm",
-    "grouped_many",
-    "mobilenet",
-    "moved",
-    "opaque",
-    "resnet_option_a",
-    "shuffle_split",
-    "stacked",
-    "unet",
-    "vgg_bn",
-    "weight_standardised",
-}
-"""Those of which make test writes a file, too: each way of joining and dividing channels once."""
-
 every_net = pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
-
-
-def slow_unless(is_fast: bool) -> Sequence[pytest.MarkDecorator]:
-    """Marks for a case of a parametrised test."""
-    return () if is_fast else (pytest.mark.slow,)
 
 
 @torch.no_grad()
@@ -84,6 +62,7 @@ def test_random_selections(net: Net) -> None:
         check(model, gated, net.inputs(3, seed=seed), at_random(gated.channels, seed))
 
 
+@pytest.mark.sampled(9)
 @every_net
 def test_extremes(net: Net) -> None:
     model = net.model()
@@ -92,6 +71,7 @@ def test_extremes(net: Net) -> None:
         check(model, gated, net.inputs(3), chosen)
 
 
+@pytest.mark.sampled(9)
 @every_net
 def test_in_training_mode(net: Net) -> None:
     """Batch statistics are each channel's own, so the law holds in training as well."""
@@ -103,6 +83,7 @@ def test_in_training_mode(net: Net) -> None:
     check(model, gated, net.inputs(3), at_random(gated.channels, 5))
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("net", [net for net in NETS if not net.mixes], ids=lambda net: net.name)
 def test_gradients_are_the_dense_networks(net: Net) -> None:
     """What a compact parameter learns is what its slices learn with the removed columns zero."""
@@ -125,6 +106,7 @@ def test_gradients_are_the_dense_networks(net: Net) -> None:
         assert gap(kept, parameter.grad) <= 1e-10, name
 
 
+@pytest.mark.sampled(9)
 @every_net
 def test_folded(net: Net) -> None:
     gated = net.gated()
@@ -135,9 +117,8 @@ def test_folded(net: Net) -> None:
         assert gap(compact(*net.inputs(3)), folded(*net.inputs(3))) <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "net", [pytest.param(n, id=n.name, marks=slow_unless(n.name in EXPORTED)) for n in NETS]
-)
+@pytest.mark.sampled(4)
+@every_net
 def test_onnx(net: Net, tmp_path: Path) -> None:
     """The folded compact network as ONNX against the dense network with its columns zero."""
     model = net.model(torch.float32)
@@ -175,6 +156,7 @@ def _vgg(name: str) -> nn.Module:
     return model
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "groups"),
     [

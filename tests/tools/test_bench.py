@@ -77,6 +77,7 @@ def test_masked_gathered_and_compact_compute_the_same(bench: dict[str, ModuleTyp
     torch.testing.assert_close(found["masked"], found["compact"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["vgg16_bn", "resnet20", "densenet40", "mobilenet_v2", "resnet50"])
 def test_the_narrow_network_has_the_kept_widths(name: str, bench: dict[str, ModuleType]) -> None:
     network = bench["models"].NETWORKS[name]

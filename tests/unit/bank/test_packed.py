@@ -32,6 +32,7 @@ def assert_loaded(gated: GatedModule, wanted: dict[str, torch.Tensor]) -> None:
         assert torch.equal(tensor, wanted[name]), name
 
 
+@pytest.mark.sampled(8)
 @every_way
 @every_format
 @nets("resnet_projection", "densenet", "mobilenet", "vgg", "grouped_few", "raw", "tied")
@@ -81,6 +82,7 @@ def test_a_frozen_parameter_has_no_state_to_move(
 POLICIES = ("cucb", "cucb{saliency=sample}", "magnitude", "bn_scale", "random", "utility{warmup=0}")
 
 
+@pytest.mark.sampled(6)
 @nets("resnet_projection", "densenet", "mobilenet")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])

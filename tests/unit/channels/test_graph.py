@@ -27,6 +27,7 @@ def test_groups(net: Net) -> None:
     assert bool(graph.mixing) == net.mixes
 
 
+@pytest.mark.sampled(9)
 @every_net
 def test_nothing_is_pinned_without_a_word(net: Net) -> None:
     """Rows and columns of every parameter belong to a channel, or a pin names the parameter."""

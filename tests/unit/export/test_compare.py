@@ -12,6 +12,7 @@ from tests.support.law import at_random, gap
 from tests.support.nets import BY_NAME, NETS, Net
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
 @torch.no_grad()
 def test_the_reference_is_the_users_module_where_it_can_be(net: Net) -> None:

@@ -30,6 +30,7 @@ from tests.support.training import (
 TRAINED = [net for net in NETS if net.name not in ("several",)]
 
 
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize("make", [sgd, adamw])
 @pytest.mark.parametrize("net", TRAINED, ids=lambda net: net.name)
 def test_what_rests_stays_to_the_bit(net: Net, make: Any) -> None:
@@ -55,6 +56,7 @@ def test_what_rests_stays_to_the_bit(net: Net, make: Any) -> None:
         assert learned > 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("make", [sgd, foreach_sgd, fused_sgd, adamw, fused_adamw])
 @pytest.mark.parametrize("name", ["resnet_projection", "densenet", "shuffle_split"])
 def test_momentum_comes_back_with_its_channel(name: str, make: Any) -> None:

@@ -75,6 +75,7 @@ def test_the_gated_network_keeps_no_more_than_the_dense_one(how: str) -> None:
     assert len([*checkpointed_parts(gated.both_graphs[0])]) == (2 if how == "sequential" else 6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("policy", ["random", "utility{warmup=2,reallocate=2}"])
 @pytest.mark.parametrize("how", ["always", "training", "method"])
 def test_gradients_are_those_without_checkpoints(how: str, policy: str) -> None:

@@ -85,6 +85,7 @@ def test_a_validation_anywhere_changes_nothing(policy: str, schedule: bool, to: 
     assert same(bits(looked[0]), bits(plain[0]))
 
 
+@pytest.mark.sampled(2)
 @modes
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_parameters_are_the_training_selections_in_any_mode(policy: str, to: To) -> None:

@@ -65,6 +65,7 @@ def build(net: Net, policy: str) -> tuple[GatedModule, torch.optim.Optimizer]:
     return gated, optimizer
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("make", [ema, ema_with_buffers, timm_ema, own])
 @pytest.mark.parametrize("policy", ["cucb{c=1}", "utility{warmup=2,reallocate=3}"])
 @pytest.mark.parametrize("name", ["resnet_projection", "densenet"])
@@ -195,6 +196,7 @@ def test_a_kind_of_averaged_model_of_ones_own() -> None:
     other.load_state_dict(average.state_dict())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("policy", ["cucb", "utility{warmup=0}", "balance{reallocate=2}"])
 def test_an_average_that_is_loaded_alone(policy: str) -> None:
     """It computes what it did, though the network that it is of now is a fresh one."""

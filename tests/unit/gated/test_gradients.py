@@ -36,6 +36,7 @@ def same(one: GatedModule, two: GatedModule) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("schedule", [False, True])
 def test_an_evaluation_in_the_midst_of_an_accumulation(schedule: bool, inference: bool) -> None:

@@ -57,6 +57,7 @@ def everything(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Tensors:
 # --- instrument --------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(18)
 @every_net
 @pytest.mark.parametrize("training", [True, False])
 def test_instrument_leaves_the_model_alone(net: Net, training: bool) -> None:
@@ -79,6 +80,7 @@ def test_instrument_leaves_the_model_alone(net: Net, training: bool) -> None:
     assert list(model._forward_hooks) == [handle.id]
 
 
+@pytest.mark.sampled(9)
 @every_net
 def test_the_dense_state_is_the_models(net: Net) -> None:
     model = net.model()
@@ -92,6 +94,7 @@ def test_the_dense_state_is_the_models(net: Net) -> None:
     assert_same_bits(gated.dense_state_dict(), model.state_dict())
 
 
+@pytest.mark.sampled(9)
 @every_net
 def test_the_dense_state_survives_every_selection(net: Net) -> None:
     """No exchange loses or moves a value, whatever the widths; the policy has no part in it."""
@@ -108,6 +111,7 @@ def test_the_dense_state_survives_every_selection(net: Net) -> None:
         assert_same_bits(gated.dense_state_dict(), model.state_dict())
 
 
+@pytest.mark.sampled(9)
 @every_net
 def test_frozen_parameters_stay_frozen(net: Net) -> None:
     model = net.model()
@@ -146,6 +150,7 @@ def test_without_attach_the_first_selection_stays() -> None:
 # --- what export takes ---------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(9)
 @every_net
 def test_the_selection_describes_the_compact_tensors(net: Net) -> None:
     gated = net.gated(policy="cucb{c=5}")
@@ -182,6 +187,7 @@ def test_the_selection_is_what_a_reader_expects() -> None:
     assert selection["classifier.0.weight"][1].tolist() == columns
 
 
+@pytest.mark.sampled(9)
 @every_net
 def test_a_step_runs_narrow(net: Net) -> None:
     """torch's own counter sees no more than the narrow network's macs, in either mode."""
@@ -201,6 +207,7 @@ def test_a_step_runs_narrow(net: Net) -> None:
             assert counter.get_total_flops() == 2 * batch * gated.cost.macs(chosen.widths)
 
 
+@pytest.mark.sampled(3)
 @nets("vgg_bn", "resnet_projection", "resnet_option_a", "densenet", "mobilenet", "unet")
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_budgets_hold_in_the_compact_network(net: Net, share: float) -> None:
@@ -229,6 +236,7 @@ def test_budgets_hold_in_the_compact_network(net: Net, share: float) -> None:
 # --- modes, copies, dtypes -----------------------------------------------------------------------
 
 
+@pytest.mark.sampled(6)
 @nets("resnet_option_a", "densenet", "mobilenet", "shuffle_split", "tied", "auxiliary_head")
 @pytest.mark.parametrize("policy", ["cucb{c=1}", "random", "utility{warmup=3,reallocate=4}"])
 def test_a_look_at_the_evaluation_changes_nothing(net: Net, policy: str) -> None:
@@ -272,6 +280,7 @@ def test_settling_in_evaluation_mode_holds_in_training() -> None:
     assert not torch.equal(gated.executing, settled)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore:.* of the gated network's parameters")  # kept on purpose
 @nets("resnet_option_a", "tied", "shared", "auxiliary_head", "opaque")
 def test_a_copy_is_its_own(net: Net) -> None:

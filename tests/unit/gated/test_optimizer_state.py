@@ -84,6 +84,7 @@ class Apart:
         self.optimizer.step()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_two_channels_in_turns_train_as_each_apart(make: Make) -> None:
     """To the bit; the step count is the parameter's, where the optimiser keeps one."""

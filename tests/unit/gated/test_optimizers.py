@@ -223,6 +223,7 @@ def test_steps_inside_backward_are_as_steps_after_it(policy: str, hooks_first: b
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("attached_first", [False, True])
 @pytest.mark.parametrize("target", ["same", "copy"])
 @pytest.mark.parametrize("policy", ["random", "utility{warmup=3,reallocate=2}"])

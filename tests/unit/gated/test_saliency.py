@@ -133,6 +133,7 @@ def test_the_sample_form_is_the_papers(name: str) -> None:
     torch.testing.assert_close(seen.double(), wanted, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
 def test_taps_change_nothing_but_what_is_seen(net: Net) -> None:
     """The network with taps has the outputs and gradients of the one without, in both modes."""

@@ -45,6 +45,7 @@ def averaged(average: nn.Module, network: nn.Module, read: Any) -> None:
             mean.lerp_(value, 0.25)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("read", [tensors, values])
 @pytest.mark.parametrize("policy", POLICIES)
@@ -67,6 +68,7 @@ def test_an_average_of_equal_values_is_these(policy: str, read: Any, nested: boo
         torch.testing.assert_close(found[name], before[name], rtol=0, atol=1e-12)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_target_network_that_loads_a_state_follows(policy: str) -> None:
     gated, optimizer = build(policy, lr=0.0)

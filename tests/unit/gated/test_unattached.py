@@ -32,6 +32,7 @@ def the_other(gated: GatedModule, one: Optimizer, other: Optimizer, step: int) -
     train_step(gated, other, NET, step)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", [SGD, Adam])
 @pytest.mark.parametrize("loop", [in_turns, both, the_other])
 def test_a_second_optimizer_is_warned_of_once(loop: Callable[..., None], kind: Any) -> None:
@@ -90,6 +91,7 @@ def test_a_wrapper_with_state_of_its_own() -> None:
         train_step(gated, Wrapping(optimizer, slow=True), NET, 0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_a_copy_that_another_optimizer_trains_goes_its_own_way(kind: Any, steps: int) -> None:

@@ -37,6 +37,7 @@ def test_the_compact_network_in_print() -> None:
     assert "fxprune" not in printed(compact)
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
 def test_nothing_of_fxprune_is_left(net: Net) -> None:
     gated = net.gated(policy="cucb{saliency=sample}")

@@ -17,6 +17,7 @@ from fxprune.trainer.options import TrainOptions
 from tests.support.fitting import FAST, same_bits, small_net, stopped_after
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "change",
     [

@@ -104,6 +104,7 @@ def test_without_a_limit_the_schedule_is_taken_as_it_is() -> None:
     assert total(plan) == sum(GATED.cost.macs(w) for w in widths)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("how", "change"),
     [
