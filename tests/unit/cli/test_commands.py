@@ -35,8 +35,8 @@ def test_help_names_every_command_and_the_way_through_them(tmp_path: Path) -> No
     assert "fxprune instrument model.py" in text
 
 
-def test_inspect_shows_groups_and_why_the_rest_is_pinned(folder: Path) -> None:
-    text = run("inspect", "model.py", folder=folder).stdout
+def test_inspect_shows_groups_and_why_the_rest_is_pinned(folder: Path, call: Call) -> None:
+    text = call("inspect", "model.py", folder=folder).stdout
     assert "traced yes" in text
     lines = [line.split() for line in text.splitlines()]
     assert ["conv1", "16", "7"] in [line[:3] for line in lines]
@@ -63,32 +63,29 @@ def test_instrument_writes_a_run_without_pickles(folder: Path) -> None:
     assert names == {"plan.json", "checkpoint.safetensors"}
 
 
-@pytest.mark.slow
-def test_instrument_names_what_keeps_the_macs_up(here: Path) -> None:
+def test_instrument_names_what_keeps_the_macs_up(here: Path, call: Call) -> None:
     source = (
         "import torch.nn as nn\nmodel = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 99, 3))\n"
     )
     (here / "wide.py").write_text(source)
     half = ("--budget", "keep=0.5")
-    text = run("instrument", "wide.py", "--input", "3x8x8", *half, folder=here).stdout
+    text = call("instrument", "wide.py", "--input", "3x8x8", *half, folder=here).stdout
     _, _, told = text.partition("Pinned channels that keep the macs up")
     assert re.search(r"^ +99 ", told, re.M)
-    other = run("instrument", "model.py", "-o", "other.fxprune", *half, folder=here).stdout
+    other = call("instrument", "model.py", "-o", "other.fxprune", *half, folder=here).stdout
     assert "keep the macs up" not in other
 
 
-@pytest.mark.slow
-def test_instrument_says_where_channels_stay_above_the_budget(here: Path) -> None:
+def test_instrument_says_where_channels_stay_above_the_budget(here: Path, call: Call) -> None:
     options = ("instrument", "model.py", "--policy", "cucb", "--budget", "keep=0.1")
-    told = run(*options, "-o", "a.fxprune", folder=here)
+    told = call(*options, "-o", "a.fxprune", folder=here)
     assert "25.0 % of the channels stay, more than keep=0.1" in told.stderr
-    told = run(*options, "--round-to", "1", "-o", "b.fxprune", folder=here)
+    told = call(*options, "--round-to", "1", "-o", "b.fxprune", folder=here)
     assert "channels stay" not in told.stderr
 
 
-@pytest.mark.slow
-def test_instrument_with_options(here: Path) -> None:
-    done = run(
+def test_instrument_with_options(here: Path, call: Call) -> None:
+    done = call(
         *("instrument", "model.py:Net", "--policy", "utility{decay=0.7}", "--budget", "macs=0.4"),
         *("--round-to", "4", "--input", "1x10x10", "-o", "other.fxprune", "--json"),
         folder=here,
@@ -153,15 +150,14 @@ def test_instrument_says_what_was_measured(here: Path, monkeypatch: pytest.Monke
     assert trained["run_macs"]["spent"] == trained["run_macs"]["dense"]
 
 
-@pytest.mark.slow
-def test_instrument_starts_from_trained_weights(here: Path) -> None:
+def test_instrument_starts_from_trained_weights(here: Path, call: Call) -> None:
     net = _net()
     with torch.no_grad():
         net(torch.randn(9, 1, 8, 8))
     safetensors.torch.save_file(net.state_dict(), here / "dense.safetensors")
-    done = run("instrument", "model.py", "--weights", "dense.safetensors", "--json", folder=here)
+    done = call("instrument", "model.py", "--weights", "dense.safetensors", "--json", folder=here)
     assert json.loads(done.stdout)["policy"].startswith("utility")
-    fresh = run("instrument", "model.py", "-o", "fresh.fxprune", "--json", folder=here)
+    fresh = call("instrument", "model.py", "-o", "fresh.fxprune", "--json", folder=here)
     assert json.loads(fresh.stdout)["policy"].startswith("balance")
     gated = fxprune.load(here / "model.fxprune" / "checkpoint.safetensors", _net())
     found = gated.dense_state_dict()
@@ -169,14 +165,13 @@ def test_instrument_starts_from_trained_weights(here: Path) -> None:
 
     del (state := net.state_dict())["bn2.bias"]
     torch.save(state, here / "part.pt")  # noqa: TID251 - a file of somebody else
-    refused = run("instrument", "model.py", "--weights", "part.pt", folder=here, exit_code=2)
+    refused = call("instrument", "model.py", "--weights", "part.pt", folder=here, exit_code=2)
     assert "error: the weights in part.pt do not fit the network\n" in refused.stderr
     assert "why  1 missing: bn2.bias\n" in refused.stderr
 
 
-@pytest.mark.slow
-def test_export_before_training_works_with_a_note(here: Path) -> None:
-    done = run("export", "--onnx", folder=here)
+def test_export_before_training_works_with_a_note(here: Path, call: Call) -> None:
+    done = call("export", "--onnx", folder=here)
     assert "never trained" in done.stderr
     assert "wrote model.onnx" in done.stdout
     gated = fxprune.load(here / "model.fxprune" / "checkpoint.safetensors", _net())
@@ -187,12 +182,11 @@ def test_export_before_training_works_with_a_note(here: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_train_goes_on_and_export_takes_the_newest_state(here: Path) -> None:
+def test_train_goes_on_and_export_takes_the_newest_state(here: Path, call: Call) -> None:
     train = ("train", "--data", "digits", "--lr", "0.05", "--batch-size", "64", "--json")
-    first = json.loads(run(*train, "--epochs", "2", folder=here).stdout)
+    first = json.loads(call(*train, "--epochs", "2", folder=here).stdout)
     assert first["epochs"] == 2
-    again = run("train", "--epochs", "3", "--json", folder=here)
+    again = call("train", "--epochs", "3", "--json", folder=here)
     second = json.loads(again.stdout)
     assert second["history"][:2] == first["history"]
     assert again.stderr.count("epoch ") == 1
@@ -201,7 +195,7 @@ def test_train_goes_on_and_export_takes_the_newest_state(here: Path) -> None:
     lines = (here / "model.fxprune" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
-    done = run(
+    done = call(
         "export", "model.fxprune", "small.onnx", "--pt2", "--fold", "--onnx", "--json", folder=here
     )
     found = json.loads(done.stdout)
@@ -216,44 +210,41 @@ def test_train_goes_on_and_export_takes_the_newest_state(here: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(onnx), pt2, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_train_spends_what_it_may(here: Path) -> None:
-    run("instrument", "model.py", "--policy", "cucb", "--budget", "keep=0.5", folder=here)
+def test_train_spends_what_it_may(here: Path, call: Call) -> None:
+    call("instrument", "model.py", "--policy", "cucb", "--budget", "keep=0.5", folder=here)
     train = ("train", "--data", "digits", "--batch-size", "64", "--epochs", "2", "--train-macs")
-    refused = run(*train, "0.1", folder=here, exit_code=2)
+    refused = call(*train, "0.1", folder=here, exit_code=2)
     assert "\nerror: the run cannot cost 0.1 of the dense run's macs" in refused.stderr
     assert not (here / "model.fxprune" / "train.json").exists(), "the next call need not know"
-    run(*train, "0.35", "--budget-schedule", "linear", "--minutes", "0", folder=here)
-    text = run("train", folder=here).stdout
+    call(*train, "0.35", "--budget-schedule", "linear", "--minutes", "0", folder=here)
+    text = call("train", folder=here).stdout
     (row,) = (line for line in text.splitlines() if "forward macs of the run" in line)
     last = json.loads((here / "model.fxprune" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["run_macs"] == last["run_macs_planned"]
     assert 0.33 < last["run_macs"] / last["run_macs_dense"] <= 0.35
     share = f"{100 * last['run_macs'] / last['run_macs_dense']:.1f} %"
     assert f"{share} of dense, planned {share}" in row
-    assert json.loads(run("train", "--json", folder=here).stdout)["run_macs"] == {
+    assert json.loads(call("train", "--json", folder=here).stdout)["run_macs"] == {
         "dense": last["run_macs_dense"],
         "planned": last["run_macs_planned"],
         "spent": last["run_macs"],
     }
 
 
-@pytest.mark.slow
-def test_what_is_refused_is_not_kept_for_the_next_call(here: Path) -> None:
+def test_what_is_refused_is_not_kept_for_the_next_call(here: Path, call: Call) -> None:
     train = ("train", "model.fxprune")
-    run(*train, "--data", "digits", "--epochs", "2", folder=here)
+    call(*train, "--data", "digits", "--epochs", "2", folder=here)
     kept = (here / "model.fxprune" / "train.json").read_bytes()
-    refused = run(*train, "--lr", "0.3", "--epochs", "1", folder=here, exit_code=2)
+    refused = call(*train, "--lr", "0.3", "--epochs", "1", folder=here, exit_code=2)
     assert "lr 0.1 (now 0.3), epochs 2 (now 1)" in refused.stderr
     assert (here / "model.fxprune" / "train.json").read_bytes() == kept
-    run(*train, folder=here)
+    call(*train, folder=here)
 
 
-@pytest.mark.slow
-def test_a_trained_run_is_not_overwritten(here: Path) -> None:
-    run("instrument", "model.py", folder=here)  # never trained: may be written anew
+def test_a_trained_run_is_not_overwritten(here: Path, call: Call) -> None:
+    call("instrument", "model.py", folder=here)  # never trained: may be written anew
     (here / "model.fxprune" / "metrics.jsonl").write_text("{}\n")
-    refused = run("instrument", "model.py", folder=here, exit_code=2)
+    refused = call("instrument", "model.py", folder=here, exit_code=2)
     assert "error: there is a trained run in model.fxprune" in refused.stderr
 
 
@@ -293,18 +284,17 @@ class Scale(Pass):
 """
 
 
-@pytest.mark.slow
-def test_export_runs_a_pass_of_the_users_own(here: Path) -> None:
+def test_export_runs_a_pass_of_the_users_own(here: Path, call: Call) -> None:
     (here / "mine.py").write_text(PASSES)
-    run("export", "model.fxprune", "--passes", "fold,mine:Scale{by=1}", folder=here)
+    call("export", "model.fxprune", "--passes", "fold,mine:Scale{by=1}", folder=here)
     names = {node.op_type for node in onnx.load(here / "model.onnx").graph.node}
     assert "BatchNormalization" not in names
     (here / "model.onnx").unlink()
-    done = run("export", "--passes", "mine:Scale{by=2}", folder=here, exit_code=1)
+    done = call("export", "--passes", "mine:Scale{by=2}", folder=here, exit_code=1)
     # the file is checked, whatever a pass promises
     assert "would not compute what the network computes" in done.stderr
     assert not (here / "model.onnx").exists()
-    done = run("export", "--passes", "mine:Scale{by=nan}", folder=here, exit_code=1)
+    done = call("export", "--passes", "mine:Scale{by=nan}", folder=here, exit_code=1)
     assert "the result of the pass Scale is not what it promises" in done.stderr
 
 
@@ -357,32 +347,43 @@ def test_a_current_folder_that_is_gone(
     assert "error: the current folder is gone" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_prune_goes_the_whole_way(here: Path) -> None:
-    digits = load("digits")
+PRUNE = ("prune", "model.py", "--weights", "w.safetensors", "--data", "digits")
+SHORT = ("--epochs", "2", "--batch-size", "64")
+
+
+@pytest.fixture
+def trained(here: Path) -> Path:
+    """The folder, with trained weights in w.safetensors."""
     net = _net()
-    fit(net, digits, TrainOptions(epochs=3, lr=0.1, batch_size=64, device="cpu"))
+    fit(net, load("digits"), TrainOptions(epochs=3, lr=0.1, batch_size=64, device="cpu"))
     safetensors.torch.save_file(net.state_dict(), here / "w.safetensors")
-    start = ("prune", "model.py", "--weights", "w.safetensors", "--data", "digits")
-    short = ("--epochs", "2", "--batch-size", "64")
-    done = run(*start, "--macs", ".5", *short, "-o", "half.fxprune", folder=here)
+    return here
+
+
+def test_prune_goes_the_whole_way(trained: Path, call: Call) -> None:
+    digits = load("digits")
+    done = call(*PRUNE, "--macs", ".5", *SHORT, "-o", "half.fxprune", folder=trained)
     assert "the dense network is right on" in done.stderr
     text = " ".join(done.stdout.split())
     assert "before after share" in text
     assert "right on 359 validation images" in text
     assert "wrote half.onnx" in text
-    held = {entry.key: entry.value for entry in onnx.load(here / "half.onnx").metadata_props}
+    held = {entry.key: entry.value for entry in onnx.load(trained / "half.onnx").metadata_props}
     assert json.loads(held["fxprune.classes"]) == list(digits.classes)
     assert json.loads(held["fxprune.preprocessing"]) == dict(digits.preprocessing)
-    again = run(*start, "--macs", ".5", "-o", "half.fxprune", folder=here, exit_code=2)
+    again = call(*PRUNE, "--macs", ".5", "-o", "half.fxprune", folder=trained, exit_code=2)
     assert "there is a trained run in half.fxprune" in again.stderr
-    run("export", "half.fxprune", "-o", "again.onnx", folder=here)
-    goals = run(*start, "--macs", ".5", "--max-drop", "1", folder=here, exit_code=2)
+    call("export", "half.fxprune", "-o", "again.onnx", folder=trained)
+
+
+@pytest.mark.slow
+def test_prune_finds_the_smallest_network_within_a_drop(trained: Path, call: Call) -> None:
+    goals = call(*PRUNE, "--macs", ".5", "--max-drop", "1", folder=trained, exit_code=2)
     assert "fxprune prune has one goal" in goals.stderr
-    drop = run(*start, "--max-drop", "40", *short, "-o", "drop.fxprune", "--json", folder=here)
+    drop = call(*PRUNE, "--max-drop", "40", *SHORT, "-o", "drop.fxprune", "--json", folder=trained)
     record = json.loads(drop.stdout)
     assert len(record["trials"]) == 4
     assert record["max_drop"] == 40
     assert record["drop"]["low"] <= record["drop"]["points"] <= record["drop"]["high"]
-    wrong = run(*start, "--macs", ".5", "--mean", "9", "--epochs", "1", folder=here)
+    wrong = call(*PRUNE, "--macs", ".5", "--mean", "9", "--epochs", "1", folder=trained)
     assert "near chance" in wrong.stderr
