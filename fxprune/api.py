@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 import fxprune.gated.wrappers  # noqa: F401 - what wraps a gated network is recognised from now on
 from fxprune.budget.budget import Budget
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from fxprune.export.latency import Choice
 
 
-Inputs = tuple[Any, ...] | Mapping[str, Any]
-"""Example inputs: positional ones in a tuple, or keywords in a dict."""
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""Example inputs: one tensor, positional ones in a tuple, or keywords in a dict."""
 
 
 def analyze(
@@ -36,9 +36,9 @@ def analyze(
 
     Args:
         model: any network of convolutions; it is not changed.
-        example_inputs: a tuple with one tensor [N, ...] for each positional argument of forward
-            (or a list, tuple or dict of tensors, where forward takes one), or a dict of tensors
-            by keyword. Shapes and dtypes matter, values do not.
+        example_inputs: a tensor [N, ...]; or a tuple with one for each positional argument of
+            forward (a list, tuple or dict of tensors, where forward takes one); or a dict of
+            tensors by keyword. Shapes and dtypes matter, values do not.
         example_kwargs: more arguments by keyword. Those that are no tensors become constants of
             the network.
 
@@ -112,8 +112,9 @@ def instrument(
         OptionError: the policy, the budget or another option is not understood or out of range.
         GateError: no channel of the model could be removed.
     """
-    if every < 1:
-        raise OptionError(f"every cannot be {every}", do="give a number of steps, 1 or more")
+    steps: Any = every  # a caller may have no types
+    if not isinstance(steps, int) or steps < 1:
+        raise OptionError(f"every cannot be {every!r}", do="give a number of steps, 1 or more")
     chosen, default = parse(policy), Budget.parse("keep=0.5", round_to)
     given = None if budget is None else Budget.parse(budget, round_to)
     Settings(chosen, given or default)  # refused before any work

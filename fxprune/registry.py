@@ -85,6 +85,8 @@ def from_text(text: str, known: Mapping[Hashable, type[P]], kind: str) -> P:
         OptionError: the name or a field is unknown, or a value has the wrong type or range.
     """
     advice = f"known: {', '.join(map(str, known))}"
+    if not isinstance(text, str):
+        raise OptionError(f"the {kind} cannot be {text!r}", why="it is a text", do=advice)
     name, options = read(text, kind, advice)
     if not re.fullmatch(r"[\w-]+", name):
         raise _unreadable(text, kind, advice)

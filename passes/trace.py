@@ -37,6 +37,11 @@ class Trace(Pass):
 
     def requires(self, program: Program) -> None:
         model = program.module
+        if not isinstance(model, nn.Module):
+            raise TraceError(
+                f"the model is of the kind {type(model).__name__}, and no nn.Module",
+                do="give an nn.Module, such as torchvision.models.resnet18()",
+            )
         if isinstance(model, (DataParallel, DistributedDataParallel)):
             raise TraceError(
                 f"the model is wrapped in {type(model).__name__}",

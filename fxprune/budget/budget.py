@@ -121,6 +121,12 @@ class Budget:
             if round_to in (None, budget.round_to):
                 return budget
             return dataclasses.replace(budget, round_to=round_to)
+        if not isinstance(budget, str):
+            raise BudgetError(
+                f"the budget cannot be {budget!r}",
+                why=f"it is a text, and not of the kind {type(budget).__name__}",
+                do='write "macs=0.5" for half of the macs, or keep, params or latency',
+            )
         shares: list[tuple[Kind, float]] = []
         more: dict[str, str] = {}
         for part in budget.split(","):

@@ -17,6 +17,8 @@ import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from numbers import Real
+from typing import Any
 
 from fxprune.budget.budget import Budget
 from fxprune.budget.widths import allowed_widths
@@ -52,9 +54,10 @@ class Layers:
         """Check the shares."""
         for word, shares in self.tables.items():
             for pattern, share in shares:
-                if not 0 < share <= 1:
+                value: Any = share  # a caller may have no types
+                if not isinstance(value, Real) or not 0 < share <= 1:
                     raise BudgetError(
-                        f"{word} of {pattern!r} cannot be {share}",
+                        f"{word} of {pattern!r} cannot be {share!r}",
                         why="it is a share of the channels: above 0 and at most 1",
                         do=f"write {word} {pattern}=0.5, or exclude the layers to keep all",
                     )
@@ -72,9 +75,24 @@ class Layers:
         floor: Mapping[str, float] | None = None,
         ceiling: Mapping[str, float] | None = None,
     ) -> "Layers":
-        """Take lists and dicts, as `fxprune.instrument` has them."""
-        keeps, floors, ceilings = (tuple((x or {}).items()) for x in (keep, floor, ceiling))
-        return Layers(_several(exclude), _several(exclude_inputs), keeps, floors, ceilings)
+        """Take lists and dicts, as `fxprune.instrument` has them.
+
+        Raises:
+            BudgetError: patterns are no texts, or shares are not given by pattern.
+        """
+        tables = {"keep": keep, "floor": floor, "ceiling": ceiling}
+        for word, table in tables.items():
+            if not isinstance(table, Mapping | None):
+                raise BudgetError(
+                    f"{word} cannot be {table!r}",
+                    why="it gives shares of the channels by patterns of layers",
+                    do=f'write {word}={{"layer4.*": 0.5}}, or budget="keep=0.5" for all layers',
+                )
+        return Layers(
+            _several("exclude", exclude),
+            _several("exclude_inputs", exclude_inputs),
+            *(tuple((table or {}).items()) for table in tables.values()),
+        )
 
     @staticmethod
     def parse(
@@ -100,8 +118,15 @@ class Layers:
         )
 
 
-def _several(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def _several(word: str, names: str | Sequence[str]) -> tuple[str, ...]:
+    texts: Any = (names,) if isinstance(names, str) else names
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise BudgetError(
+            f"{word} must be patterns of layers",
+            why=f"{names!r} is something else",
+            do=f'write their names in named_modules(), such as {word}=["layer4.*"]',
+        )
+    return tuple(texts)
 
 
 def _split(texts: Sequence[str]) -> list[str]:

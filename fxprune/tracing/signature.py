@@ -239,6 +239,7 @@ def of_tensors(network: nn.Module) -> Callable[..., Any]:
 def flat_inputs(network: object, inputs: Any) -> tuple[Tensor, ...]:
     """Return the tensors among a network's inputs, in the order of its graph."""
     signature = signature_of(network)
+    inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
     return tuple(inputs) if signature is None else signature.flatten(inputs)
 
 
@@ -380,20 +381,27 @@ def example_arguments(
     """Return the positional and keyword arguments that example inputs stand for.
 
     Args:
-        inputs: a tuple of positional arguments, or a dict of keyword arguments.
+        inputs: a tuple of positional arguments, the only one, or a dict of keyword arguments.
         kwargs: more keyword arguments.
 
     Raises:
         TraceError: there is no tensor among them, or `inputs` is something else.
     """
+    if not isinstance(kwargs, Mapping | None):
+        raise TraceError(
+            f"example_kwargs must be a dict, not {type(kwargs).__name__}",
+            do='write {"name": value} for arguments that forward takes by name',
+        )
     named = dict(kwargs or {})
+    if isinstance(inputs, Tensor):
+        inputs = (inputs,)
     if isinstance(inputs, Mapping):
         return _checked((), {**inputs, **named})
     if isinstance(inputs, tuple):
         return _checked(inputs, named)
     raise TraceError(
-        f"example inputs must be a tuple of tensors, not {type(inputs).__name__}",
-        do="write (x,) for a single input",
+        f"example inputs must be a tensor or a tuple of tensors, not {type(inputs).__name__}",
+        do="write (x, y) for several inputs, or a dict for keywords",
     )
 
 
@@ -405,9 +413,10 @@ def _checked(
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
         kinds = dict.fromkeys(type(leaf).__name__ for leaf in leaves)
         raise TraceError(
-            "example inputs must be a tuple of tensors, and there is no tensor in it",
-            why=f"it holds {', '.join(kinds)}" if kinds else "",
-            do=f"write (x,) for a single input; {taken}",
+            "there is no tensor among the example inputs",
+            why=f"they are of the kind {', '.join(kinds)}" if kinds else "",
+            do=f"give tensors of the shapes that the model takes, such as torch.zeros(1, 3, 224, "
+            f"224); {taken}",
         )
     for leaf in leaves:  # it would become a constant, with the example's values
         if isinstance(leaf, nn.Module) or not hasattr(leaf, "__dict__"):

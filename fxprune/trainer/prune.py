@@ -25,6 +25,7 @@ from fxprune.data import DataSet, Split, load
 from fxprune.errors import BudgetError, DataError, OptionError
 from fxprune.gated.module import GatedModule
 from fxprune.policies import Policy
+from fxprune.tracing.signature import example_arguments
 from fxprune.trainer.evaluate import check_fit
 from fxprune.trainer.loop import EpochMetrics, Tick, fit
 from fxprune.trainer.options import TrainOptions
@@ -175,7 +176,7 @@ SILENT = Watcher()
 
 def prune(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Tensor, ...],
     *,
     data: DataSet | str,
     macs: float | None = None,
@@ -245,7 +246,13 @@ def prune(
             do="leave them out, or instrument, train and export, one after the other",
         )
     given = None if max_drop is not None else Budget.parse(budget or goals[0], round_to)
-    size = example_inputs[0].shape
+    example, _ = example_arguments(example_inputs)
+    size = example[0].shape
+    if not isinstance(data, DataSet | str):
+        raise OptionError(
+            f"the data cannot be {data!r}",
+            do="give a DataSet, or the name of one that fxprune.data.load knows",
+        )
     if isinstance(data, str):
         data = load(data, image_size=(size[-2], size[-1]) if len(size) == 4 else (224, 224))
     placement = Placement.of(options)
@@ -262,7 +269,7 @@ def prune(
             stacklevel=2,
         )
     watcher.measured(dense)
-    work = _Work(model, example_inputs, data, loss, policy, options, round_to, exclude, watcher)
+    work = _Work(model, example, data, loss, policy, options, round_to, exclude, watcher)
     if given is not None:
         gated, history = work.run(given, data, options, finish=True)
         return work.result(gated, given, dense, history)

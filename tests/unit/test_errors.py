@@ -3,6 +3,7 @@
 import copy
 import linecache
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.bank.exchange import Selection
-from fxprune.errors import FxpruneError, GateError, OptionError, RunError, TraceError
+from fxprune.errors import BudgetError, FxpruneError, GateError, OptionError, RunError, TraceError
 from tests.support.nets import BY_NAME
 
 IMAGE = torch.zeros(2, 3, 8, 8)
@@ -85,11 +86,41 @@ def test_an_input_of_the_wrong_shape(shape: tuple[int, ...], code: str) -> None:
     )
 
 
-def test_inputs_that_are_no_tuple() -> None:
-    assert refused(TraceError, lambda: fxprune.analyze(small(), IMAGE)) == (
-        "example inputs must be a tuple of tensors, not Tensor\n"
-        "  do   write (x,) for a single input"
+def test_inputs_that_are_no_tensors() -> None:
+    assert refused(TraceError, lambda: fxprune.analyze(small(), [IMAGE])) == (
+        "example inputs must be a tensor or a tuple of tensors, not list\n"
+        "  do   write (x, y) for several inputs, or a dict for keywords"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "said"),
+    [
+        ({"budget": 0.5}, BudgetError, "the budget cannot be 0.5\n  why  it is a text"),
+        ({"policy": None}, OptionError, "the policy cannot be None"),
+        ({"keep": 0.5}, BudgetError, 'or budget="keep=0.5" for all layers'),
+        ({"floor": [0.5]}, BudgetError, "floor cannot be [0.5]"),
+        ({"keep": {"0": "0.5"}}, BudgetError, "keep of '0' cannot be '0.5'"),
+        ({"exclude": nn.ReLU()}, BudgetError, "exclude must be patterns of layers"),
+        ({"exclude_inputs": [nn.ReLU()]}, BudgetError, "exclude_inputs must be patterns"),
+        ({"every": "1"}, OptionError, "every cannot be '1'"),
+        ({"example_kwargs": 3}, TraceError, "example_kwargs must be a dict, not int"),
+        ({"example_inputs": (1, 3, 8, 8)}, TraceError, "they are of the kind int"),
+        ({"model": nn.Conv2d}, TraceError, "the model is of the kind type, and no nn.Module"),
+        ({"model": torch.relu}, TraceError, "no nn.Module"),
+    ],
+)
+def test_arguments_of_another_kind(given: Any, kind: type[FxpruneError], said: str) -> None:
+    call = {"model": small(), "example_inputs": IMAGE, **given}
+    assert said in refused(kind, lambda: fxprune.instrument(**call))
+
+
+def test_a_tensor_alone_is_one_input(tmp_path: Path) -> None:
+    gated = fxprune.instrument(small(), IMAGE)
+    assert gated.cost.dense_macs == fxprune.instrument(small(), (IMAGE,)).cost.dense_macs
+    compact = fxprune.shrink(gated.eval())
+    report = fxprune.export_onnx(compact, IMAGE, tmp_path / "a.onnx")
+    assert report.max_rel_error <= report.tolerance
 
 
 @pytest.mark.parametrize("given", [1, 4])
