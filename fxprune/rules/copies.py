@@ -38,7 +38,8 @@ class NewSizes(CallSizes):
 
     def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
         first = int(node.op == "call_method")
-        if record.args[first:] not in ((), (None,)):  # None: another node gives the whole size
+        last = first + 1 if node.target in (torch.full, "new_full") else None  # a number follows
+        if record.args[first:last] not in ((), (None,)):  # None: another node gives the whole size
             set_literals(node, first, record.args, record.result.at(widths))
 
 
