@@ -303,6 +303,15 @@ class KnowingTracer(fx.Tracer):
             self._asserted[proxy.node] = value
         return value
 
+    def if_known(self, proxy: fx.Proxy) -> Any:
+        """Return the number that a proxy stands for, asserted; the proxy where it is not known."""
+        refused = len(self.refused)
+        try:
+            return self.known(proxy)
+        except TraceError:
+            del self.refused[refused:]
+            return proxy
+
     def whole(self, proxy: fx.Proxy) -> Any:
         """Return what `int(proxy)` is: the proxy itself where it stands for an integer."""
         try:
@@ -346,10 +355,11 @@ class KnowingTracer(fx.Tracer):
 class KnowingProxy(fx.Proxy):
     """A proxy whose value Python may ask for."""
 
-    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)  # such as the array protocols, which it does not speak
-        return _KnowingAttribute(self, name)
+        found = _KnowingAttribute(self, name)
+        return self._tracer.if_known(found) if name == "ndim" else found
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # what isinstance looks at, beside the type itself

@@ -254,6 +254,21 @@ def test_what_is_written_in_place_shows_in_views() -> None:
     assert torch.equal(given, wanted)
 
 
+class ByRank(nn.Module):
+    """Looks up what to do by the number of dimensions, as the layers of einops do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute({3: (0, 2, 1), 4: (0, 3, 2, 1)}[x.ndim])
+
+
+def test_code_that_looks_up_a_rank_is_followed() -> None:
+    module = traced_by(nn.Sequential(nn.Conv2d(3, 4, 3), ByRank()), (torch.zeros(1, 3, 8, 8),))
+    called = [n.target for n in module.graph.nodes if n.op in ("call_module", "call_method")]
+    assert called == ["0", "permute"]
+    with pytest.raises(AssertionError, match="another size"):
+        module(torch.zeros(3, 8, 8))
+
+
 class CountsInPlace(nn.Module):
     """Computes with sizes in place, and goes on to use what they were."""
 
