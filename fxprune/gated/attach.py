@@ -169,8 +169,9 @@ def _unwrapped(optimizer: Any) -> Optimizer:
     Raises:
         GateError: there is none.
     """
-    while "_optimizer_step_pre_hooks" not in vars(optimizer):  # Lightning's passes them on
-        inside = [vars(optimizer).get(name) for name in ("optimizer", "opt", "_optimizer")]
+    while "_optimizer_step_pre_hooks" not in (own := getattr(optimizer, "__dict__", {})):
+        # asked in its own table alone, since Lightning's passes attributes on
+        inside = [own.get(name) for name in ("optimizer", "opt", "_optimizer")]
         inner = next((value for value in inside if value is not None), None)
         if inner is None:
             raise GateError(
@@ -196,12 +197,13 @@ def _pace(
     if schedule is None or isinstance(schedule, StepSchedule):
         return schedule
     planned = parse(schedule)
-    if steps is None or steps < 1:
+    count: Any = steps  # a caller may have no types
+    if not isinstance(count, int) or count < 1:
         raise OptionError(
-            f"a schedule cannot be planned for {'no' if steps is None else steps} steps",
+            f"a schedule cannot be planned for {'no' if count is None else repr(count)} steps",
             do="give attach(…, steps=…) the number of optimiser steps of the whole run",
         )
-    return planned.plan(gated.settings.budget.value, steps)
+    return planned.plan(gated.settings.budget.value, count)
 
 
 def _not_compiled(hook: _Hook) -> _Hook:

@@ -30,8 +30,16 @@ def save(gated: GatedModule, path: str | Path) -> None:
         path: where to, conventionally `*.safetensors`.
 
     Raises:
+        GateError: it is no gated network.
         RunError: the file cannot be written.
     """
+    network: nn.Module = gated  # a caller may have no types
+    if not isinstance(network, GatedModule):
+        raise GateError(
+            f"cannot save a {type(network).__name__}",
+            why="a file of fxprune.save holds the selection of a gated network",
+            do="save what fxprune.instrument returned; any other module by torch's own means",
+        )
     write_tensors(Path(path), *gated_state(gated))
 
 

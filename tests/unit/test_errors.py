@@ -115,6 +115,21 @@ def test_arguments_of_another_kind(given: Any, kind: type[FxpruneError], said: s
     assert said in refused(kind, lambda: fxprune.instrument(**call))
 
 
+def test_what_is_no_optimizer_and_no_gated_network(tmp_path: Path) -> None:
+    gated: Any = fxprune.instrument(small(), IMAGE)
+    sgd: Any = "sgd"
+    said = refused(GateError, lambda: fxprune.attach(gated, sgd))
+    assert said.startswith("cannot attach to the steps of a str")
+    optimizer = torch.optim.SGD(gated.parameters(), 0.1)
+    steps: Any = "9"
+    said = refused(
+        OptionError, lambda: fxprune.attach(gated, optimizer, schedule="cubic", steps=steps)
+    )
+    assert said.startswith("a schedule cannot be planned for '9' steps")
+    plain: Any = small()
+    assert "cannot save a Sequential" in refused(GateError, lambda: fxprune.save(plain, tmp_path))
+
+
 def test_a_tensor_alone_is_one_input(tmp_path: Path) -> None:
     gated = fxprune.instrument(small(), IMAGE)
     assert gated.cost.dense_macs == fxprune.instrument(small(), (IMAGE,)).cost.dense_macs
