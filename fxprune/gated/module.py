@@ -79,6 +79,7 @@ class GatedModule(Saving):
             self.observe()
         elif optimizer in self.attached:
             self._residents.gradients.check()
+            self._residents.put_in_order(self._selection)  # of a state loaded within the round
             if self._is_early:
                 self._residents.meter(self._selection).read_early(self._residents.tensors())
 

@@ -3,6 +3,7 @@
 Optimisers are held weakly.
 """
 
+import functools
 import weakref
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class _Tracked:
         warned: whether the user was warned of state that does not follow the channels.
         order: the selection in whose order its state lies if that does not say so itself; None
             for the current one.
+        arriving: the selection into whose order its state is being brought, and what is left to
+            do for that; None in between.
         handles: of the hooks by which saving and loading are noticed.
     """
 
@@ -45,7 +48,16 @@ class _Tracked:
     ordered: bool = False
     warned: bool = False
     order: Selection | None = None
+    arriving: tuple[Selection, list[Callable[[], None]]] | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
+
+    def arrive(self) -> None:
+        """Bring its state into the order that was planned; it can be interrupted anywhere."""
+        if self.arriving is not None:
+            at, steps = self.arriving
+            for step in steps:
+                step()
+            self.order, self.arriving = at, None
 
 
 class Residents:
@@ -177,7 +189,8 @@ class Residents:
             yield from states.values()
         for _, optimizer in self._optimizers():
             for state in optimizer.state.values():
-                yield from (value for value in state.values() if isinstance(value, Tensor))
+                values = (state or {}).values()  # ZeroRedundancyOptimizer has None on other ranks
+                yield from (value for value in values if isinstance(value, Tensor))
 
     def store(self, at: Selection) -> Mapping[str, Tensor]:
         """Write the residents of a selection into the bank; return the bank's tensors by name."""
@@ -244,18 +257,21 @@ class Residents:
                 name: optimizer.state.get(home.tensor()) for name, home in self._homes.items()
             }
             found = {name: state for name, state in states.items() if state}
+            tracked.arrive()  # if that was interrupted
             saved = order_of(found.values()) or self._dense_order(found, at) or tracked.order
             if saved is None:
                 continue
             saved = saved.to(at.channels.device)
+            steps: list[Callable[[], None]] = []
             if not torch.equal(saved.channels, at.channels):
                 moving: list[Item] = []
                 for name, state in found.items():
                     moving += self._states_of(name, optimizer, state, saved.widths)
                 for install, tensor in taken(moving, self.bank, saved, at):
-                    install(tensor)
-            for state in found.values():
-                state.pop(KEY, None)
+                    steps.append(functools.partial(install, tensor))
+            steps += (functools.partial(state.pop, KEY, None) for state in found.values())
+            tracked.arriving = at, steps
+            tracked.arrive()
             tracked.order, tracked.ordered = None, True
 
     def _dense_order(
@@ -327,7 +343,7 @@ class Residents:
             for parameter, state in optimizer.state.items():
                 name = names.get(parameter)
                 shape = None if name is None else self.bank.shape(name, widths)
-                if keys := tuple(optimizer_state.strays(state, shape, parameter.numel())):
+                if keys := tuple(optimizer_state.strays(state or {}, shape, parameter.numel())):
                     strays[parameter] = keys
             if not tracked.warned:
                 for key in dict.fromkeys(key for keys in strays.values() for key in keys):
@@ -341,7 +357,12 @@ class Residents:
         """Return what is called when an optimiser's state was loaded."""
 
         def loaded(_: Optimizer) -> None:
-            tracked.stepped, tracked.ordered, tracked.order = False, False, None
+            for other, optimizer in self._optimizers():
+                # one that wraps another may have loaded into that, past its hooks
+                is_inside = other.attached() is tracked.attached()
+                if other is tracked or (is_inside and _is_of_other_order(optimizer)):
+                    other.stepped, other.ordered = False, False
+                    other.order, other.arriving = None, None
 
         return loaded
 
@@ -363,6 +384,10 @@ class Residents:
             optimizer = tracked.optimizer()
             if optimizer is not None:
                 yield tracked, optimizer
+
+
+def _is_of_other_order(optimizer: Optimizer) -> bool:
+    return any(KEY in state for state in optimizer.state.values() if state)
 
 
 def _replaced(name: str, why: str) -> GateError:

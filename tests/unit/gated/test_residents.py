@@ -1,7 +1,9 @@
 """Layers that are changed while a network trains are refused before a weight is lost."""
 
 import copy
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -123,11 +125,11 @@ def test_an_idle_network_of_mixed_dtypes_hinders_no_other() -> None:
 Pair = tuple[GatedModule, torch.optim.Optimizer]
 
 
-def momentum(seed: int = 0, steps: int = 4) -> Pair:
+def momentum(seed: int = 0, steps: int = 4, dtype: torch.dtype = torch.float32) -> Pair:
     """Train with momentum that is a multiple of its weight, which stays; a mixed one is not."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    gated = instrument(model.train(), (X,), policy="random", seed=seed)
+    gated = instrument(model.train().to(dtype), (X.to(dtype),), policy="random", seed=seed)
     optimizer = torch.optim.SGD(gated.parameters(), lr=0.0, momentum=1.0)
     attach(gated, optimizer)
     go_on(gated, optimizer, steps)
@@ -276,3 +278,99 @@ def test_a_state_that_fits_nothing_is_refused(kind: type[torch.optim.Optimizer])
     optimizer.load_state_dict(its.state_dict())
     with pytest.raises(GateError, match=r"has of 0.weight does not fit\n  why  it is \([68], "):
         go_on(gated, optimizer, 1)
+
+
+ORDERING = ("put_in_order", "arrive", "taken", "install")
+
+
+def interrupting(number: int) -> Callable[..., Any]:
+    """Make a trace function that raises KeyboardInterrupt at a line of putting in order."""
+    count = [0]
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        del arg
+        if event == "line" and frame.f_code.co_name in ORDERING:
+            count[0] += 1
+            if count[0] == number:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_a_state_is_put_in_order_mixes_no_channel() -> None:
+    gated, optimizer = momentum(dtype=torch.float64)  # which counts far
+    number, reached = 1, True
+    while reached:
+        saved = copy.deepcopy(optimizer.state_dict())
+        go_on(gated, optimizer, 1)
+        optimizer.load_state_dict(saved)
+        reached, tracing = False, sys.gettrace()
+        sys.settrace(interrupting(number))
+        try:
+            optimizer.state_dict()
+        except KeyboardInterrupt:
+            reached = True
+        finally:
+            sys.settrace(tracing)
+        assert_no_channel_is_mixed(gated, optimizer)
+        number += 1
+    assert number > 40
+
+
+def test_a_state_that_is_loaded_within_a_round_is_put_in_order() -> None:
+    gated, whole = momentum(steps=0)
+    first, *others = gated.parameters()
+    del whole
+    pair = [torch.optim.SGD(held, lr=0.0, momentum=1.0) for held in ([first], others)]
+    for one in pair:
+        attach(gated, one)
+
+    def go_round(load: dict[str, Any] | None = None) -> None:
+        for parameter in gated.parameters():
+            parameter.grad = parameter.detach().clone()
+        pair[0].step()
+        if load is not None:
+            pair[1].load_state_dict(load)
+        pair[1].step()
+
+    for _ in range(4):
+        go_round()
+    saved = copy.deepcopy(pair[1].state_dict())
+    go_round()
+    go_round(saved)
+    go_round()
+    for parameter in others:
+        times = pair[1].state[parameter]["momentum_buffer"] / parameter.detach()
+        torch.testing.assert_close(times, times.round(), rtol=0.0, atol=1e-4)
+
+
+class Shard(torch.optim.Optimizer):
+    """Loads as ZeroRedundancyOptimizer: past the hooks of the one inside, None of other ranks."""
+
+    def __init__(self, inside: torch.optim.Optimizer) -> None:
+        super().__init__([p for group in inside.param_groups for p in group["params"]], {"lr": 0.0})
+        self.inside = inside
+
+    def step(self, closure: Any = None) -> None:
+        del closure
+        self.inside.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        held = [p for group in self.inside.param_groups for p in group["params"]]
+        self.inside.state.update({held[n]: each for n, each in state_dict["state"].items()})
+        nothing = dict.fromkeys(state_dict["state"])
+        super().load_state_dict({**self.state_dict(), "state": nothing})
+
+
+def test_a_state_that_a_wrapper_loads_past_the_hooks_is_put_in_order() -> None:
+    gated, inside = momentum(steps=0)
+    optimizer = Shard(inside)
+    attach(gated, optimizer)
+    go_on(gated, optimizer, 4)
+    saved = copy.deepcopy(inside.state_dict())
+    go_on(gated, optimizer, 2)
+    optimizer.load_state_dict(saved)
+    go_on(gated, optimizer, 1)
+    assert_no_channel_is_mixed(gated, inside)
