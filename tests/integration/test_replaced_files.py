@@ -48,6 +48,7 @@ def test_the_code_of_the_network_is_never_replaced(
     assert not (here / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_what_an_export_wrote_is_replaced_by_the_next(here: Path, call: Call) -> None:
     words = (*EXPORT, "--onnx", "--pt2", "--torch", "-o", "out")
     (here / "out").mkdir()

@@ -9,7 +9,7 @@ import pytest
 
 from fxprune.cli import commands
 from fxprune.runs.run import Run
-from tests.support.cli import MODEL, run
+from tests.support.cli import MODEL
 
 ODD = """\
 from torch import nn
@@ -31,13 +31,32 @@ def pinned():
 """
 
 
+def command(patch: pytest.MonkeyPatch, *arguments: str, folder: Path) -> object:
+    """Runs the command line in this process; returns its exit code."""
+    patch.chdir(folder)
+    patch.setattr(sys, "path", list(sys.path))
+    patch.setattr(sys, "argv", ["fxprune", *arguments])
+    known = set(sys.modules)
+    try:
+        commands.main()
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        for name in sys.modules.keys() - known:  # the folder's own, of which others have namesakes
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(str(folder)):
+                del sys.modules[name]
+    return 0
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model.py and an instrumented model.fxprune."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "model.py").write_text(MODEL)
     (folder / "odd.py").write_text(ODD)
-    run("instrument", "model.py", folder=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        code = command(patch, "instrument", "model.py", folder=folder)
+    assert code == 0
     return folder
 
 
@@ -63,14 +82,7 @@ def call(
     def called(
         *arguments: str, folder: Path, exit_code: int = 0
     ) -> subprocess.CompletedProcess[str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setattr(sys, "argv", ["fxprune", *arguments])
-        code: object = 0
-        try:
-            commands.main()
-        except SystemExit as end:
-            code = end.code or 0
+        code = command(monkeypatch, *arguments, folder=folder)
         out, err = capsys.readouterr()
         assert code == exit_code, out + err
         return subprocess.CompletedProcess(arguments, exit_code, out, err)
