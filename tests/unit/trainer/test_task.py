@@ -201,3 +201,19 @@ def test_pixels_that_count_for_nothing() -> None:
     sums = ScoreSums(Task(), CPU)
     sums.add(logits, torch.tensor([[[1, -100], [0, 1]]]), torch.tensor(0.0), 1)
     assert sums.scores(sums.sums).accuracy == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [
+        ({"out": torch.zeros(2, 3)}, torch.tensor([0, 1])),
+        (torch.zeros(2, 3), {"boxes": torch.zeros(2, 4)}),
+        (torch.zeros(2), torch.tensor([0, 1])),
+    ],
+    ids=["outputs in a dict", "targets in a dict", "a number each"],
+)
+def test_what_is_no_choice_of_a_class_has_a_loss_alone(outputs: Any, targets: Any) -> None:
+    sums = ScoreSums(Task(dice), CPU)
+    sums.add(outputs, targets, torch.tensor(2.0), 2)
+    assert not sums.classes
+    assert sums.scores(sums.sums).loss == 2.0
