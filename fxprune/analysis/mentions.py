@@ -6,7 +6,7 @@ import dis
 import inspect
 import sys
 import textwrap
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
@@ -22,6 +22,9 @@ _LOOKS_UP = frozenset(
 """Names of what finds a part by a name that does not stand in the code."""
 
 
+Flag = bool | int | str | None
+
+
 class AbsentArguments:
     """Notes, while it is entered, which arguments of modules' methods are None in each call.
 
@@ -29,6 +32,8 @@ class AbsentArguments:
 
     Attributes:
         of: by the id of a module and the code of its method, the names of these arguments.
+        stored: names of attributes that methods other than `__init__` set; None if they may set
+            any.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -43,6 +48,42 @@ class AbsentArguments:
             for value in vars(kind).values()
         )
         self._codes = {function.__code__ for function in functions if function is not None}
+        self.stored: set[str] | None = set()
+        for code in self._codes:
+            names = set(names_in(code))
+            if names & {"setattr", "__dict__", "vars"}:
+                self.stored = None
+                break
+            if code.co_name != "__init__":
+                self.stored |= set(_attributes_set(code))
+
+    def flags(self, module: nn.Module, function: FunctionType) -> Mapping[str, Flag]:
+        """Return the plain attributes, such as `use_aux`, that stay as `__init__` set them.
+
+        Those of an attribute are among them, such as `config.use_aux`. Tracing takes them as they
+        are, too. There are none for a function that is no method.
+
+        Args:
+            module: the module.
+            function: what of its code may read them.
+        """
+        if self.stored is None or function not in _methods(module, function.__name__):
+            return {}
+        found: dict[str, Flag] = {}
+        for name, value in self._settled(module):
+            if _is_flag(value):
+                found[name] = value
+            elif not isinstance(value, nn.Module) and hasattr(value, "__dict__"):
+                inner = self._settled(value)
+                found |= {f"{name}.{key}": flag for key, flag in inner if _is_flag(flag)}
+        return found
+
+    def _settled(self, holder: object) -> Iterator[tuple[str, Any]]:
+        """Yield the attributes of an object that no method sets, with their values."""
+        assert self.stored is not None
+        for name, value in vars(holder).items():
+            if name != "training" and not name.startswith("_") and name not in self.stored:
+                yield name, value
 
     def __enter__(self) -> "AbsentArguments":
         self._regions = [(p, r) for p in self._parts if (r := region_of(p)) is not None]
@@ -76,7 +117,8 @@ def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> boo
     """Tell whether code of the modules around a parameter may use it.
 
     It may not where one of the names on the way to it stands in no code that runs with the
-    arguments as they are: `if labels is not None: self.embed(labels)`, without labels.
+    arguments and flags as they are: `if labels is not None: self.embed(labels)`, without labels,
+    or `if self.use_aux: self.aux(x)`.
 
     Args:
         module: the outermost module.
@@ -122,8 +164,12 @@ def _names_around(
         if function in seen:
             continue
         seen.add(function)
-        missing = set[str]() if absent is None else absent.always(module, function)
-        code = live_code(function, missing) if missing else function.__code__
+        code = function.__code__
+        if absent is not None:
+            flags = absent.flags(module, function)
+            there = set(names_in(code))
+            read = {name: flags[name] for name in flags if there.issuperset(name.split("."))}
+            code = live_code(function, absent.always(module, function), read)
         found = set(names_in(code))
         for name in found - names:
             all_seen &= not _may_hold_code(vars(module).get(name))
@@ -143,9 +189,17 @@ def _methods(module: nn.Module, name: str) -> Iterator[FunctionType]:
             yield method
 
 
-def live_code(function: FunctionType, absent: Set[str]) -> CodeType:
-    """Return a function's code without what does not run where these arguments are None."""
+def live_code(function: FunctionType, absent: Set[str], flags: Mapping[str, Flag] = {}) -> CodeType:
+    """Return a function's code without what does not run.
+
+    Args:
+        function: the function.
+        absent: its arguments that are None.
+        flags: attributes of its first argument, with their values.
+    """
     code = function.__code__
+    if not absent and not flags:
+        return code
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
     except (OSError, TypeError, SyntaxError):  # without its source, as in a closure
@@ -153,8 +207,11 @@ def live_code(function: FunctionType, absent: Set[str]) -> CodeType:
     if not isinstance(definition, ast.FunctionDef) or _has_private(definition):
         return code
     definition.decorator_list = []
-    while absent:
-        module = ast.Module([_Live(absent).visit(copy.deepcopy(definition))], [])
+    own = code.co_varnames[0] if flags and code.co_argcount else ""
+    if own in _assigned(code) or _has_namesake(definition, own):
+        return code
+    while absent or flags:
+        module = ast.Module([_Live(absent, own, flags).visit(copy.deepcopy(definition))], [])
         try:
             compiled = compile(
                 ast.fix_missing_locations(module), code.co_filename, "exec", dont_inherit=True
@@ -170,10 +227,11 @@ def live_code(function: FunctionType, absent: Set[str]) -> CodeType:
 
 
 class _Live(ast.NodeTransformer):
-    """Takes out what needs arguments that are None."""
+    """Takes out what needs arguments that are None, or another value of a flag."""
 
-    def __init__(self, absent: Set[str]) -> None:
-        self.absent = absent
+    def __init__(self, absent: Set[str], own: str, flags: Mapping[str, Flag]) -> None:
+        """Take the names of the arguments, the name that a method calls its module, and flags."""
+        self.absent, self.own, self.flags = absent, own, flags
 
     def visit_If(self, node: ast.If) -> Any:
         truth = self._truth(node.test)
@@ -207,6 +265,15 @@ class _Live(ast.NodeTransformer):
                 return False
             case ast.Compare(ast.Name(id=name), [op], [ast.Constant(None)]) if name in self.absent:
                 return {ast.Is: True, ast.IsNot: False}.get(type(op))
+            case ast.Attribute() if (name := self._flag(test)) in self.flags:
+                return bool(self.flags[name])
+            case ast.Compare(ast.Attribute() as left, [op], [ast.Constant(value)]) if (
+                name := self._flag(left)
+            ) in self.flags:
+                equal = self.flags[name] == value
+                if isinstance(op, ast.Eq | ast.Is):
+                    return equal
+                return not equal if isinstance(op, ast.NotEq | ast.IsNot) else None
             case ast.UnaryOp(ast.Not(), operand):
                 truth = self._truth(operand)
                 return None if truth is None else not truth
@@ -215,6 +282,15 @@ class _Live(ast.NodeTransformer):
                 found = [self._truth(value) for value in values]
                 return ends if ends in found else None if None in found else not ends
         return None
+
+    def _flag(self, node: ast.Attribute) -> str:
+        """Name an attribute from the module on; empty if it is another object's."""
+        name = ast.unparse(node)
+        return name.removeprefix(f"{self.own}.") if name.startswith(f"{self.own}.") else ""
+
+
+def _is_flag(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | str)
 
 
 def _assigned(code: CodeType, inside: bool = False) -> Iterator[str]:
@@ -227,6 +303,26 @@ def _assigned(code: CodeType, inside: bool = False) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _assigned(constant, inside=True)
+
+
+def _attributes_set(code: CodeType) -> Iterator[str]:
+    """List the attributes that code sets or deletes, and those of functions in it."""
+    for step in dis.get_instructions(code):
+        if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
+            yield str(step.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _attributes_set(constant)
+
+
+def _has_namesake(definition: ast.FunctionDef, own: str) -> bool:
+    """Tell whether a function in it has an argument of that name."""
+    return any(
+        isinstance(node, ast.arg) and node.arg == own
+        for inner in ast.walk(definition)
+        if isinstance(inner, ast.FunctionDef | ast.Lambda) and inner is not definition
+        for node in ast.walk(inner.args)
+    )
 
 
 def _has_private(definition: ast.FunctionDef) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from tests.support.law import at_random, gap, zeroed
 from tests.support.plain import Plain
 
 IMAGES = torch.randn(2, 3, 8, 8)
@@ -148,6 +150,108 @@ ABSENT = [
 def test_a_parameter_that_only_other_arguments_use(kind: type[nn.Module], pins: bool) -> None:
     reasons = [pinned.reason for pinned in fxprune.analyze(kind(), (IMAGES,)).pinned]
     assert any("no path through the code here was found" in reason for reason in reasons) == pins
+
+
+class FlagOff(Plain):
+    """Has a part behind a flag that `__init__` sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.use_other, self.mode = nn.Conv2d(16, 24, 1), False, "fast"
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if y.isnan().any():
+            raise ValueError("not a number")
+        return self.c(self.other(y) if self.use_other else self.b(y))
+
+
+class ModeOff(FlagOff):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if y.isnan().any():
+            raise ValueError("not a number")
+        if self.mode == "deep" or (self.use_other and not self.training):
+            return self.c(self.other(y))
+        return self.c(self.b(y))
+
+
+class ConfigOff(FlagOff):
+    """The same, where the flag stands in a config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(use_other=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if y.isnan().any():
+            raise ValueError("not a number")
+        return self.c(self.other(y) if self.config.use_other or self.mode == "deep" else self.b(y))
+
+
+class FlagOfAMethod(FlagOff):
+    """The same, where a method sets the flag."""
+
+    def enable(self) -> None:
+        self.use_other = True
+
+
+class FlagByName(FlagOff):
+    """The same, where a method may set any attribute."""
+
+    def enable(self, name: str) -> None:
+        setattr(self, name, True)
+
+
+class FlagFromOutside(nn.Module):
+    """Sets a flag of its part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.part = nn.Conv2d(3, 3, 1), FlagOff()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.part.use_other = float(x.max()) == 0.1234
+        return self.part(self.first(x))
+
+
+class FlagOfAnother(FlagOff):
+    """Asks another module under the name that its method gives it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.max()) == 0.1234:
+            self = self.instead()
+        return self.c(self.other(self.a(x)) if self.use_other else self.b(self.a(x)))
+
+    def instead(self) -> "FlagOfAnother":
+        return self
+
+
+FLAGS = [
+    (FlagOff, False),
+    (ModeOff, False),
+    (ConfigOff, False),
+    (FlagOfAMethod, True),
+    (FlagByName, True),
+    (FlagFromOutside, True),
+    (FlagOfAnother, True),
+]
+
+
+@pytest.mark.parametrize(("kind", "pins"), FLAGS)
+def test_a_parameter_behind_a_flag_that_is_off(kind: type[nn.Module], pins: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), kind()).double().eval()
+    graph = fxprune.analyze(model, IMAGES.double())
+    found = [pin for pin in graph.pinned if "no path through the code here was found" in pin.reason]
+    assert bool(found) == pins
+    if not pins:
+        gated = fxprune.instrument(model, IMAGES.double()).eval()
+        gated.settle(chosen := at_random(gated.channels, 1))
+        with torch.no_grad():
+            wanted = gated(IMAGES.double())
+            for other in (fxprune.shrink(gated), zeroed(model, gated, chosen)):
+                assert gap(wanted, other(IMAGES.double())) <= 1e-12
 
 
 class EitherPart(Plain):
