@@ -1,8 +1,8 @@
 """Layers that are changed while a network trains are refused before a weight is lost."""
 
 import copy
-import sys
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxprune import GatedModule, attach, instrument
 from fxprune.errors import FxpruneWarning, GateError
+from tests.support.interrupts import interrupted
 from tests.support.training import sgd
 
 X = torch.zeros(2, 3, 9, 9)
@@ -280,22 +281,8 @@ def test_a_state_that_fits_nothing_is_refused(kind: type[torch.optim.Optimizer])
         go_on(gated, optimizer, 1)
 
 
-ORDERING = ("put_in_order", "arrive", "taken", "install")
-
-
-def interrupting(number: int) -> Callable[..., Any]:
-    """Make a trace function that raises KeyboardInterrupt at a line of putting in order."""
-    count = [0]
-
-    def trace(frame: Any, event: str, arg: Any) -> Any:
-        del arg
-        if event == "line" and frame.f_code.co_name in ORDERING:
-            count[0] += 1
-            if count[0] == number:
-                raise KeyboardInterrupt
-        return trace
-
-    return trace
+def puts_in_order(code: CodeType) -> bool:
+    return code.co_name in ("put_in_order", "arrive", "taken", "install")
 
 
 @pytest.mark.slow
@@ -306,14 +293,7 @@ def test_an_interrupt_while_a_state_is_put_in_order_mixes_no_channel() -> None:
         saved = copy.deepcopy(optimizer.state_dict())
         go_on(gated, optimizer, 1)
         optimizer.load_state_dict(saved)
-        reached, tracing = False, sys.gettrace()
-        sys.settrace(interrupting(number))
-        try:
-            optimizer.state_dict()
-        except KeyboardInterrupt:
-            reached = True
-        finally:
-            sys.settrace(tracing)
+        reached = interrupted(optimizer.state_dict, number, puts_in_order)
         assert_no_channel_is_mixed(gated, optimizer)
         number += 1
     assert number > 40

@@ -1,9 +1,10 @@
 """Deep copies of a gated network: averages of any make, and copies that are only kept."""
 
 import copy
+import functools
 import io
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument
 from fxprune.errors import GateError
+from tests.support.interrupts import interrupted
 from tests.support.law import choose
 from tests.support.nets import BY_NAME
 from tests.support.oracle import loss_of
@@ -164,26 +166,10 @@ def test_a_copy_that_trains_goes_its_own_way() -> None:
     assert not torch.equal(gated.executing, executing)
 
 
-EXCHANGING = ("gated/executing.py", "gated/averages.py", "gated/module.py")
-
-
-def interrupted(number: int) -> Callable[..., Any]:
-    """A trace function that raises KeyboardInterrupt at a line of fxprune's exchange."""
-    count = [0]
-
-    def trace(frame: Any, event: str, arg: Any) -> Any:
-        del arg
-        if not frame.f_code.co_filename.endswith(EXCHANGING) and (
-            "/fxprune/bank/" not in frame.f_code.co_filename
-        ):
-            return None
-        if event == "line":
-            count[0] += 1
-            if count[0] == number:
-                raise KeyboardInterrupt
-        return trace
-
-    return trace
+def exchanges(code: CodeType) -> bool:
+    path = code.co_filename
+    files = ("gated/executing.py", "gated/averages.py", "gated/module.py")
+    return path.endswith(files) or "/fxprune/bank/" in path
 
 
 @pytest.mark.slow
@@ -196,16 +182,8 @@ def test_an_interrupt_anywhere_moves_no_channel(policy: str) -> None:
         for step in range(2):
             train_step(gated, optimizer, NET, step)
         before = gated.dense_state_dict()
-        trace = interrupted(number)
-        reached = False
-        tracing = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            train_step(gated, optimizer, NET, 3)
-        except KeyboardInterrupt:
-            reached = True
-        finally:
-            sys.settrace(tracing)
+        step_3 = functools.partial(train_step, gated, optimizer, NET, 3)
+        reached = interrupted(step_3, number, exchanges)
         for step in range(4, 6):
             train_step(gated, optimizer, NET, step)
         after = gated.dense_state_dict()
