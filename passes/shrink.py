@@ -14,7 +14,7 @@ from fxprune.channels.resize import resize
 from fxprune.errors import GateError
 from fxprune.gated.bare_averages import MADE
 from fxprune.gated.module import GatedModule
-from fxprune.gated.nodes import Gated, Tap, remove_taps, to_plain
+from fxprune.gated.nodes import Gated, Tap, to_plain, untapped
 from fxprune.gated.twins import sums_of
 from fxprune.passes.base import Pass, Program, assert_same_function
 from fxprune.tracing.module import TracedModule, adopt, copy_modes
@@ -75,8 +75,8 @@ def _compact(gated: GatedModule) -> fx.GraphModule:
             data = nn.Parameter(data, tensor.requires_grad)
         narrow[id(tensor)] = data
     train, evaluation = gated.both_graphs
-    graph = _untapped(evaluation)
-    training = graph if train is evaluation else _untapped(train)
+    graph = untapped(evaluation)
+    training = graph if train is evaluation else untapped(train)
     compact = copy.deepcopy(CompactModule(gated, training, graph), narrow)
     to_plain(compact)
     resize(compact, gated.channels, best.widths)
@@ -90,13 +90,6 @@ def _compact(gated: GatedModule) -> fx.GraphModule:
         copy_modes(compact, plain)
         return plain
     return compact
-
-
-def _untapped(graph: fx.Graph) -> fx.Graph:
-    clone = copy.deepcopy(graph)
-    remove_taps(clone)
-    clone._tracer_cls = None  # torch.fx traces what it unpickles, with its own tracer then
-    return clone
 
 
 class CompactModule(TracedModule):

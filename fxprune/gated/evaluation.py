@@ -6,7 +6,6 @@ tensors that are gathered for it. They stand in the modules' tables while the fo
 `torch.func.functional_call` has them.
 """
 
-import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from fxprune.bank.view import View
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize_parts
 from fxprune.gated.checkpointing import Code, code_of
-from fxprune.gated.nodes import is_gated, remove_taps
+from fxprune.gated.nodes import is_gated, untapped
 from fxprune.gated.residents import Residents
 from fxprune.tracing.module import TracedModule, keeps_code, modules_of, stand_in
 
@@ -236,10 +235,10 @@ class Evaluation:
             return
         train, evaluation = network.both_graphs
         if not self._graphs:
-            copied = _untapped(evaluation)
+            copied = untapped(evaluation)
             self._graphs = {
                 False: copied,
-                True: copied if train is evaluation else _untapped(train),
+                True: copied if train is evaluation else untapped(train),
             }
         graphs = {id(graph): graph for graph in self._graphs.values()}
         nodes = (node for graph in graphs.values() for node in graph.nodes)
@@ -258,12 +257,6 @@ def _makes_no_graph() -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
-
-
-def _untapped(graph: fx.Graph) -> fx.Graph:
-    clone = copy.deepcopy(graph)
-    remove_taps(clone)
-    return clone
 
 
 def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Site]:

@@ -4,6 +4,7 @@ There are no masks, and nothing is gathered in forward. A gated node runs as the
 module it derives from; the class tells a reader, and the printed network, what it is.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -206,9 +207,11 @@ def to_plain(module: nn.Module) -> None:
             child.__class__ = plain
 
 
-def remove_taps(graph: fx.Graph) -> None:
-    """Take the taps out of a graph, in place."""
-    for node in list(graph.nodes):
+def untapped(graph: fx.Graph) -> fx.Graph:
+    """Copy a graph without its taps."""
+    clone = copy.deepcopy(graph)
+    for node in list(clone.nodes):
         if node.op == "call_module" and str(node.target).startswith(TAP):
             node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+            clone.erase_node(node)
+    return clone
