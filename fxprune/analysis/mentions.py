@@ -25,10 +25,11 @@ _LOOKS_UP = frozenset(
 Flag = bool | int | str | None
 
 
-class AbsentArguments:
-    """Notes, while it is entered, which arguments of modules' methods are None in each call.
+class SettledConditions:
+    """Finds what modules' methods meet alike in each call: absent arguments, and plain flags.
 
-    The methods' own code runs meanwhile, also where a region stands for it.
+    Which arguments are None is noted while it is entered. The methods' own code runs meanwhile,
+    also where a region stands for it.
 
     Attributes:
         of: by the id of a module and the code of its method, the names of these arguments.
@@ -51,7 +52,7 @@ class AbsentArguments:
         self.stored: set[str] | None = set()
         for code in self._codes:
             names = set(names_in(code))
-            if names & {"setattr", "__dict__", "vars"}:
+            if names & {"setattr", "__setattr__", "__dict__", "vars"}:
                 self.stored = None
                 break
             if code.co_name != "__init__":
@@ -85,7 +86,7 @@ class AbsentArguments:
             if name != "training" and not name.startswith("_") and name not in self.stored:
                 yield name, value
 
-    def __enter__(self) -> "AbsentArguments":
+    def __enter__(self) -> "SettledConditions":
         self._regions = [(p, r) for p in self._parts if (r := region_of(p)) is not None]
         for part, _ in self._regions:
             del part.__dict__["forward"]
@@ -108,12 +109,12 @@ class AbsentArguments:
         key = (id(given.get(names[0])) if names else 0), code
         self.of[key] = self.of.get(key, found) & found
 
-    def always(self, module: nn.Module, function: FunctionType) -> Set[str]:
+    def absent(self, module: nn.Module, function: FunctionType) -> Set[str]:
         """Return the arguments of a module's method that were None in each call."""
         return self.of.get((id(module), function.__code__), set())
 
 
-def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> bool:
+def may_be_reached(module: nn.Module, name: str, settled: SettledConditions) -> bool:
     """Tell whether code of the modules around a parameter may use it.
 
     It may not where one of the names on the way to it stands in no code that runs with the
@@ -123,11 +124,11 @@ def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> boo
     Args:
         module: the outermost module.
         name: the parameter's, from there.
-        absent: what the modules were never given.
+        settled: what their methods meet alike in each call.
     """
     part, named, ever_named, all_seen = module, set[str](), set[str](), True
     for step in name.split("."):
-        found, seen = _names_around(part, named, absent)
+        found, seen = _names_around(part, named, settled)
         named |= found
         ever_named |= _names_around(part, ever_named)[0]
         all_seen &= seen
@@ -142,14 +143,14 @@ def may_be_reached(module: nn.Module, name: str, absent: AbsentArguments) -> boo
 
 
 def _names_around(
-    module: nn.Module, outer: Set[str], absent: AbsentArguments | None = None
+    module: nn.Module, outer: Set[str], settled: SettledConditions | None = None
 ) -> tuple[set[str], bool]:
     """Collect the names that stand in a module's code: `forward` and what it calls.
 
     Args:
         module: the module.
         outer: names in the code of the modules around it, which may call its methods.
-        absent: arguments that are None each time; code that needs them is left out.
+        settled: code that does not run under these conditions is left out.
 
     Returns:
         The names, and whether the code can find no part without naming it.
@@ -165,11 +166,11 @@ def _names_around(
             continue
         seen.add(function)
         code = function.__code__
-        if absent is not None:
-            flags = absent.flags(module, function)
+        if settled is not None:
+            flags = settled.flags(module, function)
             there = set(names_in(code))
             read = {name: flags[name] for name in flags if there.issuperset(name.split("."))}
-            code = live_code(function, absent.always(module, function), read)
+            code = live_code(function, settled.absent(module, function), read)
         found = set(names_in(code))
         for name in found - names:
             all_seen &= not _may_hold_code(vars(module).get(name))

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.answers import AnsweredReads, Answers, AsksForValuesError, RecordedCalls
 from fxprune.analysis.label_mode import LabelMode
-from fxprune.analysis.mentions import AbsentArguments, may_be_reached
+from fxprune.analysis.mentions import SettledConditions, may_be_reached
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import modules_of
@@ -176,10 +176,10 @@ class OwnCode:
         ]
         if not unseen:
             return
-        with AbsentArguments(module) as absent:
+        with SettledConditions(module) as settled:
             list(code_paths(module, self.real, args, kwargs))
         for name in unseen:
-            if may_be_reached(module, name, absent):
+            if may_be_reached(module, name, settled):
                 why = f"no path through the code here was found that uses {name}"
                 self.pin_around(module, args, kwargs, why)
                 return
