@@ -13,8 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from fxprune.budget.schedule import Schedule, StepSchedule, parse
 from fxprune.errors import GateError, OptionError
+from fxprune.gated.averages import living
 from fxprune.gated.ddp import refuse_shards
 from fxprune.gated.module import GatedModule
+from fxprune.gated.optimizers import inside
 from fxprune.gated.unattached import WATCH
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
@@ -93,6 +95,8 @@ def attach(
     pace = _pace(gated, schedule, steps)
     WATCH.begin()
     gated.track(optimizer, pace)
+    for one in (optimizer, *inside(optimizer)):
+        vars(one)["__getstate__"] = _contents(one)  # which copies and pickles ask for
     if pace is not None:
         gated.spend(pace.share(gated.steps))
 
@@ -154,13 +158,32 @@ def _inner_handles(
         if not depth and wrapper is not None:
             after(wrapper)
 
-    inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+    inner = inside(optimizer)
     if inner:
         yield optimizer.register_step_pre_hook(entering)
         yield optimizer.register_step_post_hook(leaving)
     for one in inner:
         yield one.register_step_pre_hook(before_inner)
         yield one.register_step_post_hook(after_inner)
+
+
+def _contents(optimizer: Optimizer) -> Callable[[], dict[str, Any]]:
+    """Return what copies the contents of an optimiser, which say of which channels its slots are.
+
+    It replaces a method of this optimiser alone. A copy has torch's again.
+    """
+    kind, held = type(optimizer), weakref.ref(optimizer)
+
+    def contents() -> dict[str, Any]:
+        one = held()
+        assert one is not None
+        state: dict[str, Any] = kind.__getstate__(one)
+        for network in living():
+            if "state" in state and network.is_driven_by(one):
+                state = network.with_order(state)
+        return state
+
+    return contents
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:

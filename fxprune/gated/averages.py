@@ -107,7 +107,7 @@ class Averaging(Executing):
         twin._leader, twin._leader_selection, twin.copied_from = None, None, weakref.ref(self)
         twin._evaluation, twin._bare_averages = Evaluation(), BareAverages()
         twin._mode_was_set()
-        twin._twin = Twin.of(self, twin._dense_parameters(), twin._selection)
+        twin._twin = Twin.of(self, twin._dense_parameters())
         twin._goes_alone = False
         self._copies.add(twin)
         _LIVING.add(twin)
@@ -131,7 +131,7 @@ class Averaging(Executing):
         """
         for other in living() if self.attached and not self.follows else []:
             if other is not self and other._may_follow(self) and other._is_alike(self):
-                other._twin = Twin.of(self, other._dense_parameters(), other._selection)
+                other._twin = Twin.of(self, other._dense_parameters())
                 self._copies.add(other)
 
     def _may_follow(self, source: "Averaging") -> bool:
@@ -160,7 +160,7 @@ class Averaging(Executing):
         twin = self._twin
         source = None if twin is None else twin.source()
         if twin is not None and source is not None:
-            self._twin = Twin.of(source, self._dense_parameters(), twin.began)
+            self._twin = Twin.of(source, self._dense_parameters())
 
     def _look_for_mixture(self) -> None:
         """Warn once if this copy was averaged with networks that trained apart from its source."""

@@ -32,6 +32,7 @@ from fxprune.gated.nodes import note_paths, taps, to_gated
 from fxprune.gated.optimizers import Rounds
 from fxprune.gated.residents import Residents
 from fxprune.gated.selector import Selector, Settings
+from fxprune.gated.slot_order import with_order
 from fxprune.tracing.module import TracedModule, modules_of
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -131,6 +132,17 @@ class Executing(TracedModule):
     def is_driven_by(self, optimizer: torch.optim.Optimizer) -> bool:
         """Tell whether the state of an optimiser is exchanged with the channels."""
         return self._residents.is_tracked(optimizer)
+
+    @lasting
+    def ordered(self) -> Selection:
+        """Return the selection, in whose order the optimisers' states lie from now on."""
+        self._finish()
+        self._residents.put_in_order(self._selection)
+        return self._selection
+
+    def with_order(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Add the selection to what an attached optimiser's `__getstate__()` returns."""
+        return with_order(state, self._residents.tensors().values(), self.ordered())
 
     @property
     def policy_state(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fxprune.bank.exchange import Selection
 from fxprune.budget.schedule import StepSchedule
 from fxprune.gated import ddp, display
-from fxprune.gated.executing import lasting, whole
+from fxprune.gated.executing import whole
 from fxprune.gated.nodes import seen
 from fxprune.gated.saving import Saving
 from fxprune.gated.selector import Settings
@@ -52,12 +52,11 @@ class GatedModule(Saving):
         Raises:
             GateError: a gated layer was replaced.
         """
-        began = None if self._twin is None else self._twin.began
         self._forget_source()  # it trains on its own
         self._residents.refind(self._selection)
         self.attached.add(optimizer, pace)
         held = weakref.ref(self)
-        self._residents.track(optimizer, self.attached, lambda: _saving(held()), began)
+        self._residents.track(optimizer, self.attached, lambda: _saving(held()))
 
     def join(self, wrapper: DistributedDataParallel) -> None:
         """Join the replicas of a data-parallel wrapper that is being made.
@@ -170,11 +169,8 @@ class GatedModule(Saving):
         return display.as_html(display.picture_of(self))
 
 
-@lasting
 def _saving(gated: GatedModule | None) -> Selection | None:
     """Return the selection in whose order an optimiser's state is saved; None without a network."""
     if gated is None:
         return None
-    gated._finish()
-    gated._residents.put_in_order(gated._selection)
-    return gated._selection
+    return gated.ordered()

@@ -144,3 +144,8 @@ class Rounds:
 
 def _trains(optimizer: Optimizer) -> bool:
     return any(p.requires_grad for group in optimizer.param_groups for p in group["params"])
+
+
+def inside(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the optimisers that one wraps."""
+    return [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]

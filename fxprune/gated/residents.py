@@ -20,6 +20,7 @@ from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.errors import GateError
 from fxprune.gated import optimizer_state
 from fxprune.gated.gradients import Pending
+from fxprune.gated.optimizers import inside
 from fxprune.gated.saliency import Meter
 from fxprune.gated.slot_order import KEY, order_of, with_order
 from fxprune.tracing.module import modules_of
@@ -296,7 +297,6 @@ class Residents:
         optimizer: Optimizer,
         attached: Container[object],
         saving: Callable[[], Selection | None],
-        order: Selection | None = None,
     ) -> None:
         """Exchange the state of this optimiser, and of those that it wraps, from now on.
 
@@ -307,10 +307,8 @@ class Residents:
             attached: all attached optimisers, this one among them.
             saving: called before its state is saved; brings states in order and returns the
                 selection at hand, or None where the network is gone.
-            order: the selection in whose order its state lies, if that does not say so itself;
-                None for the current one.
         """
-        inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+        inner = inside(optimizer)
         kept = []
         for tracked, one in self._optimizers():
             outer = tracked.attached()
@@ -320,10 +318,10 @@ class Residents:
             else:
                 kept.append(tracked)
         for one in (optimizer, *inner):
-            tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer), order=order)
+            tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer))
             if hasattr(one, "_optimizer_load_state_dict_post_hooks"):  # not all call super()
                 tracked.handles = [
-                    one.register_load_state_dict_post_hook(self._loaded(tracked)),
+                    one.register_load_state_dict_post_hook(self._loaded(tracked, saving)),
                     one.register_state_dict_post_hook(self._saved(saving)),
                 ]
             kept.append(tracked)
@@ -353,7 +351,9 @@ class Residents:
                 for parameter in strays:
                     del optimizer.state[parameter]
 
-    def _loaded(self, tracked: _Tracked) -> Callable[[Optimizer], None]:
+    def _loaded(
+        self, tracked: _Tracked, saving: Callable[[], Selection | None]
+    ) -> Callable[[Optimizer], None]:
         """Return what is called when an optimiser's state was loaded."""
 
         def loaded(_: Optimizer) -> None:
@@ -363,6 +363,7 @@ class Residents:
                 if other is tracked or (is_inside and _is_of_other_order(optimizer)):
                     other.stepped, other.ordered = False, False
                     other.order, other.arriving = None, None
+            saving()  # puts it in order; a hook before a step may have loaded it for that step
 
         return loaded
 
@@ -375,7 +376,9 @@ class Residents:
             at = saving()
             if at is None or not state.get("state"):
                 return state
-            return with_order(state, optimizer, self.tensors().values(), at)
+            own = {id(tensor) for tensor in self.tensors().values()}
+            held = (p for group in optimizer.param_groups for p in group["params"])
+            return with_order(state, (n for n, p in enumerate(held) if id(p) in own), at)
 
         return saved
 

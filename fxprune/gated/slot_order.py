@@ -4,43 +4,37 @@
 that moment: the network may execute others when the state is loaded, or be a deep copy that has
 followed its source since. So the selection is saved with it, as one more entry of the state of the
 network's first parameter that has one. Every saver and loader keeps it there, with whatever
-groups the state is loaded, and even before `fxprune.attach`. It stays until the state is put in
-order, so a copy of the optimiser has it too.
+groups the state is loaded, and even before `fxprune.attach`. A copy of an optimiser, or a pickle of
+it, has the entry too. It stays until the state is put in order.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
 
 from fxprune.bank.exchange import Selection
 
 KEY = "fxprune_slots"
 
 
-def with_order(
-    state: dict[str, Any], optimizer: Optimizer, residents: Iterable[Tensor], at: Selection
-) -> dict[str, Any]:
-    """Add the selection in whose order a saved state lies.
+def with_order(state: dict[str, Any], keys: Iterable[Any], at: Selection) -> dict[str, Any]:
+    """Add the selection in whose order a saved or copied state lies.
 
     Args:
-        state: what `optimizer.state_dict()` returns; it is not changed.
-        optimizer: the optimiser, which may hold the parameters of several networks.
-        residents: the gated tensors of one.
+        state: what `optimizer.state_dict()` or `__getstate__()` returns; it is not changed.
+        keys: under which its "state" may have a network's parameters: their numbers, or they.
         at: the selection.
     """
-    own = {id(tensor) for tensor in residents}
-    held = (p for group in optimizer.param_groups for p in group["params"])
-    slots = state["state"]
-    first = next((n for n, p in enumerate(held) if id(p) in own and slots.get(n)), None)
+    slots = copy.copy(state["state"])
+    first = next((key for key in keys if slots.get(key)), None)
     if first is None:
         return state
     numbers = torch.tensor([len(at.widths), *at.widths, *at.channels.tolist()], dtype=torch.int32)
     # bytes are exact also in the parameter's dtype, to which loading casts; no state has 6 dims
-    order = numbers.view(torch.uint8)[(None,) * 5]
-    return {**state, "state": {**slots, first: {**slots[first], KEY: order}}}
+    slots[first] = {**slots[first], KEY: numbers.view(torch.uint8)[(None,) * 5]}
+    return {**state, "state": slots}
 
 
 def without_order(state: dict[str, Any]) -> dict[str, Any]:

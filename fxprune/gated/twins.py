@@ -28,8 +28,6 @@ class Twin:
         source: the network that it is a copy of.
         sums: of each of its dense parameters when it was made; other sums mean that it was
             written to.
-        began: the selection that it executed then, in whose order lies the state of an optimiser
-            that was copied with it.
         at: the source's selection that it has taken up.
         own_best: the selection that it evaluates as long as nothing is written to it; None until
             the source changes its selection.
@@ -38,15 +36,14 @@ class Twin:
 
     source: "weakref.ref[Any]"
     sums: dict[str, float]
-    began: Selection
     at: Selection | None = None
     own_best: Selection | None = None
     is_mixed: bool = False
 
     @classmethod
-    def of(cls, source: Any, dense: Mapping[str, Tensor], began: Selection) -> "Twin":
+    def of(cls, source: Any, dense: Mapping[str, Tensor]) -> "Twin":
         """Tie a copy that has these dense parameters, by name, to its source."""
-        return cls(weakref.ref(source), sums_of(dense), began)
+        return cls(weakref.ref(source), sums_of(dense))
 
     def is_written(self, dense: Mapping[str, Tensor]) -> bool:
         """Tell whether the copy's dense parameters, by name, are others than when it was made."""

@@ -189,6 +189,22 @@ def copied_then_left_behind(gated: GatedModule, optimizer: torch.optim.Optimizer
     return pair
 
 
+def kept_as_a_copy_of_the_optimizer(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
+    earlier = copy.deepcopy(optimizer)
+    go_on(gated, optimizer, 3)
+    optimizer.load_state_dict(earlier.state_dict())
+    return gated, optimizer
+
+
+def loaded_for_the_step_at_hand(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
+    earlier = copy.deepcopy(optimizer.state_dict())
+    go_on(gated, optimizer, 3)
+    hook = optimizer.register_step_pre_hook(lambda its, *_: its.load_state_dict(earlier))
+    go_on(gated, optimizer, 1)
+    hook.remove()
+    return gated, optimizer
+
+
 def under_the_groups_of_now(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
     earlier = copy.deepcopy(optimizer.state_dict())
     go_on(gated, optimizer, 3)
@@ -232,6 +248,8 @@ def of_the_dense_network(gated: GatedModule, _: torch.optim.Optimizer) -> Pair:
     [
         loaded_then_copied,
         copied_then_left_behind,
+        kept_as_a_copy_of_the_optimizer,
+        loaded_for_the_step_at_hand,
         under_the_groups_of_now,
         saved_before_the_network_is_loaded,
         selected_at_other_widths,
