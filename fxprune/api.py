@@ -278,10 +278,11 @@ def fold(compact: fx.GraphModule) -> fx.GraphModule:
             on random inputs.
 
     Raises:
-        GateError: the network is in training mode.
+        GateError: the network is no GraphModule, or in training mode.
         PassError: the result computes something else.
     """
-    return apply("fold", Program(compact, compact.meta.get(KEY, ()))).graph_module
+    inputs = getattr(compact, "meta", {}).get(KEY, ())
+    return apply("fold", Program(compact, inputs)).graph_module
 
 
 def _coupled(model: nn.Module, inputs: Inputs, kwargs: Mapping[str, Any] | None) -> Program:

@@ -69,6 +69,22 @@ def damaged(path: Path, why: str, what: str = "it") -> RunError:
     )
 
 
+def as_path(path: str | Path) -> Path:
+    """Take the path of a caller who may have no types.
+
+    Raises:
+        OptionError: it is neither a text nor a path.
+    """
+    given: Any = path
+    if not isinstance(given, str | os.PathLike):
+        raise OptionError(
+            f"the path cannot be {given!r}",
+            why=f"it is of the kind {type(given).__name__}",
+            do="give the name of a file as a text or a pathlib.Path",
+        )
+    return Path(given)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by a file that holds `content`, or leave it as it was.
 

@@ -28,6 +28,12 @@ class Fold(Pass):
     keys = ("fold",)
 
     def requires(self, program: Program) -> None:
+        if not isinstance(program.module, fx.GraphModule):
+            raise GateError(
+                f"cannot fold a {type(program.module).__name__}",
+                why="which layer a batch norm follows is read from a torch.fx graph",
+                do="give what fxprune.shrink returned, or torch.fx.symbolic_trace(model)",
+            )
         if program.module.training:
             raise GateError(
                 "batch norms can only be folded in evaluation mode",

@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.tracing.check import OtherNetworkError, hold_to_model
-from fxprune.tracing.module import TracedModule, keeps_code, modules_of
+from fxprune.tracing.module import TracedModule, keeps_code, modules_of, require_module
 from fxprune.tracing.signature import Signature, example_arguments
 from fxprune.tracing.trace import trace
 
@@ -37,11 +37,7 @@ class Trace(Pass):
 
     def requires(self, program: Program) -> None:
         model = program.module
-        if not isinstance(model, nn.Module):
-            raise TraceError(
-                f"the model is of the kind {type(model).__name__}, and no nn.Module",
-                do="give an nn.Module, such as torchvision.models.resnet18()",
-            )
+        require_module(model)
         if isinstance(model, (DataParallel, DistributedDataParallel)):
             raise TraceError(
                 f"the model is wrapped in {type(model).__name__}",

@@ -31,9 +31,9 @@ from fxprune.export.attempt import advice, forgotten_sources, no_logs, pairs_of,
 from fxprune.export.condconv import BatchedConvs
 from fxprune.export.parity import Network, excess, gaps, refusal, rounding
 from fxprune.export.runtime import VERSION, runtime
-from fxprune.files import write_bytes
+from fxprune.files import as_path, write_bytes
 from fxprune.tracing.deepcopy import copied
-from fxprune.tracing.module import exportable, own_name
+from fxprune.tracing.module import exportable, own_name, require_module
 from fxprune.tracing.signature import flat_inputs, signature_of
 
 BATCHES = (1, 2, 7)
@@ -152,10 +152,13 @@ def export_onnx(
     Raises:
         ExportError: torch cannot export the network with a dynamic batch, or ONNX Runtime has
             no kernel for it.
+        OptionError: the path is no path.
         ParityError: an output differs by more than the tolerance, or is not finite.
         RunError: the file cannot be written.
+        TraceError: the model is no nn.Module, or does not take these inputs.
     """
-    path = Path(path)
+    path = as_path(path)
+    require_module(model)
     signature = signature_of(model)
     network = exportable(copied(model, {}).cpu().eval())
     example = tuple(tensor.detach().cpu() for tensor in flat_inputs(model, example_inputs))
@@ -170,7 +173,7 @@ def export_onnx(
     trials = [fresh_inputs(example, size, generator) for size in options.batches]
     if options.dynamic_hw:
         trials.append(fresh_inputs(_larger(example, expected), options.batches[0], generator))
-    given = flat_inputs(model, inputs) if inputs else ()
+    given = flat_inputs(model, inputs) if len(inputs) else ()
     real = tuple(tensor.detach().cpu() for tensor in given)
     real_sizes = [size for size in options.batches if real and len(real[0]) >= size]
     trials += [_first(real, example, size) for size in real_sizes]

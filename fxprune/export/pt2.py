@@ -16,9 +16,9 @@ from fxprune.export.attempt import forgotten_sources
 from fxprune.export.marks import marks
 from fxprune.export.onnx import BATCHES
 from fxprune.export.parity import TOLERANCE
-from fxprune.files import write_bytes
+from fxprune.files import as_path, write_bytes
 from fxprune.tracing.deepcopy import copied
-from fxprune.tracing.module import exportable
+from fxprune.tracing.module import exportable, require_module
 from fxprune.tracing.signature import flat_inputs, signature_of
 
 
@@ -60,9 +60,13 @@ def export_pt2(
 
     Raises:
         ExportError: torch cannot export the network with a dynamic batch.
+        OptionError: the path is no path.
         ParityError: an output differs by more than `fxprune.export.parity.TOLERANCE`.
         RunError: the file cannot be written.
+        TraceError: the model is no nn.Module, or does not take these inputs.
     """
+    path = as_path(path)
+    require_module(model)
     signature = signature_of(model)
     network = exportable(copied(model, {}).cpu().eval())
     expected: Callable[..., Any] = network
@@ -77,8 +81,8 @@ def export_pt2(
     trials = [fresh_inputs(example, size, generator) for size in BATCHES]
     gap = max(_gap(expected, loaded, trial) for trial in trials)
     content = _saved(program, marks(gap))
-    write_bytes(Path(path), content)
-    return Pt2Report(Path(path), len(content), gap, BATCHES)
+    write_bytes(path, content)
+    return Pt2Report(path, len(content), gap, BATCHES)
 
 
 def _exported(

@@ -6,6 +6,7 @@ from torch import nn
 from fxprune.errors import GateError
 from fxprune.gated.module import GatedModule
 from fxprune.tracing.deepcopy import copied
+from fxprune.tracing.module import require_module
 
 
 def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
@@ -23,7 +24,9 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
         zero in each weight that consumes them.
 
     Raises:
-        GateError: there is no such network, since the model mixes channels.
+        GateError: there is no such network, since the model mixes channels; or `gated` is no gated
+            network.
+        TraceError: `model` is no nn.Module.
 
     >>> import torch
     >>> from fxprune import instrument, shrink
@@ -33,6 +36,7 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
     >>> torch.allclose(zeroed(gated, model)(x), shrink(gated)(x), atol=1e-5)
     True
     """
+    _require_kinds(gated, model)
     if gated.channels.mixing:
         node, _, line = gated.channels.mixing[0].partition("   ")
         raise GateError(
@@ -67,5 +71,20 @@ def reference_of(gated: GatedModule, dense: nn.Module) -> nn.Module:
     Args:
         gated: the network, with the selection that export takes.
         dense: the model that it was made of, with any values.
+
+    Raises:
+        GateError: `gated` is no gated network.
+        TraceError: `dense` is no nn.Module.
     """
+    _require_kinds(gated, dense)
     return gated if gated.channels.mixing else zeroed(gated, dense)
+
+
+def _require_kinds(gated: nn.Module, model: nn.Module) -> None:
+    if not isinstance(gated, GatedModule):
+        raise GateError(
+            f"a {type(gated).__name__} has no removed channels",
+            why="only a gated network has a selection",
+            do="give what fxprune.instrument returned, and the model that it was made of",
+        )
+    require_module(model)

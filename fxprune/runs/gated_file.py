@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.errors import GateError, RunError
-from fxprune.files import damaged, read_tensors, write_tensors
+from fxprune.files import as_path, damaged, read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.runs.contents import check_gated, most_bytes, tensors_of
 from fxprune.runs.plan import Plan
+from fxprune.tracing.module import require_module
 
 GATED = "gated/"
 """What the names of the gated network's tensors begin with in a gated file."""
@@ -31,6 +32,7 @@ def save(gated: GatedModule, path: str | Path) -> None:
 
     Raises:
         GateError: it is no gated network.
+        OptionError: the path is no path.
         RunError: the file cannot be written.
     """
     network: nn.Module = gated  # a caller may have no types
@@ -40,7 +42,7 @@ def save(gated: GatedModule, path: str | Path) -> None:
             why="a file of fxprune.save holds the selection of a gated network",
             do="save what fxprune.instrument returned; any other module by torch's own means",
         )
-    write_tensors(Path(path), *gated_state(gated))
+    write_tensors(as_path(path), *gated_state(gated))
 
 
 def load(path: str | Path, model: nn.Module) -> GatedModule:
@@ -54,9 +56,12 @@ def load(path: str | Path, model: nn.Module) -> GatedModule:
         A gated network with the saved state, on the model's device and in training mode.
 
     Raises:
+        OptionError: the path is no path.
         RunError: the file is missing, damaged or foreign, or belongs to another model.
+        TraceError: the model is no nn.Module.
     """
-    path = Path(path)
+    path = as_path(path)
+    require_module(model)
     tensors, meta = read_tensors(path, most_bytes(tensors_of(model)))
     gated = plan_of(meta, path).instrument(model, path)
     take_over(gated, handed_over(tensors), path)

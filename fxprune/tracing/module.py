@@ -14,6 +14,7 @@ from typing import Any, Self
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
+from fxprune.errors import TraceError
 from fxprune.tracing.deepcopy import copied, rebind
 from fxprune.tracing.regions import Region, region_of
 from fxprune.tracing.signature import Signature, flat_network, signature_of
@@ -191,6 +192,19 @@ class DraftModule(TracedModule):
             super().recompile()
             return self.__dict__[name]
         return super().__getattr__(name)
+
+
+def require_module(model: object) -> None:
+    """Refuse a model of a caller who may have no types.
+
+    Raises:
+        TraceError: it is no nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"the model is of the kind {type(model).__name__}, and no nn.Module",
+            do="give an nn.Module, such as torchvision.models.resnet18()",
+        )
 
 
 def clone_of(module: TracedModule, tensors: Mapping[int, Tensor]) -> TracedModule:

@@ -236,11 +236,17 @@ def of_tensors(network: nn.Module) -> Callable[..., Any]:
     return network if signature is None else signature.caller(network)
 
 
-def flat_inputs(network: object, inputs: Any) -> tuple[Tensor, ...]:
-    """Return the tensors among a network's inputs, in the order of its graph."""
+def flat_inputs(network: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
+    """Return the tensors among a network's inputs, in the order in which it takes them.
+
+    Raises:
+        TraceError: `inputs` holds no tensor, or forward does not take them.
+    """
+    args, kwargs = example_arguments(tuple(inputs) if isinstance(inputs, list) else inputs)
     signature = signature_of(network)
-    inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
-    return tuple(inputs) if signature is None else signature.flatten(inputs)
+    if signature is None:
+        return Signature(network, args, kwargs).inputs
+    return signature.flatten(kwargs or args)
 
 
 def flat_network(network: nn.Module) -> nn.Module:

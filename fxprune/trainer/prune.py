@@ -25,6 +25,7 @@ from fxprune.data import DataSet, Split, load
 from fxprune.errors import BudgetError, DataError, OptionError
 from fxprune.gated.module import GatedModule
 from fxprune.policies import Policy
+from fxprune.tracing.module import require_module
 from fxprune.tracing.signature import example_arguments
 from fxprune.trainer.evaluate import check_fit
 from fxprune.trainer.loop import EpochMetrics, Tick, fit
@@ -239,6 +240,7 @@ def prune(
         )
     if max_drop is not None and not 0 <= max_drop < 100:
         raise OptionError(f"max_drop cannot be {max_drop}", do="give points, such as 1")
+    require_module(model)
     if options.keeps_best:
         raise OptionError(
             "a pruning chooses no epoch",

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import fxprune
 from fxprune.bank.exchange import Selection
 from fxprune.errors import BudgetError, FxpruneError, GateError, OptionError, RunError, TraceError
+from fxprune.export.pt2 import export_pt2
 from tests.support.nets import BY_NAME
 
 IMAGE = torch.zeros(2, 3, 8, 8)
@@ -128,6 +129,51 @@ def test_what_is_no_optimizer_and_no_gated_network(tmp_path: Path) -> None:
     assert said.startswith("a schedule cannot be planned for '9' steps")
     plain: Any = small()
     assert "cannot save a Sequential" in refused(GateError, lambda: fxprune.save(plain, tmp_path))
+    said = refused(GateError, lambda: fxprune.reference_of(plain, plain))
+    assert said.startswith("a Sequential has no removed channels\n")
+    assert said == refused(GateError, lambda: fxprune.zeroed(plain, plain))
+    assert refused(GateError, lambda: fxprune.fold(plain.eval())) == (
+        "cannot fold a Sequential\n"
+        "  why  which layer a batch norm follows is read from a torch.fx graph\n"
+        "  do   give what fxprune.shrink returned, or torch.fx.symbolic_trace(model)"
+    )
+
+
+def test_paths_that_are_none() -> None:
+    gated = fxprune.instrument(small(), IMAGE)
+    none: Any = None
+    calls: tuple[Callable[[], Any], ...] = (
+        lambda: fxprune.save(gated, none),
+        lambda: fxprune.load(none, small()),
+        lambda: fxprune.export_onnx(small(), IMAGE, none),
+        lambda: export_pt2(small(), IMAGE, none),
+    )
+    for call in calls:
+        assert refused(OptionError, call) == (
+            "the path cannot be None\n"
+            "  why  it is of the kind NoneType\n"
+            "  do   give the name of a file as a text or a pathlib.Path"
+        )
+
+
+def test_models_that_are_none(tmp_path: Path) -> None:
+    gated: Any = fxprune.instrument(small(), IMAGE)
+    path, none = tmp_path / "gated.safetensors", None
+    fxprune.save(gated, path)
+    calls: tuple[Callable[[Any], Any], ...] = (
+        lambda model: fxprune.load(path, model),
+        lambda model: fxprune.export_onnx(model, IMAGE, tmp_path / "a.onnx"),
+        lambda model: export_pt2(model, IMAGE, tmp_path / "a.pt2"),
+        lambda model: fxprune.prune(model, IMAGE, data="digits", macs=0.5),
+        lambda model: fxprune.reference_of(gated, model),
+        lambda model: fxprune.zeroed(gated, model),
+    )
+    for call in calls:
+        said = refused(TraceError, lambda call=call: call(none))
+        assert said.startswith("the model is of the kind NoneType, and no nn.Module")
+    said = refused(TraceError, lambda: fxprune.export_onnx(small(), none, tmp_path / "a.onnx"))
+    assert said.startswith("example inputs must be a tensor or a tuple of tensors, not NoneType")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_tensor_alone_is_one_input(tmp_path: Path) -> None:
@@ -136,6 +182,23 @@ def test_a_tensor_alone_is_one_input(tmp_path: Path) -> None:
     compact = fxprune.shrink(gated.eval())
     report = fxprune.export_onnx(compact, IMAGE, tmp_path / "a.onnx")
     assert report.max_rel_error <= report.tolerance
+
+
+def test_keywords_that_are_all_of_a_plain_forward(tmp_path: Path) -> None:
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.body(x) - 2 * self.body(y)
+
+    given = {"y": torch.zeros(2, 3, 8, 8), "x": IMAGE}
+    compact = fxprune.shrink(fxprune.instrument(Difference(), given).eval())
+    real = {"x": torch.randn(7, 3, 8, 8), "y": torch.randn(7, 3, 8, 8)}
+    report = fxprune.export_onnx(compact, given, tmp_path / "a.onnx", inputs=real)
+    assert report.real_examples == 1 + 2 + 7
+    assert export_pt2(compact, given, tmp_path / "a.pt2").max_rel_error <= 2e-5
 
 
 @pytest.mark.parametrize("given", [1, 4])
