@@ -231,9 +231,9 @@ class ScoreSums:
         """Count the right examples, and those right among the first five; empty if not classes."""
         if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.dim() > 1):
             return []
-        labels = targets
-        if targets.is_floating_point() and targets.shape == outputs.shape:  # mixed examples
-            labels = targets.argmax(1)
+        labels, own = targets, self.task.loss is not None
+        if targets.is_floating_point() and targets.shape == outputs.shape and not own:
+            labels = targets.argmax(1)  # shares of classes, as cross-entropy takes them
         if labels.is_floating_point() or labels.shape != outputs[:, 0].shape:
             return []
         self.classes, self.labelled = True, labels.dim() == 1

@@ -209,11 +209,20 @@ def test_pixels_that_count_for_nothing() -> None:
         ({"out": torch.zeros(2, 3)}, torch.tensor([0, 1])),
         (torch.zeros(2, 3), {"boxes": torch.zeros(2, 4)}),
         (torch.zeros(2), torch.tensor([0, 1])),
+        (torch.zeros(2, 1), torch.tensor([[0.3], [0.7]])),
+        (torch.zeros(2, 3), torch.rand(2, 3)),
     ],
-    ids=["outputs in a dict", "targets in a dict", "a number each"],
+    ids=["outputs in a dict", "targets in a dict", "a number each", "one to regress", "three"],
 )
 def test_what_is_no_choice_of_a_class_has_a_loss_alone(outputs: Any, targets: Any) -> None:
     sums = ScoreSums(Task(dice), CPU)
     sums.add(outputs, targets, torch.tensor(2.0), 2)
     assert not sums.classes
-    assert sums.scores(sums.sums).loss == 2.0
+    scores = sums.scores(sums.sums)
+    assert (scores.loss, scores.accuracy, scores.labelled) == (2.0, None, False)
+
+
+def test_shares_of_classes_that_the_built_in_loss_takes_are_a_choice() -> None:
+    sums = ScoreSums(Task(), CPU)
+    sums.add(torch.eye(3), torch.tensor([[0.8, 0.1, 0.1]] * 3), torch.tensor(0.0), 3)
+    assert sums.scores(sums.sums).accuracy == pytest.approx(1 / 3)
