@@ -164,8 +164,24 @@ def _furthest(wanted: list[Tensor], found: list[Tensor]) -> float:
     gaps = [0.0]
     for a, b in zip(wanted, found, strict=True):
         a, b = a.double(), b.double()
-        if a.numel() and not torch.equal(a.isfinite(), b.isfinite()):
+        if not torch.equal(a.isfinite(), b.isfinite()):
             return float("inf")
-        a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
-        gaps.append(float((a - b).abs().max() / (a.abs().max() or 1.0)) if a.numel() else 0.0)
+        gaps.append(relative_gap(a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)))
     return max(gaps)
+
+
+def relative_gap(wanted: Tensor, found: Tensor) -> float:
+    """Compute the largest difference of two tensors, as a share of the largest value wanted.
+
+    Args:
+        wanted: any shape and dtype, truth values too; of no elements there is no difference.
+        found: of the same shape.
+
+    Returns:
+        The share, computed in float64; the difference itself where all values wanted are 0, and
+        NaN where a value is.
+    """
+    if not wanted.numel():
+        return 0.0
+    wanted, found = wanted.double(), found.double()
+    return float((wanted - found).abs().max() / (wanted.abs().max() or 1.0))

@@ -27,6 +27,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import Tensor
 
+from fxprune.equivalence import relative_gap
 from fxprune.errors import DataError, ExportError, ParityError
 from fxprune.export.parity import Runner
 from fxprune.export.runtime import runtime
@@ -262,8 +263,7 @@ def _gap(run: Runner, wanted: Runner, trial: Sequence[Tensor]) -> float:
     for found, own in zip(run(arrays), wanted(arrays), strict=True):
         if not np.issubdtype(own.dtype, np.floating):
             continue
-        a, b = torch.from_numpy(found).double(), torch.from_numpy(own).double()
-        if not (a.isfinite().all() and b.isfinite().all()):
+        if not (np.isfinite(found).all() and np.isfinite(own).all()):
             return float("nan")
-        gaps.append(float((a - b).abs().max() / (b.abs().max() or 1.0)) if b.numel() else 0.0)
+        gaps.append(relative_gap(torch.from_numpy(own), torch.from_numpy(found)))
     return max(gaps)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.equivalence import outputs
+from fxprune.equivalence import outputs, relative_gap
 from fxprune.errors import ParityError
 from fxprune.tracing.deepcopy import copied
 
@@ -131,7 +131,5 @@ def _gap(name: str, wanted: Tensor, found: Tensor) -> Gap:
             do="train again with a smaller learning rate",
         )
     tolerance = TOLERANCE.get(wanted.dtype, 0.0)
-    if wanted.numel() == 0:
-        return Gap(0.0, 0.0, tolerance)
-    absolute = float((wanted.double() - found.double()).abs().max())
-    return Gap(absolute, absolute / (float(wanted.double().abs().max()) or 1.0), tolerance)
+    absolute = float((wanted.double() - found.double()).abs().max()) if wanted.numel() else 0.0
+    return Gap(absolute, relative_gap(wanted, found), tolerance)

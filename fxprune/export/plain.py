@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.equivalence import outputs
+from fxprune.equivalence import outputs, relative_gap
 from fxprune.errors import ExportError, ParityError
 from fxprune.export.marks import marks
 from fxprune.files import write_bytes
@@ -183,11 +183,11 @@ def _check(
         ) from error
     with torch.no_grad():
         wanted = outputs(compact.eval(), example)
-    gaps = [float((a - b).abs().max() / (a.abs().max() or 1)) for a, b in zip(wanted, found)]
-    if len(wanted) != len(found) or not max(gaps, default=0.0) <= 1e-6:
+    gap = max(map(relative_gap, wanted, found), default=0.0)
+    if len(wanted) != len(found) or not gap <= 1e-6:
         raise ParityError(
             "the plain code would not compute what the network computes; it is not written",
-            why=f"the largest difference is {max(gaps, default=0.0):.1e} of the largest output",
+            why=f"the largest difference is {gap:.1e} of the largest output",
             do="write --pt2, and please report it with the network",
         )
-    return max(gaps, default=0.0)
+    return gap

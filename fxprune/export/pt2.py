@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.equivalence import fresh_inputs, outputs
+from fxprune.equivalence import fresh_inputs, outputs, relative_gap
 from fxprune.errors import ExportError, ParityError
 from fxprune.export.attempt import forgotten_sources
 from fxprune.export.marks import marks
@@ -122,7 +122,7 @@ def _gap(expected: Callable[..., Any], loaded: nn.Module, trial: tuple[Tensor, .
     """
     gaps = [0.0]
     for a, b in zip(outputs(expected, trial), outputs(loaded, trial), strict=True):
-        gap = float((a.double() - b.double()).abs().max() / (a.double().abs().max() or 1))
+        gap = relative_gap(a, b)
         if not gap <= TOLERANCE.get(a.dtype, 0.0):  # False for NaN
             raise ParityError(
                 "the .pt2 file would not compute what the network computes; it is not written",

@@ -259,6 +259,20 @@ def test_plain_code_loads_without_fxprune_and_trains_on(tmp_path: Path) -> None:
     assert again.best().widths == (4,)
 
 
+def test_plain_code_returns_truth_values(tmp_path: Path) -> None:
+    class Mask(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.body(x)
+            return y, y > 0
+
+    network = fxprune.shrink(fxprune.instrument(Mask(), EXAMPLE).eval())
+    assert export_plain(network, EXAMPLE, tmp_path / "mask.py").max_rel_error <= 1e-6
+
+
 def test_what_is_no_layer_of_torch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot be written as plain code"):
         export_plain(nn.Conv2d(3, 3, 1), EXAMPLE, tmp_path / "no.py")
