@@ -53,8 +53,9 @@ def attach(
 
     Where several optimisers share the parameters, each is attached: channels are exchanged once
     all of them have stepped. The state of an optimiser that wraps another follows with it.
-    A step that GradScaler skips is not observed. Learning-rate cuts (the first group's rate
-    falls to half of its highest since the last cut, or lower) are shown to the policy.
+    A step that GradScaler skips, or that changes no weight, is not observed. Learning-rate cuts
+    (the first group's rate falls to half of its highest since the last cut, or lower) are shown to
+    the policy.
 
     Args:
         gated: what `fxprune.instrument` returned; not a wrapper around it.
@@ -106,12 +107,13 @@ def attach(
     @_not_compiled
     def before(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal skips
-        if skips := _skips(stepping):
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
+        if skips := _skips(stepping) or (closure is None and _is_empty(stepping)):
+            gated.begin_step()
             return None
         show = functools.partial(
             gated._before_step, stepping, float(stepping.param_groups[0]["lr"])
         )
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
         if closure is None:
             show()
             return None
@@ -212,6 +214,18 @@ def _skips(optimizer: Optimizer) -> bool:
     """Tell whether a fused optimiser was called by a GradScaler for a step that it skips inside."""
     found: Tensor | None = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
+
+
+def _is_empty(optimizer: Optimizer) -> bool:
+    """Tell whether a step changes no weight, since all rates and all gradients are zero.
+
+    `torch.distributed.checkpoint` takes one to make the state, between network's and optimiser's.
+    """
+    groups = optimizer.param_groups
+    if any(group.get("lr") != 0 for group in groups):
+        return False
+    gradients = (p.grad for group in groups for p in group["params"])
+    return not any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
 def _pace(

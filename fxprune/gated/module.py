@@ -101,6 +101,11 @@ class GatedModule(Saving):
         self.advance()
 
     @whole
+    def begin_step(self) -> None:
+        """Put the optimisers' states in order, and delete what an earlier optimiser left."""
+        self._residents.begin(self.attached, self.ordered())
+
+    @whole
     @torch.no_grad()
     def observe(self) -> None:
         """Show this step's saliencies to the policy; to be called before the optimiser's step.
@@ -108,10 +113,8 @@ class GatedModule(Saving):
         Raises:
             GateError: the gradients are of channels that do not execute.
         """
-        self._finish()
+        self.begin_step()
         self._residents.gradients.check()
-        self._residents.put_in_order(self._selection)
-        self._residents.begin(self.attached, self._selection)
         self._selector.steps += 1
         self._evaluation.stale = True
         for follower in self._followers:  # a state that was loaded into one alone is outdated

@@ -7,6 +7,7 @@ import pytest
 import timm.optim
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from fxprune import GatedModule, attach, instrument
 from fxprune.bank.exchange import Selection
@@ -295,3 +296,21 @@ def test_a_state_that_is_the_parameters_own_memory(policy: str) -> None:
     names = [name for name, _ in gated.named_parameters()]
     after = dense(gated)
     assert [name for name in names if not torch.equal(before[name], after[name])] == []
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_that_only_makes_the_state_is_none_of_a_training(momentum: float) -> None:
+    """It is taken after the network's state was read, which was then of other channels."""
+    gated, optimizer = build(
+        NET, lambda p: torch.optim.SGD(p, 0.05, momentum=momentum), policy="random"
+    )
+    if not momentum:
+        train_step(gated, optimizer, NET, 0)
+    optimizer.zero_grad()
+    steps, before = gated.steps, dense(gated)
+    saved = copy.deepcopy(get_state_dict(gated, optimizer)[0])
+    assert gated.steps == steps
+    train_step(gated, optimizer, NET, 1)
+    gated.load_state_dict(saved)  # a warning is an error here
+    for name, tensor in dense(gated).items():
+        assert torch.equal(tensor, before[name])
