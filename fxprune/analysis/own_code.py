@@ -164,8 +164,7 @@ class OwnCode:
         for a, b in pairs:
             for dim in range(a.dim()):
                 ours, theirs = context.along(a, dim), context.along(b, dim)
-                if ours is not None or theirs is not None:
-                    context.meet(ours, theirs, "the code may return another tensor here")
+                context.meet(ours, theirs, "the code may return another tensor here")
 
     def _pin_unseen(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Pin all around a module's code where no path was found to a parameter that it names."""

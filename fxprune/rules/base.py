@@ -97,11 +97,26 @@ class Context(abc.ABC):
 
     @abc.abstractmethod
     def meet(self, a: Tensor | None, b: Tensor | None, reason: str = "") -> None:
-        """Make two label tensors equal; where one of them is None (fixed), pin the other."""
+        """Make two label tensors equal; where one of them is None (fixed), pin the other.
+
+        Where both are None there is nothing to say.
+
+        Args:
+            a: labels, int64 [n].
+            b: labels of the same length.
+            reason: why labels that meet a fixed size are pinned, as a user will read it.
+        """
 
     @abc.abstractmethod
     def pin(self, labels: Tensor, reason: str, *, structural: bool = False) -> None:
-        """Pin labels, with the reason a user will read."""
+        """Pin labels.
+
+        Args:
+            labels: of the channels that cannot be removed.
+            reason: why, as a user will read it.
+            structural: whether they are no channels at all, but positions that stay at any width;
+                a user is not told of them.
+        """
 
     @abc.abstractmethod
     def fresh(self, size: int) -> Tensor:
@@ -192,7 +207,13 @@ class Context(abc.ABC):
 
     @abc.abstractmethod
     def multiplies(self, scale: int, *factors: Tensor | int, made: Tensor | None) -> None:
-        """Note multiply-accumulates of the whole batch: scale times the lengths of `factors`."""
+        """Note multiply-accumulates (macs) of the whole batch: a number times some lengths.
+
+        Args:
+            scale: the number that no width changes, such as the positions of a kernel.
+            factors: labels, which count as many as are kept, or sizes that are fixed.
+            made: the labels of the channels that the layer makes, to which its macs are booked.
+        """
 
     @abc.abstractmethod
     def mixes(self, labels: Tensor | None = None) -> None:

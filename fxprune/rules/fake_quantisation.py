@@ -22,8 +22,7 @@ class FakeQuantise(Rule):
             channels = context.along(x, call["axis"] % x.dim())
             for name in ("scale", "zero_point"):
                 labels = context.along(call[name], 0)
-                if labels is not None or channels is not None:
-                    context.meet(channels, labels, "the quantisation has a fixed number of scales")
+                context.meet(channels, labels, "the quantisation has a fixed number of scales")
         for result in call.results():
             context.carry(result, context.of(x))
 
@@ -39,8 +38,7 @@ class ObserveAndQuantise(Rule):
             channels = context.along(x, call["ch_axis"] % x.dim())
             for name in ("running_min", "running_max", "scale", "zero_point"):
                 labels = context.along(call[name], 0)
-                if labels is not None or channels is not None:
-                    context.meet(channels, labels, "the quantisation has a fixed number of scales")
+                context.meet(channels, labels, "the quantisation has a fixed number of scales")
         elif context.of(x):
             context.mixes()
         for result in call.results():

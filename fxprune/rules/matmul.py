@@ -22,16 +22,14 @@ class MatMul(Rule):
 
     def __call__(self, context: Context, call: Call) -> None:
         left, right = _factors(call)
-        inner, last = left.dim() - 1, left.dim() - 1
-        contracted = context.along(left, inner), context.along(right, inner - 1)
-        if contracted[0] is not None or contracted[1] is not None:
-            context.meet(*contracted, "the matrix product sums over a dimension of fixed size")
+        last = left.dim() - 1
+        contracted = context.along(left, last), context.along(right, last - 1)
+        context.meet(*contracted, "the matrix product sums over a dimension of fixed size")
         rows, columns = context.along(left, last - 1), context.along(right, last)
         families = []
         if left.dim() == 3:
             batch = context.along(left, 0), context.along(right, 0)
-            if batch[0] is not None or batch[1] is not None:
-                context.meet(*batch, "the matrix product has a batch of fixed size")
+            context.meet(*batch, "the matrix product has a batch of fixed size")
             if batch[0] is not None and batch[1] is not None:
                 families.append(Family(0, batch[0]))
         if rows is not None:
@@ -40,14 +38,14 @@ class MatMul(Rule):
             families.append(Family(last, columns))
         addend = call.args.get("self")
         if addend is not None and addend is not left:
-            families = self._add(context, call.out, addend, families)
+            self._meet_addend(context, call.out, addend, families)
         context.carry(call.out, families)
         if contracted[0] is not None and not (
             context.is_parametric(left) or context.is_parametric(right)
         ):
             context.mixes()  # no weight consumes the channels: there is no column to be zero
-        context.consumes(left, inner)
-        context.consumes(right, inner - 1)
+        context.consumes(left, last)
+        context.consumes(right, last - 1)
         if not (context.is_parametric(left) and context.is_parametric(right)):
             context.makes(left, last - 1)
             context.makes(right, last)
@@ -56,20 +54,16 @@ class MatMul(Rule):
             context.gate(call.out, (columns, shift))
         self._count(context, left, right, contracted, rows, columns)
 
-    def _add(
+    def _meet_addend(
         self, context: Context, out: Tensor, addend: Tensor, families: list[Family]
-    ) -> list[Family]:
+    ) -> None:
         """Couple the trailing dimensions of an addend, which is broadcast to the result."""
         shift = out.dim() - addend.dim()
         carried = {family.dim: family.labels for family in families}
         for dim in range(addend.dim()):
-            if addend.shape[dim] == 1:
-                continue
-            labels = context.along(addend, dim)
-            made = carried.get(dim + shift)
-            if labels is not None or made is not None:
-                context.meet(made, labels, "the product or the addend has a fixed size")
-        return families
+            if addend.shape[dim] != 1:
+                made, added = carried.get(dim + shift), context.along(addend, dim)
+                context.meet(made, added, "the product or the addend has a fixed size")
 
     def _count(
         self,
@@ -98,10 +92,10 @@ class MatrixVector(Rule):
     def __call__(self, context: Context, call: Call) -> None:
         left, right = call.tensors()
         contracted = _first(context, left, left.dim() - 1), _first(context, right, 0)
-        if contracted[0] is not None or contracted[1] is not None:
-            context.meet(*contracted, "the matrix product sums over a dimension of fixed size")
-            if not (context.is_parametric(left) or context.is_parametric(right)):
-                context.mixes()
+        context.meet(*contracted, "the matrix product sums over a dimension of fixed size")
+        parametric = context.is_parametric(left) or context.is_parametric(right)
+        if any(labels is not None for labels in contracted) and not parametric:
+            context.mixes()
         context.consumes(left, left.dim() - 1)
         context.consumes(right, 0)
         rows = [family for family in context.of(left) if family.dim < left.dim() - 1]
@@ -121,9 +115,8 @@ class Linear(Rule):
         last = x.dim() - 1
         inputs, consumed = context.along(x, last), context.along(weight, 1)
         made, shift = context.along(weight, 0), context.along(bias, 0)
-        if inputs is not None or consumed is not None:
-            context.meet(inputs, consumed, "the matrix product sums over a dimension of fixed size")
-        if bias is not None and (made is not None or shift is not None):
+        context.meet(inputs, consumed, "the matrix product sums over a dimension of fixed size")
+        if bias is not None:
             context.meet(made, shift, "the product or the addend has a fixed size")
         families = [family for family in context.of(x) if family.dim < last]
         if made is not None:

@@ -7,7 +7,7 @@ are. Group norm does so per group of channels; layer norm over channels mixes th
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxprune.channels.graph import Widths
@@ -42,20 +42,12 @@ class BatchNorm(Rule):
     def __call__(self, context: Context, call: Call) -> None:
         x, out = call["input"], call.results()[0]
         channels = context.along(x, 1)
-        affine = [context.along(call[name], 0) for name in ("weight", "bias")]
-        statistics = [
-            context.along(call.args.get(name), 0) for name in ("running_mean", "running_var")
-        ]
-        for labels in affine + statistics:
-            if labels is not None:
-                context.meet(channels, labels, "the norm is over a fixed number of channels")
         for name in ("weight", "bias", "running_mean", "running_var"):
-            tensor = call.args.get(name)
-            if tensor is not None and channels is not None and context.along(tensor, 0) is None:
-                context.pin(channels, f"the batch norm's {name} has fixed size")
+            _meet(context, call, name, channels)
         if any(family.dim != 1 for family in context.of(x)):
             context.mixes()  # weight standardisation: the statistics of each kernel
         context.carry(out, context.of(x))
+        affine = [context.along(call[name], 0) for name in ("weight", "bias")]
         context.gate(out, affine, norm_of=x)
 
 
@@ -93,7 +85,7 @@ class LayerNorm(Rule):
             for name in ("weight", "bias"):
                 scale = call.args.get(name)
                 labels = context.along(scale, dim - first)
-                if scale is not None and (labels is not None or channels is not None):
+                if scale is not None:
                     context.meet(channels, labels, "the norm is over a dimension of fixed size")
             if channels is not None:
                 context.mixes(channels)
@@ -109,9 +101,7 @@ class GroupNorm(Rule):
         x, out, groups = call["input"], call.results()[0], call["group"]
         channels = context.along(x, 1)
         for name in ("weight", "bias"):
-            labels = context.along(call[name], 0)
-            if labels is not None:
-                context.meet(channels, labels, "the norm is over a fixed number of channels")
+            _meet(context, call, name, channels)
         if channels is not None:
             settable = context.normalises(channels, groups, call["weight"])
             if settable and context.choose(goes_whole(channels, groups)):
@@ -120,6 +110,16 @@ class GroupNorm(Rule):
                 context.couple_rows(channels, groups)
                 context.mixes(channels)
         context.carry(out, context.of(x))
+
+
+def _meet(context: Context, call: Call, name: str, channels: Tensor | None) -> None:
+    """Couple the channels of a norm's input with a tensor [C] of the norm, if it is given one."""
+    tensor = call.args.get(name)
+    if tensor is not None:
+        reason = "the norm is over a fixed number of channels"
+        if channels is not None:
+            reason = f"the norm's {name} has fixed size"
+        context.meet(channels, context.along(tensor, 0), reason)
 
 
 class ChannelAttributes(ModuleSizes):

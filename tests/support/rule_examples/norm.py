@@ -1,5 +1,6 @@
 """Examples of `fxprune.rules.norm`."""
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -57,6 +58,17 @@ EXAMPLES: tuple[Example, ...] = (
         layers=one(nn.GroupNorm, 4, 8, affine=False),
     ),
     Example(GroupNorm, "by function", lambda x: F.group_norm(x, 4), 8, (4, 4)),
+    Example(
+        GroupNorm,
+        "by function, with a scale of fixed size",
+        lambda x, norm: F.group_norm(x, 8, torch.fft.fft(norm.weight).real),
+        groups=(4,),
+        pinned=(
+            "a Fourier transform runs along this dimension",
+            "the norm's weight has fixed size",
+        ),
+        layers=one(nn.LayerNorm, 8, bias=False),
+    ),
     Example(GroupNorm, "of one group", run, layers=one(nn.GroupNorm, 1, 8), mixes=True),
     Example(
         Renorm,
