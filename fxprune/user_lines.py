@@ -1,31 +1,31 @@
-"""Finds the user's own line for messages: of a graph node, and of an error."""
+"""The user's own line for messages: of a graph node, and of an error."""
 
 import contextlib
 import functools
 import itertools
 import sysconfig
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from torch import fx
 
 
 def where(node: fx.Node) -> str:
-    """Find the user's line that made a node, as `file:line   code`; empty if fx has none."""
-    frames = list(_frames(node.stack_trace or ""))
-    own = [frame for frame in frames if "/torch/" not in frame[0] and "/fxprune/" not in frame[0]]
-    for path, line, code in reversed(own or frames):
-        return f"{path}:{line}   {code}"
+    """Find the user's line that made a node, as `file:line   code`; empty if none is known.
+
+    Tracing notes this one line as the node's stack trace.
+    """
+    lines = (node.stack_trace or "").splitlines()
+    for head, code in reversed(list(itertools.pairwise(lines))):
+        if head.lstrip().startswith("File "):
+            path, line = head.split('"')[1], head.split("line ")[1].split(",")[0]
+            return f"{path}:{line}   {code.strip()}"
     return ""
 
 
-def _frames(trace: str) -> Iterator[tuple[str, str, str]]:
-    lines = trace.splitlines()
-    for head, code in itertools.pairwise(lines):
-        if head.lstrip().startswith("File "):
-            path, line = head.split('"')[1], head.split("line ")[1].split(",")[0]
-            yield path, line, code.strip()
+def shorten(where: str) -> str:
+    """Shorten a line that `where` found by the folders that are the same for all."""
+    return where.replace(f"{Path.cwd()}/", "").rpartition("site-packages/")[2]
 
 
 def user_line(error: BaseException) -> str:
@@ -51,7 +51,7 @@ def _line(filename: str, number: int | None, text: str | None) -> str:
 
 
 def _is_foreign(filename: str) -> bool:
-    return filename.startswith("<") or any(map(filename.startswith, _foreign_folders()))
+    return filename.startswith(("<", *_foreign_folders()))
 
 
 @functools.cache
@@ -59,4 +59,4 @@ def _foreign_folders() -> tuple[str, ...]:
     here = Path(__file__).parent
     paths = sysconfig.get_paths()
     names = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return (*names, str(here), str(here.parent / "passes"))
+    return tuple(f"{name}/" for name in (*names, here, here.parent / "passes"))

@@ -22,7 +22,7 @@ from typing import Any
 
 from fxprune.budget.budget import Budget
 from fxprune.budget.widths import allowed_widths
-from fxprune.channels.graph import ChannelGraph, ChannelGroup, Role
+from fxprune.channels.graph import ChannelGraph, ChannelGroup, Role, layer_of, layers_of
 from fxprune.errors import BudgetError
 
 Shares = tuple[tuple[str, float], ...]
@@ -238,7 +238,7 @@ class _Matcher:
         self.names = {name for name in (*modules, *channels.shapes, *groups) if name}
         self.notes: list[str] = []
         self.turning = {
-            _layer(member.parameter)
+            layer_of(member.parameter)
             for group in channels.groups
             for member in group.members
             if member.role is not Role.ALONG
@@ -259,7 +259,7 @@ class _Matcher:
                 if not _any(self._consuming(group), pattern):
                     continue
                 whole.add(group.index)
-                makers = dict.fromkeys(map(_layer, _parameters(group, (Role.OUT,))))
+                makers = layers_of(_parameters(group, (Role.OUT,)))
                 if len(makers) > 1:
                     self.notes.append(
                         f"exclude_inputs {pattern!r} keeps the channels of {', '.join(makers)}: "
@@ -316,7 +316,7 @@ class _Matcher:
             else:
                 matches = [pair for pair in shares if pair in by_name or pair in by_group]
             if matches:
-                own.setdefault(_layer(parameter), matches[0])
+                own.setdefault(layer_of(parameter), matches[0])
         return own
 
     def _making(self, group: ChannelGroup) -> list[str]:
@@ -330,20 +330,20 @@ class _Matcher:
         channels.
         """
         along = _parameters(group, (Role.ALONG,))
-        passing = [name for name in along if _layer(name) not in self.turning]
+        passing = [name for name in along if layer_of(name) not in self.turning]
         return [*_parameters(group, (Role.IN,)), *passing]
 
     def _note_others(self, group: ChannelGroup, patterns: tuple[str, ...], text: str) -> None:
         """Add a note if layers that make the group's channels are matched by no pattern."""
-        others = [
-            _layer(name)
+        others = layers_of(
+            name
             for name in _parameters(group, (Role.OUT,))
             if not any(_matches(name, pattern) for pattern in patterns)
-        ]
+        )
         if others:
             self.notes.append(
-                f"{text} the channels of {', '.join(dict.fromkeys(others))} too: they are those of "
-                f"one group, {group.name}"
+                f"{text} the channels of {', '.join(others)} too: they are those of one group, "
+                f"{group.name}"
             )
 
     def _check(self, word: str, pattern: str) -> None:
@@ -377,11 +377,6 @@ class _Matcher:
 def _parameters(group: ChannelGroup, roles: Collection[Role]) -> list[str]:
     """Return the parameters in one of the roles to the group's channels, without repeats."""
     return list(dict.fromkeys(m.parameter for m in group.members if m.role in roles))
-
-
-def _layer(parameter: str) -> str:
-    """Name the layer that holds a parameter; a parameter of the network itself, by its own name."""
-    return parameter.rpartition(".")[0] or parameter
 
 
 def _any(parameters: Iterable[str], pattern: str) -> bool:

@@ -15,6 +15,7 @@ any other selection puts its channels into the template's slots.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -92,6 +93,10 @@ class Factor:
     fixed: int
     per_channel: tuple[tuple[int, int], ...] = ()
 
+    def at(self, widths: Widths) -> int:
+        """Compute the length at these widths."""
+        return self.fixed + sum(count * widths[group] for group, count in self.per_channel)
+
 
 @dataclass(frozen=True)
 class Term:
@@ -100,6 +105,10 @@ class Term:
     name: str
     scale: int
     factors: tuple[Factor, ...]
+
+    def at(self, widths: Widths) -> int:
+        """Count the macs, or the elements, at these widths."""
+        return self.scale * math.prod(factor.at(widths) for factor in self.factors)
 
 
 @lru_cache(maxsize=8)
@@ -157,11 +166,10 @@ class Axis:
 
     def length(self, widths: Widths) -> int:
         """Compute the dimension's length at these widths."""
-        factor = self.factor
-        return factor.fixed + sum(count * widths[group] for group, count in factor.per_channel)
+        return self.factor.at(widths)
 
     def blocks(self, count: int, widths: Widths) -> int:
-        """Count which of the `count` blocks of a grouped convolution's inputs are left.
+        """Count how many of `count` blocks are left: a layer's groups, along its input channels.
 
         Either blocks are removed whole, or each of them loses the same positions.
         """
@@ -353,8 +361,8 @@ class ChannelGraph:
                 group.name,
                 group.size,
                 group.macs,
-                _layers(group.producers),
-                _layers(group.consumers),
+                layers_of(member.parameter for member in group.producers),
+                layers_of(member.parameter for member in group.consumers),
             )
             for group in self.groups
         ]
@@ -387,7 +395,11 @@ class ChannelGraph:
         return "\n".join(lines)
 
 
-def _layers(members: Iterable[Member]) -> list[str]:
-    """Return the layers that own some members: `conv` for `conv.weight`, once each."""
-    names = (member.parameter for member in members)
-    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+def layer_of(parameter: str) -> str:
+    """Name the layer that holds a parameter; a parameter of the network itself, by its own name."""
+    return parameter.rpartition(".")[0] or parameter
+
+
+def layers_of(parameters: Iterable[str]) -> list[str]:
+    """Name the layers that hold some parameters: `conv` for `conv.weight`, once each."""
+    return list(dict.fromkeys(map(layer_of, parameters)))

@@ -1,7 +1,6 @@
 """Tables that show the records of what the commands found and did."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,6 +9,7 @@ from rich.text import Text
 from fxprune.cli import console
 from fxprune.cli.lines import format_loss, handed_over, measured_where, promise
 from fxprune.cli.records import STEP, Record
+from fxprune.user_lines import shorten
 
 SHORT = 0.1
 """By how much the share of macs may exceed the square of the share of channels, as it does in
@@ -51,7 +51,7 @@ def show_graph(record: Record) -> RenderableType:
         parts += [console.heading("Pinned channels"), _pinned(record["pinned"])]
     if record["mixing"]:
         parts.append(console.heading("A removed channel changes the statistics of the others at"))
-        parts += [Text(f"  {_short(line)}") for line in record["mixing"]]
+        parts += [Text(f"  {shorten(line)}") for line in record["mixing"]]
     return Group(*parts)
 
 
@@ -90,7 +90,7 @@ def _pinned(rows: list[Record]) -> RenderableType:
                 f"{pinned['channels']:,}",
                 console.share(pinned["macs_share"]),
                 pinned["reason"],
-                _short(pinned["where"]) or pinned["node"],
+                shorten(pinned["where"]) or pinned["node"],
                 _names(pinned["parameters"]),
             )
             for pinned in rows
@@ -391,11 +391,6 @@ def _exact(value: float) -> str:
 
 def _compared(name: str, dense: int, compact: int) -> tuple[str, str, str, str]:
     return name, f"{dense:,}", f"{compact:,}", console.share(compact / max(dense, 1))
-
-
-def _short(where: str) -> str:
-    """Shorten a source line by the folders that are the same for all."""
-    return where.replace(f"{Path.cwd()}/", "").rpartition("site-packages/")[2]
 
 
 def _names(parameters: list[str]) -> str:

@@ -5,15 +5,15 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import fxprune
 from fxprune.budget.budget import Budget
-from fxprune.channels.graph import ChannelGraph, Term, Widths
+from fxprune.channels.graph import ChannelGraph, Widths, layers_of
 from fxprune.gated.module import GatedModule
+from fxprune.user_lines import shorten
 
 Record = dict[str, Any]
 History = Sequence[Mapping[str, Any]]
@@ -101,14 +101,6 @@ def versions() -> Record:
     }
 
 
-def length_of(term: Term, widths: Widths) -> int:
-    """Count the macs (or elements) of one term at these widths."""
-    return term.scale * math.prod(
-        factor.fixed + sum(count * widths[group] for group, count in factor.per_channel)
-        for factor in term.factors
-    )
-
-
 _SHOWN = (
     *("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "macs"),
     *("run_macs", "run_macs_dense", "step_seconds", "seconds", "widths", "churn"),
@@ -142,8 +134,8 @@ def _groups(gated: GatedModule, widths: Widths) -> list[Record]:
                 "size": group.size,
                 "width": width,
                 "macs": group.macs,
-                "makes": _modules(member.parameter for member in group.producers),
-                "consumes": _modules(member.parameter for member in group.consumers),
+                "makes": layers_of(member.parameter for member in group.producers),
+                "consumes": layers_of(member.parameter for member in group.consumers),
                 "saliency": {
                     "kept": _quartiles(score[own][kept[own]]),
                     "removed": _quartiles(score[own][~kept[own]]),
@@ -162,23 +154,15 @@ def _quartiles(values: torch.Tensor) -> list[float] | None:
     return [float(f"{value:.4g}") for value in torch.quantile(values, at).tolist()]
 
 
-def _modules(parameters: Any) -> list[str]:
-    """Return the layers that own some parameters.
-
-    `features.0` for `features.0.weight`, once each.
-    """
-    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in parameters))
-
-
 def _layers(gated: GatedModule, widths: Widths) -> list[Record]:
-    """Yield each node that has macs, in the order of the graph, with its output channels."""
+    """List each node that has macs, in the order of the graph, with its output channels."""
     graph = gated.channels
     targets = {node.name: str(node.target) for node in gated.graph.find_nodes(op="call_module")}
     params: dict[str, list[int]] = {}
     for term in graph.params_terms:
         both = params.setdefault(term.name.rpartition(".")[0], [0, 0])
-        both[0] += length_of(term, graph.layout.sizes)
-        both[1] += length_of(term, widths)
+        both[0] += term.at(graph.layout.sizes)
+        both[1] += term.at(widths)
     layers = []
     for term in graph.macs_terms:
         name = targets.get(term.name, term.name)
@@ -193,7 +177,7 @@ def _layers(gated: GatedModule, widths: Widths) -> list[Record]:
         layers.append(
             {
                 "name": name,
-                "macs": [length_of(term, graph.layout.sizes), length_of(term, widths)],
+                "macs": [term.at(graph.layout.sizes), term.at(widths)],
                 "params": params.get(name, [0, 0]),
                 "width": [dense_width, kept_width],
             }
@@ -208,15 +192,10 @@ def _is_transposed(gated: GatedModule, name: str) -> bool:
         return False
 
 
-def _short_line(where: str) -> str:
-    """Shorten a source line: without the folders that are the same for all."""
-    return where.replace(f"{Path.cwd()}/", "").rpartition("site-packages/")[2]
-
-
 def _short_node(text: str) -> str:
     """Shorten the line of `node   line`."""
     node, gap, where = text.partition("   ")
-    return f"{node}{gap}{_short_line(where)}"
+    return f"{node}{gap}{shorten(where)}"
 
 
 def _pinned(graph: ChannelGraph, macs: int) -> list[Record]:
@@ -224,9 +203,9 @@ def _pinned(graph: ChannelGraph, macs: int) -> list[Record]:
         {
             "channels": pin.channels,
             "reason": pin.reason,
-            "where": _short_line(pin.where),
+            "where": shorten(pin.where),
             "share": _short(pin.macs / max(macs, 1)),
-            "layers": _modules(pin.parameters),
+            "layers": layers_of(pin.parameters),
         }
         for pin in graph.pinned
     ]
