@@ -16,7 +16,7 @@ from fxprune.gated.executing import Executing, lasting, whole
 from fxprune.gated.mixtures import is_mixture, warn_of_mixture
 from fxprune.gated.residents import Residents
 from fxprune.gated.selector import Settings
-from fxprune.gated.twins import Twin
+from fxprune.gated.links import Link
 from fxprune.tracing.module import TracedModule
 
 _LIVING: "weakref.WeakSet[Averaging]" = weakref.WeakSet()
@@ -49,14 +49,14 @@ class Averaging(Executing):
         self._loaded_at: Selection | None = None  # the leader's selection when a state was loaded
         self.copied_from: weakref.ref[Averaging] | None = None
         self._copies: weakref.WeakSet[Averaging] = weakref.WeakSet()
-        self._twin: Twin | None = None
+        self._link: Link | None = None
         self._goes_alone = False
         super().__init__(dense, channels, settings, example_inputs)
         _LIVING.add(self)
 
     _NOT_COPIED = (
         *("_residents", "_wrappers", "_followers", "_leader", "_evaluation", "_leader_selection"),
-        *("_copies", "_twin", "_pending", "_bare_averages", "_lock", *TracedModule._NOT_COPIED),
+        *("_copies", "_link", "_pending", "_bare_averages", "_lock", *TracedModule._NOT_COPIED),
     )
 
     def follow(self, leader: "Averaging") -> None:
@@ -64,7 +64,7 @@ class Averaging(Executing):
 
         For an average of the other's parameters; see `fxprune.follow`, which is what to call.
         """
-        self._leader, self._twin = weakref.ref(leader), None
+        self._leader, self._link = weakref.ref(leader), None
         leader._followers.add(self)
         self._catch_up()
 
@@ -85,10 +85,10 @@ class Averaging(Executing):
         """Return the selection that export would take now: the whole budget, and no exploration."""
         self._catch_up()
         self._look_for_mixture()
-        if self._twin is not None and self._twin.own_best is not None:
-            source = self._twin.source()
-            if source is None or not self._twin.is_written(self._dense_parameters()):
-                return self._twin.own_best.to(self._device())
+        if self._link is not None and self._link.own_best is not None:
+            source = self._link.source()
+            if source is None or not self._link.is_written(self._dense_parameters()):
+                return self._link.own_best.to(self._device())
             self._take_over(source)
         return super().best()
 
@@ -98,20 +98,20 @@ class Averaging(Executing):
         """Return a copy with its own bank; no optimiser is attached to it."""
         self._catch_up()
         self._finish()
-        twin = super().__deepcopy__(memo)
-        twin._residents = Residents(twin, twin.channels, twin.bank)
-        twin._residents.refind(twin._selection)
+        clone = super().__deepcopy__(memo)
+        clone._residents = Residents(clone, clone.channels, clone.bank)
+        clone._residents.refind(clone._selection)
         for name in ("_wrappers", "_followers", "_copies"):
-            setattr(twin, name, weakref.WeakSet())
-        twin._pending, twin._twin, twin._lock = [], None, threading.RLock()
-        twin._leader, twin._leader_selection, twin.copied_from = None, None, weakref.ref(self)
-        twin._evaluation, twin._bare_averages = Evaluation(), BareAverages()
-        twin._mode_was_set()
-        twin._twin = Twin.of(self, twin._dense_parameters())
-        twin._goes_alone = False
-        self._copies.add(twin)
-        _LIVING.add(twin)
-        return twin
+            setattr(clone, name, weakref.WeakSet())
+        clone._pending, clone._link, clone._lock = [], None, threading.RLock()
+        clone._leader, clone._leader_selection, clone.copied_from = None, None, weakref.ref(self)
+        clone._evaluation, clone._bare_averages = Evaluation(), BareAverages()
+        clone._mode_was_set()
+        clone._link = Link.of(self, clone._dense_parameters())
+        clone._goes_alone = False
+        self._copies.add(clone)
+        _LIVING.add(clone)
+        return clone
 
     def go_alone(self) -> None:
         """Stop following the network of which this is a copy, since the copy trains by itself."""
@@ -119,10 +119,10 @@ class Averaging(Executing):
         self._goes_alone = True
 
     def _forget_source(self) -> None:
-        source = None if self._twin is None else self._twin.source()
+        source = None if self._link is None else self._link.source()
         if source is not None:
             source._copies.discard(self)
-        self._twin = None
+        self._link = None
 
     def _adopt(self) -> None:
         """Let networks with the same values as this one, which trains, follow it as copies do.
@@ -131,12 +131,12 @@ class Averaging(Executing):
         """
         for other in living() if self.attached and not self.follows else []:
             if other is not self and other._may_follow(self) and other._is_alike(self):
-                other._twin = Twin.of(self, other._dense_parameters())
+                other._link = Link.of(self, other._dense_parameters())
                 self._copies.add(other)
 
     def _may_follow(self, source: "Averaging") -> bool:
         """Tell whether it is idle, and its step count lies in the source's present selection."""
-        free = self._twin is None and not (self.attached or self.follows or self.settled)
+        free = self._link is None and not (self.attached or self.follows or self.settled)
         free = free and not self._goes_alone
         return free and source._since <= self._selector.steps <= source._selector.steps
 
@@ -157,14 +157,14 @@ class Averaging(Executing):
         leader = None if self._leader is None else self._leader()
         if leader is not None:
             self._loaded_at, self._leader_selection = leader._selection, None
-        twin = self._twin
-        source = None if twin is None else twin.source()
-        if twin is not None and source is not None:
-            self._twin = Twin.of(source, self._dense_parameters())
+        link = self._link
+        source = None if link is None else link.source()
+        if link is not None and source is not None:
+            self._link = Link.of(source, self._dense_parameters())
 
     def _look_for_mixture(self) -> None:
         """Warn once if this copy was averaged with networks that trained apart from its source."""
-        source = None if self._twin is None or self._twin.is_mixed else self._twin.source()
+        source = None if self._link is None or self._link.is_mixed else self._link.source()
         if source is None or source is self:
             return
         weights = {name: p for name, p in self.named_parameters() if not p.is_meta}
@@ -187,8 +187,8 @@ class Averaging(Executing):
             and apart
             and is_mixture(own, first, apart)
         ):
-            assert self._twin is not None
-            self._twin.is_mixed = True
+            assert self._link is not None
+            self._link.is_mixed = True
             warn_of_mixture()
 
     def _is_at(self, other: "Averaging") -> bool:
@@ -242,16 +242,16 @@ class Averaging(Executing):
 
     @whole
     def _mirror(self, source: "Averaging") -> None:
-        """Take up the source's selection in a copy that may hold an average; see `twins.Twin`."""
-        twin = self._twin
-        if twin is None or any(p.grad is not None for p in self.parameters()):
+        """Take up the source's selection in a copy that may hold an average; see `links.Link`."""
+        link = self._link
+        if link is None or any(p.grad is not None for p in self.parameters()):
             self.go_alone()
             source._copies.discard(self)
-        elif twin.at is not source._selection:
-            if twin.own_best is None:
-                twin.own_best = self.best()
+        elif link.at is not source._selection:
+            if link.own_best is None:
+                link.own_best = self.best()
             self._exchange(source._selection.to(self._device()))
-            twin.at = source._selection
+            link.at = source._selection
 
     def _dense_parameters(self) -> dict[str, Tensor]:
         dense = self.dense_tensors()

@@ -30,7 +30,7 @@ from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
 from fxprune.errors import FxpruneWarning, message
-from fxprune.gated.twins import sums_of
+from fxprune.gated.links import sums_of
 
 _SHARE = 0.01  # of the process's time, for full searches
 _OFTEN = 64  # exchanges between two searches of the young objects, after the first few

@@ -1,4 +1,4 @@
-"""Twins: deep copies of a gated network, of which some hold an average.
+"""The link of a deep copy to the gated network that it is a copy of: it may hold an average.
 
 Most averages (Lightning's StochasticWeightAveraging, ignite's EMAHandler, YOLO's ModelEMA, a loop
 of one's own) are a deep copy whose tensors are averaged with the network's, slot by slot. A copy
@@ -21,7 +21,7 @@ from fxprune.bank.exchange import Selection
 
 
 @dataclass(eq=False)
-class Twin:
+class Link:
     """The link between a copy and its source.
 
     Attributes:
@@ -41,7 +41,7 @@ class Twin:
     is_mixed: bool = False
 
     @classmethod
-    def of(cls, source: Any, dense: Mapping[str, Tensor]) -> "Twin":
+    def of(cls, source: Any, dense: Mapping[str, Tensor]) -> "Link":
         """Tie a copy that has these dense parameters, by name, to its source."""
         return cls(weakref.ref(source), sums_of(dense))
 
