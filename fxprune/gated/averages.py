@@ -13,10 +13,10 @@ from fxprune.channels.graph import ChannelGraph
 from fxprune.gated.bare_averages import BareAverages, is_close
 from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.executing import Executing, lasting, whole
-from fxprune.gated.mixtures import is_mixture, warn_of_mixture
+from fxprune.gated.links import Link
+from fxprune.gated.mixtures import is_mixed, warn_of_mixture
 from fxprune.gated.residents import Residents
 from fxprune.gated.selector import Settings
-from fxprune.gated.links import Link
 from fxprune.tracing.module import TracedModule
 
 _LIVING: "weakref.WeakSet[Averaging]" = weakref.WeakSet()
@@ -157,17 +157,16 @@ class Averaging(Executing):
         leader = None if self._leader is None else self._leader()
         if leader is not None:
             self._loaded_at, self._leader_selection = leader._selection, None
-        link = self._link
-        source = None if link is None else link.source()
-        if link is not None and source is not None:
+        source = None if self._link is None else self._link.source()
+        if source is not None:
             self._link = Link.of(source, self._dense_parameters())
 
     def _look_for_mixture(self) -> None:
         """Warn once if this copy was averaged with networks that trained apart from its source."""
-        source = None if self._link is None or self._link.is_mixed else self._link.source()
-        if source is None or source is self:
+        link = self._link
+        source = None if link is None or link.is_mixed else link.source()
+        if link is None or source is None or not self._is_at(source):
             return
-        weights = {name: p for name, p in self.named_parameters() if not p.is_meta}
         others = [
             other
             for other in living()
@@ -175,20 +174,8 @@ class Averaging(Executing):
             and other.channels.shapes == self.channels.shapes
             and not self._is_at(other)
         ]
-        if not others or not weights or not self._is_at(source):
-            return
-        name = max(weights, key=lambda name: weights[name].numel())
-        own, first = weights[name], dict(source.named_parameters()).get(name)
-        found = (dict(other.named_parameters()).get(name) for other in others)
-        apart = [w for w in found if w is not None and w.shape == own.shape and not w.is_meta]
-        if (
-            first is not None
-            and first.shape == own.shape
-            and apart
-            and is_mixture(own, first, apart)
-        ):
-            assert self._link is not None
-            self._link.is_mixed = True
+        if is_mixed(self, source, others):
+            link.is_mixed = True
             warn_of_mixture()
 
     def _is_at(self, other: "Averaging") -> bool:

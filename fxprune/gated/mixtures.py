@@ -10,12 +10,29 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.errors import FxpruneWarning, message
 
 _ROUNDING = 1e-4
 _MANY = 4096  # elements are compared
+
+
+def is_mixed(copy: nn.Module, source: nn.Module, others: Sequence[nn.Module]) -> bool:
+    """Tell whether a copy was averaged with networks that trained apart from its source.
+
+    The largest of its parameters tells; networks that have no such parameter are passed over.
+    """
+    parameters = {name: p for name, p in copy.named_parameters() if not p.is_meta}
+    if not others or not parameters:
+        return False
+    name = max(parameters, key=lambda name: parameters[name].numel())
+    own = parameters[name]
+    first, *apart = (dict(network.named_parameters()).get(name) for network in (source, *others))
+    alike = [w for w in apart if w is not None and w.shape == own.shape and not w.is_meta]
+    if first is None or first.shape != own.shape or not alike:
+        return False
+    return is_mixture(own, first, alike)
 
 
 @torch.no_grad()
@@ -25,7 +42,7 @@ def is_mixture(copy: Tensor, source: Tensor, others: Sequence[Tensor]) -> bool:
     Args:
         copy: float [any shape].
         source: likewise, as are the others.
-        others: weights in the same places, of networks that trained apart.
+        others: the same weight of networks that trained apart.
     """
     own, first, *rest = (w.flatten()[:_MANY].cpu().double() for w in (copy, source, *others))
     changed, apart = own - first, torch.stack([other - first for other in rest], 1)
