@@ -3,15 +3,13 @@
 import copy
 import operator
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from fxprune.tracing.checkpoints import checkpointed_parts
-
-Code = Callable[..., Any]
+from fxprune.tracing.regions import Code, code_of
 
 
 def checkpointed(network: nn.Module, graph: fx.Graph) -> Code | None:
@@ -30,13 +28,6 @@ def checkpointed(network: nn.Module, graph: fx.Graph) -> Code | None:
     for number, nodes in enumerate([*checkpointed_parts(outer)]):
         _outline(network, outer, nodes, number)
     return code_of(network, outer)
-
-
-def code_of(network: nn.Module, graph: fx.Graph) -> Code:
-    """Compile a graph to a function that takes the network as its first argument."""
-    made: Any = type(fx.GraphModule(network, graph, "Code"))
-    forward: Code = made.forward
-    return forward
 
 
 def _outline(network: nn.Module, outer: fx.Graph, nodes: list[fx.Node], number: int) -> None:

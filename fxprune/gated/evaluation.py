@@ -20,10 +20,10 @@ from fxprune.bank.kept import KeptView
 from fxprune.bank.view import View
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize_parts
-from fxprune.gated.checkpointing import Code, code_of
 from fxprune.gated.nodes import is_gated, untapped
 from fxprune.gated.residents import Residents
 from fxprune.tracing.module import TracedModule, keeps_code, modules_of, stand_in
+from fxprune.tracing.regions import Code, code_of
 
 _Table = MutableMapping[str, Tensor | None]
 

@@ -15,6 +15,8 @@ from torch.fx.graph import CodeGen
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.signature import CallCodeGen, Signature
 
+Code = Callable[..., Any]
+"""Runs a graph: it takes the module whose graph it is, then the graph's inputs."""
 Runner = Callable[["Region", fx.Graph, list[Tensor]], Any]
 """Runs a graph of a region on the tensors of a call."""
 
@@ -41,7 +43,7 @@ class Region:
             self._outputs[mode] = codegen.output if isinstance(codegen, CallCodeGen) else None
         for graph in self.graphs:
             graph.set_codegen(CodeGen())
-        self._codes: dict[bool, Callable[..., Any]] = {}
+        self._codes: dict[bool, Code] = {}
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
@@ -67,7 +69,7 @@ class Region:
 
     def recompile(self) -> None:
         """Make the code of the graphs as they are now."""
-        codes = {id(graph): _code(self.module, graph) for graph in self.graphs}
+        codes = {id(graph): code_of(self.module, graph) for graph in self.graphs}
         self._codes = {mode: codes[id(graph)] for mode, graph in self._graphs.items()}
 
     def on(self, module: nn.Module) -> Self:
@@ -126,7 +128,8 @@ def _holds_size(value: Any) -> bool:
     return type(value) is int and value > 1
 
 
-def _code(module: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
-    made: Any = type(fx.GraphModule(module, graph, "Region"))
-    code: Callable[..., Any] = made.forward
+def code_of(module: nn.Module, graph: fx.Graph) -> Code:
+    """Compile a graph to a function that takes the module as its first argument."""
+    made: Any = type(fx.GraphModule(module, graph, "Code"))
+    code: Code = made.forward
     return code
