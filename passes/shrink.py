@@ -13,9 +13,9 @@ from fxprune.channels.records import KEY
 from fxprune.channels.resize import resize
 from fxprune.errors import GateError
 from fxprune.gated.bare_averages import MADE
+from fxprune.gated.links import sums_of
 from fxprune.gated.module import GatedModule
 from fxprune.gated.nodes import Gated, Tap, to_plain, untapped
-from fxprune.gated.links import sums_of
 from fxprune.passes.base import Pass, Program, assert_same_function
 from fxprune.tracing.module import TracedModule, adopt, copy_modes
 

@@ -291,10 +291,10 @@ class Executing(TracedModule):
         Args:
             parent: a module in which a child or a parameter is about to be registered.
         """
-        if self._residents.holds(parent) and self._look_again not in self._pending:
-            self._pending.insert(0, self._look_again)
+        if self._residents.holds(parent) and self._refind not in self._pending:
+            self._pending.insert(0, self._refind)
 
-    def _look_again(self) -> None:
+    def _refind(self) -> None:
         self._residents.refind(self._selection)
         self.attached.check_again()
         self._evaluation.stale = True

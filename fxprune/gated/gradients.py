@@ -13,7 +13,7 @@ from fxprune.bank.exchange import Home
 from fxprune.errors import GateError
 
 
-class Pending:
+class Gradients:
     """The gradients of resident parameters, which are the same objects at all selections."""
 
     def __init__(self, homes: Mapping[str, Home]) -> None:

@@ -14,7 +14,7 @@ from fxprune.bank.exchange import Selection
 from fxprune.budget.schedule import StepSchedule
 from fxprune.gated import ddp, display
 from fxprune.gated.executing import whole
-from fxprune.gated.nodes import seen
+from fxprune.gated.nodes import read_taps
 from fxprune.gated.saving import Saving
 from fxprune.gated.selector import Settings
 
@@ -121,7 +121,7 @@ class GatedModule(Saving):
             follower._loaded_at = None
         self._update_copies()
         if self._settled is not None:
-            seen(self)  # empties the taps, which would add up until the policy chooses again
+            read_taps(self)  # empties the taps, which would add up until the policy chooses again
             return
         if self.attached.are_several and self.settings.policy.observes in ("batch", "sample"):
             meter = self._residents.meter(self._selection)
@@ -152,7 +152,7 @@ class GatedModule(Saving):
         """Return what the policy observes of this step, on all ranks alike: float32 [K]."""
         observes, tensors = self.settings.policy.observes, self._residents.tensors()
         meter = self._residents.meter(self._selection)
-        saliency = meter.measure(observes, tensors, lambda: seen(self))
+        saliency = meter.measure(observes, tensors, lambda: read_taps(self))
         if observes == "sample":  # each rank has seen its own; gradients are equal already
             for wrapper in self._wrappers:
                 saliency = ddp.mean(saliency, wrapper.process_group)

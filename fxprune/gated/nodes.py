@@ -171,7 +171,7 @@ def taps(network: nn.Module) -> dict[int, Tap]:
     return {int(name.removeprefix(TAP)): tap for name, tap in found}
 
 
-def seen(network: nn.Module) -> dict[int, Tensor]:
+def read_taps(network: nn.Module) -> dict[int, Tensor]:
     """Return and reset what the taps have measured, by the number of the gate; see `Tap.probe`."""
     taken = ((number, tap.take()) for number, tap in taps(network).items())
     return {number: values for number, values in taken if values is not None}

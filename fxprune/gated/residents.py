@@ -19,7 +19,7 @@ from fxprune.bank.exchange import Home, Item, Selection, held_by, homes, store, 
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.errors import GateError
 from fxprune.gated import optimizer_state
-from fxprune.gated.gradients import Pending
+from fxprune.gated.gradients import Gradients
 from fxprune.gated.optimizers import inside
 from fxprune.gated.saliency import Meter
 from fxprune.gated.slot_order import KEY, order_of, with_order
@@ -91,7 +91,7 @@ class Residents:
         self.bank = bank
         self._meter: tuple[Slots, Meter] | None = None
         self._tracked: list[_Tracked] = []
-        self.gradients = Pending(self._homes)
+        self.gradients = Gradients(self._homes)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the residents by name: parameters and buffers that belong to channels."""

@@ -92,7 +92,7 @@ class Meter:
         for pair in pairs:
             parameter = tensors[pair[0]]
             if parameter.grad is not None and pair not in self._early:
-                self._early[pair] = _others(parameter.float() * parameter.grad.float(), pair[1])
+                self._early[pair] = _sum_others(parameter.float() * parameter.grad.float(), pair[1])
         return any(tensors[n].requires_grad for n, dim in pairs if (n, dim) not in self._early)
 
     def forget_early(self) -> None:
@@ -228,15 +228,15 @@ def _taylor(
         flat = torch.cat([p for p, _ in read[:vectors]])
         values.append(flat.float() * torch.cat(grads[:vectors]).float())
     for (parameter, dim), grad in zip(read[vectors:], grads[vectors:]):
-        values.append(_others(parameter.float() * grad.float(), dim))
+        values.append(_sum_others(parameter.float() * grad.float(), dim))
     return values
 
 
 def _square(parameter: Tensor, dim: int) -> Tensor:
-    return _others(parameter.float().square(), dim)
+    return _sum_others(parameter.float().square(), dim)
 
 
-def _others(values: Tensor, dim: int) -> Tensor:
-    """Name all dimensions but one."""
+def _sum_others(values: Tensor, dim: int) -> Tensor:
+    """Sum over all dimensions but one: float [size of that one]."""
     rest = [other for other in range(values.dim()) if other != dim]
     return values.sum(rest) if rest else values

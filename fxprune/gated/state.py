@@ -96,14 +96,14 @@ class TrainingState:
         for rest, tensor in kinds["state"].items():
             key, _, name = rest.partition("/")
             states.setdefault(name, {})[key] = tensor
-        trained = _chosen(named, "trained", device)
+        trained = _selection_in(named, "trained", device)
         assert trained is not None
         return cls(
             dense=kinds["dense"],
             policy={name: t.to(device, copy=True) for name, t in kinds["policy"].items()},
             states=states,
             trained=trained,
-            settled=_chosen(named, "settled", device),
+            settled=_selection_in(named, "settled", device),
             steps=int(named["steps"]),
             peak_rate=float(named["peak_rate"]),
             share=float(named["share"]) if "share" in named else None,
@@ -149,7 +149,7 @@ def from_bytes(packed: Tensor) -> dict[str, Tensor]:
     return safetensors.torch.load(data)
 
 
-def _chosen(named: Tensors, kind: str, device: torch.device) -> Selection | None:
+def _selection_in(named: Tensors, kind: str, device: torch.device) -> Selection | None:
     if f"{kind}/channels" not in named:
         return None
     channels = named[f"{kind}/channels"].to(device, copy=True)
