@@ -8,6 +8,7 @@ with each condition negated, and with other numbers where the code reads one.
 
 import contextlib
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -225,15 +226,22 @@ def code_paths(
                 break
             found.setdefault(path.key, path)
     left = OTHER_ANSWERS
-    for path in list(found.values()):
+    waiting = deque[tuple[CodePath, dict[int, Any]]]((path, {}) for path in found.values())
+    while waiting and left:
+        path, changed = waiting.popleft()
         for position, (_, answer) in enumerate(path.answers or ()):
+            if position <= max(changed, default=-1):
+                continue
             for other in _other_answers(answer)[:left]:
                 left -= 1
+                answers = {**changed, position: other}
                 try:
-                    changed = taken(path.training, path.seed, {position: other})
+                    another = taken(path.training, path.seed, answers)
                 except Exception:  # the code refuses the other answer
                     continue
-                found.setdefault(changed.key, changed)
+                if another.key not in found:
+                    found[another.key] = another
+                    waiting.append((another, answers))  # which may ask more
     del found[last.key]
     yield from found.values()
     yield last
