@@ -7,20 +7,21 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Set
-from types import CellType, CodeType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from fxprune.analysis.reached_code import UNNAMED, all_code, code_of, named_outside
 from fxprune.tracing.code_state import bare, is_users, names_in
 from fxprune.tracing.regions import region_of
 
 _LOOKS_UP = frozenset(
-    {"getattr", "vars", "__dict__", "_modules", "_parameters", "_buffers", "get_submodule"}
+    {"getattr", "vars", "__dict__", "_modules", "_parameters", "_buffers"}
+    | {"get_submodule", "get_parameter", "get_buffer", "state_dict", "apply", "attrgetter"}
     | {kind + of for kind in ("", "named_") for of in ("children", "modules", "parameters")}
 )
 """Names of what finds a part by a name that does not stand in the code."""
-
 
 Flag = bool | int | str | None
 
@@ -42,17 +43,13 @@ class SettledConditions:
         self.of: dict[tuple[int, CodeType], set[str]] = {}
         self._parts = list(module.modules())
         kinds = dict.fromkeys(base for part in self._parts for base in type(part).__mro__)
-        functions = (
-            _function(inspect.unwrap(bare(value)))
-            for kind in kinds
-            if is_users(kind)
-            for value in vars(kind).values()
-        )
-        self._codes = {function.__code__ for function in functions if function is not None}
+        own = [value for kind in filter(is_users, kinds) for value in vars(kind).values()]
+        methods = {function for value in own for function in code_of(value) if function}
+        self._codes = {inspect.unwrap(method).__code__ for method in methods}
         self.stored: set[str] | None = set()
-        for code in self._codes:
-            names = set(names_in(code))
-            if names & {"setattr", "__setattr__", "__dict__", "vars"}:
+        for function in all_code([*own, *(x for part in self._parts for x in _held(part))]):
+            code = function.__code__
+            if set(names_in(code)) & {"setattr", "__setattr__", "__dict__", "vars"}:
                 self.stored = None
                 break
             if code.co_name != "__init__":
@@ -68,7 +65,7 @@ class SettledConditions:
             module: the module.
             function: what of its code may read them.
         """
-        if self.stored is None or function not in _methods(module, function.__name__):
+        if self.stored is None or function not in map(bare, _named(module, {function.__name__})):
             return {}
         found: dict[str, Flag] = {}
         for name, value in self._settled(module):
@@ -109,6 +106,13 @@ class SettledConditions:
         key = (id(given.get(names[0])) if names else 0), code
         self.of[key] = self.of.get(key, found) & found
 
+    def live(self, module: nn.Module, function: FunctionType) -> CodeType:
+        """Return the code of what a module runs, without what does not run."""
+        there = set(names_in(function.__code__))
+        flags = self.flags(module, function)
+        read = {name: flags[name] for name in flags if there.issuperset(name.split("."))}
+        return live_code(function, self.absent(module, function), read)
+
     def absent(self, module: nn.Module, function: FunctionType) -> Set[str]:
         """Return the arguments of a module's method that were None in each call."""
         return self.of.get((id(module), function.__code__), set())
@@ -126,15 +130,13 @@ def may_be_reached(module: nn.Module, name: str, settled: SettledConditions) -> 
         name: the parameter's, from there.
         settled: what their methods meet alike in each call.
     """
-    part, named, ever_named, all_seen = module, set[str](), set[str](), True
+    part, named, all_seen = module, set[str](), True
     for step in name.split("."):
         found, seen = _names_around(part, named, settled)
         named |= found
-        ever_named |= _names_around(part, ever_named)[0]
         all_seen &= seen
-        if step.isidentifier() and step not in named:
-            without = step in ever_named  # where another argument is needed
-            return not (all_seen or without)
+        if step not in named and _names_its_parts(type(part)):
+            return not all_seen
         following = getattr(part, step)
         if not isinstance(following, nn.Module):
             break
@@ -143,7 +145,7 @@ def may_be_reached(module: nn.Module, name: str, settled: SettledConditions) -> 
 
 
 def _names_around(
-    module: nn.Module, outer: Set[str], settled: SettledConditions | None = None
+    module: nn.Module, outer: Set[str], settled: SettledConditions
 ) -> tuple[set[str], bool]:
     """Collect the names that stand in a module's code: `forward` and what it calls.
 
@@ -155,39 +157,47 @@ def _names_around(
     Returns:
         The names, and whether the code can find no part without naming it.
     """
-    names: set[str] = set()
-    waiting: list[Any] = [type(module).forward]
-    waiting += [method for name in outer for method in _methods(module, name)]
-    seen = set[Any]()
-    all_seen = not (module._forward_hooks or module._forward_pre_hooks)
+    names, seen, all_seen = set[str](), set[FunctionType](), True
+    waiting = [type(module).forward, vars(module).get("forward"), *_hooks(module)]
+    waiting += _named(module, outer | UNNAMED)
     while waiting:
-        function = waiting.pop()
-        if function in seen:
-            continue
-        seen.add(function)
-        code = function.__code__
-        if settled is not None:
-            flags = settled.flags(module, function)
-            there = set(names_in(code))
-            read = {name: flags[name] for name in flags if there.issuperset(name.split("."))}
-            code = live_code(function, settled.absent(module, function), read)
-        found = set(names_in(code))
-        for name in found - names:
-            all_seen &= not _may_hold_code(vars(module).get(name))
-            waiting += _methods(module, name)
-            waiting += filter(None, [_function(function.__globals__.get(name))])
-        cells = (cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY)
-        waiting += filter(None, map(_function, cells))  # what a decorator wraps
-        names |= found
+        for function in code_of(waiting.pop(), names | outer):
+            if function is None:
+                all_seen = False
+            elif function not in seen:
+                seen.add(function)
+                found = set(names_in(settled.live(module, function)))
+                names |= found
+                waiting += (*_named(module, found), *named_outside(function, found))
     return names, all_seen and not names & _LOOKS_UP
 
 
-def _methods(module: nn.Module, name: str) -> Iterator[FunctionType]:
-    """Yield the methods of a name: a module's own, and those that `super()` leads to."""
-    for base in type(module).__mro__:
-        method = _function(vars(base).get(name))
-        if method is not None:
-            yield method
+def _named(module: nn.Module, names: Set[str]) -> Iterator[Any]:
+    """Yield what a module has under names, but for parts; also what `super()` leads to."""
+    for name in names:
+        yield from (vars(base)[name] for base in type(module).__mro__ if name in vars(base))
+        if name in vars(module):
+            yield vars(module)[name]
+
+
+def _names_its_parts(kind: type) -> bool:
+    """Tell whether a module's code names its parts; PyTorch's may run them all, as in a list."""
+    own = (base for base in kind.__mro__ if issubclass(base, nn.Module) and base is not nn.Module)
+    return all(map(is_users, own))
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    """Yield the hooks that run with a module."""
+    yield from (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+
+
+def _held(module: nn.Module) -> Iterator[Any]:
+    """Yield what a module has beside its parts, and its hooks."""
+    yield from (value for name, value in vars(module).items() if name not in _TABLES)
+    yield from _hooks(module)
+
+
+_TABLES = frozenset(vars(nn.Module()))
 
 
 def live_code(function: FunctionType, absent: Set[str], flags: Mapping[str, Flag] = {}) -> CodeType:
@@ -199,7 +209,7 @@ def live_code(function: FunctionType, absent: Set[str], flags: Mapping[str, Flag
         flags: attributes of its first argument, with their values.
     """
     code = function.__code__
-    if not absent and not flags:
+    if not absent and not flags and "getattr" not in names_in(code):
         return code
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
@@ -211,24 +221,26 @@ def live_code(function: FunctionType, absent: Set[str], flags: Mapping[str, Flag
     own = code.co_varnames[0] if flags and code.co_argcount else ""
     if own in _assigned(code) or _has_namesake(definition, own):
         return code
-    while absent or flags:
+    while True:
         module = ast.Module([_Live(absent, own, flags).visit(copy.deepcopy(definition))], [])
         try:
             compiled = compile(
                 ast.fix_missing_locations(module), code.co_filename, "exec", dont_inherit=True
             )
         except (ValueError, SyntaxError):
-            break
+            return code
         live = next(c for c in compiled.co_consts if isinstance(c, CodeType))
         assigned = absent & set(_assigned(live))
         if not assigned:
             return live
         absent = absent - assigned
-    return code
 
 
 class _Live(ast.NodeTransformer):
-    """Takes out what needs arguments that are None, or another value of a flag."""
+    """Takes out what needs arguments that are None, or another value of a flag.
+
+    `getattr(x, "part")` becomes `x.part`.
+    """
 
     def __init__(self, absent: Set[str], own: str, flags: Mapping[str, Flag]) -> None:
         """Take the names of the arguments, the name that a method calls its module, and flags."""
@@ -236,16 +248,34 @@ class _Live(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> Any:
         truth = self._truth(node.test)
-        if truth is None:
-            return self.generic_visit(node)
-        kept = node.body if truth else node.orelse
-        return [self.visit(statement) for statement in kept] or ast.Pass()
+        if truth is not None:
+            node.body, node.orelse = (node.body if truth else node.orelse) or [ast.Pass()], []
+        return self.generic_visit(node)
 
     def visit_IfExp(self, node: ast.IfExp) -> Any:
         truth = self._truth(node.test)
         if truth is None:
             return self.generic_visit(node)
-        return self.visit(node.body if truth else node.orelse)
+        kept = self.visit(node.body if truth else node.orelse)
+        test = self.visit(node.test)
+        calls = any(isinstance(part, ast.Call) for part in ast.walk(test))
+        return ast.Tuple([test, kept], ast.Load()) if calls else kept
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> Any:
+        ends = isinstance(node.op, ast.Or)
+        for position, value in enumerate(node.values):
+            if self._truth(value) is ends:
+                node.values[position:] = [value, ast.Constant(ends)]  # what follows is not asked
+                break
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        self.generic_visit(node)
+        match node:
+            case ast.Call(ast.Name("getattr"), [value, ast.Constant(str(name)), *rest]):
+                named = ast.Attribute(value, name, ast.Load())
+                return ast.Tuple([named, *rest], ast.Load())
+        return node
 
     def visit_Assign(self, node: ast.Assign) -> Any:
         self.generic_visit(node)
@@ -271,10 +301,13 @@ class _Live(ast.NodeTransformer):
             case ast.Compare(ast.Attribute() as left, [op], [ast.Constant(value)]) if (
                 name := self._flag(left)
             ) in self.flags:
-                equal = self.flags[name] == value
+                flag = self.flags[name]
+                if isinstance(op, ast.Is | ast.IsNot) and value not in (None, True, False):
+                    return None
+                same = flag is value if isinstance(op, ast.Is | ast.IsNot) else flag == value
                 if isinstance(op, ast.Eq | ast.Is):
-                    return equal
-                return not equal if isinstance(op, ast.NotEq | ast.IsNot) else None
+                    return same
+                return not same if isinstance(op, ast.NotEq | ast.IsNot) else None
             case ast.UnaryOp(ast.Not(), operand):
                 truth = self._truth(operand)
                 return None if truth is None else not truth
@@ -332,22 +365,3 @@ def _has_private(definition: ast.FunctionDef) -> bool:
         isinstance(node, ast.Attribute) and node.attr.startswith("__") and node.attr[-2:] != "__"
         for node in ast.walk(definition)
     )
-
-
-def _function(value: Any) -> FunctionType | None:
-    """Return the function that a name stands for, unless it is PyTorch's."""
-    value = bare(value)
-    own = isinstance(value, FunctionType) and not value.__module__.startswith("torch.")
-    return value if own else None
-
-
-_EMPTY = CellType()
-
-
-def _may_hold_code(value: Any) -> bool:
-    """Tell whether an attribute may lead to a part: lists of functions, modules out of sight."""
-    if isinstance(value, (list, tuple, set)):
-        return any(map(_may_hold_code, value))
-    if isinstance(value, dict):
-        return any(map(_may_hold_code, value.values()))
-    return value is not None and not isinstance(value, (bool, int, float, str, Tensor))

@@ -8,7 +8,7 @@ that it names; Python's, NumPy's and PyTorch's own code is left out.
 import functools
 import sys
 from collections.abc import Iterator
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -73,9 +73,10 @@ class CodeState:
                 yield vars(base).get(name), owner
 
 
-def is_users(value: FunctionType | type) -> bool:
+def is_users(value: FunctionType | type | ModuleType) -> bool:
     """Tell whether code is neither Python's, NumPy's, PyTorch's nor this package's."""
-    return str(value.__module__).partition(".")[0] not in _FOREIGN
+    module = value.__name__ if isinstance(value, ModuleType) else value.__module__
+    return str(module).partition(".")[0] not in _FOREIGN
 
 
 def read(holder: Any, name: str) -> Any:

@@ -1,6 +1,7 @@
 """What a module's code names: parts that no way leads to pin, parts that it never uses do not."""
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,61 @@ def test_a_parameter_on_no_way_that_was_found_pins() -> None:
 
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), Hidden())
     reasons = [pinned.reason for pinned in fxprune.analyze(model, (IMAGES,)).pinned]
+    assert any("no path through the code here was found" in reason for reason in reasons)
+
+
+def _conv() -> nn.Conv2d:
+    return nn.Conv2d(16, 24, 1)
+
+
+class OwnConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class OwnSequence(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self:
+            x = part(x)
+        return x
+
+
+class Handed(nn.Module):
+    """Hands what it is asked for on to its part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.conv = _conv()
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+
+
+PARTS: list[tuple[Callable[[], nn.Module], Callable[[Any, Tensor], Tensor]]] = [
+    (lambda: OwnConv(16, 24, 1), lambda part, y: part(y)),
+    (lambda: nn.Sequential(OrderedDict(conv=_conv())), lambda part, y: part(y)),
+    (lambda: OwnSequence(OrderedDict(conv=_conv())), lambda part, y: part(y)),
+    (lambda: nn.ModuleDict({"conv": _conv()}), lambda part, y: part["conv"](y)),
+    (lambda: nn.RNN(8, 8), lambda part, y: y + part(y.flatten(0, 2))[0].view(y.shape)),
+    (Handed, lambda part, y: part.conv(y)),
+]
+
+
+@pytest.mark.parametrize(("make", "run"), PARTS)
+def test_parts_of_a_part_that_its_code_does_not_name(
+    make: Callable[[], nn.Module], run: Callable[[Any, Tensor], Tensor]
+) -> None:
+    class Part(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = make()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.c(run(self.other, y) if float(y.max()) == 0.1234 else self.b(y))
+
+    reasons = [pinned.reason for pinned in fxprune.analyze(Part(), IMAGES).pinned]
     assert any("no path through the code here was found" in reason for reason in reasons)
 
 
@@ -228,6 +284,114 @@ class FlagOfAnother(FlagOff):
         return self
 
 
+class FlagOfAProperty(FlagOff):
+    """The same, where a property sets the flag."""
+
+    @property
+    def deep(self) -> bool:
+        return self.use_other
+
+    @deep.setter
+    def deep(self, value: bool) -> None:
+        self.use_other = value
+
+
+class FlagOfAFunction(FlagOff):
+    """The same, where a function sets the flag."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        enable(self, float(x.max()) == 0.1234)
+        return super().forward(x)
+
+
+class FlagOfAHook(FlagOff):
+    """The same, where a hook sets the flag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a.register_forward_hook(lambda _, x, __: enable(self, float(x[0].max()) == 0.1234))
+
+
+def enable(module: Any, value: Any) -> None:
+    module.use_other = bool(value)
+
+
+class Config:
+    def __init__(self) -> None:
+        self.use_other = False
+
+    def enable(self) -> None:
+        self.use_other = True
+
+
+class FlagOfAConfig(ConfigOff):
+    """The same, where the config sets the flag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: Any = Config()
+
+
+class Zero(FlagOff):
+    """Compares a number with False."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if self.steps is not False and float(y.max()) == 0.1234:
+            y = self.other(y).narrow(1, 0, 16)
+        return self.c(self.b(y))
+
+
+class AskedFirst(FlagOff):
+    """Asks a part before the flag that is off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if float(y.max()) == 0.1234 and self.other(y).mean() > 0 and self.use_other:
+            y = y + 1
+        return self.c(self.b(y))
+
+
+class Helper:
+    @staticmethod
+    def run(module: Any, y: Tensor) -> Tensor:
+        found: Tensor = module.other(y)
+        return found
+
+
+class ByAnotherClass(FlagOff):
+    """Runs its part in code of another class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.c(Helper.run(self, y) if float(y.max()) == 0.1234 else self.b(y))
+
+
+RUNS = {"part": Helper.run}
+
+
+class ByATable(FlagOff):
+    """Runs its part by a function in a table."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.c(RUNS["part"](self, y) if float(y.max()) == 0.1234 else self.b(y))
+
+
+class ByALookup(FlagOff):
+    """Names its part behind a flag, and finds it by a name that is made, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if self.use_other:
+            return self.c(self.other(y))
+        return self.c(getattr(self, ("b", "other")[float(y.max()) == 0.1234])(y))
+
+
 FLAGS = [
     (FlagOff, False),
     (ModeOff, False),
@@ -236,6 +400,15 @@ FLAGS = [
     (FlagByName, True),
     (FlagFromOutside, True),
     (FlagOfAnother, True),
+    (FlagOfAProperty, True),
+    (FlagOfAFunction, True),
+    (FlagOfAHook, True),
+    (FlagOfAConfig, True),
+    (Zero, True),
+    (AskedFirst, True),
+    (ByAnotherClass, True),
+    (ByATable, True),
+    (ByALookup, True),
 ]
 
 
