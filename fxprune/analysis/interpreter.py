@@ -16,9 +16,9 @@ from fxprune.analysis.labelled import Compact, Value, Values
 from fxprune.analysis.own_code import OwnCode
 from fxprune.rules.base import CallSite, Family
 from fxprune.tracing.data_dependent import really_run
+from fxprune.tracing.example import DEVICES
 from fxprune.tracing.module import TracedModule, keeps_code
 from fxprune.tracing.objects import held
-from fxprune.tracing.proxies import DEVICES
 from fxprune.tracing.regions import Region
 
 

@@ -18,105 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
-from torch.utils._device import _device_constructors
 
-from fxprune.tracing.data_dependent import really_run
-from fxprune.tracing.module import modules_of, stand_in
+from fxprune.tracing.example import Example, resized
+from fxprune.tracing.module import modules_of
 from fxprune.tracing.user_questions import users_code_asks
-
-_HIDDEN = frozenset(
-    {"data_ptr", "grad", "grad_fn", "item", "layout", "requires_grad", "storage", "tolist"}
-)
-"""What is not asked of a tensor here: it may be another one when the network runs."""
-
-_KINDS = frozenset({"is_complex", "is_floating_point", "is_nested", "is_quantized", "is_sparse"})
-"""What a tensor is by its kind, which the example tells."""
-
-DEVICES = {"is_cuda": "cuda", "is_cpu": "cpu", "is_mps": "mps", "is_xla": "xla", "is_meta": ""}
 
 MODE = "training"
 """The target of the nodes that stand for the mode, which all modules share."""
 
 _VALUES = "the code branches on, or counts by, what is in a tensor"
-
-
-class Example:
-    """What the nodes of a growing graph are for the example inputs, on meta tensors.
-
-    Attributes:
-        root: the model that is traced.
-        inputs: meta tensors in the order of the placeholders.
-        device: where the example inputs are.
-    """
-
-    def __init__(
-        self, root: nn.Module, inputs: tuple[Any, ...], device: torch.device, after: Any
-    ) -> None:
-        """Take meta inputs; `after` is called with each module that was run, to clean up."""
-        self.root, self.inputs, self.device, self._after = root, inputs, device, after
-        self._values: dict[fx.Node, Any] = {}
-
-    def value(self, node: fx.Node) -> Any:
-        """Return the node's value; what raises on meta tensors raises here."""
-        waiting = [node]
-        while waiting:  # no recursion: graphs are deep
-            last = waiting[-1]
-            missing = [n for n in last.all_input_nodes if n not in self._values]
-            if missing:
-                waiting += missing
-            elif waiting.pop() not in self._values:
-                self._values[last] = self._run(last)
-        return self._values[node]
-
-    @torch.no_grad()
-    def _run(self, node: fx.Node) -> Any:
-        args: Any = fx.map_arg(node.args, self._values.__getitem__)
-        kwargs: Any = fx.map_arg(node.kwargs, self._values.__getitem__)
-        if node.op == "placeholder":
-            places = [n for n in node.graph.nodes if n.op == "placeholder"]
-            return self.inputs[places.index(node)]
-        if node.op == "get_attr":
-            path, _, name = str(node.target).rpartition(".")
-            owner = self.root.get_submodule(path)
-            found = getattr(owner, name)
-            constant = isinstance(found, Tensor) and name not in owner._buffers
-            own = constant and not isinstance(found, nn.Parameter) and found.dim() == 0
-            return found if own else _to_meta(found)
-        if node.op == "call_module":
-            return self._call(self.root.get_submodule(str(node.target)), args, kwargs)
-        target: Any = node.target
-        if target is getattr and isinstance(args[0], Tensor):
-            if args[1] == "device":
-                return self.device
-            if args[1] in DEVICES:
-                return self.device.type == DEVICES[args[1]]
-        asked = args[1] if target is getattr else target
-        asked = "" if asked in _KINDS else asked
-        if isinstance(asked, str) and (asked in _HIDDEN or asked.startswith(("is_", "get_"))):
-            raise TraceError(f"the code branches on, or counts by, {asked} of a tensor")
-        if node.op == "call_method":
-            args, kwargs = _on_meta((args, kwargs))
-            return getattr(args[0], str(target))(*args[1:], **kwargs)
-        if target is not getattr and getattr(target, "__module__", "") != "_operator":
-            args, kwargs = _on_meta((args, kwargs))
-            if target in _device_constructors():
-                kwargs = {**kwargs, "device": "meta"}
-        elif any(isinstance(value, Tensor) and value.is_meta for value in args):
-            args, _ = _on_meta((args, {}))
-        return target(*args, **kwargs)
-
-    def _call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run a module on meta tensors, or for real where that needs what is in a tensor."""
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        on_meta = {name: stand_in(own, _to_meta(own)) for name, own in tensors.items()}
-        args, kwargs = _on_meta((args, kwargs))
-        try:
-            return torch.func.functional_call(module, on_meta, args, kwargs)
-        except Exception:
-            self._after(module)
-            return really_run(module, {id(x): x for x in tensors.values()}, args, kwargs)[0]
-        finally:
-            self._after(module)
 
 
 class KnowingTracer(fx.Tracer):
@@ -159,11 +69,11 @@ class KnowingTracer(fx.Tracer):
         super().__init__(autowrap_modules=none)
         self.exact = exact
         device = inputs[0].device if inputs else torch.device("cpu")
-        resized = [[_resized(x, *times) for x in inputs] for times in ((1, 1), (2, 1), (1, 2))]
+        known = [[resized(x, *times) for x in inputs] for times in ((1, 1), (2, 1), (1, 2))]
         if examples:
-            resized = [[_resized(x, 1, 1) for x in known or inputs] for known in examples]
+            known = [[resized(x, 1, 1) for x in given or inputs] for given in examples]
         self._plain, self._batch, image = (
-            Example(model, tuple(tensors), device, self.clean_up) for tensors in resized
+            Example(model, tuple(tensors), device, self.clean_up) for tensors in known
         )
         self._images = [image]  # none once the network has refused images of that size
         self.modules: list[nn.Module] = list(modules_of(model).values())
@@ -426,35 +336,3 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
 
 class _KnowingAttribute(fx.proxy.Attribute, KnowingProxy):
     """What `proxy.name` gives; a node is made when it is used other than by a call."""
-
-
-def _resized(value: Any, batch: int, image: int) -> Any:
-    """Return a meta tensor like an input, with a batch and an image so many times as large."""
-    if not isinstance(value, Tensor):
-        return value
-    times = (batch, 1) if value.dim() > 2 else (batch,)
-    sizes = [
-        size * factor
-        for size, factor in zip(value.shape, (*times, *[image] * value.dim()), strict=False)
-    ]
-    return torch.empty(sizes, dtype=value.dtype, device="meta")
-
-
-def _to_meta(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, Tensor) else value
-
-
-def _on_meta(value: Any) -> Any:
-    """Put tensors and devices among arguments on the meta device; scalars keep their value."""
-    if isinstance(value, Tensor):
-        return value if value.is_meta or value.dim() == 0 else value.to("meta")
-    if isinstance(value, torch.device):
-        return torch.device("meta")
-    if isinstance(value, dict):
-        return {
-            key: "meta" if key == "device" and isinstance(part, str) else _on_meta(part)
-            for key, part in value.items()
-        }
-    if type(value) in (list, tuple):
-        return type(value)(_on_meta(part) for part in value)
-    return value
