@@ -19,6 +19,7 @@ _KINDS = frozenset({"is_complex", "is_floating_point", "is_nested", "is_quantize
 """What a tensor is by its kind, which the example tells."""
 
 DEVICES = {"is_cuda": "cuda", "is_cpu": "cpu", "is_mps": "mps", "is_xla": "xla", "is_meta": ""}
+"""Attributes of a tensor, and the device type of which each is true; no input is on meta."""
 
 
 class Example:
@@ -54,8 +55,8 @@ class Example:
         args: Any = fx.map_arg(node.args, self._values.__getitem__)
         kwargs: Any = fx.map_arg(node.kwargs, self._values.__getitem__)
         if node.op == "placeholder":
-            places = [n for n in node.graph.nodes if n.op == "placeholder"]
-            return self.inputs[places.index(node)]
+            placeholders = [n for n in node.graph.nodes if n.op == "placeholder"]
+            return self.inputs[placeholders.index(node)]
         if node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
             owner = self.root.get_submodule(path)

@@ -124,7 +124,7 @@ class KnowingTracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Split a proxy into as many parts as the example has."""
-        return iter([obj[place] for place in range(self.length(obj))])  # type: ignore[index]
+        return iter([obj[index] for index in range(self.length(obj))])  # type: ignore[index]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return what a module's attribute is to its code."""
@@ -145,28 +145,20 @@ class KnowingTracer(fx.Tracer):
         if proxy.node.op == "get_attr" and proxy.node.target in self._kinds:
             return self._kinds[proxy.node.target]
         try:
-            (value,) = self._values(proxy, (self._plain,), asks=False)
+            value = self._value(proxy.node)
         except TraceError:
             return type(proxy)
-        if isinstance(value, Tensor):
-            return Tensor
-        return type(value)
+        return Tensor if isinstance(value, Tensor) else type(value)
 
     def rank(self, node: fx.Node) -> int | None:
         """Return the number of dimensions of a node's tensor; None where it is not known."""
-        try:
-            (value,) = self._values(KnowingProxy(node, self), (self._plain,), asks=False)
-        except TraceError:
-            return None
-        return value.dim() if isinstance(value, Tensor) else None
+        tensor = self._tensor(node)
+        return None if tensor is None else tensor.dim()
 
     def is_mask(self, node: fx.Node) -> bool:
         """Tell whether a node's tensor has truth values, as far as that is known."""
-        try:
-            (value,) = self._values(KnowingProxy(node, self), (self._plain,), asks=False)
-        except TraceError:
-            return False
-        return isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
+        tensor = self._tensor(node)
+        return tensor is not None and tensor.dtype in (torch.bool, torch.uint8)
 
     def refuse(self, why: str) -> TraceError:
         """Record that Python asked for an unknown value; return the error to raise."""
@@ -179,7 +171,7 @@ class KnowingTracer(fx.Tracer):
         Raises:
             TraceError: the length depends on the input, or the proxy stands for something else.
         """
-        found = self._values(proxy, (self._plain, self._batch), images=True)
+        found = self._values(proxy.node, (self._plain, self._batch), images=True)
         kinds = (tuple, list, dict, Tensor)
         if not isinstance(found[0], kinds) or len({len(x) for x in found}) > 1:
             raise self.refuse("the code goes through a tensor, or a tuple of unknown length")
@@ -198,7 +190,7 @@ class KnowingTracer(fx.Tracer):
         if proxy.node in self._asserted:
             return self._asserted[proxy.node]
         images = not (free or self.exact)
-        value, *rest = self._values(proxy, (self._plain, self._batch), images=images)
+        value, *rest = self._values(proxy.node, (self._plain, self._batch), images=images)
         if free and isinstance(value, (tuple, list, dict, str, type(None))):
             value, rest = bool(value), [bool(other) for other in rest]
             proxy = self.create_proxy("call_function", operator.truth, (proxy,), {})
@@ -225,7 +217,7 @@ class KnowingTracer(fx.Tracer):
     def whole(self, proxy: fx.Proxy) -> Any:
         """Return what `int(proxy)` is: the proxy itself where it stands for an integer."""
         try:
-            (value,) = self._values(proxy, (self._plain,), asks=False)
+            value = self._value(proxy.node)
         except TraceError as error:
             raise self.refuse(str(error)) from error
         if type(value) is int:
@@ -234,23 +226,45 @@ class KnowingTracer(fx.Tracer):
             return self.create_proxy("call_function", math.trunc, (proxy,), {})
         return self.known(proxy)
 
+    def _tensor(self, node: fx.Node) -> Tensor | None:
+        """Return what a node's tensor is for the example; None for no tensor, or not known."""
+        try:
+            value = self._value(node)
+        except TraceError:
+            return None
+        return value if isinstance(value, Tensor) else None
+
+    def _value(self, node: fx.Node) -> Any:
+        """Return a node's value for the example, without the trace relying on it."""
+        return self._values(node, (self._plain,), asks=False)[0]
+
     def _values(
         self,
-        proxy: fx.Proxy,
+        node: fx.Node,
         examples: tuple[Example, ...],
         *,
         asks: bool = True,
         images: bool = False,
     ) -> list[Any]:
-        """Return a proxy's values for the examples, and for larger images if they are taken."""
+        """Return a node's values for examples.
+
+        Args:
+            node: the node.
+            examples: for which.
+            asks: whether Python asks for them: then the trace relies on the values.
+            images: whether to look at larger images too, as long as the network takes them.
+
+        Raises:
+            TraceError: they are not known; if Python asks, it is recorded as by `refuse`.
+        """
         if asks:
             self.branched |= bool(self.modes)  # the value may depend on it
         self.looking = True
         try:
-            found = [example.value(proxy.node) for example in examples]
+            found = [example.value(node) for example in examples]
             if images and self._images:
                 try:
-                    found.append(self._images[0].value(proxy.node))
+                    found.append(self._images[0].value(node))
                 except Exception:  # such as a table of positions: the size is fixed
                     self._images.clear()
             return found
@@ -296,8 +310,8 @@ class KnowingProxy(fx.Proxy):
     def __len__(self) -> int:
         return self._tracer.length(self)
 
-    def __setitem__(self, place: Any, value: Any) -> None:
-        self._called(operator.setitem, place, value)
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._called(operator.setitem, index, value)
 
     def __ceil__(self) -> fx.Proxy:
         return self._called(math.ceil)

@@ -363,13 +363,10 @@ def _graph(subject: _Subject, watch: ModeWatch | None) -> fx.Graph | None:
             drawn = Draws() != draws
             if drawn and wary:
                 raise fx.proxy.TraceError(_DRAWS)
-        except Exception as error:
-            if watch is not None and (isinstance(error, _Again) or watch.give_up()):
-                watch.give_up()
+        except Exception:
+            if watch is not None and watch.give_up():
                 continue  # what the code could not work with may have been the proxy
-            if (
-                exact or subject.examples
-            ):  # a child has to take images of all sizes that its parent does
+            if exact or subject.examples:  # a child has to take images of all sizes, as its parent
                 return None
             exact = True
             continue
