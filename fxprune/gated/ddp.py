@@ -6,7 +6,7 @@ nothing of the bank and of the policy. The functions here close both gaps; all r
 them, like the wrapper's own constructor.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -87,6 +87,30 @@ def rebuild_reducer(wrapper: DistributedDataParallel) -> None:
     hooks, inner._comm_hooks = inner._comm_hooks, []
     for hook, state in hooks:
         wrapper.register_comm_hook(state, hook)
+
+
+def refuse_join(wrapper: DistributedDataParallel, chooses: Callable[[], bool]) -> None:
+    """Let `wrapper.join()` raise GateError while a network in it chooses channels.
+
+    Args:
+        wrapper: which holds the network.
+        chooses: tells whether it does.
+    """
+    inner: Any = wrapper
+    joined = inner.join_hook
+
+    def join_hook(**options: Any) -> Any:
+        if chooses():
+            raise GateError(
+                "ranks with fewer batches cannot wait in DistributedDataParallel.join()",
+                why="they take no steps meanwhile, so they do not exchange the channels that the "
+                "others do, whose weights they would be given at the end",
+                do="give all ranks equally many batches (DistributedSampler(drop_last=True)), or "
+                "call gated.settle() before",
+            )
+        return joined(**options)
+
+    inner.join_hook = join_hook
 
 
 def refuse_shards(*parts: object) -> None:

@@ -66,6 +66,7 @@ class GatedModule(Saving):
         """
         self.restore(ddp.broadcast(self.training_state(), wrapper.process_group, self._device()))
         self._wrappers.add(wrapper)
+        ddp.refuse_join(wrapper, lambda: not self.settled)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
         """Prepare a step of an attached optimiser, at a learning rate.

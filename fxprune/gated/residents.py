@@ -124,12 +124,14 @@ class Residents:
             widths: of the selection in whose order they lie.
             ordered: leave out optimisers whose state may lie in another order.
         """
+        seen: set[int] = set()  # a wrapper may have the very state of the one that it wraps
         for tracked, optimizer in self._optimizers():
             if ordered and not tracked.ordered:
                 continue
             for name, home in self._homes.items():
                 state = optimizer.state.get(home.tensor())
-                if state:
+                if state and id(state) not in seen:
+                    seen.add(id(state))
                     yield from self._states_of(name, optimizer, state, widths)
 
     def _states_of(

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fxprune import GatedModule, attach, instrument
 from fxprune.data import from_tensors
-from fxprune.errors import OptionError
+from fxprune.errors import GateError, OptionError
 from fxprune.trainer.loop import TrainOptions, fit
 
 RANKS = 2
@@ -407,3 +407,17 @@ def averages(rank: int) -> None:
     parameters = [name for name, _ in average.module.named_parameters()]
     dense = average.module.dense_tensors()
     same_on_all({name: dense[name].detach() for name in parameters})
+
+
+@case
+def ranks_with_fewer_batches(rank: int) -> None:
+    """Those that wait exchange no channels; the weights that they end with would be of others."""
+    gated, network, optimizer = wrapped(rank, "random", norms=False)
+    train_step(network, optimizer, *batch(rank))
+    with pytest.raises(GateError, match=r"cannot wait in DistributedDataParallel\.join\(\)"):
+        network.join()
+    gated.settle()
+    with network.join():
+        for step in range(1, 3 + rank):
+            train_step(network, optimizer, *batch(2 * step + rank))
+    same_on_all({name: p.detach() for name, p in gated.named_parameters()})

@@ -298,6 +298,33 @@ def test_a_state_that_is_the_parameters_own_memory(policy: str) -> None:
     assert [name for name in names if not torch.equal(before[name], after[name])] == []
 
 
+class Outer(torch.optim.Optimizer):
+    """A wrapper that shows the state of the one inside as its own."""
+
+    def __init__(self, inside: torch.optim.Optimizer) -> None:
+        super().__init__(inside.param_groups, {})
+        self.inside, self.state, self.param_groups = inside, inside.state, inside.param_groups
+
+    def step(self, closure: Any = None) -> None:
+        self.inside.step(closure)
+
+
+def test_a_state_that_a_wrapper_shares_is_exchanged_once() -> None:
+    """Packed tensors were; of larger ones the cells that changed went back to other channels."""
+    model = nn.Sequential(nn.Conv2d(3, 300, 3), nn.ReLU(), nn.Conv2d(300, 300, 1), nn.ReLU())
+    whole = nn.Sequential(*model, nn.Conv2d(300, 4, 1))
+    gated = instrument(whole, (torch.zeros(2, 3, 4, 4),), policy="random")
+    optimizer = Outer(torch.optim.SGD(gated.parameters(), 0.0, momentum=1.0))
+    attach(gated, optimizer)
+    for _ in range(5):
+        for parameter in gated.parameters():
+            parameter.grad = parameter.detach().clone()
+        optimizer.step()
+    for parameter in gated.parameters():
+        times = optimizer.state[parameter]["momentum_buffer"] / parameter.detach()
+        torch.testing.assert_close(times, times.round(), rtol=0.0, atol=1e-4)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_step_that_only_makes_the_state_is_none_of_a_training(momentum: float) -> None:
     """It is taken after the network's state was read, which was then of other channels."""
