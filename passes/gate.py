@@ -61,9 +61,10 @@ class Gate(Pass):
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     """Tell whether two tensors are equal, NaN counting as equal to itself."""
-    if a.is_floating_point():
-        a, b = a.detach().nan_to_num(), b.detach().nan_to_num()
-    return torch.equal(a, b)
+    a, b = a.detach(), b.detach()
+    return torch.equal(a, b) or (
+        a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num())
+    )
 
 
 def _aliases(module: TracedModule, channels: ChannelGraph) -> dict[int, Tensor]:
