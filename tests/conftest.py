@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import functools
 import gc
 import os
 import random
@@ -9,6 +10,7 @@ from collections import defaultdict
 import pytest
 import torch
 from hypothesis import settings
+from torch.onnx._internal.exporter import _registration
 
 # No deadline: a slow machine, or a first call that imports, is not a failure.
 settings.register_profile("fxprune", deadline=None)
@@ -19,6 +21,13 @@ torch.set_num_threads(1)
 
 # What runs may execute is recorded in the user's state folder: not in that of whoever tests.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fxprune-tests-")
+
+
+# torch parses the source of all its ONNX translations at every export, a second each time; they
+# stay as they are, so once is enough.
+_registration.onnxscript_apis.get_torchlib_ops = functools.cache(
+    _registration.onnxscript_apis.get_torchlib_ops
+)
 
 
 @pytest.hookimpl(tryfirst=True)
