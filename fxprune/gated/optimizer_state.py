@@ -27,7 +27,7 @@ def beginnings(
 
     Not all are zero: Adagrad's sum and Rprop's step size are not, and an average of the parameter
     begins as the parameter. To find out, a new optimiser of the same class and options takes a
-    step with zero gradient on the lone parameter 0, and on 1024: after it, Adam's `exp_avg` is 0
+    step with zero gradients on the parameters 0 and 1024: after it, Adam's `exp_avg` is 0
     both times, Rprop's `step_size` is its lr, and an average is 0 and 1024, so it is a copy of the
     parameter. Where no such optimiser can be made or stepped (it takes other arguments, or needs a
     closure), a state that nearly equals its parameter is taken for a copy, and any other for zeros.
@@ -35,7 +35,9 @@ def beginnings(
     Returns:
         For each key a number, or "parameter" for a copy of the parameter.
     """
-    at_zero, at_large = (_after(optimizer, parameter, x) for x in (0.0, LARGE))
+    dims = parameter.dim()
+    states = _fresh(optimizer, parameter, (1,) * dims, 0.0, LARGE)
+    at_zero, at_large = (_of_one_element(state, dims) for state in states)
     copies = (k for k, v in at_large.items() if abs(v / LARGE - 1) < 0.01 and not at_zero.get(k))
     found: dict[str, float | Literal["parameter"]] = {**at_zero}
     found |= dict.fromkeys(copies, _AS_PARAMETER)
@@ -50,29 +52,28 @@ def _alike(state: Tensor, parameter: Tensor) -> bool:
     return bool(gap < 0.1 * torch.linalg.vector_norm(parameter.double()))
 
 
-def _after(optimizer: torch.optim.Optimizer, like: Tensor, value: float) -> dict[str, float]:
-    """Return the state of a lone element after a step with a zero gradient."""
-    shape = (1,) * like.dim()
-    state = _fresh(optimizer, like, shape, value).items()
-    return {k: float(v) for k, v in state if isinstance(v, Tensor) and v.shape == shape}
+def _of_one_element(state: Mapping[str, Any], dims: int) -> dict[str, float]:
+    """Return the state tensors of a parameter of one element as numbers."""
+    shape = (1,) * dims
+    return {k: float(v) for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape}
 
 
 @torch.enable_grad()
 def _fresh(
-    optimizer: torch.optim.Optimizer, like: Tensor, shape: tuple[int, ...], value: float
-) -> dict[str, Any]:
-    """Return what a new optimiser keeps of a parameter of one value after a zero gradient."""
+    optimizer: torch.optim.Optimizer, like: Tensor, shape: tuple[int, ...], *values: float
+) -> list[dict[str, Any]]:
+    """Return what a new optimiser keeps of parameters, of one value each, after zero gradients."""
     group = next(g for g in optimizer.param_groups if any(p is like for p in g["params"]))
     options = {k: v for k, v in group.items() if k in inspect.signature(type(optimizer)).parameters}
-    alone = nn.Parameter(like.detach().new_full(shape, value))
-    alone.grad = torch.zeros_like(alone)
+    alone = [nn.Parameter(like.detach().new_full(shape, value)) for value in values]
+    for parameter in alone:
+        parameter.grad = torch.zeros_like(parameter)
     try:
-        fresh = type(optimizer)(**{**options, "params": [alone]})
+        fresh = type(optimizer)(**{**options, "params": alone})
         fresh.step()
     except Exception:  # of a foreign optimiser, whatever it is
-        return {}
-    state: dict[str, Any] = fresh.state[alone]
-    return state
+        return [{} for _ in alone]
+    return [fresh.state[parameter] for parameter in alone]
 
 
 def refuse_misfit(
@@ -93,7 +94,10 @@ def refuse_misfit(
     suspects = {
         k: v for k, v in state if isinstance(v, Tensor) and v.numel() > 1 and v.shape != shape
     }
-    for key, like in (_fresh(optimizer, parameter, shape, 0.0) if suspects else {}).items():
+    if not suspects:
+        return
+    (fresh,) = _fresh(optimizer, parameter, shape, 0.0)
+    for key, like in fresh.items():
         if key in suspects and isinstance(like, Tensor) and like.shape != suspects[key].shape:
             has, needs = tuple(suspects[key].shape), tuple(like.shape)
             raise GateError(

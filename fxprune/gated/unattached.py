@@ -22,6 +22,7 @@ from torch.optim.optimizer import (
 from fxprune.errors import FxpruneWarning, message
 from fxprune.gated.averages import living
 from fxprune.gated.executing import Executing
+from fxprune.tracing.module import tensors_of
 
 
 class Watch:
@@ -54,7 +55,7 @@ class Watch:
             return
         held = [p for group in optimizer.param_groups for p in group["params"]]
         for network in living():
-            own = {id(p) for p in network.parameters()}
+            own = {id(p) for p in tensors_of(network)[0].values()}
             stepped = [p for p in held if id(p) in own and p.grad is not None]
             if not stepped or network.is_driven_by(optimizer):
                 continue
