@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 import torch
 from hypothesis import settings
-from torch.onnx._internal.exporter import _registration
+from onnxscript.values import TracedOnnxFunction
 
 # No deadline: a slow machine, or a first call that imports, is not a failure.
 settings.register_profile("fxprune", deadline=None)
@@ -25,9 +25,8 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fxprune-tests-")
 
 # torch parses the source of all its ONNX translations at every export, a second each time; they
 # stay as they are, so once is enough.
-_registration.onnxscript_apis.get_torchlib_ops = functools.cache(
-    _registration.onnxscript_apis.get_torchlib_ops
-)
+parsed = TracedOnnxFunction.function_ir.fget
+TracedOnnxFunction.function_ir = property(functools.cache(parsed))
 
 
 @pytest.hookimpl(tryfirst=True)
