@@ -52,7 +52,7 @@ class Couple(Pass):
         if run_at_dense_positions(module, labelled):
             labelled = propagate(module, inputs)
             graph = Description(Solution(labelled, module, [])).graph()
-            if drop_unused_positions(module, lambda places: _is_fixed(graph, places)):
+            if drop_unused_positions(module, lambda positions: _is_fixed(graph, positions)):
                 labelled = propagate(module, inputs)
         extra: list[Pin] = []
         while True:
@@ -106,13 +106,13 @@ def _pin(
     return solution.around(refusal.node, refusal.why, refusal.near, guilty)
 
 
-def _is_fixed(channels: ChannelGraph, places: str) -> bool:
-    """Tell whether the channels of a buffer of places are pinned, or no layer has them.
+def _is_fixed(channels: ChannelGraph, positions: str) -> bool:
+    """Tell whether the channels of a buffer of positions are pinned, or no layer has them.
 
     The positions along which `x.repeat_interleave(2, dim=2)` repeats could go, and with them only
-    the places themselves.
+    the buffer itself.
     """
-    axis = channels.axes.get(places, {}).get(0)
+    axis = channels.axes.get(positions, {}).get(0)
     groups = () if axis is None else (channels.groups[g] for g, _ in axis.factor.per_channel)
     members = (member.parameter for group in groups for member in group.members)
     return all(name.startswith(POSITIONS) for name in members)

@@ -102,17 +102,17 @@ class RecordedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         own = (self.answers.names.get(id(tensor)) for tensor in tensors_in(args))
         self.answers.calls.append((func, *own))
-        if not asks_for_values(func, args):
-            return func(*args, **kwargs)
         out = func(*args, **kwargs)
+        if not asks_for_values(func, args):
+            return out
         answer = self.answers.take(func.__name__, lambda: pytree.tree_map(_form, out))
         return answer if torch.Tag.data_dependent_output in func.tags else out
 
 
-_PLACES = frozenset(
+_DEVICE_READS = frozenset(
     getattr(Tensor, name).__get__ for name in ("device", "is_cpu", "is_cuda", "is_meta")
 )
-"""What says where a tensor is; code may take another path on another device."""
+"""Attributes that tell where a tensor is; code may take another path on another device."""
 
 
 _FOLDING = frozenset({nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__})
@@ -148,7 +148,7 @@ class AnsweredReads(TorchFunctionMode):
             self._at(args[0])
             values = not args[0].is_meta
             return self.answers.take(func.__name__, lambda: func(*args, **(kwargs or {})), values)
-        if func in _PLACES and self._own is not None and args[0].is_meta:
+        if func in _DEVICE_READS and self._own is not None and args[0].is_meta:
             asks = sys._getframe(1).f_code.co_filename
             return func(args[0] if asks.startswith(INTERNAL) else self._own)
         if func in _FOLDING and args and isinstance(args[0], Tensor) and args[0].is_meta:

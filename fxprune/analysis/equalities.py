@@ -23,7 +23,7 @@ class Components:
     Attributes:
         count: how many there are.
         of: the component of each label: int64 [next_label].
-        lead: for each vector of labels that were made together (`Context.made`), the first one
+        lead: for each vector of labels that were made together (`Notebook.made`), the first one
             that it is connected with as a whole: int64 [vectors].
     """
 

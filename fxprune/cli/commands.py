@@ -1,4 +1,4 @@
-"""The command line: inspect, instrument, train, export, demo.
+"""The command line: each command is in a file of its own, and is registered here.
 
 Commands import what they need when they run, so that --help and --version need no torch.
 """

@@ -185,7 +185,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def heading(text: str) -> Text:
-    """Print what stands above a table."""
+    """Return the text that stands above a table."""
     return Text(text, style="bold")
 
 

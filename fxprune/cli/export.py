@@ -217,7 +217,7 @@ def export(
             record["torch"] = records.of_file(export_plain(compact, example, paths[".py"]))
         if ".pt2" in paths:
             begin()
-            record["pt2"] = records.of_pt2(
+            record["pt2"] = records.of_file(
                 export_pt2(compact, example, paths[".pt2"], reference=reference_of(gated, dense))
             )
     print_result(record, tables.show_export, as_json)

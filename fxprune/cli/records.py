@@ -202,13 +202,8 @@ def of_pruned(
     }
 
 
-def of_file(report: Scored | PlainReport) -> Record:
+def of_file(report: Scored | PlainReport | Pt2Report) -> Record:
     """Make the record of a file of one of the other formats."""
-    return {**asdict(report), "path": str(report.path)}
-
-
-def of_pt2(report: Pt2Report) -> Record:
-    """Make the record of a .pt2 file."""
     return {**asdict(report), "path": str(report.path)}
 
 

@@ -58,7 +58,7 @@ def warn_of_mixture() -> None:
     """Warn of it."""
     text = message(
         "a copy of a gated network was averaged with a network that trained apart",
-        why="the two execute other channels in the same places of their parameters, so the average "
+        why="the two execute other channels in the same slots of their parameters, so the average "
         "mixes channels",
         do="average the dense_state_dict() of both, load that into the model, and instrument it",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fxprune.errors import RunError
@@ -28,11 +28,6 @@ ROOM = 64 * 2**20
 COPIES = 12
 """How often each element may occur in a checkpoint: banks and moments of an optimiser, in 64 bits
 where the network has 16."""
-
-
-def tensors_of(model: nn.Module) -> list[Tensor]:
-    """List the parameters and buffers of a network."""
-    return [*model.parameters(), *model.buffers()]
 
 
 def most_bytes(tensors: Iterable[Tensor]) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fxprune.errors import GateError, RunError
 from fxprune.files import as_path, damaged, read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
-from fxprune.runs.contents import check_gated, most_bytes, tensors_of
+from fxprune.runs.contents import check_gated, most_bytes
 from fxprune.runs.plan import Plan
 from fxprune.tracing.module import require_module
 
@@ -62,7 +62,7 @@ def load(path: str | Path, model: nn.Module) -> GatedModule:
     """
     path = as_path(path)
     require_module(model)
-    tensors, meta = read_tensors(path, most_bytes(tensors_of(model)))
+    tensors, meta = read_tensors(path, most_bytes([*model.parameters(), *model.buffers()]))
     gated = plan_of(meta, path).instrument(model, path)
     take_over(gated, handed_over(tensors), path)
     return gated

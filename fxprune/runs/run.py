@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.errors import RunError, shell_word
 from fxprune.files import (
+    TENSOR_BYTES,
     is_temporary,
     parsed,
     read_bytes,
@@ -29,7 +30,7 @@ from fxprune.files import (
 )
 from fxprune.gated.module import GatedModule
 from fxprune.runs import trust
-from fxprune.runs.contents import most_bytes, tensors_of
+from fxprune.runs.contents import most_bytes
 from fxprune.runs.gated_file import (
     AVERAGE,
     BEST,
@@ -241,13 +242,7 @@ class Run:
             RunError: the checkpoint is damaged, or the folder holds something else.
         """
         self.require("spec", self.spec)
-        tensors, meta = read_tensors(self.checkpoint)
-        if plan_of(meta, self.checkpoint) != self.plan:
-            raise RunError(
-                f"{self.checkpoint} does not belong to {self.path / PLAN}",
-                why="it was made by another plan",
-                do="instrument again, into another folder",
-            )
+        tensors, meta = self._read_checkpoint()
         kept = {
             name: tensor
             for name, tensor in handed_over(tensors).items()
@@ -296,16 +291,24 @@ class Run:
                 why="its network was deleted, or left behind when the run was copied",
                 do="bring the file back, or begin anew: fxprune instrument SPEC -o ANOTHER",
             )
-        tensors, meta = read_tensors(self.checkpoint, most_bytes(tensors_of(model)))
+        most = most_bytes([*model.parameters(), *model.buffers()])
+        tensors, _ = self._read_checkpoint(most)
+        gated = self.plan.instrument(model, self.checkpoint)
+        take_over(gated, handed_over(tensors), self.checkpoint)
+        return gated
+
+    def _read_checkpoint(
+        self, most: int = TENSOR_BYTES
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read the checkpoint's tensors and meta; refuse more bytes, or one of another plan."""
+        tensors, meta = read_tensors(self.checkpoint, most)
         if plan_of(meta, self.checkpoint) != self.plan:
             raise RunError(
                 f"{self.checkpoint} does not belong to {self.path / PLAN}",
                 why="it was made by another plan",
                 do="instrument again, into another folder",
             )
-        gated = self.plan.instrument(model, self.checkpoint)
-        take_over(gated, handed_over(tensors), self.checkpoint)
-        return gated
+        return tensors, meta
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the metrics of each epoch so far from the checkpoint; none before training.

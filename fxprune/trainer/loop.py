@@ -9,6 +9,7 @@ The validation split is only evaluated, after each epoch; by it nothing is chose
 `best` or `early_stop` is given, the epoch that is handed over.
 """
 
+import contextlib
 import math
 import statistics
 import time
@@ -120,48 +121,35 @@ def fit(
         Stopped: `stop` said so, and the checkpoint is written.
     """
     task = Task(loss, metric)
-    if run is not None and _share(len(data.train), options.batch_size).rank == 0:
-        with only_writer(run):
-            return _fit(model, data, options, task, run, ready, progress, minutes, stop)
-    return _fit(model, data, options, task, run, ready, progress, minutes, stop)
-
-
-def _fit(
-    model: nn.Module,
-    data: DataSet,
-    options: TrainOptions,
-    task: Task,
-    run: Path | None,
-    ready: Callable[[], None] | None,
-    progress: Callable[[Tick], None] | None,
-    minutes: float | None,
-    stop: Stop | None,
-) -> list[EpochMetrics]:
-    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    placement = Placement.of(options)
-    model.to(placement.device)
-    check_fit(model, data, placement, task)
-    with frozen(model, options.freeze):
-        session = _Session(model, make_optimizer(model, options), data, options, placement, task)
-        history = session.resume(run) if run is not None else []
-        session.learn_from_dense(run, goes_on=bool(history))
-        if ready is not None:
-            ready()
-        session.wrap()
-        for epoch in range(len(history), options.epochs):
-            over = history and time.monotonic() + history[-1].seconds > deadline
-            if session.agree(bool(over or stopped_early(options, history))):
-                break
-            metrics = session.epoch(epoch, progress, stop)
-            if metrics is not None:
-                history.append(metrics)
-                session.outcome.epoch(history)
-            session.save(run, history)
-            if metrics is None or (epoch < options.epochs - 1 and session.asked(stop)):
-                raise Stopped
-        session.outcome.hand_over()
-        model.eval()
-        return history
+    first = run is not None and _share(len(data.train), options.batch_size).rank == 0
+    with only_writer(run) if run is not None and first else contextlib.nullcontext():
+        deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        placement = Placement.of(options)
+        model.to(placement.device)
+        check_fit(model, data, placement, task)
+        with frozen(model, options.freeze):
+            session = _Session(
+                model, make_optimizer(model, options), data, options, placement, task
+            )
+            history = session.resume(run) if run is not None else []
+            session.learn_from_dense(run, goes_on=bool(history))
+            if ready is not None:
+                ready()
+            session.wrap()
+            for epoch in range(len(history), options.epochs):
+                over = history and time.monotonic() + history[-1].seconds > deadline
+                if session.agree(bool(over or stopped_early(options, history))):
+                    break
+                metrics = session.epoch(epoch, progress, stop)
+                if metrics is not None:
+                    history.append(metrics)
+                    session.outcome.epoch(history)
+                session.save(run, history)
+                if metrics is None or (epoch < options.epochs - 1 and session.asked(stop)):
+                    raise Stopped
+            session.outcome.hand_over()
+            model.eval()
+            return history
 
 
 class _Session:
