@@ -63,12 +63,12 @@ def _is_of_gates(module: nn.Module) -> bool:
 def _compact(gated: GatedModule) -> fx.GraphModule:
     """Copy the network as plain modules on its own tensors, in the mode that `gated` is in."""
     best, dense = gated.best(), gated.dense_tensors()
-    places = gated.bank.positions(best.channels, best.widths)
+    positions = gated.bank.positions(best.channels, best.widths)
     narrow: dict[int, Tensor] = {}
     for name, tensor in (*gated.named_parameters(), *gated.named_buffers()):
         data = dense[name].detach()
         if name in gated.channels.axes:
-            data = take(data, gated.bank.of(name, places))
+            data = take(data, gated.bank.of(name, positions))
         else:
             data = data.clone()
         if isinstance(tensor, nn.Parameter):

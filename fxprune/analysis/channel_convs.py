@@ -4,10 +4,10 @@ Neighbours matter to such a layer, and a compact tensor has others than the dens
 its input is spread over the dense positions, with zeros where a channel is gone, and what it
 returns is gathered back:
 
-    full = x.new_zeros(n, 1, C).index_copy(2, places, x)
-    y = conv(full).index_select(2, places)
+    full = x.new_zeros(n, 1, C).index_copy(2, positions, x)
+    y = conv(full).index_select(2, positions)
 
-`places` is a buffer with one entry a channel. In the bank it counts from 0 to C - 1, and its
+`positions` is a buffer with one entry a channel. In the bank it counts from 0 to C - 1, and its
 compact form holds the positions of the channels that execute, like any other buffer's.
 """
 
@@ -36,8 +36,8 @@ def run_at_dense_positions(module: TracedModule, labelled: Labelled) -> bool:
     mine = [slide for slide in labelled.context.sliding if _is_rewritable(module, slide.node)]
     ranks = [_rank(labelled, slide.node.args[0]) for slide in mine]  # before nodes are added
     for number, (slide, rank) in enumerate(zip(mine, ranks, strict=True)):
-        places = torch.arange(len(slide.labels), device=device)
-        module.register_buffer(f"{POSITIONS}{number}", places)
+        positions = torch.arange(len(slide.labels), device=device)
+        module.register_buffer(f"{POSITIONS}{number}", positions)
         _rewrite(slide, f"{POSITIONS}{number}", rank)
     return bool(mine)
 
@@ -47,7 +47,7 @@ def drop_unused_positions(module: TracedModule, fixed: Callable[[str], bool]) ->
 
     Args:
         module: the network that was rewritten.
-        fixed: whether all channels of a buffer of places are pinned.
+        fixed: whether all channels of a buffer of positions are pinned.
     """
     vain = [
         name for name, _ in module.named_buffers() if name.startswith(POSITIONS) and fixed(name)
@@ -87,11 +87,11 @@ def _rank(labelled: Labelled, node: fx.Node) -> int:
     return next(len(value.shape) for value in found if isinstance(value, Value))
 
 
-def _rewrite(slide: Slide, places: str, rank: int) -> None:
+def _rewrite(slide: Slide, positions: str, rank: int) -> None:
     node, dim, graph = slide.node, slide.dim, slide.node.graph
     x = node.args[0]
     with graph.inserting_before(node):
-        index = graph.get_attr(places)
+        index = graph.get_attr(positions)
         sizes = [
             len(slide.labels) if other == dim else graph.call_method("size", (x, other))
             for other in range(rank)

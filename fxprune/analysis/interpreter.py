@@ -218,9 +218,9 @@ class _Inner(LabelInterpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.context.node = n
         result = self._run(n)
-        place = self.mode.graph, n.name
+        key = self.mode.graph, n.name
         inner = self.context.inner
-        inner[place] = (*inner.get(place, ()), self.values[n.name])
+        inner[key] = (*inner.get(key, ()), self.values[n.name])
         return result
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -59,12 +59,12 @@ class KeptView:
         for name in bank.dense.keys() - bank.packs.keys():
             layout = bank.layouts[name]
             length = layout.lengths(shown.widths)
-            places = _lines(
+            entries = _lines(
                 layout, bank.of(name, wanted), functools.partial(torch.arange, device=device)
             )
-            index = _outer(operator.add, map(operator.mul, places, layout.strides()))
+            index = _outer(operator.add, map(operator.mul, entries, layout.strides()))
             same = _outer(operator.and_, _lines(layout, bank.of(name, equal), _all(device)))
-            dense = layout.inside_out(bank.dense[name]).contiguous()
+            dense = layout.to_memory_order(bank.dense[name]).contiguous()
             cells = _resting(dense.view(-1, layout.cell), index, same)
             self._lay(bank, [name], [length], cells, same)
 
@@ -96,8 +96,8 @@ class KeptView:
         masks = same.split_with_sizes(counts)
         for number in range(vectors, len(names)):
             layout = bank.layouts[names[number]]
-            lying = layout.stretched(parts[number], lengths[number])
-            self.tensors[names[number]] = layout.outside_in(lying)
+            lying = layout.view_cells(parts[number], lengths[number])
+            self.tensors[names[number]] = layout.from_memory_order(lying)
             self._others.append(_Cells(names[number], layout, lying, masks[number]))
 
     @property
@@ -139,7 +139,7 @@ class _Cells:
 
     def copy(self, resident: Tensor) -> None:
         """Copy the cells that execute."""
-        lying, kept = self._layout.inside_out(resident), self._lying
+        lying, kept = self._layout.to_memory_order(resident), self._lying
         if self._shown is not None and lying.is_contiguous() and lying.dtype == kept.dtype:
             own = _items(lying.detach(), self._layout.cell)
             np.copyto(self._shown, own, where=self._same.numpy())
@@ -162,11 +162,11 @@ def _resting(dense: Tensor, index: Tensor, same: Tensor) -> Tensor:
     if cell == 1 or dense.device.type != "cpu":
         return in_cells(dense, cell).index_select(0, index).view(-1, cell)
     cells = dense.new_empty(len(index), cell)
-    own, places, resting = _items(cells, cell), index.numpy(), np.flatnonzero(~same.numpy())
+    own, rows, resting = _items(cells, cell), index.numpy(), np.flatnonzero(~same.numpy())
     if len(resting) < len(own) // 2:  # of most, one by one is slower than all in a row
-        own[resting] = _items(dense, cell)[places[resting]]
+        own[resting] = _items(dense, cell)[rows[resting]]
     else:
-        np.take(_items(dense, cell), places, out=own, mode="clip")
+        np.take(_items(dense, cell), rows, out=own, mode="clip")
     return cells
 
 

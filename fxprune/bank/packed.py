@@ -68,15 +68,15 @@ class MemoryLayout:
             for dim in self.order[: self.lead]
         ]
 
-    def stretched(self, cells: Tensor, lengths: Sequence[int]) -> Tensor:
+    def view_cells(self, cells: Tensor, lengths: Sequence[int]) -> Tensor:
         """View compact cells, of some lengths, with the dimensions in the order of memory."""
         return cells.view(*lengths, *(self.shape[dim] for dim in self.order[self.lead :]))
 
-    def inside_out(self, tensor: Tensor) -> Tensor:
+    def to_memory_order(self, tensor: Tensor) -> Tensor:
         """Return a view of the tensor with its dimensions in the order of memory."""
         return tensor if self.order[-1] == len(self.order) - 1 else tensor.permute(self.order)
 
-    def outside_in(self, lying: Tensor) -> Tensor:
+    def from_memory_order(self, lying: Tensor) -> Tensor:
         """Return a view of a tensor whose dimensions are in the order of memory, in its own."""
         if self.order[-1] == len(self.order) - 1:
             return lying
@@ -84,7 +84,7 @@ class MemoryLayout:
 
     def shaped(self, rows: Tensor) -> Tensor:
         """Return rows of dense cells, [cells, cell], as a view of the dense shape."""
-        return self.outside_in(rows.view([self.shape[dim] for dim in self.order]))
+        return self.from_memory_order(rows.view([self.shape[dim] for dim in self.order]))
 
 
 class Tables:
@@ -208,7 +208,7 @@ class Pack:
 
     def staged(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Copy the cells of some compact tensors, one tensor after the other."""
-        lying = (self.layouts[name].inside_out(tensor) for name, tensor in tensors.items())
+        lying = (self.layouts[name].to_memory_order(tensor) for name, tensor in tensors.items())
         return torch.cat([in_cells(tensor.contiguous(), self.cell) for tensor in lying])
 
     def swap(
@@ -230,7 +230,7 @@ class Pack:
             after: likewise, of those to be loaded.
             leaving: what `staged` returned of the tensors.
         """
-        lying = [self.layouts[name].inside_out(tensor) for name, tensor in tensors.items()]
+        lying = [self.layouts[name].to_memory_order(tensor) for name, tensor in tensors.items()]
         cells = [in_cells(tensor.contiguous(), self.cell) for tensor in lying]
         dense = in_cells(flat, self.cell)
         dense.index_copy_(0, before, leaving)

@@ -131,10 +131,10 @@ class _Exchange:
         self._leaving: list[Tensor] | None = None
 
     def __call__(self) -> None:
-        lying, cell = self._layout.inside_out(self._resident), self._layout.cell
+        lying, cell = self._layout.to_memory_order(self._resident), self._layout.cell
         own = lying.contiguous()
         cells, rows = in_cells(own, cell), own.view(len(own), -1)
-        bank = in_cells(self._layout.inside_out(self._dense), cell)
+        bank = in_cells(self._layout.to_memory_order(self._dense), cell)
         views = [rows if part.rows else cells for part in self._parts]
         pairs = list(zip(self._parts, views, strict=True))  # no cell is in two of them
         if self._leaving is None:

@@ -87,7 +87,7 @@ class _Cells(NamedTuple):
         names: of the tensors.
         cell: numbers in a cell.
         orders: for channels_last tensors, the dimensions from the outermost to the innermost.
-        places: for each tensor its number of cells, its shape in the order of memory, and the
+        views: for each tensor its number of cells, its shape in the order of memory, and the
             permutation from that back to its dimensions (None if it lies in order).
         flat: the pack's storage, [dense cells, cell].
         order: int32 [cells], the resident cell that is taken over for each cell shown; None at
@@ -101,7 +101,7 @@ class _Cells(NamedTuple):
     names: Sequence[str]
     cell: int
     orders: Mapping[str, Shape]
-    places: Sequence[tuple[int, Shape, list[int] | None]]
+    views: Sequence[tuple[int, Shape, list[int] | None]]
     flat: Tensor
     order: Tensor | None
     changed: Tensor
@@ -152,15 +152,15 @@ class _Cells(NamedTuple):
         plan = (changed, resting, own, known)
         for index in plan:  # else torch.compile would compile for each number of them
             torch._dynamo.maybe_mark_dynamic(index, 0)
-        cell, orders, places = layouts[0].cell, {}, []
+        cell, orders, views = layouts[0].cell, {}, []
         for name, layout in zip(names, layouts, strict=True):
             lying, back = tuple(shapes[name][dim] for dim in layout.order), None
             if layout.order != tuple(range(len(lying))):
                 orders[name] = layout.order
                 back = [layout.order.index(dim) for dim in range(len(lying))]
-            places.append((math.prod(lying) // cell, lying, back))
+            views.append((math.prod(lying) // cell, lying, back))
         order = None if same else source[after].int()
-        return cls(names, cell, orders, places, in_cells(flat, cell), order, *plan)
+        return cls(names, cell, orders, views, in_cells(flat, cell), order, *plan)
 
     def gather(self, residents: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield each tensor with its name."""
@@ -174,8 +174,8 @@ class _Cells(NamedTuple):
         shown = own if self.order is None else own.index_select(0, self.order)
         del own
         shown.index_copy_(0, self.changed, part)
-        parts = shown.split_with_sizes([count for count, _, _ in self.places])
-        for name, (_, shape, back), part in zip(self.names, self.places, parts):
+        parts = shown.split_with_sizes([count for count, _, _ in self.views])
+        for name, (_, shape, back), part in zip(self.names, self.views, parts):
             yield name, part.view(shape) if back is None else part.view(shape).permute(back)
 
 

@@ -121,8 +121,8 @@ def crop_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generat
         columns = torch.where(mirrored.bool(), columns.flip(1), columns)
     columns = columns + left[:, None]
     padded = functional.pad(images, (pad, pad, pad, pad)).flatten(2)
-    places = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
-    return padded.gather(2, places.view(count, 1, -1).expand(-1, channels, -1)).view(images.shape)
+    pixels = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
+    return padded.gather(2, pixels.view(count, 1, -1).expand(-1, channels, -1)).view(images.shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -162,9 +162,9 @@ class Executing(TracedModule):
             dimensions: int64 [kept] on the CPU, in the order of the compact tensor.
         """
         best = self.best()
-        places = self.bank.positions(best.channels, best.widths)
+        positions = self.bank.positions(best.channels, best.widths)
         return {
-            name: {dim: line.cpu() for dim, line in self.bank.of(name, places).items()}
+            name: {dim: line.cpu() for dim, line in self.bank.of(name, positions).items()}
             for name, tensor in self._residents.tensors().items()
             if isinstance(tensor, nn.Parameter)
         }

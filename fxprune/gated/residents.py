@@ -202,9 +202,9 @@ class Residents:
 
     def load(self, at: Selection) -> None:
         """Fill the residents from the bank, whatever was in them."""
-        places = self.bank.positions(at.channels, at.widths)
+        positions = self.bank.positions(at.channels, at.widths)
         for name, home in self._homes.items():
-            home.install(take(self.bank.dense[name], self.bank.of(name, places)))
+            home.install(take(self.bank.dense[name], self.bank.of(name, positions)))
 
     def renew(self) -> None:
         """Make autograd forget the shapes that residents had (see `Home.renew`)."""

@@ -39,7 +39,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
     parts["title"] = html.escape(f"fxprune report · {' · '.join(titles)}")
     # "</script>" inside a string would end the element that holds the JSON
     parts["data"] = text.replace("<", "\\u003c")
-    return re.sub(r"/\*([\w.]+)\*/", lambda place: parts[place[1]], page)  # a title may look so too
+    return re.sub(r"/\*([\w.]+)\*/", lambda found: parts[found[1]], page)  # a title may look so too
 
 
 def write(path: Path, records: Sequence[dict[str, Any]]) -> int:

@@ -40,7 +40,7 @@ class Convolution(Rule):
         out, transposed = call.out, call["transposed"]
         kept = [family for family in context.of(x) if family.dim != 1]
         for family in list(kept):
-            if family.dim > 1 and not _stands_still(call, family.dim - 2):
+            if family.dim > 1 and not _stands_still(call, family.dim):
                 kept.remove(family)
                 context.pin(family.labels, "the convolution slides along this dimension")
                 if out.shape[family.dim] == x.shape[family.dim]:
@@ -202,8 +202,8 @@ class TransposedConvolutionSizes(CallSizes):
             set_argument(node, 6, "groups", source.axes[1].blocks(int(plain(groups)), widths))
 
 
-def _stands_still(call: Call, place: int) -> bool:
+def _stands_still(call: Call, dim: int) -> bool:
     """Tell whether the kernel has one position along a spatial dimension, and takes each once."""
-    at = (call["weight"].shape[2 + place], call["stride"], call["padding"])
-    single, stride, padding = (v if isinstance(v, int) else v[place % len(v)] for v in at)
+    at = (call["weight"].shape[dim], call["stride"], call["padding"])
+    single, stride, padding = (v if isinstance(v, int) else v[(dim - 2) % len(v)] for v in at)
     return (single, stride, padding) == (1, 1, 0)

@@ -44,7 +44,7 @@ class NewSizes(CallSizes):
 
 
 class Identity(Rule):
-    """The same elements at the same places."""
+    """The same elements at the same positions."""
 
     keys = (
         aten.clone,

@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 class Gather(Rule):
-    """index_select by labelled places: what is taken goes along with the place it is taken from."""
+    """index_select by labelled positions: what is taken goes along with where it is taken from."""
 
     keys = (aten.index_select,)
 
@@ -54,7 +54,7 @@ class GatherAlong(Rule):
 
 
 class Scatter(Rule):
-    """index_copy by labelled places: what is put meets its places; the result has them all."""
+    """index_copy by labelled positions: what is put meets them; the result has them all."""
 
     keys = (aten.index_copy,)
 

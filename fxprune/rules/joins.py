@@ -46,11 +46,11 @@ class Concatenate(Rule):
         joined = torch.cat(found)
         if len(np.unique(joined.numpy())) == len(joined):
             return joined
-        for place, labels in enumerate(found[1:], 1):  # what is repeated can be told apart later
-            if torch.isin(labels, torch.cat(found[:place])).any():
-                found[place] = context.fresh(len(labels))
-                context.repeats(found[place])
-                context.meet(labels, found[place])
+        for at, labels in enumerate(found[1:], 1):  # what is repeated can be told apart later
+            if torch.isin(labels, torch.cat(found[:at])).any():
+                found[at] = context.fresh(len(labels))
+                context.repeats(found[at])
+                context.meet(labels, found[at])
         return torch.cat(found)
 
 
@@ -81,8 +81,8 @@ class ConstantPad(Rule):
         x, pad = call["self"], call["pad"]
         families = []
         for family in context.of(x):
-            place = 2 * (x.dim() - 1 - family.dim)
-            left, right = pad[place : place + 2] if place < len(pad) else (0, 0)
+            at = 2 * (x.dim() - 1 - family.dim)
+            left, right = pad[at : at + 2] if at < len(pad) else (0, 0)
             if left < 0 or right < 0:
                 context.pin(family.labels, "padding by a negative amount cuts channels off")
                 continue
@@ -105,11 +105,11 @@ class PadSizes(CallSizes):
             return
         new = list(amounts)
         for dim, axis in record.result.axes.items():
-            place = 2 * (len(source.sizes) - 1 - dim)
-            if place < len(amounts) and any(amounts[place : place + 2]):
+            at = 2 * (len(source.sizes) - 1 - dim)
+            if at < len(amounts) and any(amounts[at : at + 2]):
                 kept = axis.template(widths)
-                left, right = amounts[place], amounts[place] + source.sizes[dim]
-                new[place] = int((kept < left).sum())
-                new[place + 1] = int((kept >= right).sum())
+                left, right = amounts[at], amounts[at] + source.sizes[dim]
+                new[at] = int((kept < left).sum())
+                new[at + 1] = int((kept >= right).sum())
         node.args = (node.args[0], tuple(new), *node.args[2:])
         node.kwargs = {name: value for name, value in node.kwargs.items() if name != "pad"}

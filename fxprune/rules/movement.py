@@ -202,8 +202,8 @@ class IndexSizes(CallSizes):
             elif (
                 axis is not None and isinstance(part, (int, Number)) and not isinstance(part, bool)
             ):
-                place = int(part.value) if isinstance(part, Number) else part
-                new.append(kept_before(axis, place % source.sizes[dim], now, widths))
+                position = int(part.value) if isinstance(part, Number) else part
+                new.append(kept_before(axis, position % source.sizes[dim], now, widths))
             elif axis is not None and isinstance(part, list):
                 new.append(_listed(axis, part, now, widths))
             else:
@@ -279,11 +279,11 @@ class RollSizes(CallSizes):
         if source is None or not dims or not all(isinstance(v, int) for v in (*shifts, *dims)):
             return
         new = list(shifts)
-        for place, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
+        for at, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
             axis = source.axes.get(dim % len(source.sizes))
             if axis is not None:
                 size = len(axis.channel)
-                new[place] = int((axis.template(widths) >= size - shift % size).sum())
+                new[at] = int((axis.template(widths) >= size - shift % size).sum())
         node.args, node.kwargs = (node.args[0], tuple(new), tuple(dims)), {}
 
 
@@ -300,12 +300,12 @@ class RepeatSizes(CallSizes):
         times = record.args[1] if nested else record.args[1:]
         current = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
         shape, new = record.result.at(widths), list(current)
-        for place in range(1, len(times) + 1):
-            single = place > len(source.sizes) or source.sizes[-place] == 1
-            if single and isinstance(times[-place], (int, Number)):
-                new[-place] = shape[-place]
+        for last in range(1, len(times) + 1):
+            single = last > len(source.sizes) or source.sizes[-last] == 1
+            if single and isinstance(times[-last], (int, Number)):
+                new[-last] = shape[-last]
             else:
-                new[-place] = plain(times[-place]) if times[-place] is not None else current[-place]
+                new[-last] = plain(times[-last]) if times[-last] is not None else current[-last]
         node.args = (node.args[0], *new)
 
 
@@ -317,8 +317,8 @@ def _listed(axis: Axis, dense: list[Any], now: Any, widths: Widths) -> Any:
     if any(type(position) is not int for position in dense):
         return now
     rank = {position: at for at, position in enumerate(axis.template(widths).tolist())}
-    places = (position % len(axis.channel) for position in dense)
-    return [rank[position] for position in places if position in rank]
+    counted = (position % len(axis.channel) for position in dense)
+    return [rank[position] for position in counted if position in rank]
 
 
 def _slice(axis: Axis, dense: slice, now: Any, widths: Widths) -> Any:

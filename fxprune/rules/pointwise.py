@@ -45,7 +45,7 @@ class Pointwise(Rule):
         varying = {
             family.dim - tensor.dim() for tensor in operands for family in context.of(tensor)
         }
-        for dim in sorted(out.dim() + place for place in varying):
+        for dim in sorted(out.dim() + behind for behind in varying):
             spanning = [
                 (tensor, dim - out.dim() + tensor.dim())
                 for tensor in operands
@@ -75,8 +75,8 @@ class WriteAtPlaces(Rule):
             return
         carried = list(context.of(x))
         for dim in range(masks[0].dim()):
-            places = [(x, dim), (masks[0], dim)]
-            found = context.overlay(places, dim, "the mask or the masked tensor has a fixed size")
+            lines = [(x, dim), (masks[0], dim)]
+            found = context.overlay(lines, dim, "the mask or the masked tensor has a fixed size")
             carried = [family for family in carried if family.dim != dim] + found
         context.carry(call.out, carried)
 
@@ -84,18 +84,18 @@ class WriteAtPlaces(Rule):
         self, context: Context, x: Tensor, numbers: list[Tensor | None], values: Tensor
     ) -> list[Family]:
         """Return what is carried where whole rows along one dimension are written."""
-        dim = next(place for place, number in enumerate(numbers) if number is not None)
+        dim = next(at for at, number in enumerate(numbers) if number is not None)
         shift = x.dim() - values.dim()
         carried = []
         for other in range(x.dim()):
-            places = [(x, other)]
+            lines = [(x, other)]
             if other >= shift and values.shape[other - shift] > 1:
-                places.append((values, other - shift))
+                lines.append((values, other - shift))
             if other != dim:
                 reason = "values are put into a tensor of fixed size"
-                carried += context.overlay(places, other, reason)
+                carried += context.overlay(lines, other, reason)
                 continue
-            for tensor, own in (*places, (numbers[dim], 0)):
+            for tensor, own in (*lines, (numbers[dim], 0)):
                 labels = context.along(tensor, own)
                 if labels is not None:
                     context.pin(labels, "the positions written to are given by a tensor")

@@ -56,7 +56,7 @@ class Resample(Rule):
 
 
 class Patches(Rule):
-    """im2col and back: a channel is as many as a window has places, one after the other."""
+    """im2col and back: a channel is as many as a window has positions, one after the other."""
 
     keys = (aten.im2col, aten.col2im)
 
@@ -68,7 +68,7 @@ class Patches(Rule):
         for family in context.of(x):
             if family.dim > own:
                 context.pin(family.labels, "windows slide along this dimension")
-            elif family.dim == own:  # back, the places of a window are summed up
+            elif family.dim == own:  # back, the positions of a window are summed up
                 labels = context.couple_within_rows(family.labels, out.shape[own] // often)
                 carried.append(Family(own, labels.repeat_interleave(often)))
             else:

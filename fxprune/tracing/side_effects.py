@@ -153,19 +153,19 @@ def _stands(tracer: KnowingTracer) -> dict[str, Any]:
 @contextlib.contextmanager
 def _followed(tracer: KnowingTracer) -> Iterator[None]:
     """Let `int`, `type` and `isinstance` follow proxies in the files of the model's classes."""
-    places = [
-        (place, name, stand)
+    added = [
+        (namespace, name, stand)
         for name, stand in _stands(tracer).items()
-        for place in _namespaces(tracer.modules, name)
-        if name not in place
+        for namespace in _namespaces(tracer.modules, name)
+        if name not in namespace
     ]
-    for place, name, stand in places:
-        place[name] = stand
+    for namespace, name, stand in added:
+        namespace[name] = stand
     try:
         yield
     finally:
-        for place, name, _ in places:
-            del place[name]
+        for namespace, name, _ in added:
+            del namespace[name]
 
 
 def _namespaces(modules: Iterable[nn.Module], asked: str) -> list[dict[str, Any]]:
@@ -176,8 +176,8 @@ def _namespaces(modules: Iterable[nn.Module], asked: str) -> list[dict[str, Any]
     kinds = {kind for module in modules for kind in type(module).__mro__}
     found: dict[int, dict[str, Any]] = {}
     for name in sorted({kind.__module__ for kind in kinds}):
-        for place in _near(name, asked):
-            found[id(place)] = place
+        for namespace in _near(name, asked):
+            found[id(namespace)] = namespace
     return list(found.values())
 
 
@@ -186,7 +186,8 @@ def _near(name: str, asked: str) -> tuple[dict[str, Any], ...]:
     own = vars(sys.modules[name]) if name in sys.modules else {}
     functions = [value for value in own.values() if isinstance(value, FunctionType)]
     near = {name, *(function.__module__ for function in functions if function.__module__)}
-    return tuple(place for other in near if (place := _traceable(other, asked)) is not None)
+    found = (_traceable(other, asked) for other in near)
+    return tuple(namespace for namespace in found if namespace is not None)
 
 
 @cache

@@ -50,9 +50,9 @@ class Signature:
         paths, self._spec = flatten(bound)
         self._paths = [path for path, _ in paths]
         self._example = [None if isinstance(leaf, Tensor) else leaf for _, leaf in paths]
-        self._tensors = [place for place, (_, x) in enumerate(paths) if isinstance(x, Tensor)]
+        self._tensors = [index for index, (_, x) in enumerate(paths) if isinstance(x, Tensor)]
         self.inputs: tuple[Tensor, ...] = tuple(x for _, x in paths if isinstance(x, Tensor))
-        self.names = _unique([self._name(paths[place][0]) for place in self._tensors])
+        self.names = _unique([self._name(paths[index][0]) for index in self._tensors])
         self._given = frozenset(bound)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -92,8 +92,8 @@ class Signature:
     def _with(self, tensors: Sequence[Any]) -> Any:
         """Return the arguments of the example by name, with these tensors in them."""
         given = list(self._example)
-        for place, tensor in zip(self._tensors, tensors, strict=True):
-            given[place] = tensor
+        for index, tensor in zip(self._tensors, tensors, strict=True):
+            given[index] = tensor
         return unflatten(given, self._spec)
 
     def caller(self, network: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,16 +132,16 @@ class Signature:
         if spec != self._spec:
             raise TypeError(self._difference(known))
         found_leaves = [leaf for _, leaf in paths]
-        for place, (wanted, found) in enumerate(zip(self._example, found_leaves, strict=True)):
-            if place in self._tensors:
+        for index, (wanted, found) in enumerate(zip(self._example, found_leaves, strict=True)):
+            if index in self._tensors:
                 if not isinstance(found, Tensor):
-                    raise TypeError(f"{self._of(place)} has to be a tensor, not {found!r}")
+                    raise TypeError(f"{self._of(index)} has to be a tensor, not {found!r}")
             elif not _same(wanted, found):
-                raise TypeError(_otherwise(self._of(place), wanted, found))
-        return [found_leaves[place] for place in self._tensors]
+                raise TypeError(_otherwise(self._of(index), wanted, found))
+        return [found_leaves[index] for index in self._tensors]
 
-    def _of(self, place: int) -> str:
-        return self._name(self._paths[place])
+    def _of(self, index: int) -> str:
+        return self._name(self._paths[index])
 
     def _refuse_unless_default(self, name: str, value: Any) -> None:
         parameter = self.parameters.parameters[name]
@@ -272,8 +272,8 @@ def _key(entry: Any) -> str:
 
 def _unique(names: list[str]) -> list[str]:
     return [
-        name if names.count(name) == 1 else f"{name}_{names[:place].count(name)}"
-        for place, name in enumerate(names)
+        name if names.count(name) == 1 else f"{name}_{names[:index].count(name)}"
+        for index, name in enumerate(names)
     ]
 
 
@@ -307,8 +307,8 @@ class Output:
 
     def __init__(self, result: Any) -> None:
         """Take what forward returned as the pattern."""
-        places: list[Any] = []
-        self._prototype = _map(result, lambda leaf: _numbered(leaf, places))
+        tensors: list[Any] = []
+        self._prototype = _map(result, lambda leaf: _numbered(leaf, tensors))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # nothing in it changes
@@ -332,11 +332,11 @@ def _is_leaf(value: Any) -> bool:
     return isinstance(value, (Tensor, fx.Proxy, _TensorNumber))
 
 
-def _numbered(leaf: Any, places: list[Any]) -> Any:
+def _numbered(leaf: Any, tensors: list[Any]) -> Any:
     if not _is_leaf(leaf):
         return leaf
-    places.append(leaf)
-    return _TensorNumber(len(places) - 1)
+    tensors.append(leaf)
+    return _TensorNumber(len(tensors) - 1)
 
 
 def _is_plain(value: Any) -> bool:
