@@ -107,12 +107,17 @@ def set_literals(node: fx.Node, first: int, dense: Any, sizes: tuple[int, ...]) 
     nested = first < len(dense) and isinstance(dense[first], (tuple, list))
     old = dense[first] if nested else dense[first:]
     now: Any = node.args[first] if nested else node.args[first:]
-    new = [
-        size if isinstance(literal, (int, Number)) and literal != -1 else current
-        for literal, current, size in zip(old, now, sizes, strict=True)
-    ]
+    new = literals(old, now, sizes)
     head = node.args[:first]
-    node.args = (*head, tuple(new), *node.args[first + 1 :]) if nested else (*head, *new)
+    node.args = (*head, new, *node.args[first + 1 :]) if nested else (*head, *new)
+
+
+def literals(dense: Any, now: Any, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return sizes with literals and computed widths replaced; -1 and other nodes stay."""
+    return tuple(
+        size if isinstance(literal, (int, Number)) and literal != -1 else current
+        for literal, current, size in zip(dense, now, sizes, strict=True)
+    )
 
 
 def kept_before(axis: Axis, position: Any, now: Any, widths: Widths) -> Any:

@@ -5,7 +5,7 @@ from torch import fx
 
 from fxprune.channels.graph import Widths
 from fxprune.channels.records import Record
-from fxprune.channels.sizes import CallSizes, set_literals
+from fxprune.channels.sizes import CallSizes, literals, set_literals
 from fxprune.rules.base import Call, Context, Family, Rule
 
 aten = torch.ops.aten
@@ -21,6 +21,7 @@ class New(Rule):
     keys = (
         *(aten.empty, aten.full, aten.ones, aten.rand, aten.randn, aten.zeros),
         *(aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros),
+        *(aten.normal.float_float, aten.randint),
     )
 
     def __call__(self, context: Context, call: Call) -> None:
@@ -34,13 +35,22 @@ class NewSizes(CallSizes):
     keys = (
         *(torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros),
         *("new_empty", "new_full", "new_ones", "new_zeros"),
+        *(torch.normal, torch.randint),
     )
 
     def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        sizes = record.result.at(widths)
+        given = record.kwargs.get("size")
+        if given is not None:
+            node.kwargs = {**node.kwargs, "size": literals(given, node.kwargs["size"], sizes)}
         first = int(node.op == "call_method")
+        if node.target in (torch.normal, torch.randint):  # whose sizes are a tuple, the last
+            first = len(record.args) - 1
+            if not record.args or not isinstance(record.args[first], (tuple, list)):
+                return
         last = first + 1 if node.target in (torch.full, "new_full") else None  # a number follows
         if record.args[first:last] not in ((), (None,)):  # None: another node gives the whole size
-            set_literals(node, first, record.args, record.result.at(widths))
+            set_literals(node, first, record.args, sizes)
 
 
 class Identity(Rule):
@@ -63,6 +73,12 @@ class Identity(Rule):
         aten.zero_,
         aten.bernoulli,
         aten.bernoulli_,
+        aten.exponential_,
+        aten.normal_,
+        aten.poisson,
+        aten.randint_like,
+        aten.random_,
+        aten.uniform_,
     )
 
     def __call__(self, context: Context, call: Call) -> None:

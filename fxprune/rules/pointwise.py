@@ -19,6 +19,7 @@ class Pointwise(Rule):
 
     keys = (
         torch.Tag.pointwise,
+        aten.complex,
         aten.copy_,
         aten.gelu_,
         aten.hardswish,
@@ -28,6 +29,9 @@ class Pointwise(Rule):
         aten.masked_fill,
         aten.masked_fill_,
         aten.mish_,
+        aten.normal.float_Tensor,
+        aten.normal.Tensor_float,
+        aten.normal.Tensor_Tensor,
         aten.prelu,
         aten._prelu_kernel,
         aten.relu6_,

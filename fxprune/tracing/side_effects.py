@@ -73,7 +73,8 @@ def seen(tracer: KnowingTracer) -> Iterator[None]:
 
 _BY_VALUE = (
     *("tensor", "as_tensor", "finfo", "iinfo"),
-    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros"),
+    *("arange", "empty", "eye", "full", "linspace", "normal", "ones"),
+    *("rand", "randint", "randn", "zeros"),
 )
 """Functions of torch that look into their arguments, and so would ask a proxy for its value."""
 

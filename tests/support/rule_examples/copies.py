@@ -34,6 +34,23 @@ EXAMPLES: tuple[Example, ...] = (
     ),
     Example(
         New,
+        "of sizes by keyword",
+        lambda x: (
+            x * torch.ones(size=(x.size(0), 8, 1, 1)) * x.new_full(size=(8, 1, 1), fill_value=2)
+        ),
+    ),
+    Example(
+        New,
+        "drawn from a distribution",
+        lambda x: (
+            x
+            + torch.normal(0.0, 0.0, (x.size(0), 8, 6, 6), dtype=x.dtype)
+            + torch.randint(0, 1, (x.size(0), 8, 1, 1))
+            + torch.randint(1, size=(x.size(0), x.size(1), 1, 1))
+        ),
+    ),
+    Example(
+        New,
         "made by a circular padding",
         lambda x: F.pad(x, (1, 2, 0, 1), mode="circular") * 2,
     ),
@@ -49,6 +66,19 @@ EXAMPLES: tuple[Example, ...] = (
         Identity,
         "copies and constants in its likeness",
         lambda x: x.clone() * torch.full_like(x, 2.0) + torch.zeros_like(x),
+    ),
+    Example(
+        Identity,
+        "filled with numbers drawn from a distribution",
+        lambda x: (
+            x
+            + x.new_empty(x.shape).uniform_(0, 0)
+            + torch.empty_like(x).normal_(0, 0)
+            + torch.zeros_like(x).random_(0, 1)
+            + torch.randint_like(x, 0, 1)
+            + torch.poisson(torch.zeros_like(x))
+            + torch.empty_like(x).exponential_() * 0
+        ),
     ),
     Example(Identity, "to another dtype and back", lambda x: x.to(torch.float32).to(torch.float64)),
 )

@@ -57,6 +57,15 @@ EXAMPLES: tuple[Example, ...] = (
     Example(Pointwise, "lerp", lambda x: torch.lerp(x, x.exp(), 0.3)),
     Example(Pointwise, "in place", lambda x: F.hardswish(x.clone(), inplace=True).mul_(2).add_(x)),
     Example(
+        Pointwise,
+        "drawn around other tensors, and complex",
+        lambda x: (
+            torch.complex(
+                torch.normal(x, x.abs() * 0) + torch.normal(x, 0.0), torch.normal(0.0, x.abs() * 0)
+            ).real
+        ),
+    ),
+    Example(
         Pointwise, "activations", lambda x: F.gelu(x) + F.mish(x) + F.relu6(x) + F.logsigmoid(x)
     ),
     Example(Pointwise, "prelu", run, layers=one(nn.PReLU, 8)),
