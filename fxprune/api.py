@@ -126,7 +126,7 @@ def instrument(
         for note in limited.notes:
             warnings.warn(note, stacklevel=2)
         settings = Settings(chosen, limited.budget, every, seed)
-        if limited.budget.kind == "latency" and not limited.budget.widths:
+        if limited.budget.is_unmeasured:
             fitted = fit_latency(
                 model, example_inputs, limited.budget, example_kwargs=example_kwargs
             )

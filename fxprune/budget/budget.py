@@ -88,6 +88,11 @@ class Budget:
         return (self.kind, self.value), *self.also
 
     @property
+    def is_unmeasured(self) -> bool:
+        """Whether it limits the latency, and no widths were found for it by measuring yet."""
+        return self.kind == "latency" and not self.widths
+
+    @property
     def asked(self) -> str:
         """Its text form without widths and limits, which the layers show."""
         return str(dataclasses.replace(self, widths=(), limits=()))

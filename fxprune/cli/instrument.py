@@ -200,10 +200,9 @@ def instrument(
     spent = given or default
     Settings(chosen, spent)  # refused before any work
     target = Target(threads, cold, latency_command)
-    measures = spent.kind == "latency" and not spent.widths
     limited = layers != Layers()
     phases = ["building the network", *(["matching the patterns"] if limited else [])]
-    phases += ["measuring latencies"] if measures else []
+    phases += ["measuring latencies"] if spent.is_unmeasured else []
     phases += ["instrumenting it", "trying its export", *([] if dry_run else ["writing the run"])]
     fitted, run = None, None
     notes: tuple[str, ...] = ()
@@ -221,7 +220,7 @@ def instrument(
             begin()
             found = limit(layers, given, default, api.analyze(model, inputs), api.names_of(model))
             spent, notes = found.budget, found.notes
-        if measures:
+        if spent.is_unmeasured:
             begin()
             fitted = api.fit_latency(
                 model, inputs, spent, target, remeasure=remeasure, progress=begin.remark

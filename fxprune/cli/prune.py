@@ -193,7 +193,7 @@ def prune(
         images = job.load(
             source.example_inputs[0].shape, made=own, download=download, workers=workers
         )
-        if spent is not None and spent.kind == "latency" and not spent.widths:
+        if spent is not None and spent.is_unmeasured:
             begin()
             channels = api.analyze(source.model, source.example_inputs)
             names = api.names_of(source.model)
