@@ -233,18 +233,18 @@ class Context(abc.ABC):
             self.meet(found[0], other)
         return found[0] if found else None
 
-    def overlay(self, lines: Iterable[tuple[Tensor, int]], dim: int, reason: str) -> list[Family]:
+    def overlay(self, places: Iterable[tuple[Tensor, int]], dim: int, reason: str) -> list[Family]:
         """Lay dimensions of several tensors over each other, index by index.
 
         Args:
-            lines: the tensors, and the dimension of each.
+            places: the tensors, and the dimension of each.
             dim: the dimension of the result that they become.
             reason: why the others are pinned where one of them has a fixed size.
 
         Returns:
             What the result carries along `dim`: one family, or none.
         """
-        given = list(lines)
+        given = list(places)
         found = [self.along(tensor, own) for tensor, own in given]
         known = next((labels for labels in found if labels is not None), None)
         free = all(f.free for tensor, own in given for f in self.of(tensor) if f.dim == own)
