@@ -19,6 +19,7 @@ from fxprune.equivalence import outputs, relative_gap
 from fxprune.errors import ExportError, ParityError
 from fxprune.export.marks import marks
 from fxprune.files import write_bytes
+from fxprune.tracing.module import evaluating
 
 HEAD = '''"""A compact network, written by fxprune; it needs torch and safetensors only."""
 
@@ -86,18 +87,17 @@ def export_plain(compact: nn.Module, example: tuple[Tensor, ...], path: Path) ->
             do="write --pt2, or decide in forward by layers such as nn.Dropout alone",
         )
     code = _code(compact)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(compact).items()}
-    gap = _check(compact, code, tensors, example)
+    tensors = {  # each in memory of its own
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in compact.state_dict().items()
+    }
+    with evaluating(compact):
+        gap = _check(compact, code, tensors, example)
     code += "".join(f"# {key}: {value}\n" for key, value in marks(gap).items())
     weights = safetensors.torch.save(tensors, metadata=marks(gap))
     write_bytes(path.with_suffix(".safetensors"), weights)
     write_bytes(path, code.encode())
     return PlainReport(path, len(code) + len(weights), gap)
-
-
-def _state(compact: nn.Module) -> dict[str, Tensor]:
-    """Copy the tensors, each into memory of its own."""
-    return {name: tensor.clone() for name, tensor in compact.state_dict().items()}
 
 
 def _code(compact: fx.GraphModule) -> str:
@@ -182,7 +182,7 @@ def _check(
             do="write --pt2, which holds any network",
         ) from error
     with torch.no_grad():
-        wanted = outputs(compact.eval(), example)
+        wanted = outputs(compact, example)
     gap = max(map(relative_gap, wanted, found), default=0.0)
     if len(wanted) != len(found) or not gap <= 1e-6:
         raise ParityError(

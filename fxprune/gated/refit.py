@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from fxprune.errors import GateError
 from fxprune.gated.module import GatedModule
+from fxprune.tracing.module import evaluating
 
 CHUNK = 32
 """Images that are passed through at a time."""
@@ -63,20 +64,16 @@ def refit(
         )
     kept, mended = gated.selection(), []
     parameters = dict(gated.named_parameters())
-    modes = [(network, network.training) for network in (model, compact)]
-    model.eval()
-    compact.eval()
     before, now = dict(model.named_modules()), dict(compact.named_modules())
-    for name in _layers(compact, model, images[:2]):
-        weight = f"{name}.weight"
-        rows = kept.get(weight, {}).get(0)
-        layer = now[name]
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        _solve(layer, _pairs(compact, layer, model, before[name], rows, images, places), ridge)
-        parameters[weight].copy_(layer.weight)
-        mended.append(name)
-    for network, mode in modes:
-        network.train(mode)
+    with evaluating(model, compact):
+        for name in _layers(compact, model, images[:2]):
+            weight = f"{name}.weight"
+            rows = kept.get(weight, {}).get(0)
+            layer = now[name]
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            _solve(layer, _pairs(compact, layer, model, before[name], rows, images, places), ridge)
+            parameters[weight].copy_(layer.weight)
+            mended.append(name)
     return tuple(mended)
 
 

@@ -355,6 +355,20 @@ def copy_modes(source: nn.Module, graph_module: nn.Module) -> None:
             module.training = own.training
 
 
+@contextlib.contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Put networks into evaluation mode meanwhile; then each module has its own mode again."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        for network in networks:
+            network.eval()
+        yield
+    finally:
+        for module, mode in modes:  # the outer ones first: train() sets what is inside them too
+            if module.training != mode:
+                module.train(mode)
+
+
 def _targets(graph: fx.Graph) -> dict[Any, None]:
     """Return the modules, parameters and buffers that a graph reads, once each, in its order."""
     return dict.fromkeys(n.target for n in graph.nodes if n.op in ("call_module", "get_attr"))

@@ -7,6 +7,7 @@ from torch import Tensor, distributed, nn
 
 from fxprune.data import WHOLE, DataSet, Share, Split
 from fxprune.errors import DataError
+from fxprune.tracing.module import evaluating
 from fxprune.trainer.placement import Placement
 from fxprune.trainer.progress import Stopped
 from fxprune.trainer.task import (
@@ -33,23 +34,19 @@ def score(
 ) -> Scores:
     """Score a network on a split, in `model.eval()`.
 
-    The model is left in the mode in which it came. Several processes that give the share of each
-    share the work; all get the figures of the whole split.
+    All its modules are left in the modes in which they came. Several processes that give the share
+    of each share the work; all get the figures of the whole split.
 
     Raises:
         Stopped: `stop`, which a lone process asks after each batch, said so.
     """
-    was_training = model.training
-    model.eval()
     sums = ScoreSums(task, placement.device)
-    try:
+    with evaluating(model):
         for inputs, targets in split.batches(batch_size, device=placement.device, share=share):
             outputs = placement.forward(model, inputs)
             sums.add(outputs, targets, task.minimised(outputs, targets), examples_of(inputs))
             if stop is not None and share.of == 1 and stop():
                 raise Stopped
-    finally:
-        model.train(was_training)
     return sums.scores(summed(share, sums.sums)[0])
 
 
@@ -71,11 +68,10 @@ def check_fit(model: nn.Module, data: DataSet, placement: Placement, task: Task 
 def _check_split(
     model: nn.Module, split: Split, data: DataSet, placement: Placement, task: Task
 ) -> None:
-    was_training = model.training
-    model.eval()
     inputs, targets = next(split.batches(2, device=placement.device))
     try:
-        outputs = placement.forward(model, inputs)
+        with evaluating(model):
+            outputs = placement.forward(model, inputs)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise DataError(
             f"the model does not take the images of {data.name}, C x H x W = "
@@ -83,8 +79,6 @@ def _check_split(
             why=str(error).splitlines()[0],
             do="build the model for this shape (--input), or take other data",
         ) from error
-    finally:
-        model.train(was_training)
     task.check_metric(outputs, targets)
     if task.loss is not None:
         task.minimised(outputs, targets)

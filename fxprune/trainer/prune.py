@@ -25,7 +25,7 @@ from fxprune.data import DataSet, Split, load
 from fxprune.errors import BudgetError, DataError, OptionError
 from fxprune.gated.module import GatedModule
 from fxprune.policies import Policy
-from fxprune.tracing.module import require_module
+from fxprune.tracing.module import evaluating, require_module
 from fxprune.tracing.signature import example_arguments
 from fxprune.trainer.evaluate import check_fit
 from fxprune.trainer.loop import EpochMetrics, Tick, fit
@@ -281,14 +281,12 @@ def prune(
 
 @torch.no_grad()
 def answers(model: nn.Module, split: Split, placement: Placement, batch_size: int = 128) -> Answers:
-    """Run a network over a split, in `model.eval()`; its mode is left as it was."""
-    was_training = model.training
-    model.eval()
+    """Run a network over a split, in `model.eval()`; its modes are left as they were."""
     right, labels = [], []
-    for images, truth in split.batches(batch_size, device=placement.device):
-        right.append((placement.forward(model, images).argmax(1) == truth).cpu())
-        labels.append(truth.cpu())
-    model.train(was_training)
+    with evaluating(model):
+        for images, truth in split.batches(batch_size, device=placement.device):
+            right.append((placement.forward(model, images).argmax(1) == truth).cpu())
+            labels.append(truth.cpu())
     return Answers(torch.cat(right), torch.cat(labels))
 
 
@@ -385,10 +383,9 @@ def _check_classes(model: nn.Module, data: DataSet, placement: Placement) -> Non
     Raises:
         DataError: the network does not return one number per class, or the labels are none.
     """
-    was_training = model.training
     inputs, labels = next(data.val.batches(2, device=placement.device))
-    outputs = placement.forward(model.eval(), inputs)
-    model.train(was_training)
+    with evaluating(model):
+        outputs = placement.forward(model, inputs)
     fits = isinstance(outputs, Tensor) and outputs.dim() == 2 and isinstance(labels, Tensor)
     if not (fits and labels.dim() == 1 and not labels.is_floating_point()):
         raise DataError(

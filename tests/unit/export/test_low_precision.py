@@ -273,6 +273,13 @@ def test_plain_code_returns_truth_values(tmp_path: Path) -> None:
     assert export_plain(network, EXAMPLE, tmp_path / "mask.py").max_rel_error <= 1e-6
 
 
+def test_writing_plain_code_leaves_the_mode(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    network = fxprune.shrink(fxprune.instrument(model, EXAMPLE).eval()).train()
+    export_plain(network, EXAMPLE, tmp_path / "compact.py")
+    assert all(module.training for module in network.modules())
+
+
 def test_what_is_no_layer_of_torch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot be written as plain code"):
         export_plain(nn.Conv2d(3, 3, 1), EXAMPLE, tmp_path / "no.py")

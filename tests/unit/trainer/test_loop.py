@@ -121,8 +121,10 @@ def test_evaluation_changes_nothing(digits):
     net = small_net()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     net.train()
+    net[1].eval()
     score(net, digits.val, Placement.of(FAST))
     assert net.training
+    assert not net[1].training
     assert same_bits(before, net.state_dict())
 
 
