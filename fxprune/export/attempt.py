@@ -62,7 +62,7 @@ def try_export(gated: GatedModule) -> tuple[Sizes, ...]:
     (('batch', 3, 8, 8),)
     """
     program = apply("shrink", Program(gated, ()))
-    network, example = exportable(program.module.cpu().eval()), pairs_of(program.inputs, 2)
+    network, example = exportable(program.module.cpu().eval()), repeated(program.inputs, 2)
     known: list[tuple[Sizes, ...]] = []
     for strict in (False, True):  # the second is what torch.onnx tries where the first fails
         try:
@@ -94,8 +94,8 @@ def _sizes(network: nn.Module, example: tuple[Tensor, ...], strict: bool) -> tup
     )
 
 
-def pairs_of(example: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
-    """Make a batch of the first example: torch.export would take a batch of one for a constant."""
+def repeated(example: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
+    """Repeat the first example, since torch.export would take a batch of one for a constant."""
     return tuple(
         tensor[:1].expand(size, *tensor.shape[1:]).contiguous() if batched else tensor
         for tensor, batched in zip(example, which_batched(example), strict=True)

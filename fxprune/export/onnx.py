@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.equivalence import fresh_inputs, which_batched
 from fxprune.errors import ExportError, OptionError
-from fxprune.export.attempt import advice, forgotten_sources, no_logs, pairs_of, reason
+from fxprune.export.attempt import advice, forgotten_sources, no_logs, reason, repeated
 from fxprune.export.condconv import BatchedConvs
 from fxprune.export.parity import Network, excess, gaps, refusal, rounding
 from fxprune.export.runtime import VERSION, runtime
@@ -165,6 +165,7 @@ def export_onnx(
     program = _program(network, example, options)
     expected: Network = network
     if reference is not None:
+        require_module(reference)
         expected = copied(reference, {}).cpu().eval()
         expected = expected if signature is None else signature.caller(expected)
 
@@ -271,14 +272,13 @@ def _names_of(result: Any) -> list[str]:
 
 def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptions) -> Any:
     """Export the checked ModelProto, without the exporter's notes, which hold local paths."""
-    pair = pairs_of(example, options.batch or 2)
+    pair = repeated(example, options.batch or 2)
     batches = which_batched(example)
     shapes = tuple(_varying(x, batched, options) for x, batched in zip(example, batches))
-    with torch.no_grad():
-        keys = _names_of(network(*pair))
     try:
         with warnings.catch_warnings(), no_logs(), torch.no_grad(), BatchedConvs():
             warnings.simplefilter("ignore")
+            keys = _names_of(network(*pair))
             exported = torch.onnx.export(
                 network,
                 pair,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.equivalence import fresh_inputs, outputs, relative_gap
+from fxprune.equivalence import fresh_inputs, outputs, relative_gap, which_batched
 from fxprune.errors import ExportError, ParityError
-from fxprune.export.attempt import forgotten_sources
+from fxprune.export.attempt import forgotten_sources, repeated
 from fxprune.export.marks import marks
 from fxprune.export.onnx import BATCHES
 from fxprune.export.parity import TOLERANCE
@@ -53,8 +53,9 @@ def export_pt2(
 
     Args:
         model: a module that torch.export takes, usually what `shrink` returned; not changed.
-        example_inputs: one tensor per argument of `forward`, or what `instrument` was given, all
-            with the batch first.
+        example_inputs: one tensor per argument of `forward`, or what `instrument` was given.
+            Those whose first dimension is as long as the first one's are taken to be batched
+            along it.
         path: where to; the folder has to exist.
         reference: what the file has to agree with; `model` itself if it is not given.
 
@@ -71,6 +72,7 @@ def export_pt2(
     network = exportable(copied(model, {}).cpu().eval())
     expected: Callable[..., Any] = network
     if reference is not None:
+        require_module(reference)
         expected = copied(reference, {}).cpu().eval()
         expected = expected if signature is None else signature.caller(expected)
     example = tuple(tensor.detach().cpu() for tensor in flat_inputs(model, example_inputs))
@@ -88,14 +90,12 @@ def export_pt2(
 def _exported(
     network: nn.Module, example: tuple[Tensor, ...]
 ) -> tuple[torch.export.ExportedProgram, bytes]:
-    # An example of 1 would make torch.export take the batch for a constant.
-    pair = tuple(tensor[:1].expand(2, *tensor.shape[1:]).contiguous() for tensor in example)
     batch = torch.export.Dim("batch", min=1)
+    shapes = tuple({0: batch} if batched else None for batched in which_batched(example))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            shapes = tuple({0: batch} for _ in pair)
-            program = torch.export.export(network, pair, dynamic_shapes=shapes)
+            program = torch.export.export(network, repeated(example, 2), dynamic_shapes=shapes)
             return program, _saved(program, {})
     except (RuntimeError, ValueError, TypeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -24,9 +24,9 @@ VERBS = set(
     List Load Locate Lock Log Make Map Mark Mask Match Measure Merge Mix Move Name Normalise
     Note Number Observe Open Order Pack Pad Parse Pass Pin Plan Plot Prepare Print Propagate
     Prune Push Put Quantise Raise Rank Read Recompute Record Refill Refuse Register Release
-    Remember Remove Rename Render Reorder Replace Request Reset Resize Resolve Respect Restore
-    Return Revert Rewrite Round Run Save Say Scale Score Select Send Serve Set Settle Shorten
-    Show Shrink Silence Skip Solve Sort Split Stack Start Stash Stop Store Sum Summarise
+    Remember Remove Rename Render Reorder Repeat Replace Request Reset Resize Resolve Respect
+    Restore Return Revert Rewrite Round Run Save Say Scale Score Select Send Serve Set Settle
+    Shorten Show Shrink Silence Skip Solve Sort Split Stack Start Stash Stop Store Sum Summarise
     Suspend Swap Sweep Switch Take Tell Test Tie Time Trace Track Train Transform Turn Undo
     Unite Unpack Unwrap Update Use Validate Verify View Walk Warm Warn Watch Work Wrap Write
     Yield Zero

@@ -31,6 +31,23 @@ def test_the_file_is_the_network_at_any_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(x), compact(x), rtol=1e-6, atol=1e-7)
 
 
+def test_an_input_without_a_batch(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = net()
+
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return self.body(x * scale[:, None, None])
+
+    example = (torch.randn(2, 3, 9, 9), torch.rand(3))
+    compact = fxprune.shrink(fxprune.instrument(Scaled(), example).eval())
+    export_pt2(compact, example, tmp_path / "net.pt2")
+    loaded = torch.export.load(tmp_path / "net.pt2").module()
+    x, scale = torch.randn(5, 3, 9, 9), torch.rand(3)
+    torch.testing.assert_close(loaded(x, scale), compact(x, scale), rtol=1e-6, atol=1e-7)
+
+
 def test_a_file_that_would_differ_is_not_written(tmp_path: Path) -> None:
     model, other = net(), net()
     with torch.no_grad():
