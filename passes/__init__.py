@@ -37,7 +37,8 @@ def parse(text: str | Pass) -> Pass:
     """
     if isinstance(text, Pass):
         return text
-    if ":" not in text.partition("{")[0]:
+    given: Any = text  # a caller may have no types
+    if not isinstance(given, str) or ":" not in text.partition("{")[0]:
         return registry.from_text(text, known(), "pass")
     name, options = registry.read(text, "pass")
     found = _import(name)
@@ -46,6 +47,11 @@ def parse(text: str | Pass) -> Pass:
 
 def run_passes(passes: str | Sequence[str | Pass], program: Program) -> Program:
     """Run passes one after the other; a single text may name several, with commas between."""
+    given: Any = passes  # a caller may have no types
+    if not isinstance(given, str | Sequence):
+        raise OptionError(
+            f"the passes cannot be {given!r}", do="give a list of passes, or a text with commas"
+        )
     texts = registry.split(passes) if isinstance(passes, str) else passes
     for stage in [parse(text) for text in texts]:  # all are read before the first one runs
         program = stage(program)

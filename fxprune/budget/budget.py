@@ -4,7 +4,7 @@ import dataclasses
 import math
 import typing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Widths
@@ -68,8 +68,9 @@ class Budget:
                 why="each of keep, macs and params counts once, and latency stands alone",
                 do="write several with commas, such as macs=0.5,params=0.3",
             )
-        if self.round_to is not None and self.round_to < 1:
-            raise BudgetError(f"round_to cannot be {self.round_to}", do="give 1 or more channels")
+        multiple: Any = self.round_to  # a caller may have no types
+        if multiple is not None and not (isinstance(multiple, int) and multiple >= 1):
+            raise BudgetError(f"round_to cannot be {multiple!r}", do="give 1 or more channels")
         if not 0 <= self.floor <= 1:
             raise BudgetError(
                 f"the floor of a budget cannot be {self.floor}",

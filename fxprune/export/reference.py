@@ -25,7 +25,7 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
 
     Raises:
         GateError: there is no such network, since the model mixes channels; or `gated` is no gated
-            network.
+            network, or was made of another model.
         TraceError: `model` is no nn.Module.
 
     >>> import torch
@@ -57,7 +57,14 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
             whole = tensors[member.parameter].detach()
             columns = columns.to(whole.device)
             tensors[member.parameter] = whole.index_fill(member.dim, columns, 0.0)
-    clone.load_state_dict(gated.origin.state_dict(tensors))
+    try:
+        clone.load_state_dict(gated.origin.state_dict(tensors))
+    except RuntimeError as error:
+        raise GateError(
+            "the model is another one than the gated network was made of",
+            why=" ".join(line.strip() for line in str(error).splitlines()[1:2]),
+            do="give the model that fxprune.instrument was given",
+        ) from error
     return clone.train(gated.training)
 
 

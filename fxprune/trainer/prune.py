@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -238,8 +239,9 @@ def prune(
             why=f"given: {', '.join([*goals, *([str(budget)] if budget else [])]) or 'none'}",
             do="give one of macs, params, keep, latency, speedup, budget and max_drop",
         )
-    if max_drop is not None and not 0 <= max_drop < 100:
-        raise OptionError(f"max_drop cannot be {max_drop}", do="give points, such as 1")
+    points: Any = max_drop  # a caller may have no types
+    if points is not None and not (isinstance(points, int | float) and 0 <= points < 100):
+        raise OptionError(f"max_drop cannot be {points!r}", do="give points, such as 1")
     require_module(model)
     if options.keeps_best:
         raise OptionError(

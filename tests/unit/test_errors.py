@@ -13,7 +13,15 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.bank.exchange import Selection
-from fxprune.errors import BudgetError, FxpruneError, GateError, OptionError, RunError, TraceError
+from fxprune.errors import (
+    BudgetError,
+    ExportError,
+    FxpruneError,
+    GateError,
+    OptionError,
+    RunError,
+    TraceError,
+)
 from fxprune.export.pt2 import export_pt2
 from tests.support.nets import BY_NAME
 
@@ -105,6 +113,8 @@ def test_inputs_that_are_no_tensors() -> None:
         ({"exclude": nn.ReLU()}, BudgetError, "exclude must be patterns of layers"),
         ({"exclude_inputs": [nn.ReLU()]}, BudgetError, "exclude_inputs must be patterns"),
         ({"every": "1"}, OptionError, "every cannot be '1'"),
+        ({"round_to": "8"}, BudgetError, "round_to cannot be '8'"),
+        ({"round_to": 2.5}, BudgetError, "round_to cannot be 2.5"),
         ({"example_kwargs": 3}, TraceError, "example_kwargs must be a dict, not int"),
         ({"example_inputs": (1, 3, 8, 8)}, TraceError, "they are of the kind int"),
         ({"model": nn.Conv2d}, TraceError, "the model is of the kind type, and no nn.Module"),
@@ -137,6 +147,25 @@ def test_what_is_no_optimizer_and_no_gated_network(tmp_path: Path) -> None:
         "  why  which layer a batch norm follows is read from a torch.fx graph\n"
         "  do   give what fxprune.shrink returned, or torch.fx.symbolic_trace(model)"
     )
+
+
+def test_passes_that_are_none() -> None:
+    gated = fxprune.instrument(small(), IMAGE).eval()
+    number: Any = 3
+    assert "the passes cannot be 3" in refused(OptionError, lambda: fxprune.shrink(gated, number))
+    assert "the pass cannot be 3" in refused(OptionError, lambda: fxprune.shrink(gated, [number]))
+
+
+def test_images_with_other_channels(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"to ONNX\n  why  Given groups=1, weight"):
+        fxprune.export_onnx(small(), IMAGE[:, :1], tmp_path / "net.onnx")
+
+
+def test_the_dense_network_of_another() -> None:
+    gated = fxprune.instrument(small(), IMAGE)
+    for of in (fxprune.zeroed, fxprune.reference_of):
+        said = refused(GateError, lambda of=of: of(gated, nn.Linear(3, 3)))
+        assert said.startswith("the model is another one than the gated network was made of\n")
 
 
 def test_paths_that_are_none() -> None:
