@@ -58,6 +58,14 @@ def which_batched(example: Sequence[Tensor]) -> list[bool]:
     return [bool(tensor.dim()) and tensor.shape[:1] == length for tensor in example]
 
 
+def repeated(example: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
+    """Repeat the first example as often as a batch is long; what is not batched stays."""
+    return tuple(
+        tensor[:1].expand(size, *tensor.shape[1:]).contiguous() if batched else tensor
+        for tensor, batched in zip(example, which_batched(example), strict=True)
+    )
+
+
 def outputs(network: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Return the tensors that a network returns, in order; it gets copies of the inputs."""
     result = network(*(tensor.clone() for tensor in inputs))

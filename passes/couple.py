@@ -28,6 +28,7 @@ from fxprune.analysis.records import write_records
 from fxprune.analysis.solve import Solution
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.records import KEY
+from fxprune.equivalence import repeated
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.tracing.check import hold_to_model
@@ -133,10 +134,9 @@ def _propagate(
     try:
         return inputs, propagate(module, inputs)
     except TraceError:
-        single = all(tensor.dim() > 0 and len(tensor) == 1 for tensor in inputs)
-        if not single:
+        if inputs[0].shape[:1] != (1,):
             raise
-        pairs = tuple(tensor.expand(2, *tensor.shape[1:]) for tensor in inputs)
+        pairs = repeated(inputs, 2)
         with contextlib.suppress(TraceError):  # the first refusal says more
             return pairs, propagate(module, pairs)
         raise

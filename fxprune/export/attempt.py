@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.graph_module import _loader
 
-from fxprune.equivalence import which_batched
+from fxprune.equivalence import repeated, which_batched
 from fxprune.errors import ExportError
 from fxprune.export.condconv import BatchedConvs
 from fxprune.gated.module import GatedModule
@@ -91,14 +91,6 @@ def _sizes(network: nn.Module, example: tuple[Tensor, ...], strict: bool) -> tup
     return tuple(
         tuple(int(text) if (text := str(size)).isdigit() else "batch" for size in sizes)
         for sizes in found  # a symbol may have become a number
-    )
-
-
-def repeated(example: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
-    """Repeat the first example, since torch.export would take a batch of one for a constant."""
-    return tuple(
-        tensor[:1].expand(size, *tensor.shape[1:]).contiguous() if batched else tensor
-        for tensor, batched in zip(example, which_batched(example), strict=True)
     )
 
 

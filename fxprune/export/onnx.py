@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from fxprune.equivalence import fresh_inputs, which_batched
+from fxprune.equivalence import fresh_inputs, repeated, which_batched
 from fxprune.errors import ExportError, OptionError
-from fxprune.export.attempt import advice, forgotten_sources, no_logs, reason, repeated
+from fxprune.export.attempt import advice, forgotten_sources, no_logs, reason
 from fxprune.export.condconv import BatchedConvs
 from fxprune.export.parity import Network, excess, gaps, refusal, rounding
 from fxprune.export.runtime import VERSION, runtime
@@ -272,7 +272,7 @@ def _names_of(result: Any) -> list[str]:
 
 def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptions) -> Any:
     """Export the checked ModelProto, without the exporter's notes, which hold local paths."""
-    pair = repeated(example, options.batch or 2)
+    pair = repeated(example, options.batch or 2)  # of one, it would be taken for a constant
     batches = which_batched(example)
     shapes = tuple(_varying(x, batched, options) for x, batched in zip(example, batches))
     try:

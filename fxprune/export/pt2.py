@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.equivalence import fresh_inputs, outputs, relative_gap, which_batched
+from fxprune.equivalence import fresh_inputs, outputs, relative_gap, repeated, which_batched
 from fxprune.errors import ExportError, ParityError
-from fxprune.export.attempt import forgotten_sources, repeated
+from fxprune.export.attempt import forgotten_sources
 from fxprune.export.marks import marks
 from fxprune.export.onnx import BATCHES
 from fxprune.export.parity import TOLERANCE
@@ -95,7 +95,8 @@ def _exported(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(network, repeated(example, 2), dynamic_shapes=shapes)
+            pair = repeated(example, 2)  # a batch of one would be taken for a constant
+            program = torch.export.export(network, pair, dynamic_shapes=shapes)
             return program, _saved(program, {})
     except (RuntimeError, ValueError, TypeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]

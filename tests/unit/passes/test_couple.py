@@ -149,6 +149,18 @@ def test_a_single_example_is_enough_for_a_norm_that_wants_two() -> None:
     assert [group.size for group in gated.channels.groups] == [8]
 
 
+class ScaledPooledNorm(PooledNorm):
+    """Beside its images it takes a scale, which is no batch."""
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return super().forward(x * scale.view(-1, 1, 1))
+
+
+def test_a_single_example_beside_an_input_without_a_batch() -> None:
+    gated = instrument(ScaledPooledNorm(), (torch.zeros(1, 3, 2, 2), torch.ones(3)))
+    assert [group.size for group in gated.channels.groups] == [8]
+
+
 class TwoModes(nn.Module):
     """Training has a node more, in front of halves that meet."""
 
