@@ -54,8 +54,7 @@ def fresh_inputs(
 
 def which_batched(example: Sequence[Tensor]) -> list[bool]:
     """Find which inputs have the batch along dim 0."""
-    length = example[0].shape[:1]
-    return [bool(tensor.dim()) and tensor.shape[:1] == length for tensor in example]
+    return [bool(t.dim()) and t.shape[:1] == example[0].shape[:1] for t in example]
 
 
 def repeated(example: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:

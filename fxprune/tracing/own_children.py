@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.equivalence import which_batched
 from fxprune.errors import TraceError
 from fxprune.tracing.deepcopy import rebind
 from fxprune.tracing.module import TracedModule, join, keeps_code, modules_of
@@ -152,7 +153,7 @@ def _calls(
     handles = [part.register_forward_pre_hook(note, with_kwargs=True) for part in parts.values()]
     model.eval()
     try:
-        signature.caller(model)(*(_larger(x, *times) for x in signature.inputs))
+        signature.caller(model)(*_larger(signature.inputs, *times))
     except Exception:
         if times == (1, 1):
             return {}
@@ -196,7 +197,8 @@ def _form(value: Any) -> Any:
     return torch.empty((), dtype=value.dtype, device=value.device).expand(value.shape)
 
 
-def _larger(x: Tensor, batch: int, image: int) -> Tensor:
-    """Return a tensor repeated so many times along the batch, and along the sides of an image."""
-    times = [batch, 1, *[image] * (x.dim() - 2)][: x.dim()]
-    return x.repeat(times) if x.dim() else x
+def _larger(inputs: Sequence[Tensor], batch: int, image: int) -> Iterator[Tensor]:
+    """Yield inputs repeated so many times along the batch, and along the sides of an image."""
+    for x, batched in zip(inputs, which_batched(inputs)):
+        times = [batch if batched else 1, 1, *[image] * (x.dim() - 2)][: x.dim()]
+        yield x.repeat(times) if x.dim() else x

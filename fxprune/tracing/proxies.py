@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
+from fxprune.equivalence import which_batched
 from fxprune.tracing.example import Example, resized
 from fxprune.tracing.module import modules_of
 from fxprune.tracing.user_questions import users_code_asks
@@ -69,9 +70,16 @@ class KnowingTracer(fx.Tracer):
         super().__init__(autowrap_modules=none)
         self.exact = exact
         device = inputs[0].device if inputs else torch.device("cpu")
-        known = [[resized(x, *times) for x in inputs] for times in ((1, 1), (2, 1), (1, 2))]
         if examples:
             known = [[resized(x, 1, 1) for x in given or inputs] for given in examples]
+        else:
+            known = [
+                [
+                    resized(x, batch if own else 1, image)
+                    for x, own in zip(inputs, which_batched(inputs))
+                ]
+                for batch, image in ((1, 1), (2, 1), (1, 2))
+            ]
         self._plain, self._batch, image = (
             Example(model, tuple(tensors), device, self.clean_up) for tensors in known
         )

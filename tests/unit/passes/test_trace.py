@@ -196,6 +196,27 @@ def test_what_inputs_may_vary_is_not_fixed(block: type[nn.Module]) -> None:
         assert torch.equal(module(x), model(x))
 
 
+class Scaled(nn.Module):
+    """Asks for sizes of what was made of images, and of an input that is no batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        x = self.conv(x * scale[:, None, None])
+        return x + 1 if x.shape[1] == 4 else x
+
+
+def test_an_input_without_a_batch_stays_as_long_in_a_larger_batch() -> None:
+    model = Scaled().eval()
+    inputs = torch.zeros(2, 3, 4, 4), torch.ones(3)
+    module = apply("trace", Program(model, inputs)).graph_module
+    assert [node.target for node in module.graph.nodes if node.op == "call_module"] == ["conv"]
+    x, scale = torch.randn(5, 3, 4, 4), torch.rand(3)
+    assert torch.equal(module(x, scale), model(x, scale))
+
+
 def test_a_number_of_the_image_is_fixed_where_nothing_else_helps() -> None:
     model = OnTheImage().eval()
     module = apply("trace", Program(model, (torch.zeros(2, 3, 4, 4),))).graph_module
