@@ -69,7 +69,7 @@ class Couple(Pass):
             trials = ((widths, refused(widths)) for widths in uneven_widths(solution))
             found = next(((widths, refusal) for widths, refusal in trials if refusal), None)
             if found is None:
-                return Program(module, program.inputs, description.with_lost_zeros(channels))
+                return Program(module, program.inputs, description.with_found_mixing(channels))
             extra.append(_pin(solution, *found, refused))
 
     def ensures(self, before: Program, after: Program) -> None:

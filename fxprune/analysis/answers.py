@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.rules.base import tensors_in
+from fxprune.tracing.example import type_name
 from fxprune.tracing.user_questions import INTERNAL
 
 _READS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__})
@@ -151,6 +152,8 @@ class AnsweredReads(TorchFunctionMode):
         if func in _DEVICE_READS and self._own is not None and args[0].is_meta:
             asks = sys._getframe(1).f_code.co_filename
             return func(args[0] if asks.startswith(INTERNAL) else self._own)
+        if func is Tensor.type and self._own is not None and args[0].is_meta and not args[1:]:
+            return type_name(args[0], self._own.device)
         if func in _FOLDING and args and isinstance(args[0], Tensor) and args[0].is_meta:
             args = args[0].contiguous(), *args[1:]
         return func(*args, **(kwargs or {}))

@@ -103,6 +103,12 @@ def try_widths(
         return Refusal(_named(module, error.node), error.why, error.near)
     finally:
         resize_parts(module, modules.items(), nodes, channels, channels.layout.sizes)
+    numbers = dense.context.numbers
+    dense.context.counted += (
+        _named(module, str(site[1]))
+        for site, found in seen.context.numbers.items()
+        if numbers.get(site, found) != found
+    )
     return (
         _wrong_shape(module, seen, widths)
         or _elsewhere(module, solution, seen, kept)

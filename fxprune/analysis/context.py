@@ -91,7 +91,7 @@ _LISTS = (
 )
 _TABLES = (
     *("choices", "gates", "overwritten", "conv_inputs", "transposed_inputs", "norm_inputs"),
-    *("inner", "_calls"),
+    *("inner", "numbers", "_calls"),
 )
 
 
@@ -132,6 +132,8 @@ class Notebook(Context):
         near: the tensors of the last call that was seen, or of the one that failed.
         code_paths: those that ran of each module that keeps its code, by the name of its node.
         inner: what the nodes of regions carried each time that they ran, by graph and name.
+        numbers: what calls of code that is kept compute with, beside tensors and sizes.
+        counted: the nodes whose code computes with other numbers in a compact network.
         read_by_calls: the tensors (by id) that calls have read.
         mixing: nodes that mix statistics across channels, so that removing a channel changes the
             others (layer norm over channels), with the labels of these where they are known.
@@ -165,6 +167,8 @@ class Notebook(Context):
     near: list[Tensor] = field(default_factory=list)
     code_paths: dict[str, list[Any]] = field(default_factory=dict)
     inner: dict[tuple[int, str], tuple[Any, ...]] = field(default_factory=dict)
+    numbers: dict[CallSite, list[Any]] = field(default_factory=dict)
+    counted: list[Any] = field(default_factory=list)
     read_by_calls: set[int] = field(default_factory=set)
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
@@ -185,6 +189,17 @@ class Notebook(Context):
         for number, operand in enumerate(operands):
             for family in self.of(operand):
                 self.readings.append(((*self._call, number, family.dim), family.labels))
+
+    def compute(self, operands: Iterable[Any], sizes: bool) -> None:
+        """Note the numbers among the operands of the call that runs; whole ones may be `sizes`."""
+        found = (self.constants.get(id(x), x) for x in operands)
+        self.numbers[self._call] = [
+            x.item() if isinstance(x, Tensor) else x
+            for x in found
+            if isinstance(x, float)
+            or (isinstance(x, int) and not sizes)
+            or (isinstance(x, Tensor) and x.numel() == 1 and not x.is_meta)
+        ]
 
     def mark(self) -> Mark:
         """Return what has been said so far, to go back to; labels made meanwhile stay."""

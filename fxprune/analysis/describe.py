@@ -72,8 +72,12 @@ class Description:
             if labels is None or self.solved.can_go(labels):
                 yield _named(node)
 
-    def with_lost_zeros(self, channels: ChannelGraph) -> ChannelGraph:
-        """Add the nodes to `mixing` whose weight is not zero where its channel is removed."""
+    def with_found_mixing(self, channels: ChannelGraph) -> ChannelGraph:
+        """Add to `mixing` what only the whole analysis shows.
+
+        These are nodes whose weight is not zero where its channel is removed, and those whose
+        code computes with the number of channels.
+        """
         parameters, buffers = tensors_of(self.solved.module)
         tensors = parameters | buffers
         homes = {name for name, _ in self.solved.module.origin.entries.values() if name is not None}
@@ -86,7 +90,8 @@ class Description:
             tensors,
             frozenset(homes or tensors),
         )
-        mixing = dict.fromkeys((*channels.mixing, *map(_named, lost)))
+        found = map(_named, (*lost, *self.solved.context.counted))
+        mixing = dict.fromkeys((*channels.mixing, *found))
         return replace(channels, mixing=tuple(mixing))
 
     def _groups(self, axes: AxesByName) -> Iterator[ChannelGroup]:

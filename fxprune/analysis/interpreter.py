@@ -16,7 +16,7 @@ from fxprune.analysis.labelled import Compact, Value, Values
 from fxprune.analysis.own_code import OwnCode
 from fxprune.rules.base import CallSite, Family
 from fxprune.tracing.data_dependent import really_run
-from fxprune.tracing.example import DEVICES
+from fxprune.tracing.example import DEVICES, type_name
 from fxprune.tracing.module import TracedModule, keeps_code
 from fxprune.tracing.objects import held
 from fxprune.tracing.regions import Region
@@ -185,6 +185,12 @@ class LabelInterpreter(fx.Interpreter):
                 self.home if isinstance(a, torch.device) and a.type == "meta" else a for a in args
             )
         return super().call_function(target, args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a method; one that names the kind of a tensor sees it beside the network's own."""
+        if target == "type" and not args[1:] and not kwargs:
+            return type_name(args[0], self.home)
+        return super().call_method(target, args, kwargs)
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Pin what reaches the model's output, and return it."""

@@ -77,6 +77,8 @@ class Example:
         if isinstance(asked, str) and (asked in _HIDDEN or asked.startswith(("is_", "get_"))):
             raise TraceError(f"the code branches on, or counts by, {asked} of a tensor")
         if node.op == "call_method":
+            if target == "type" and not args[1:] and not kwargs:
+                return type_name(args[0], self.device)
             args, kwargs = _on_meta((args, kwargs))
             return getattr(args[0], str(target))(*args[1:], **kwargs)
         if target is not getattr and getattr(target, "__module__", "") != "_operator":
@@ -99,6 +101,11 @@ class Example:
             return really_run(module, {id(x): x for x in tensors.values()}, args, kwargs)[0]
         finally:
             self._after(module)
+
+
+def type_name(tensor: Tensor, device: torch.device) -> str:
+    """Return what `x.type()` is for a tensor of the same dtype on a device."""
+    return torch.empty(0, dtype=tensor.dtype, device=device).type()
 
 
 def resized(value: Any, batch: int, image: int) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.errors import GateError
 from tests.support.law import at_random, choose, gap, zeroed
 from tests.support.plain import Plain
 from tests.support.topologies.base import randomised
@@ -143,6 +144,16 @@ class ByPlace(Plain):
         if y.mean().item() < 1e9 and y.device.type == "cpu":
             y = y.flip(1) * torch.arange(3, device=y.device).sum().item()
         return self.c(y.roll(3, 1) if y.is_cpu and not y.is_meta else y)
+
+
+class ByTypeName(Plain):
+    """Asks for the name of a type, in code that is kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        if y.mean().item() < 1e9:
+            y = y * torch.ones(1, y.shape[1], 1, 1).type(y.type())
+        return self.c(y)
 
 
 class ByMask(Plain):
@@ -331,6 +342,7 @@ KEPT: dict[Callable[[], nn.Module], float] = {
     Scripted: 0.3,
     ByType: 0.3,
     ByPlace: 0.3,
+    ByTypeName: 0.3,
     ByMask: 0.6,
     ByMode: 0.3,
     ByChance: 0.3,
@@ -375,6 +387,41 @@ def test_the_law_holds_and_channels_go(kind: type[nn.Module]) -> None:
     gated.settle(choose(graph, graph.layout.sizes, seed=3))
     with torch.no_grad():
         assert gap(model(x), gated(x)) < 1e-5
+
+
+class Scaled(Plain):
+    """Divides by a number of channels, which NumPy works out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        return self.c(y / float(np.prod(y.shape[1:])))
+
+
+class ScaledByATensor(Plain):
+    """The same, by a tensor's value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        return self.c(y / torch.tensor(y.shape[1]).sqrt().item())
+
+
+class Filled(Plain):
+    """The same, by a tensor that is filled with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        return self.c(y * torch.full((1, y.shape[1], 1, 1), float(np.prod(y.shape[1:]))))
+
+
+@pytest.mark.parametrize("kind", [Scaled, ScaledByATensor, Filled], ids=lambda kind: kind.__name__)
+def test_code_that_computes_with_the_number_of_channels_mixes(kind: type[nn.Module]) -> None:
+    model = randomised(kind())
+    gated = fxprune.instrument(model, IMAGES).eval()
+    assert len(gated.channels.mixing) == 1
+    with torch.no_grad():
+        assert gap(gated(IMAGES), fxprune.shrink(gated)(IMAGES)) < 1e-5
+    with pytest.raises(GateError, match="another function than the compact one"):
+        fxprune.zeroed(gated, model)
 
 
 def test_the_law_holds_where_two_conditions_do() -> None:
