@@ -4,6 +4,7 @@ Letters: N channels in all, K of them chosen.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,8 +82,15 @@ class Selector:
         """Refuse a selection that does not fit.
 
         Raises:
-            GateError: the widths do not fit the groups, or the selection not its widths.
+            GateError: it is no selection, the widths do not fit the groups, or the selection not
+                its widths.
         """
+        given: Any = chosen  # a caller may have no types
+        if not isinstance(given, Selection):
+            raise GateError(
+                f"cannot select a {type(given).__name__}",
+                do="give a fxprune.bank.exchange.Selection, such as gated.best()",
+            )
         self._cost.macs(chosen.widths)  # refuses widths that do not fit
         layout, channels = self._layout, chosen.channels
         asked = torch.arange(len(layout.sizes)).repeat_interleave(torch.tensor(chosen.widths))

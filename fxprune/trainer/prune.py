@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
@@ -27,7 +27,7 @@ from fxprune.errors import BudgetError, DataError, OptionError
 from fxprune.gated.module import GatedModule
 from fxprune.policies import Policy
 from fxprune.tracing.module import evaluating, require_module
-from fxprune.tracing.signature import example_arguments
+from fxprune.tracing.signature import flat_inputs
 from fxprune.trainer.evaluate import check_fit
 from fxprune.trainer.loop import EpochMetrics, Tick, fit
 from fxprune.trainer.options import TrainOptions
@@ -178,7 +178,7 @@ SILENT = Watcher()
 
 def prune(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
     *,
     data: DataSet | str,
     macs: float | None = None,
@@ -243,6 +243,11 @@ def prune(
     if points is not None and not (isinstance(points, int | float) and 0 <= points < 100):
         raise OptionError(f"max_drop cannot be {points!r}", do="give points, such as 1")
     require_module(model)
+    how: Any = options  # a caller may have no types
+    if not isinstance(how, TrainOptions):
+        raise OptionError(
+            f"the options cannot be {how!r}", do="give fxprune.trainer.options.TrainOptions(…)"
+        )
     if options.keeps_best:
         raise OptionError(
             "a pruning chooses no epoch",
@@ -250,7 +255,7 @@ def prune(
             do="leave them out, or instrument, train and export, one after the other",
         )
     given = None if max_drop is not None else Budget.parse(budget or goals[0], round_to)
-    example, _ = example_arguments(example_inputs)
+    example = flat_inputs(model, example_inputs)
     size = example[0].shape
     if not isinstance(data, DataSet | str):
         raise OptionError(

@@ -149,6 +149,13 @@ def test_what_is_no_optimizer_and_no_gated_network(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("call", ["select", "settle"])
+def test_what_is_no_selection(call: str) -> None:
+    gated = fxprune.instrument(small(), IMAGE)
+    said = refused(GateError, lambda: getattr(gated, call)(torch.arange(4)))
+    assert said.startswith("cannot select a Tensor\n")
+
+
 def test_passes_that_are_none() -> None:
     gated = fxprune.instrument(small(), IMAGE).eval()
     number: Any = 3

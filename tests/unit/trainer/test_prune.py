@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -171,9 +172,22 @@ def test_there_is_one_goal(goals: dict[str, float], data: DataSet) -> None:
         prune(net(), EXAMPLE, data=data, **goals)  # type: ignore[arg-type]
 
 
-def test_points_that_cannot_be() -> None:
-    with pytest.raises(OptionError, match="max_drop cannot be -1"):
-        prune(net(), EXAMPLE, data="digits", max_drop=-1)
+@pytest.mark.parametrize("points", [-1, "1"])
+def test_points_that_cannot_be(points: Any) -> None:
+    with pytest.raises(OptionError, match=f"max_drop cannot be {points!r}"):
+        prune(net(), EXAMPLE, data="digits", max_drop=points)
+
+
+def test_options_that_are_none() -> None:
+    options: Any = {"epochs": 2}
+    with pytest.raises(OptionError, match="the options cannot be"):
+        prune(net(), EXAMPLE, data="digits", macs=0.5, options=options)
+
+
+def test_example_inputs_by_name() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+    with pytest.raises(DataError, match="the model does not take the images of digits"):
+        prune(model, {"input": torch.zeros(2, 3, 8, 8)}, data="digits", macs=0.5)
 
 
 def test_a_network_that_guesses_is_named(data: DataSet) -> None:
