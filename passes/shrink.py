@@ -5,7 +5,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxprune.bank.bank import take
@@ -14,7 +13,7 @@ from fxprune.channels.resize import resize
 from fxprune.errors import GateError
 from fxprune.gated.bare_averages import MADE
 from fxprune.gated.links import sums_of
-from fxprune.gated.module import GatedModule
+from fxprune.gated.module import GatedModule, zero_inputs
 from fxprune.gated.nodes import Gated, Tap, to_plain, untapped
 from fxprune.passes.base import Pass, Program, assert_same_function
 from fxprune.tracing.module import TracedModule, adopt, copy_modes
@@ -38,7 +37,7 @@ class Shrink(Pass):
         assert isinstance(program.module, GatedModule)
         with program.module.paused():
             compact = _compact(program.module)
-        inputs = program.inputs or examples_of(program.module)
+        inputs = program.inputs or zero_inputs(program.module)
         compact.meta[KEY] = inputs  # for passes that are run on the network later
         compact.meta[MADE] = sums_of(dict(compact.named_parameters()))
         return Program(compact, inputs)
@@ -49,11 +48,6 @@ class Shrink(Pass):
         assert not own, f"it still has modules of the gated network: {', '.join(sorted(own))}"
         if not before.module.training:
             assert_same_function(dataclasses.replace(before, inputs=after.inputs), after)
-
-
-def examples_of(gated: GatedModule) -> tuple[Tensor, ...]:
-    """Make inputs of the shapes and dtypes that the network was made with, all zero, on the CPU."""
-    return tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
 
 
 def _is_of_gates(module: nn.Module) -> bool:

@@ -136,8 +136,6 @@ def export(
     [bold]fxprune export model.fxprune --onnx --pt2 -o build/[/bold],
     [bold]fxprune export --passes fold,my_passes:DropDropout[/bold].
     """
-    import torch
-
     from fxprune.cli import lines, records, tables
     from fxprune.cli.spec import network_of
     from fxprune.export.bench import Target
@@ -146,6 +144,7 @@ def export(
     from fxprune.export.plain import export_plain
     from fxprune.export.pt2 import export_pt2
     from fxprune.export.reference import reference_of
+    from fxprune.gated.module import zero_inputs
     from fxprune.passes import parse
     from fxprune.registry import split
     from fxprune.runs.promise import COMMAND, Promise
@@ -183,7 +182,7 @@ def export(
         begin()
         source = _data_of(run, job)
         data = None if source is None else source[0]
-        example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
+        example = zero_inputs(gated)
         real = real_inputs(data, example, dynamic_hw)
         if int8:
             _check_calibration(source, example, real, dynamic_hw)

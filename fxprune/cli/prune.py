@@ -298,12 +298,11 @@ def _exported(
     run: "Run", pruned: "Pruned", dense: "nn.Module", images: "DataSet", target: "Target"
 ) -> "Comparison":
     """Write the ONNX file beside the run, checked and timed against the dense network's."""
-    import torch
-
     from fxprune.cli.export import keep_export, notes_of, real_inputs
     from fxprune.export.compare import compact_of, compare_onnx
+    from fxprune.gated.module import zero_inputs
 
-    example = [torch.zeros(shape, dtype=dtype) for shape, dtype in pruned.gated.inputs]
+    example = zero_inputs(pruned.gated)
     try:
         with console.phases(
             ["shrinking it", "writing ONNX", "the dense network", "timing"]

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from fxprune.tracing.checkpoints import checkpointed_parts
-from fxprune.tracing.regions import Code, code_of
+from fxprune.tracing.regions import Code, function_of
 
 
 def checkpointed(network: nn.Module, graph: fx.Graph) -> Code | None:
@@ -27,7 +27,7 @@ def checkpointed(network: nn.Module, graph: fx.Graph) -> Code | None:
     outer = copy.deepcopy(graph)
     for number, nodes in enumerate([*checkpointed_parts(outer)]):
         _outline(network, outer, nodes, number)
-    return code_of(network, outer)
+    return function_of(network, outer)
 
 
 def _outline(network: nn.Module, outer: fx.Graph, nodes: list[fx.Node], number: int) -> None:
@@ -45,7 +45,7 @@ def _outline(network: nn.Module, outer: fx.Graph, nodes: list[fx.Node], number: 
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
     inner.output(tuple(copied[node] for node in outputs))
     with outer.inserting_after(nodes[-1]):
-        call = outer.call_function(_call(network, code_of(network, inner), number), (*inputs,))
+        call = outer.call_function(_call(network, function_of(network, inner), number), (*inputs,))
     with outer.inserting_after(call):
         for at, node in reversed([*enumerate(outputs)]):
             output = outer.call_function(operator.getitem, (call, at))

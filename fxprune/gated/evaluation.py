@@ -23,7 +23,7 @@ from fxprune.channels.resize import resize_parts
 from fxprune.gated.nodes import is_gated, untapped
 from fxprune.gated.residents import Residents
 from fxprune.tracing.module import TracedModule, keeps_code, modules_of, stand_in
-from fxprune.tracing.regions import Code, code_of
+from fxprune.tracing.regions import Code, function_of
 
 _Table = MutableMapping[str, Tensor | None]
 
@@ -243,7 +243,7 @@ class Evaluation:
         graphs = {id(graph): graph for graph in self._graphs.values()}
         nodes = (node for graph in graphs.values() for node in graph.nodes)
         resize_parts(network, (), nodes, channels, widths)
-        codes = {key: code_of(network, graph) for key, graph in graphs.items()}
+        codes = {key: function_of(network, graph) for key, graph in graphs.items()}
         self._codes = {mode: codes[id(graph)] for mode, graph in self._graphs.items()}
         self._widths = widths
 

@@ -18,7 +18,7 @@ from fxprune.gated.nodes import read_taps
 from fxprune.gated.saving import Saving
 from fxprune.gated.selector import Settings
 
-__all__ = ["GatedModule", "Settings"]
+__all__ = ["GatedModule", "Settings", "zero_inputs"]
 
 
 class GatedModule(Saving):
@@ -171,6 +171,11 @@ class GatedModule(Saving):
 
     def _repr_html_(self) -> str:
         return display.as_html(display.picture_of(self))
+
+
+def zero_inputs(gated: GatedModule) -> tuple[Tensor, ...]:
+    """Make inputs of the shapes and dtypes that a network was made with, all zero, on the CPU."""
+    return tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
 
 
 def _saving(gated: GatedModule | None) -> Selection | None:

@@ -69,7 +69,7 @@ class Region:
 
     def recompile(self) -> None:
         """Make the code of the graphs as they are now."""
-        codes = {id(graph): code_of(self.module, graph) for graph in self.graphs}
+        codes = {id(graph): function_of(self.module, graph) for graph in self.graphs}
         self._codes = {mode: codes[id(graph)] for mode, graph in self._graphs.items()}
 
     def on(self, module: nn.Module) -> Self:
@@ -128,7 +128,7 @@ def _holds_size(value: Any) -> bool:
     return type(value) is int and value > 1
 
 
-def code_of(module: nn.Module, graph: fx.Graph) -> Code:
+def function_of(module: nn.Module, graph: fx.Graph) -> Code:
     """Compile a graph to a function that takes the module as its first argument."""
     made: Any = type(fx.GraphModule(module, graph, "Code"))
     code: Code = made.forward
