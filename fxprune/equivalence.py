@@ -52,9 +52,14 @@ def fresh_inputs(
     return tuple(drawn)
 
 
+def batch_of(example: Sequence[Tensor]) -> int:
+    """Return the length of the batch: dim 0 of the first input that has one; 1 if none has."""
+    return next((len(tensor) for tensor in example if tensor.dim()), 1)
+
+
 def which_batched(example: Sequence[Tensor]) -> list[bool]:
     """Find which inputs have the batch along dim 0."""
-    return [bool(t.dim()) and t.shape[:1] == example[0].shape[:1] for t in example]
+    return [tensor.dim() > 0 and len(tensor) == batch_of(example) for tensor in example]
 
 
 def repeated(example: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
@@ -127,7 +132,7 @@ def difference(
             gap = _furthest(wanted, run(other, given))
             if gap <= SAME and _varies(wanted):
                 return gap
-    for size in (1, len(example[0])):  # one example is the quickest, where the model takes one
+    for size in (1, batch_of(example)):  # one example is the quickest, where the model takes one
         given = tuple(x.to(device) for x in fresh_inputs(example, size, torch.Generator()))
         with contextlib.suppress(Exception):  # the user's code may want other inputs
             wanted = run(model, given)

@@ -28,7 +28,7 @@ from fxprune.analysis.records import write_records
 from fxprune.analysis.solve import Solution
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.records import KEY
-from fxprune.equivalence import repeated
+from fxprune.equivalence import batch_of, repeated
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
 from fxprune.tracing.check import hold_to_model
@@ -134,7 +134,7 @@ def _propagate(
     try:
         return inputs, propagate(module, inputs)
     except TraceError:
-        if inputs[0].shape[:1] != (1,):
+        if batch_of(inputs) != 1:
             raise
         pairs = repeated(inputs, 2)
         with contextlib.suppress(TraceError):  # the first refusal says more

@@ -43,7 +43,7 @@ class Labelled:
         context: what the rules said.
         axes: for each parameter and buffer, the labels of each of its dimensions longer than 1.
         values: for each graph (in the order of `TracedModule.all_graphs`), each node's values.
-        batch: the length of the first dimension of the first input.
+        batch: the length of the batch; see `fxprune.equivalence.batch_of`.
         copies: those of `Aliasing`.
         repeated: the later values of a region's nodes, where it ran several times, by name.
     """

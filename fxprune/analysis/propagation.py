@@ -18,6 +18,7 @@ from fxprune.analysis.context import Notebook
 from fxprune.analysis.interpreter import LabelInterpreter, regions_run
 from fxprune.analysis.label_mode import LabelMode, rules, to_meta
 from fxprune.analysis.labelled import Compact, Labelled
+from fxprune.equivalence import batch_of
 from fxprune.errors import TraceError
 from fxprune.rules.base import Family
 from fxprune.tracing.module import (
@@ -84,7 +85,6 @@ def propagate(
             runs.append(LabelInterpreter(module, graph, mode, compact, first, real))
             with regions_run(module, runs[-1]):
                 _run(runs[-1], inputs)
-    batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
     inner = [
         {name: seen for (number, name), seen in context.inner.items() if number == own}
         for own in range(len(runs), len(module.all_graphs))
@@ -92,7 +92,7 @@ def propagate(
     values = [run.values for run in runs] + [{n: seen[0] for n, seen in v.items()} for v in inner]
     again = [{n: seen[1:] for n, seen in v.items() if len(seen) > 1} for v in inner]
     repeated = {name: seen for own in again for name, seen in own.items()}
-    return Labelled(context, axes, tuple(values), batch, aliasing.copies, repeated)
+    return Labelled(context, axes, tuple(values), batch_of(inputs), aliasing.copies, repeated)
 
 
 def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from fxprune.equivalence import fresh_inputs, repeated, which_batched
+from fxprune.equivalence import batch_of, fresh_inputs, repeated, which_batched
 from fxprune.errors import ExportError, OptionError
 from fxprune.export.attempt import advice, forgotten_sources, no_logs, reason
 from fxprune.export.condconv import BatchedConvs
@@ -176,7 +176,7 @@ def export_onnx(
         trials.append(fresh_inputs(_larger(example, expected), options.batches[0], generator))
     given = flat_inputs(model, inputs) if len(inputs) else ()
     real = tuple(tensor.detach().cpu() for tensor in given)
-    real_sizes = [size for size in options.batches if real and len(real[0]) >= size]
+    real_sizes = [size for size in options.batches if real and batch_of(real) >= size]
     trials += [_first(real, example, size) for size in real_sizes]
 
     content = program.SerializeToString()

@@ -217,6 +217,25 @@ def test_an_input_without_a_batch_stays_as_long_in_a_larger_batch() -> None:
     assert torch.equal(module(x, scale), model(x, scale))
 
 
+class Timed(nn.Module):
+    """Takes a number, and then images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, time: Tensor, x: Tensor) -> Tensor:
+        return self.fc(self.stem(x) * time)
+
+
+def test_a_number_in_front_of_the_images() -> None:
+    gated = instrument(Timed(), (torch.tensor(3.0), torch.zeros(2, 3, 6, 6)))
+    assert gated.cost.dense_macs == (3 * 4 + 4 * 5) * 36  # of one example
+    compact = shrink(gated.eval())
+    inputs = torch.tensor(2.0), torch.randn(5, 3, 6, 6)
+    assert torch.equal(compact(*inputs), gated(*inputs))
+
+
 def test_a_number_of_the_image_is_fixed_where_nothing_else_helps() -> None:
     model = OnTheImage().eval()
     module = apply("trace", Program(model, (torch.zeros(2, 3, 4, 4),))).graph_module
