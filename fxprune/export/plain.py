@@ -20,6 +20,7 @@ from fxprune.errors import ExportError, ParityError
 from fxprune.export.marks import marks
 from fxprune.files import write_bytes
 from fxprune.tracing.module import evaluating
+from fxprune.tracing.signature import signature_of
 
 HEAD = '''"""A compact network, written by fxprune; it needs torch and safetensors only."""
 
@@ -75,8 +76,8 @@ def export_plain(compact: nn.Module, example: tuple[Tensor, ...], path: Path) ->
         path: of the code, ending in .py; the weights get the same name with .safetensors.
 
     Raises:
-        ExportError: the network has layers or functions that are not torch's own, or computes
-            another thing in training than in evaluation.
+        ExportError: the network has layers or functions that are not torch's own, computes
+            another thing in training than in evaluation, or takes or returns more than tensors.
         ParityError: the code does not compute what the network computes.
         RunError: a file cannot be written.
     """
@@ -85,6 +86,12 @@ def export_plain(compact: nn.Module, example: tuple[Tensor, ...], path: Path) ->
             "the network cannot be written as plain code",
             why="its forward does other things in training than in evaluation",
             do="write --pt2, or decide in forward by layers such as nn.Dropout alone",
+        )
+    if signature_of(compact) is not None:
+        raise ExportError(
+            "the network cannot be written as plain code",
+            why="its forward has options, or takes or returns lists or dicts",
+            do="write --pt2, which holds any network",
         )
     code = _code(compact)
     tensors = {  # each in memory of its own

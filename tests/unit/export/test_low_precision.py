@@ -280,6 +280,21 @@ def test_writing_plain_code_leaves_the_mode(tmp_path: Path) -> None:
     assert all(module.training for module in network.modules())
 
 
+def test_plain_code_of_a_forward_with_options_is_refused(tmp_path: Path) -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+        def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+            y = self.body(x)
+            return y if scale is None else y * scale
+
+    network = fxprune.shrink(fxprune.instrument(Optional(), EXAMPLE).eval())
+    with pytest.raises(ExportError, match="its forward has options, or takes or returns lists"):
+        export_plain(network, EXAMPLE, tmp_path / "no.py")
+
+
 def test_what_is_no_layer_of_torch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot be written as plain code"):
         export_plain(nn.Conv2d(3, 3, 1), EXAMPLE, tmp_path / "no.py")
