@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
+from fxprune.equivalence import batch_of
 from fxprune.errors import TraceError
 from fxprune.passes.base import Pass, Program
+from fxprune.rules.base import tensors_in
 from fxprune.tracing.check import OtherNetworkError, hold_to_model
 from fxprune.tracing.module import TracedModule, keeps_code, modules_of, require_module
 from fxprune.tracing.signature import Signature, example_arguments
@@ -58,7 +61,18 @@ class Trace(Pass):
                     "a quotation mark, a backslash or a new line would end or change it",
                     do="give it another name",
                 )
-        example_arguments(program.inputs, self.kwargs)
+        if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+            raise TraceError(
+                "the model has lazy layers that have not run yet",
+                why="they take their sizes from the first input",
+                do="run the model once, as model(x), before it is instrumented",
+            )
+        if batch_of(tensors_in(example_arguments(program.inputs, self.kwargs))) == 0:
+            raise TraceError(
+                "there is no example among the example inputs",
+                why="the batch, their first dimension, has the length 0",
+                do="give one example or more",
+            )
 
     def run(self, program: Program) -> Program:
         args, kwargs = example_arguments(program.inputs, self.kwargs)

@@ -117,6 +117,8 @@ def test_inputs_that_are_no_tensors() -> None:
         ({"round_to": 2.5}, BudgetError, "round_to cannot be 2.5"),
         ({"example_kwargs": 3}, TraceError, "example_kwargs must be a dict, not int"),
         ({"example_inputs": (1, 3, 8, 8)}, TraceError, "they are of the kind int"),
+        ({"example_inputs": IMAGE[:0]}, TraceError, "there is no example among the example inputs"),
+        ({"model": nn.LazyConv2d(8, 3)}, TraceError, "the model has lazy layers that have not run"),
         ({"model": nn.Conv2d}, TraceError, "the model is of the kind type, and no nn.Module"),
         ({"model": torch.relu}, TraceError, "no nn.Module"),
     ],
