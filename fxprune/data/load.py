@@ -12,7 +12,7 @@ from torchvision import datasets
 
 from fxprune.data.folder import open_folders, workers_for
 from fxprune.data.preprocess import IMAGENET, Preprocess
-from fxprune.data.splits import Batch, FolderSplit, Normalise, Split, TensorSplit
+from fxprune.data.splits import Batch, FolderSplit, Normalise, Split, TensorSplit, check_tensors
 from fxprune.errors import DataError
 
 FOLDER = "folder:"
@@ -118,6 +118,8 @@ def from_tensors(
     Raises:
         DataError: wrong dtypes or shapes, or a label outside the classes.
     """
+    for part in (train, val):
+        check_tensors(*part)
     own = Normalise.of(train[0])
     normalise = Normalise(*preprocess.statistics((own.mean, own.std)))
     flip = flip if preprocess.flip is None else preprocess.flip

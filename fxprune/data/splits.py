@@ -100,6 +100,24 @@ class Normalise:
         return images.float().sub_(mean * 255).div_(std * 255)
 
 
+def check_tensors(images: Tensor, labels: Tensor) -> None:
+    """Refuse what is no uint8 images [N, C, H, W], or no int64 labels [N] of them.
+
+    Raises:
+        DataError: a dtype or a shape is another one.
+    """
+    if images.dtype != torch.uint8 or images.dim() != 4:
+        raise DataError(
+            f"cannot take images of {images.dtype} {tuple(images.shape)}",
+            do="give a uint8 tensor [N, C, H, W]",
+        )
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"cannot take labels of {labels.dtype} {tuple(labels.shape)}",
+            do=f"give an int64 tensor [{len(images)}], one label per image",
+        )
+
+
 def crop_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Pad with zeros, crop back at a random position, and mirror with probability 1/2.
 
@@ -147,16 +165,7 @@ class TensorSplit:
     operation: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
-            raise DataError(
-                f"cannot take images of {self.images.dtype} {tuple(self.images.shape)}",
-                do="give a uint8 tensor [N, C, H, W]",
-            )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise DataError(
-                f"cannot take labels of {self.labels.dtype} {tuple(self.labels.shape)}",
-                do=f"give an int64 tensor [{len(self.images)}], one label per image",
-            )
+        check_tensors(self.images, self.labels)
 
     def __len__(self) -> int:
         """Count the examples."""

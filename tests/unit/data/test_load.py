@@ -176,6 +176,8 @@ def test_mnist_from_its_files(tmp_path):
 def test_wrong_tensors(images, labels, text):
     with pytest.raises(DataError, match=text):
         TensorSplit(images, labels, Normalise((0.0,), (1.0,)))
+    with pytest.raises(DataError, match=text):
+        from_tensors("own", (images, labels), (images, labels), ("a",))
 
 
 def test_labels_outside_the_classes():
