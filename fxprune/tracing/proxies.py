@@ -293,6 +293,12 @@ class KnowingProxy(fx.Proxy):
         found = _KnowingAttribute(self, name)
         return self._tracer.if_known(found) if name == "ndim" else found
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":  # as of a weight that forward itself keeps small
+            self.data.copy_(value)
+        else:
+            super().__setattr__(name, value)
+
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # what isinstance looks at, beside the type itself
         return self._tracer.kind(self) if users_code_asks(sys._getframe(1)) else type(self)

@@ -57,3 +57,23 @@ def test_trained_copied_shrunk_and_referred_to(make: Callable[[], nn.Module]) ->
         torch.testing.assert_close(network.eval()(X), wanted, rtol=0, atol=1e-6)
     reference = reference_of(gated, model).eval()
     torch.testing.assert_close(reference(X), wanted, rtol=0, atol=1e-6)
+
+
+class Bounded(nn.Conv2d):
+    """Keeps the filters of its weight short, whenever it runs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        return super().forward(x)
+
+
+def test_a_weight_that_forward_bounds() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), Bounded(16, 12, 3), nn.Conv2d(12, 4, 1))
+    nn.init.ones_(model[2].weight)
+    gated = instrument(model, X, policy="random")
+    gated.train()(X).square().mean().backward()
+    with torch.no_grad():
+        wanted = gated.eval()(X)
+        assert (gated.get_parameter("2.weight").flatten(1).norm(dim=1) < 0.5001).all()
+        for network in (shrink(gated), reference_of(gated, model)):
+            torch.testing.assert_close(network(X), wanted, rtol=0, atol=1e-6)
