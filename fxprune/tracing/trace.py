@@ -325,7 +325,7 @@ class _Tracer(KnowingTracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         called = node.op in ("call_function", "call_method")
-        if called and (node.target in _VALUES or self._takes_by_mask(node)):
+        if called and self._asks_for_values(node):
             raise self.refuse("the code asks for what is in a tensor")
         if is_number(node, self.numbers):
             self.numbers.add(node)
@@ -334,10 +334,16 @@ class _Tracer(KnowingTracer):
             self.checkpoints.mark(node, sys._getframe(1))
         return node
 
-    def _takes_by_mask(self, node: fx.Node) -> bool:
-        """Tell whether a node is `x[mask]`, whose size depends on what is in the mask."""
+    def _asks_for_values(self, node: fx.Node) -> bool:
+        """Tell whether a result, or its size, depends on what is in a tensor, as of `x[mask]`."""
+        if node.target is torch.where:
+            return len(node.args) + len(node.kwargs) == 1  # where the condition holds
+        if node.target in ("repeat_interleave", torch.repeat_interleave):
+            repeats = node.kwargs.get("repeats", node.args[-1])
+            plain = not isinstance(repeats, fx.Node) or repeats in self.numbers
+            return not plain and "output_size" not in node.kwargs
         if node.target is not operator.getitem:
-            return False
+            return node.target in _VALUES
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         return any(isinstance(part, fx.Node) and self.is_mask(part) for part in index)
 

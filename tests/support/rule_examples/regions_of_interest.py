@@ -16,6 +16,17 @@ def boxes(x: Tensor) -> Tensor:
     return torch.cat([torch.arange(x.shape[0], dtype=x.dtype)[:, None], corners], 1)
 
 
+def by_boxes(x: Tensor, pooled: Tensor) -> Tensor:
+    """Scale each channel by what was pooled from its box."""
+    return x * pooled.mean((1, 2, 3))[:, None, None]
+
+
+def box_of_each_channel(x: Tensor) -> Tensor:
+    """A box in the first image for each channel, as large as the channel says: [C, 5]."""
+    size = x.mean((0, 2, 3)).sigmoid() + 3
+    return torch.stack([size * 0, size * 0, size * 0 + 1, size, size + 1], 1)
+
+
 EXAMPLES: tuple[Example, ...] = (
     Example(RegionPool, "align", lambda x: ops.roi_align(x, boxes(x), 1.0, 3, 3, -1, False)),
     Example(RegionPool, "pool", lambda x: ops.roi_pool(x, boxes(x), 1.0, 3, 3)[0]),
@@ -32,5 +43,19 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x: ops.ps_roi_pool(x, boxes(x), 1.0, 2, 2)[0],
         2,
         (2, 4),
+    ),
+    Example(
+        RegionPool,
+        "a box for each channel",
+        lambda x: by_boxes(x, ops.roi_align(x, box_of_each_channel(x), 1.0, 3, 3, -1, False)),
+        mixes=True,
+    ),
+    Example(
+        PositionRegionPool,
+        "a box for each channel",
+        lambda x: by_boxes(x, ops.ps_roi_align(x, box_of_each_channel(x), 1.0, 2, 2, -1)[0]),
+        8,
+        (2, 4),
+        mixes=True,
     ),
 )

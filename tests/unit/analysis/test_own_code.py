@@ -239,6 +239,30 @@ class SomeImages(Plain):
         return self.c(y)
 
 
+class Experts(Plain):
+    """Gives each image to one of two layers, by where a condition holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(16, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        first, out = x.mean((1, 2, 3)) > 0, 0
+        for chosen, expert in ((first, self.b), (~first, self.other)):
+            (here,) = torch.where(chosen)
+            out = out + torch.zeros_like(expert(y)).index_add(0, here, expert(y[here]))
+        return self.c(out)
+
+
+class Repeats(Plain):
+    """Repeats numbers as often as a tensor says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = x.mean((1, 2, 3))
+        return self.c(self.wide(x) * means.repeat_interleave((means > 0).long() + 1).mean())
+
+
 class SizesInATensor(Plain):
     """Reads its sizes out of a tensor."""
 
@@ -350,6 +374,8 @@ KEPT: dict[Callable[[], nn.Module], float] = {
     MadeInForward: 0.3,
     Tokens: 0.3,
     SomeImages: 0.3,
+    Experts: 0.75,
+    Repeats: 0.3,
     SizesInATensor: 0.3,
     Blocks: 0.45,
     Inside: 0.45,
