@@ -1,23 +1,27 @@
 """The widths that spend a budget.
 
-Two ways to spend one. *Uniform*: every group keeps the same share of its channels. *Global*: one
-threshold over all channels' scores, each divided by the channel's price; no group gets less than
-its floor. The price of a channel is what it costs in the budget's own measure: 1 where channels
-are counted, else the macs or params saved by removing half of its group, divided by the number of
-removed channels.
+Two ways to spend one. *Uniform*: every group keeps the same share of its channels. *Global*: what
+the scores of the kept channels are worth is made as much as possible; no group gets less than its
+floor. Where channels are counted (`keep`), that is their sum: one threshold over all channels'
+scores, as in arXiv 2007.01486. Where macs or params are, a group that keeps K of the sum S of its
+channels' scores is worth S log(K / S), so that the less is left of a group, the more its next
+channel is worth. (With their plain sum, the groups of most scores for their price would keep nearly
+all, and the others next to nothing, though the groups of a VGG differ little in that.) The price of
+a channel is what it costs in the budget's own measure: the macs or params saved by removing half of
+its group, divided by the number of removed channels.
 
 Both use one list. Every group's width climbs from its least to its most allowed width in
 *rounding steps*, see `Budget.round_to` (the last may be shorter). The steps of all groups are
-put in order: by the share that the group reaches (uniform) or by the mean score of the step's
-channels over their price (global), as is usual for knapsacks. As many steps from the beginning of
+put in order: by the share that the group reaches (uniform) or by what the step adds in worth over
+the price of its channels (global), as is usual for knapsacks. As many steps from the beginning of
 the list are taken as the budget can pay; then each group may climb one more step if that still
 fits. So the cost never exceeds the budget, and it would if every group climbed one step more. Only
 uniform `keep` needs no list: it is a share of each group, and a group that cannot be so narrow
 keeps its smallest width.
 
-For example, two groups of 24 channels at the price 1 may have 8, 16 or 24 of them; the mean scores
-of their steps to 16 and to 24 are 9, 4 and 5, 1; the budget is 40 channels. The widths begin at 8
-and 8. The steps in order are 9, 5, 4, 1, and the first three fit: the widths are 24 and 16.
+For example, two groups of 24 channels may have 8, 16 or 24 of them; the mean scores of their steps
+to 16 and to 24 are 9, 4 and 5, 1; the budget is 40 channels. The widths begin at 8 and 8. The steps
+in order are 9, 5, 4, 1, and the first three fit: the widths are 24 and 16.
 """
 
 import dataclasses
@@ -81,7 +85,7 @@ def uniform_widths(budget: Budget, layout: Layout, cost: CostModel) -> Widths:
 
 
 def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tensor) -> Widths:
-    """Compute the widths that one threshold over all channels' scores, per price, gives.
+    """Compute the widths at which the kept channels' scores are worth most.
 
     Every group keeps at least its floor: the smallest allowed width that is no less than
     `budget.floor` of its size. The cost does not exceed the budget, and it would if every group
@@ -107,21 +111,24 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
         sorted(values[offset : offset + size], reverse=True)
         for offset, size in zip(layout.offsets, layout.sizes)
     ]
-
-    prices = _prices(budget, cost)
-
-    def urgency(group: int, low: int, high: int) -> float:
-        return sum(best_first[group][low:high]) / (high - low) / prices[group]
-
-    return _spend(budget, cost, allowed_widths(budget, layout, budget.floor), urgency)
-
-
-def _prices(budget: Budget, cost: CostModel) -> list[float]:
-    """Compute what a channel of each group costs in the budget's measure, above 0."""
+    allowed = allowed_widths(budget, layout, budget.floor)
     if budget.kind == "keep":
-        return [1.0] * len(cost.sizes)
+
+        def mean(group: int, low: int, high: int) -> float:
+            return sum(best_first[group][low:high]) / (high - low)
+
+        return _spend(budget, cost, allowed, mean)
+
+    kept = [[0.0, *itertools.accumulate(max(v, 0.0) for v in group)] for group in best_first]
     prices = cost.macs_per_channel if budget.kind == "macs" else cost.params_per_channel
-    return [max(price, 1e-6) for price in prices]  # free channels come first
+
+    def worth(group: int, low: int, high: int) -> float:
+        if not kept[group][low]:
+            return 0.0
+        added = kept[group][-1] * math.log(kept[group][high] / kept[group][low])
+        return added / (high - low) / max(prices[group], 1e-6)  # free channels come first
+
+    return _spend(budget, cost, allowed, worth)
 
 
 def _measured(budget: Budget, layout: Layout) -> Widths:

@@ -6,7 +6,7 @@ The highest utilities of the whole network execute: one threshold over all group
 the widths.
 
 By default v is a channel's share of the saliency of the whole network, lambda is 0.99, and the
-widths, for which a utility is weighed against what a channel costs (`fxprune.budget.budget`), are
+widths, for which utilities are weighed against what channels cost (`fxprune.budget.widths`), are
 allocated anew every `reallocate` steps, since new widths mean new tensors; in between each group's
 best k execute. Groups keep the budget's floor, without which a layer can vanish. How that trains
 against other policies is in results/appendix.md.

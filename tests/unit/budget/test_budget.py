@@ -1,5 +1,6 @@
 """Budgets are met from below, within one rounding step, and refused in plain words."""
 
+import itertools
 import math
 from typing import Literal
 
@@ -232,6 +233,14 @@ def test_a_channel_must_be_worth_its_price() -> None:
     assert global_widths(exact("macs", 0.7), layout, cost, dear)[0] > narrow
 
 
+def test_the_less_is_left_of_a_group_the_more_its_next_channel_is_worth() -> None:
+    """The same scores for the same price, but for a tenth: none keeps all at the other's cost."""
+    layout, cost = chain((64, 64))
+    scores = torch.cat([torch.full((64,), 1.0), torch.full((64,), 1.1)])
+    narrow, wide = global_widths(exact("macs", 0.4), layout, cost, scores)
+    assert 0.8 * wide < narrow <= wide
+
+
 @given(cases(), kinds, values, values, st.data())
 def test_a_larger_global_budget_never_buys_less(
     case: Case, kind: Kind, one: float, two: float, data: st.DataObject
@@ -297,7 +306,9 @@ def test_widths_are_those_of_a_plain_walk(
         narrow = (*layout.sizes[:group], half, *layout.sizes[group + 1 :])
         saved = count(kind, cost, layout.sizes) - count(kind, cost, narrow)
         price = saved / max(size - half, 1) or 1e-6
-        ranked.append([score / price for score in sorted(part.tolist(), reverse=True)])
+        kept = list(itertools.accumulate(sorted(part.tolist(), reverse=True)))
+        gains = [kept[-1] * math.log(high / low) for low, high in itertools.pairwise(kept)]
+        ranked.append([math.inf, *(gain / price for gain in gains)])
     assert global_widths(budget, layout, cost, scores) == walked(budget, case, ranked)
 
 
