@@ -52,7 +52,9 @@ repeats an arm.
 Arms that are "mended" are refitted; those with "norms measured anew"
 had their batch norms measured before and after that, which the tool no longer does. Of the runs of
 one dense epoch, those two kinds and "utility, uniform widths, one-shot, mended" were scored on 50
-batches, the other one-shot runs of `utility` on 20; `spent` counts it.
+batches, the other one-shot runs of `utility` on 20; `spent` counts it. "Plain sums" are widths
+allocated by the sums of scores, and no logarithm of them, which `fxprune.budget.widths` no longer
+does; so are all of `utility` and `balance` outside the table of 2 dense epochs from vgg6.
 """
 
 
