@@ -147,6 +147,7 @@ class Averaging(Executing):
         return (
             one.widths == other.widths
             and [(p.shape, p.dtype) for p in own] == [(p.shape, p.dtype) for p in wanted]
+            and not any(p.is_meta for p in own)
             and self.channels.shapes == source.channels.shapes
             and self._is_at(source)
             and all(map(is_close, own, wanted))

@@ -100,8 +100,12 @@ class Saving(Averaging):
     ) -> None:
         """Load the selection first, so that the parameters have the widths of the saved ones."""
         state = state_dict.get(f"{prefix}_extra_state")
-        if state is not None:
-            self.restore(state if isinstance(state, Mapping) else from_bytes(state))
+        if isinstance(state, Tensor):
+            state = from_bytes(state)
+        if isinstance(state, Mapping):
+            self.restore(state)
+        else:  # also where torch.distributed.checkpoint put an object for what it has not found
+            state = None
         if not self.settled:
             gated = {id(tensor) for tensor in self._residents.tensors().values()}
             pairs = self.named_parameters(prefix.rstrip("."))

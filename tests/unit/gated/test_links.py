@@ -102,6 +102,20 @@ def test_a_network_on_the_meta_device_does_not_disturb_another(without_values: i
     assert gated.steps == 2
 
 
+def test_a_network_whose_weights_are_offloaded_does_not_disturb_another() -> None:
+    """Of accelerate's offloading only the parameters are on the meta device."""
+    gated, optimizer = build("random")
+    other = instrument(NET.model().train(), NET.inputs(), policy="random")
+    other.load_state_dict(gated.state_dict())
+    for module in other.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(parameter.to("meta"))
+    before = gated.executing.clone()
+    train_step(gated, optimizer, NET, 0)
+    assert not torch.equal(gated.executing, before)
+
+
 def test_a_network_with_parameters_put_in_by_hand_does_not_disturb_another() -> None:
     other = instrument(NET.model().train(), NET.inputs(), policy="random")
     layer = next(module for module in other.modules() if isinstance(module, nn.Conv2d))
