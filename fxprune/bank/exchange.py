@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fxprune.bank.bank import Bank, put, take
 from fxprune.bank.packed import Pack
 from fxprune.bank.sparse import SparseSwap
-from fxprune.channels.graph import ChannelGraph, Widths
+from fxprune.channels.graph import ChannelGraph, Layout, Widths
 from fxprune.errors import GateError
 from fxprune.tracing.module import modules_of, own_name
 
@@ -26,6 +26,15 @@ class Selection:
     def to(self, device: torch.device) -> "Selection":
         """Return the selection on a device."""
         return Selection(self.channels.to(device), self.widths)
+
+    def fits(self, layout: Layout) -> bool:
+        """Tell whether it has as many channels of each group as its widths say."""
+        if len(self.widths) != len(layout.sizes) or len(self.channels) != sum(self.widths):
+            return False
+        asked = torch.arange(len(layout.sizes)).repeat_interleave(torch.tensor(self.widths))
+        channels = self.channels.cpu()
+        known = bool(((channels >= 0) & (channels < layout.total)).all())
+        return known and torch.equal(layout.group_of()[channels], asked)
 
     def stays_in(self, other: "Selection") -> bool:
         """Tell whether the widths are the same, and so are the slots of each channel of both."""

@@ -9,7 +9,7 @@ parameter's number of steps, not of its own.
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,20 @@ def refuse_misfit(
                 do="load what state_dict() of an attached optimiser returned, or what the dense "
                 "network's SGD or AdamW had; or begin with a new optimiser",
             )
+
+
+def refuse_of_another(optimizer: torch.optim.Optimizer) -> NoReturn:
+    """Refuse a state that says it is of channels which the network does not have.
+
+    Raises:
+        GateError: always.
+    """
+    raise GateError(
+        f"the state that {type(optimizer).__name__} has is of another network",
+        why="the channels that it says its values are of are not in this network's groups",
+        do="load what state_dict() of this network's optimiser returned, or begin with a new "
+        "optimiser",
+    )
 
 
 def strays(state: Mapping[str, Any], shape: tuple[int, ...] | None, size: int) -> Iterator[str]:

@@ -264,6 +264,8 @@ class Residents:
             saved = order_of(found.values()) or self._dense_order(found, at) or tracked.order
             if saved is None:
                 continue
+            if not saved.fits(self.bank.channels.layout):
+                optimizer_state.refuse_of_another(optimizer)
             saved = saved.to(at.channels.device)
             steps: list[Callable[[], None]] = []
             if not torch.equal(saved.channels, at.channels):
@@ -323,6 +325,7 @@ class Residents:
             tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer))
             if hasattr(one, "_optimizer_load_state_dict_post_hooks"):  # not all call super()
                 tracked.handles = [
+                    one.register_load_state_dict_pre_hook(self._loading(saving)),
                     one.register_load_state_dict_post_hook(self._loaded(tracked, saving)),
                     one.register_state_dict_post_hook(self._saved(saving)),
                 ]
@@ -353,6 +356,33 @@ class Residents:
                 for parameter in strays:
                     del optimizer.state[parameter]
 
+    def _loading(
+        self, saving: Callable[[], Selection | None]
+    ) -> Callable[[Optimizer, dict[str, Any]], dict[str, Any] | None]:
+        """Return what is called before a state is loaded into an optimiser."""
+
+        def loading(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+            numbers = [*self._numbers(optimizer)]
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            for number in numbers:
+                now = (optimizer.state.get(held[number]) or {}).values()
+                tensors = {id(value) for value in now if isinstance(value, Tensor)}
+                if any(
+                    id(value) in tensors for value in (state["state"].get(number) or {}).values()
+                ):
+                    # kept without a copy, it has changed with the channels; what it says has not
+                    at = saving()
+                    return None if at is None else with_order(state, numbers, at)
+            return None
+
+        return loading
+
+    def _numbers(self, optimizer: Optimizer) -> Iterator[int]:
+        """Yield the numbers that gated parameters have in an optimiser's saved state."""
+        own = {id(tensor) for tensor in self.tensors().values()}
+        held = (p for group in optimizer.param_groups for p in group["params"])
+        return (number for number, p in enumerate(held) if id(p) in own)
+
     def _loaded(
         self, tracked: _Tracked, saving: Callable[[], Selection | None]
     ) -> Callable[[Optimizer], None]:
@@ -378,9 +408,7 @@ class Residents:
             at = saving()
             if at is None or not state.get("state"):
                 return state
-            own = {id(tensor) for tensor in self.tensors().values()}
-            held = (p for group in optimizer.param_groups for p in group["params"])
-            return with_order(state, (n for n, p in enumerate(held) if id(p) in own), at)
+            return with_order(state, self._numbers(optimizer), at)
 
         return saved
 

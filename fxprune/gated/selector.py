@@ -92,16 +92,13 @@ class Selector:
                 do="give a fxprune.bank.exchange.Selection, such as gated.best()",
             )
         self._cost.macs(chosen.widths)  # refuses widths that do not fit
-        layout, channels = self._layout, chosen.channels
-        asked = torch.arange(len(layout.sizes)).repeat_interleave(torch.tensor(chosen.widths))
-        fits = len(channels) == len(asked) and 0 <= channels.min() <= channels.max() < layout.total
-        if not fits or not torch.equal(layout.group_of()[channels.cpu()], asked):
+        if not chosen.fits(self._layout):
             raise GateError(
                 "a selection does not fit the channel groups",
                 why=f"the widths {chosen.widths} ask for as many channels of each group, in order",
                 do="number them as gated.channels.layout does, group after group",
             )
-        times = torch.bincount(channels, minlength=layout.total)
+        times = torch.bincount(chosen.channels, minlength=self._layout.total)
         if times.max() > 1:
             raise GateError(
                 "a selection names a channel twice",

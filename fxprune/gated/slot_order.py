@@ -27,7 +27,8 @@ def with_order(state: dict[str, Any], keys: Iterable[Any], at: Selection) -> dic
         keys: under which its "state" may have a network's parameters: their numbers, or they.
         at: the selection.
     """
-    slots = copy.copy(state["state"])
+    slots = copy.copy(state["state"])  # it may be a defaultdict, and stay one
+    slots.update({key: copy.copy(each) for key, each in slots.items()})  # the tensors of now
     first = next((key for key in keys if slots.get(key)), None)
     if first is None:
         return state

@@ -1,6 +1,7 @@
 """Layers that are changed while a network trains are refused before a weight is lost."""
 
 import copy
+import functools
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
@@ -146,14 +147,15 @@ def go_on(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> N
 
 
 def assert_no_channel_is_mixed(gated: GatedModule, optimizer: torch.optim.Optimizer) -> None:
-    """Take two steps more; what was kept of earlier ones is there too."""
-    go_on(gated, optimizer, 2)
-    for parameter in gated.parameters():
-        state = optimizer.state[parameter]
-        times = state["momentum_buffer"] / parameter.detach()
-        assert times.max() > 2.5
-        torch.testing.assert_close(times, times.round(), rtol=0.0, atol=1e-4)
-        assert {*state} == {"momentum_buffer"}
+    """Take some steps more, so that all channels are seen; what was kept of earlier ones is too."""
+    for step in range(6):
+        go_on(gated, optimizer, 1)
+        for parameter in gated.parameters():
+            state = optimizer.state[parameter]
+            times = state["momentum_buffer"] / parameter.detach()
+            assert step == 0 or times.max() > 2.5
+            torch.testing.assert_close(times, times.round(), rtol=0.0, atol=1e-4)
+            assert {*state} == {"momentum_buffer"}
 
 
 @pytest.mark.parametrize("detached_first", [False, True])
@@ -193,6 +195,24 @@ def kept_as_a_copy_of_the_optimizer(gated: GatedModule, optimizer: torch.optim.O
     earlier = copy.deepcopy(optimizer)
     go_on(gated, optimizer, 3)
     optimizer.load_state_dict(earlier.state_dict())
+    return gated, optimizer
+
+
+def kept_without_a_copy(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
+    """It is then what it is by now, as of any network."""
+    for now in (optimizer.state_dict(), copy.copy(optimizer).state_dict()):
+        go_on(gated, optimizer, 3)
+        optimizer.load_state_dict(now)
+    return gated, optimizer
+
+
+def kept_without_a_copy_at_other_widths(
+    gated: GatedModule, optimizer: torch.optim.Optimizer
+) -> Pair:
+    earlier = optimizer.state_dict()
+    gated.spend(0.75)
+    go_on(gated, optimizer, 1)
+    optimizer.load_state_dict(earlier)
     return gated, optimizer
 
 
@@ -249,6 +269,8 @@ def of_the_dense_network(gated: GatedModule, _: torch.optim.Optimizer) -> Pair:
         loaded_then_copied,
         copied_then_left_behind,
         kept_as_a_copy_of_the_optimizer,
+        kept_without_a_copy,
+        kept_without_a_copy_at_other_widths,
         loaded_for_the_step_at_hand,
         under_the_groups_of_now,
         saved_before_the_network_is_loaded,
@@ -299,6 +321,22 @@ def test_a_state_that_fits_nothing_is_refused(kind: type[torch.optim.Optimizer])
         go_on(gated, optimizer, 1)
 
 
+def test_the_state_of_another_gated_network_is_refused() -> None:
+    gated, optimizer = momentum()
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    other = instrument(model, (X,), policy="random")
+    its = torch.optim.SGD(other.parameters(), lr=0.0, momentum=1.0)
+    attach(other, its)
+    go_on(other, its, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(GateError, match="SGD has is of another network"):
+        optimizer.load_state_dict(its.state_dict())
+    with pytest.raises(GateError, match="SGD has is of another network"):
+        go_on(gated, optimizer, 1)
+    optimizer.load_state_dict(saved)
+    assert_no_channel_is_mixed(gated, optimizer)
+
+
 def puts_in_order(code: CodeType) -> bool:
     return code.co_name in ("put_in_order", "arrive", "taken", "install")
 
@@ -310,8 +348,8 @@ def test_an_interrupt_while_a_state_is_put_in_order_mixes_no_channel() -> None:
     while reached:
         saved = copy.deepcopy(optimizer.state_dict())
         go_on(gated, optimizer, 1)
-        optimizer.load_state_dict(saved)
-        reached = interrupted(optimizer.state_dict, number, puts_in_order)
+        load = functools.partial(optimizer.load_state_dict, saved)
+        reached = interrupted(load, number, puts_in_order)
         assert_no_channel_is_mixed(gated, optimizer)
         number += 1
     assert number > 40
