@@ -108,9 +108,8 @@ def test_a_network_whose_weights_are_offloaded_does_not_disturb_another() -> Non
     other = instrument(NET.model().train(), NET.inputs(), policy="random")
     other.load_state_dict(gated.state_dict())
     for module in other.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = nn.Parameter(parameter.to("meta"))
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            setattr(module, name, nn.Parameter(parameter.to("meta")))
     before = gated.executing.clone()
     train_step(gated, optimizer, NET, 0)
     assert not torch.equal(gated.executing, before)
