@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx
 
 from fxprune import registry
 from fxprune.bank import exchange
@@ -130,6 +131,30 @@ class Saving(Averaging):
             do="keep gated.state_dict() (torch.save, safetensors), fxprune.save(gated, path), or "
             "fxprune.shrink(gated), which is an ordinary module",
         )
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the mode.
+
+        Raises:
+            GateError: `torch.export` reads it, to run it on the parameters and past the forward,
+                and an evaluation executes other channels than they hold.
+        """
+        if self._made and not self.training and torch.compiler.is_exporting():
+            held, shown = self._selection, self._shown()
+            if held.widths != shown.widths or not torch.equal(held.channels, shown.channels):
+                raise GateError(
+                    "a gated network that still chooses channels cannot be exported",
+                    why="the file would hold the channels that train now, not those of eval()",
+                    do="export fxprune.shrink(gated), or with fxprune.export_onnx; or call "
+                    "gated.settle() before",
+                )
+        return super().graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        kind: Any = fx.GraphModule
+        kind.graph.fset(self, graph)
 
     def _settings_text(self) -> str:
         """Format policy and budget as a training state has them."""

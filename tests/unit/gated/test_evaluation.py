@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument, shrink
 from fxprune.bank.view import View
+from fxprune.errors import GateError
 from tests.support.law import gap
 from tests.support.nets import BY_NAME
 from tests.support.oracle import loss_of
@@ -393,3 +394,17 @@ def test_threads_may_evaluate_one_network() -> None:
         thread.join()
     assert wrong == []
     assert same(bits(gated), before)
+
+
+def test_an_export_past_the_forward_is_refused_until_the_channels_are_settled() -> None:
+    """torch.export runs the graph of a GraphModule itself, on the parameters as they are."""
+    gated, optimizer = build()
+    for step in range(2):
+        train_step(gated, optimizer, NET, step)
+    gated.eval()
+    inputs = NET.inputs()
+    with pytest.raises(GateError, match=r"cannot be exported\n.*\n  do   export fxprune\.shrink"):
+        torch.export.export(gated, inputs, strict=False)
+    gated.settle()
+    program = torch.export.export(gated, inputs, strict=False)
+    torch.testing.assert_close(program.module()(*inputs), gated(*inputs))
