@@ -39,7 +39,7 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
     for training in (False, True)[: 1 + both]:
         try:
             wanted = _alone(model, own, training, kept, module.signature)
-            found = _alone(module, traced, training, kept)
+            found = _alone(module, traced or own, training, kept)  # which may share layers
             gap = difference(wanted, found, inputs, device)
             if gap is not None and gap > SAME:
                 why = f"an output differs by {gap:.1e} of the largest value"

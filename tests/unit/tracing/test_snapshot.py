@@ -1,10 +1,12 @@
 """The user's model is as it was, in depth, after a success and after a refusal."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import utils
 from torch.nn.utils.parametrizations import spectral_norm
 
 import fxprune
@@ -64,8 +66,10 @@ def test_nothing_in_the_model_changes(training: bool, wrong: bool) -> None:
     assert changes(before, described(model)) == []
 
 
-def test_the_vectors_of_a_spectral_norm_stay_in_training_mode() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), spectral_norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 4, 1))
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("norm", [spectral_norm, utils.spectral_norm, utils.weight_norm])
+def test_what_a_norm_of_a_weight_keeps_stays_in_training_mode(norm: Callable[..., Any]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 4, 1))
     before = described(model.train())
     fxprune.instrument(model, (IMAGE,))
     assert changes(before, described(model)) == []
