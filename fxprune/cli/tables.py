@@ -21,7 +21,9 @@ HOLDS = 0.01
 def show_graph(record: Record) -> RenderableType:
     """Lay out what `fxprune inspect` found."""
     pinned_channels = sum(pinned["channels"] for pinned in record["pinned"])
-    shapes = ", ".join("x".join(map(str, shape[1:])) for shape in record["inputs"])
+    batch = record["inputs"][0][:1]
+    examples = [shape[1:] if shape[:1] == batch else shape for shape in record["inputs"]]
+    shapes = ", ".join("x".join(map(str, shape)) for shape in examples)
     head = Text.assemble(
         (record["spec"], "bold"),
         f"   input {shapes}   traced {'yes' if record['traced'] else 'no'}\n",

@@ -6,7 +6,7 @@ from torch import nn
 from fxprune.errors import GateError
 from fxprune.gated.module import GatedModule
 from fxprune.tracing.deepcopy import copied
-from fxprune.tracing.module import require_module
+from fxprune.tracing.module import modules_of, require_module
 
 
 def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
@@ -65,7 +65,10 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
             why=" ".join(line.strip() for line in str(error).splitlines()[1:2]),
             do="give the model that fxprune.instrument was given",
         ) from error
-    return clone.train(gated.training)
+    modes = {path: module.training for path, module in modules_of(gated).items()}
+    for path, module in modules_of(clone).items():
+        module.training = modes.get(path, gated.training)
+    return clone
 
 
 def reference_of(gated: GatedModule, dense: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from fxprune import api
 from fxprune.budget.budget import Budget
 from fxprune.channels.graph import Widths
 from fxprune.data import DataSet, Split, load
-from fxprune.errors import BudgetError, DataError, OptionError
+from fxprune.errors import BudgetError, DataError, FxpruneWarning, OptionError, message
 from fxprune.gated.module import GatedModule
 from fxprune.policies import Policy
 from fxprune.tracing.module import evaluating, require_module
@@ -220,6 +220,7 @@ def prune(
 
     Warns:
         UserWarning: the dense network's accuracy is near chance.
+        FxpruneWarning: no whole training stayed within `max_drop`.
 
     Returns:
         The compact network, and the answers of both networks on the validation split.
@@ -362,6 +363,14 @@ class _Work:
             drop = Drop.between(judged, self._answers(gated, held_out))
             if drop.points <= max_drop:
                 break
+        else:
+            text = message(
+                f"the pruned network is not within {max_drop:g} points of the dense one",
+                why=f"it loses {drop.points:.1f} on the images held out, after a whole training of "
+                "each size whose short one kept within them; the largest of these is returned",
+                do="give more epochs, or allow more points",
+            )
+            warnings.warn(text, FxpruneWarning, stacklevel=3)
         result = self.result(gated, budget, dense, history)
         return dataclasses.replace(result, trials=tuple(self.trials), held_out=drop)
 

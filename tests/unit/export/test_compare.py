@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from fxprune import export_onnx, instrument, shrink, zeroed
 from fxprune.errors import ParityError
@@ -21,6 +22,18 @@ def test_the_reference_is_the_users_module_where_it_can_be(net: Net) -> None:
     reference = reference_of(gated, net.model(seed=7))  # its own values do not matter
     assert (reference is gated) == bool(gated.channels.mixing)
     assert gap(reference(*net.inputs(3)), shrink(gated)(*net.inputs(3))) < 1e-12
+
+
+@torch.no_grad()
+def test_a_norm_that_is_frozen_is_so_in_the_reference() -> None:
+    convs = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+    model, inputs = nn.Sequential(*convs).double(), (torch.randn(4, 3, 9, 9).double(),)
+    gated = instrument(model, inputs).train()
+    gated.settle(at_random(gated.channels, 3))
+    gated.get_submodule("1").eval()
+    reference = zeroed(gated, model)
+    assert [name for name, part in reference.named_modules() if not part.training] == ["1"]
+    assert gap(reference(*inputs), gated(*inputs)) < 1e-12
 
 
 def test_a_column_that_is_not_zero_is_found(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.data import DataSet, FolderSplit, from_tensors, load, own_data
-from fxprune.errors import BudgetError, DataError, OptionError
+from fxprune.errors import BudgetError, DataError, FxpruneWarning, OptionError
 from fxprune.gated.module import GatedModule
 from fxprune.trainer.loop import Tick, fit
 from fxprune.trainer.options import TrainOptions
@@ -141,6 +141,23 @@ def test_a_choice_that_misses_after_all_makes_way_for_the_next(
     assert pruned.budget.value == kept[1]
     assert pruned.held_out is not None
     assert pruned.held_out.points <= 30
+
+
+def test_that_no_choice_stayed_within_the_points_is_said(data: DataSet, trained: nn.Module) -> None:
+    def made(gated: GatedModule) -> None:
+        with torch.no_grad():
+            dict(gated.named_parameters())["8.weight"].zero_()
+
+    options = dataclasses.replace(QUICK, freeze="8")
+    with pytest.warns(FxpruneWarning, match="not within 30 points") as caught:
+        pruned = prune(
+            trained, EXAMPLE, data=data, max_drop=30, options=options, watcher=Watcher(made=made)
+        )
+    assert [warning.filename for warning in caught if "30 points" in str(warning.message)] == [
+        __file__
+    ]
+    assert pruned.held_out is not None
+    assert pruned.held_out.points > 30
 
 
 def test_a_loss_of_ones_own(data: DataSet, trained: nn.Module) -> None:
