@@ -182,7 +182,7 @@ def _contents(optimizer: Optimizer) -> Callable[[], dict[str, Any]]:
         state: dict[str, Any] = kind.__getstate__(one)
         for network in living():
             if "state" in state and network.is_driven_by(one):
-                state = network.with_order(state)
+                state = network.with_order(state, one)
         return state
 
     return contents

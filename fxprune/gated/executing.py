@@ -140,9 +140,10 @@ class Executing(TracedModule):
         self._residents.put_in_order(self._selection)
         return self._selection
 
-    def with_order(self, state: dict[str, Any]) -> dict[str, Any]:
+    def with_order(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Add the selection to what an attached optimiser's `__getstate__()` returns."""
-        return with_order(state, self._residents.tensors().values(), self.ordered())
+        entry = self._residents.entry(optimizer, self.ordered())
+        return with_order(state, self._residents.tensors().values(), entry)
 
     @property
     def policy_state(self) -> dict[str, Tensor]:
@@ -381,6 +382,7 @@ class Executing(TracedModule):
             if chosen.widths != old.widths:
                 resize(self, self.channels, chosen.widths)
                 self.recompile()
+            self._residents.correct_entries(chosen if chosen.widths == old.widths else None)
             self._selection, self._since = chosen, self._selector.steps
             self._evaluation.stale = True
 

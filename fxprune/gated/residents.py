@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import TensorWeakRef
 
 from fxprune.bank.bank import Bank, Slots, take
 from fxprune.bank.exchange import Home, Item, Selection, held_by, homes, store, taken
@@ -22,7 +23,7 @@ from fxprune.gated import optimizer_state
 from fxprune.gated.gradients import Gradients
 from fxprune.gated.optimizers import inside
 from fxprune.gated.saliency import Meter
-from fxprune.gated.slot_order import KEY, order_of, with_order
+from fxprune.gated.slot_order import KEY, entry_of, order_of, with_order
 from fxprune.tracing.module import modules_of
 
 
@@ -41,6 +42,7 @@ class _Tracked:
         arriving: the selection into whose order its state is being brought, and what is left to
             do for that; None in between.
         handles: of the hooks by which saving and loading are noticed.
+        entries: those of its saved states that have its very tensors; see `Residents.entry`.
     """
 
     optimizer: weakref.ref[Optimizer]
@@ -51,6 +53,7 @@ class _Tracked:
     order: Selection | None = None
     arriving: tuple[Selection, list[Callable[[], None]]] | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
+    entries: list[TensorWeakRef] = field(default_factory=list)
 
     def arrive(self) -> None:
         """Bring its state into the order that was planned; it can be interrupted anywhere."""
@@ -268,12 +271,12 @@ class Residents:
                 optimizer_state.refuse_of_another(optimizer)
             saved = saved.to(at.channels.device)
             steps: list[Callable[[], None]] = []
-            if not torch.equal(saved.channels, at.channels):
-                moving: list[Item] = []
-                for name, state in found.items():
-                    moving += self._states_of(name, optimizer, state, saved.widths)
-                for install, tensor in taken(moving, self.bank, saved, at):
-                    steps.append(functools.partial(install, tensor))
+            moving: list[Item] = []
+            for name, state in found.items():
+                moving += self._states_of(name, optimizer, state, saved.widths)
+            # also in equal order: what was loaded may be loaded again, and must not change
+            for install, tensor in taken(moving, self.bank, saved, at):
+                steps.append(functools.partial(install, tensor))
             steps += (functools.partial(state.pop, KEY, None) for state in found.values())
             tracked.arriving = at, steps
             tracked.arrive()
@@ -325,12 +328,34 @@ class Residents:
             tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer))
             if hasattr(one, "_optimizer_load_state_dict_post_hooks"):  # not all call super()
                 tracked.handles = [
-                    one.register_load_state_dict_pre_hook(self._loading(saving)),
                     one.register_load_state_dict_post_hook(self._loaded(tracked, saving)),
                     one.register_state_dict_post_hook(self._saved(saving)),
                 ]
             kept.append(tracked)
         self._tracked = kept
+
+    def entry(self, optimizer: Optimizer, at: Selection) -> Tensor:
+        """Return the entry of an optimiser's saved state that says of which channels it is.
+
+        A state that is kept without a copy changes with the channels; the entry does too.
+        """
+        entry = entry_of(at)
+        for tracked, one in self._optimizers():
+            if one is optimizer:
+                living = [each for each in tracked.entries if each() is not None]
+                tracked.entries = [*living, TensorWeakRef(entry)]
+        return entry
+
+    def correct_entries(self, at: Selection | None) -> None:
+        """Follow an exchange in the entries of saved states; None if it made other tensors."""
+        for tracked, _ in self._optimizers():
+            living = [entry for each in tracked.entries if (entry := each()) is not None]
+            if at is None:
+                tracked.entries = []
+            elif living:
+                now = entry_of(at)
+                for entry in living:
+                    entry.copy_(now)
 
     def is_tracked(self, optimizer: Optimizer) -> bool:
         """Tell whether the state of an optimiser is exchanged with the channels."""
@@ -356,33 +381,6 @@ class Residents:
                 for parameter in strays:
                     del optimizer.state[parameter]
 
-    def _loading(
-        self, saving: Callable[[], Selection | None]
-    ) -> Callable[[Optimizer, dict[str, Any]], dict[str, Any] | None]:
-        """Return what is called before a state is loaded into an optimiser."""
-
-        def loading(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
-            numbers = [*self._numbers(optimizer)]
-            held = [p for group in optimizer.param_groups for p in group["params"]]
-            for number in numbers:
-                now = (optimizer.state.get(held[number]) or {}).values()
-                tensors = {id(value) for value in now if isinstance(value, Tensor)}
-                if any(
-                    id(value) in tensors for value in (state["state"].get(number) or {}).values()
-                ):
-                    # kept without a copy, it has changed with the channels; what it says has not
-                    at = saving()
-                    return None if at is None else with_order(state, numbers, at)
-            return None
-
-        return loading
-
-    def _numbers(self, optimizer: Optimizer) -> Iterator[int]:
-        """Yield the numbers that gated parameters have in an optimiser's saved state."""
-        own = {id(tensor) for tensor in self.tensors().values()}
-        held = (p for group in optimizer.param_groups for p in group["params"])
-        return (number for number, p in enumerate(held) if id(p) in own)
-
     def _loaded(
         self, tracked: _Tracked, saving: Callable[[], Selection | None]
     ) -> Callable[[Optimizer], None]:
@@ -394,7 +392,7 @@ class Residents:
                 is_inside = other.attached() is tracked.attached()
                 if other is tracked or (is_inside and _is_of_other_order(optimizer)):
                     other.stepped, other.ordered = False, False
-                    other.order, other.arriving = None, None
+                    other.order, other.arriving, other.entries = None, None, []
             saving()  # puts it in order; a hook before a step may have loaded it for that step
 
         return loaded
@@ -408,7 +406,10 @@ class Residents:
             at = saving()
             if at is None or not state.get("state"):
                 return state
-            return with_order(state, self._numbers(optimizer), at)
+            own = {id(tensor) for tensor in self.tensors().values()}
+            held = (p for group in optimizer.param_groups for p in group["params"])
+            numbers = (number for number, p in enumerate(held) if id(p) in own)
+            return with_order(state, numbers, self.entry(optimizer, at))
 
         return saved
 

@@ -65,6 +65,7 @@ class Saving(Averaging):
         self.recompile()
         for install, tensor in follow:
             install(tensor)
+        self._residents.correct_entries(None)
         self._selection, self._since = saved.trained, 0
         self._settled = saved.settled
         selector.state |= saved.policy

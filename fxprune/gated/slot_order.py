@@ -13,29 +13,37 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxprune.bank.exchange import Selection
 
 KEY = "fxprune_slots"
 
 
-def with_order(state: dict[str, Any], keys: Iterable[Any], at: Selection) -> dict[str, Any]:
+def with_order(state: dict[str, Any], keys: Iterable[Any], entry: Tensor) -> dict[str, Any]:
     """Add the selection in whose order a saved or copied state lies.
 
     Args:
         state: what `optimizer.state_dict()` or `__getstate__()` returns; it is not changed.
         keys: under which its "state" may have a network's parameters: their numbers, or they.
-        at: the selection.
+        entry: the selection, as `entry_of` returns it.
     """
     slots = copy.copy(state["state"])  # it may be a defaultdict, and stay one
     slots.update({key: copy.copy(each) for key, each in slots.items()})  # the tensors of now
     first = next((key for key in keys if slots.get(key)), None)
     if first is None:
         return state
-    numbers = torch.tensor([len(at.widths), *at.widths, *at.channels.tolist()], dtype=torch.int32)
-    # bytes are exact also in the parameter's dtype, to which loading casts; no state has 6 dims
-    slots[first] = {**slots[first], KEY: numbers.view(torch.uint8)[(None,) * 5]}
+    slots[first] = {**slots[first], KEY: entry}
     return {**state, "state": slots}
+
+
+def entry_of(at: Selection) -> Tensor:
+    """Return a selection as bytes, uint8 [1, 1, 1, 1, 1, bytes].
+
+    They are exact also in the parameter's dtype, to which loading casts; no state has 6 dims.
+    """
+    numbers = torch.tensor([len(at.widths), *at.widths, *at.channels.tolist()], dtype=torch.int32)
+    return numbers.view(torch.uint8)[(None,) * 5]
 
 
 def without_order(state: dict[str, Any]) -> dict[str, Any]:

@@ -216,6 +216,15 @@ def kept_without_a_copy_at_other_widths(
     return gated, optimizer
 
 
+def loaded_again_and_again(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
+    """What was loaded is not what trains on, even where nothing has to move."""
+    earlier, other = (copy.deepcopy(optimizer.state_dict()) for _ in range(2))
+    for steps, saved in ((0, earlier), (3, other), (1, earlier)):
+        go_on(gated, optimizer, steps)
+        optimizer.load_state_dict(saved)
+    return gated, optimizer
+
+
 def loaded_for_the_step_at_hand(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
     earlier = copy.deepcopy(optimizer.state_dict())
     go_on(gated, optimizer, 3)
@@ -271,6 +280,7 @@ def of_the_dense_network(gated: GatedModule, _: torch.optim.Optimizer) -> Pair:
         kept_as_a_copy_of_the_optimizer,
         kept_without_a_copy,
         kept_without_a_copy_at_other_widths,
+        loaded_again_and_again,
         loaded_for_the_step_at_hand,
         under_the_groups_of_now,
         saved_before_the_network_is_loaded,
