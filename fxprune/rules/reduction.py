@@ -57,6 +57,30 @@ class Reduction(Rule):
             context.carry(result, carried)
 
 
+class Ranking(Rule):
+    """Finds the largest or smallest numbers along a dimension; the other dimensions carry on."""
+
+    keys = (
+        *(aten.argmax, aten.argmin, aten.topk, aten.kthvalue, aten.mode),
+        *(aten.median.dim, aten.nanmedian.dim, aten.cummax, aten.cummin),
+    )
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, given = call.tensors()[0], call["dim"]
+        if given is None:
+            context.pin_all([x], "channels are ranked by their numbers")
+            return
+        dim, carried = given % max(x.dim(), 1), []
+        for family in context.of(x):
+            if family.dim == dim:
+                context.pin(family.labels, "channels are ranked by their numbers")
+            else:
+                gone = call.results()[0].dim() < x.dim() and dim < family.dim
+                carried.append(family.at(family.dim - gone))
+        for result in call.results():
+            context.carry(result, carried)
+
+
 class Softmax(Rule):
     """Normalises over one dimension: its channels mix, and the result has them too."""
 

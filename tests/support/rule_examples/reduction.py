@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fxprune.rules.reduction import Reduction, Softmax
+from fxprune.rules.reduction import Ranking, Reduction, Softmax
 from tests.support.rule_examples.base import Example, one, tokens
 
 EXAMPLES: tuple[Example, ...] = (
@@ -69,5 +69,29 @@ EXAMPLES: tuple[Example, ...] = (
         "root mean square, by function",
         lambda x: F.rms_norm(tokens(x), (8,)).transpose(1, 2),
         mixes=True,
+    ),
+    Example(
+        Ranking,
+        "places in space",
+        lambda x: x + x.topk(2, 3).values.sum(3, keepdim=True) + x.argmax(2, keepdim=True) * 0.1,
+    ),
+    Example(
+        Ranking,
+        "in front of the channels",
+        lambda x: x.movedim(1, 3).median(1).values.movedim(2, 1) + x.cummax(2)[0].kthvalue(3, 2)[0],
+    ),
+    Example(
+        Ranking,
+        "of the channels",
+        lambda x: x + x.argmax(1, keepdim=True),
+        groups=(4,),
+        pinned=("channels are ranked by their numbers",),
+    ),
+    Example(
+        Ranking,
+        "of all numbers",
+        lambda x: x + x.argmax(),
+        groups=(4,),
+        pinned=("channels are ranked by their numbers",),
     ),
 )
