@@ -274,9 +274,12 @@ class Residents:
             moving: list[Item] = []
             for name, state in found.items():
                 moving += self._states_of(name, optimizer, state, saved.widths)
-            # also in equal order: what was loaded may be loaded again, and must not change
-            for install, tensor in taken(moving, self.bank, saved, at):
-                steps.append(functools.partial(install, tensor))
+            if torch.equal(saved.channels, at.channels):
+                # what was loaded may be loaded again, and must not be what trains
+                moved = [(item.install, item.resident.clone()) for item in moving]
+            else:
+                moved = taken(moving, self.bank, saved, at)
+            steps += (functools.partial(install, tensor) for install, tensor in moved)
             steps += (functools.partial(state.pop, KEY, None) for state in found.values())
             tracked.arriving = at, steps
             tracked.arrive()
