@@ -138,7 +138,9 @@ def _same(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
 
 
 def _macs(model: nn.Module) -> int:
-    # the counter does not know the fused attention of processors
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # the counter does not know the fused attention of processors, nor what nn.MultiheadAttention
+    # does where no gradients are taken
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), counter:
         model(*inputs(2))
     return int(counter.get_total_flops()) // 4
