@@ -394,7 +394,8 @@ class Residents:
                 # one that wraps another may have loaded into that, past its hooks
                 is_inside = other.attached() is tracked.attached()
                 if other is tracked or (is_inside and _is_of_other_order(optimizer)):
-                    other.stepped, other.ordered = False, False
+                    is_empty = not any(optimizer.state.values())  # which has any order
+                    other.stepped, other.ordered = False, is_empty
                     other.order, other.arriving, other.entries = None, None, []
             saving()  # puts it in order; a hook before a step may have loaded it for that step
 

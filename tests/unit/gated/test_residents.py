@@ -234,6 +234,17 @@ def loaded_for_the_step_at_hand(gated: GatedModule, optimizer: torch.optim.Optim
     return gated, optimizer
 
 
+def emptied_for_the_step_at_hand(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
+    network = copy.deepcopy(gated.state_dict())
+    go_on(gated, optimizer, 3)
+    empty = {**optimizer.state_dict(), "state": {}}
+    hook = optimizer.register_step_pre_hook(lambda its, *_: its.load_state_dict(empty))
+    go_on(gated, optimizer, 1)
+    hook.remove()
+    gated.load_state_dict(network)
+    return gated, optimizer
+
+
 def under_the_groups_of_now(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
     earlier = copy.deepcopy(optimizer.state_dict())
     go_on(gated, optimizer, 3)
@@ -282,6 +293,7 @@ def of_the_dense_network(gated: GatedModule, _: torch.optim.Optimizer) -> Pair:
         kept_without_a_copy_at_other_widths,
         loaded_again_and_again,
         loaded_for_the_step_at_hand,
+        emptied_for_the_step_at_hand,
         under_the_groups_of_now,
         saved_before_the_network_is_loaded,
         selected_at_other_widths,
