@@ -13,7 +13,8 @@ from fxprune.tracing.code_state import bare, is_users, names_in
 _EMPTY = CellType()
 UNNAMED = {"__call__", "__enter__", "__exit__", "__get__", "__getattr__", "__getitem__"}
 """Methods that run without being named."""
-_SETS = {"__init__", "__setattr__", "__delattr__"}
+_SET_UP = {"__init__", "__setattr__", "__delattr__"}
+"""Methods that run when an object is set up, before a network runs."""
 
 
 def code_of(value: Any, names: Set[str] | None = None) -> Iterator[FunctionType | None]:
@@ -91,5 +92,5 @@ def _attributes(kind: type, names: Set[str] | None) -> Iterator[Any]:
     """Yield what a user's class has, but for what runs when an object of it is set up."""
     for base in filter(is_users, kind.__mro__):
         for name, value in vars(base).items():
-            if name not in _SETS and (names is None or name in names or name in UNNAMED):
+            if name not in _SET_UP and (names is None or name in names or name in UNNAMED):
                 yield value
