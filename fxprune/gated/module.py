@@ -56,7 +56,9 @@ class GatedModule(Saving):
         self._residents.refind(self._selection)
         self.attached.add(optimizer, pace)
         held = weakref.ref(self)
-        self._residents.track(optimizer, self.attached, lambda: _saving(held()))
+        self._residents.track(
+            optimizer, self.attached, lambda: _saving(held()), lambda: _chooses(held())
+        )
 
     def join(self, wrapper: DistributedDataParallel) -> None:
         """Join the replicas of a data-parallel wrapper that is being made.
@@ -176,6 +178,13 @@ class GatedModule(Saving):
 def zero_inputs(gated: GatedModule) -> tuple[Tensor, ...]:
     """Make inputs of the shapes and dtypes that a network was made with, all zero, on the CPU."""
     return tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
+
+
+def _chooses(gated: GatedModule | None) -> bool:
+    """Tell whether a network has some of its channels only, and may exchange them."""
+    if gated is None or gated.settled:
+        return False
+    return gated.trained.widths != gated.channels.layout.sizes
 
 
 def _saving(gated: GatedModule | None) -> Selection | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import GateError, message
+from fxprune.errors import FxpruneWarning, GateError, message
 
 _AS_PARAMETER: Literal["parameter"] = "parameter"
 LARGE = 1024.0  # a parameter that no other state looks like
@@ -120,6 +120,29 @@ def refuse_of_another(optimizer: torch.optim.Optimizer) -> NoReturn:
         do="load what state_dict() of this network's optimiser returned, or begin with a new "
         "optimiser",
     )
+
+
+def warn_without_order(optimizer: torch.optim.Optimizer, moments: Iterator[Tensor]) -> None:
+    """Warn of a loaded state that does not say of which channels it is, but fits by its shapes.
+
+    Args:
+        optimizer: that has it.
+        moments: the state of the network's channels.
+
+    Warns:
+        FxpruneWarning: there is some that is not zero.
+    """
+    if any(bool(tensor.any()) for tensor in moments):
+        text = message(
+            f"the state that {type(optimizer).__name__} has loaded does not say of which channels "
+            "it is",
+            why="it is taken to be of those that execute now; entries of it were left out when it "
+            "was saved or loaded, or no attached optimiser saved it",
+            do="load all of what state_dict() of an attached optimiser returned (with "
+            "torch.distributed.checkpoint, without flatten_optimizer_state_dict), after the "
+            "state of the network",
+        )
+        warnings.warn(text, FxpruneWarning, stacklevel=2)
 
 
 def strays(state: Mapping[str, Any], shape: tuple[int, ...] | None, size: int) -> Iterator[str]:

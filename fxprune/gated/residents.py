@@ -42,7 +42,8 @@ class _Tracked:
         arriving: the selection into whose order its state is being brought, and what is left to
             do for that; None in between.
         handles: of the hooks by which saving and loading are noticed.
-        entries: those of its saved states that have its very tensors; see `Residents.entry`.
+        entries: those of its saved states that have its very tensors, and these; see
+            `Residents.entry`.
     """
 
     optimizer: weakref.ref[Optimizer]
@@ -53,7 +54,7 @@ class _Tracked:
     order: Selection | None = None
     arriving: tuple[Selection, list[Callable[[], None]]] | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
-    entries: list[TensorWeakRef] = field(default_factory=list)
+    entries: list[tuple[TensorWeakRef, list[TensorWeakRef]]] = field(default_factory=list)
 
     def arrive(self) -> None:
         """Bring its state into the order that was planned; it can be interrupted anywhere."""
@@ -129,7 +130,7 @@ class Residents:
         """
         seen: set[int] = set()  # a wrapper may have the very state of the one that it wraps
         for tracked, optimizer in self._optimizers():
-            if ordered and not tracked.ordered:
+            if ordered and not self._is_ordered(tracked, optimizer):
                 continue
             for name, home in self._homes.items():
                 state = optimizer.state.get(home.tensor())
@@ -257,7 +258,7 @@ class Residents:
             at: the selection of the residents.
         """
         for tracked, optimizer in self._optimizers():
-            if tracked.ordered:
+            if self._is_ordered(tracked, optimizer):
                 continue
             states = {
                 name: optimizer.state.get(home.tensor()) for name, home in self._homes.items()
@@ -307,6 +308,7 @@ class Residents:
         optimizer: Optimizer,
         attached: Container[object],
         saving: Callable[[], Selection | None],
+        chooses: Callable[[], bool],
     ) -> None:
         """Exchange the state of this optimiser, and of those that it wraps, from now on.
 
@@ -317,6 +319,7 @@ class Residents:
             attached: all attached optimisers, this one among them.
             saving: called before its state is saved; brings states in order and returns the
                 selection at hand, or None where the network is gone.
+            chooses: tells whether the network is narrow and not settled.
         """
         inner = inside(optimizer)
         kept = []
@@ -331,7 +334,7 @@ class Residents:
             tracked = _Tracked(weakref.ref(one), weakref.ref(optimizer))
             if hasattr(one, "_optimizer_load_state_dict_post_hooks"):  # not all call super()
                 tracked.handles = [
-                    one.register_load_state_dict_post_hook(self._loaded(tracked, saving)),
+                    one.register_load_state_dict_post_hook(self._loaded(tracked, saving, chooses)),
                     one.register_state_dict_post_hook(self._saved(saving)),
                 ]
             kept.append(tracked)
@@ -345,20 +348,34 @@ class Residents:
         entry = entry_of(at)
         for tracked, one in self._optimizers():
             if one is optimizer:
-                living = [each for each in tracked.entries if each() is not None]
-                tracked.entries = [*living, TensorWeakRef(entry)]
+                living = [each for each in tracked.entries if each[0]() is not None]
+                own = [TensorWeakRef(tensor) for tensor in self._moments(optimizer)]
+                tracked.entries = [*living, (TensorWeakRef(entry), own)]
         return entry
 
+    def _moments(self, optimizer: Optimizer) -> Iterator[Tensor]:
+        """Yield the state tensors that have the shape of their gated parameter."""
+        for parameter in self.tensors().values():
+            for value in (optimizer.state.get(parameter) or {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    yield value
+
     def correct_entries(self, at: Selection | None) -> None:
-        """Follow an exchange in the entries of saved states; None if it made other tensors."""
-        for tracked, _ in self._optimizers():
-            living = [entry for each in tracked.entries if (entry := each()) is not None]
-            if at is None:
-                tracked.entries = []
-            elif living:
-                now = entry_of(at)
-                for entry in living:
-                    entry.copy_(now)
+        """Follow an exchange in the entries of saved states; None if it made other tensors.
+
+        A state whose tensors an optimiser has replaced since by new ones stays as it was; one with
+        both kinds is of no selection.
+        """
+        for tracked, optimizer in self._optimizers():
+            entries, tracked.entries = tracked.entries, []
+            if at is None or not any(entry() is not None for entry, _ in entries):
+                continue
+            now, moved = entry_of(at), {id(tensor) for tensor in self._moments(optimizer)}
+            for entry, tensors in entries:
+                follow = [id(tensor()) in moved for tensor in tensors]
+                if (content := entry()) is not None and any(follow):
+                    content.copy_(now if all(follow) else torch.zeros_like(now))
+                    tracked.entries.append((entry, tensors))
 
     def is_tracked(self, optimizer: Optimizer) -> bool:
         """Tell whether the state of an optimiser is exchanged with the channels."""
@@ -385,7 +402,10 @@ class Residents:
                     del optimizer.state[parameter]
 
     def _loaded(
-        self, tracked: _Tracked, saving: Callable[[], Selection | None]
+        self,
+        tracked: _Tracked,
+        saving: Callable[[], Selection | None],
+        chooses: Callable[[], bool],
     ) -> Callable[[Optimizer], None]:
         """Return what is called when an optimiser's state was loaded."""
 
@@ -393,11 +413,14 @@ class Residents:
             for other, optimizer in self._optimizers():
                 # one that wraps another may have loaded into that, past its hooks
                 is_inside = other.attached() is tracked.attached()
-                if other is tracked or (is_inside and _is_of_other_order(optimizer)):
+                if other is tracked or (is_inside and self._says_order(optimizer)):
                     is_empty = not any(optimizer.state.values())  # which has any order
                     other.stepped, other.ordered = False, is_empty
                     other.order, other.arriving, other.entries = None, None, []
             saving()  # puts it in order; a hook before a step may have loaded it for that step
+            for other, optimizer in self._optimizers():
+                if other is tracked and not other.ordered and chooses():
+                    optimizer_state.warn_without_order(optimizer, self._moments(optimizer))
 
         return loaded
 
@@ -417,15 +440,20 @@ class Residents:
 
         return saved
 
+    def _is_ordered(self, tracked: _Tracked, optimizer: Optimizer) -> bool:
+        return tracked.ordered and not self._says_order(optimizer)
+
+    def _says_order(self, optimizer: Optimizer) -> bool:
+        """Tell whether a state says of which channels it is: it came from elsewhere."""
+        return any(KEY in state for state in optimizer.state.values() if state) and any(
+            KEY in (optimizer.state.get(tensor) or ()) for tensor in self.tensors().values()
+        )
+
     def _optimizers(self) -> Iterator[tuple[_Tracked, Optimizer]]:
         for tracked in self._tracked:
             optimizer = tracked.optimizer()
             if optimizer is not None:
                 yield tracked, optimizer
-
-
-def _is_of_other_order(optimizer: Optimizer) -> bool:
-    return any(KEY in state for state in optimizer.state.values() if state)
 
 
 def _replaced(name: str, why: str) -> GateError:

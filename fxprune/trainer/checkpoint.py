@@ -20,7 +20,7 @@ from fxprune.data import DataSet, Share
 from fxprune.errors import FxpruneWarning, OptionError, RunError
 from fxprune.files import fitting, read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
-from fxprune.gated.slot_order import without_order
+from fxprune.gated.slot_order import entry_of, with_order, without_order
 from fxprune.runs.contents import check_plain, check_values, is_wild, most_bytes
 from fxprune.runs.gated_file import gated_state, plan_of, take_over, under
 from fxprune.runs.history import EpochMetrics, history_of, keep_metrics
@@ -287,7 +287,14 @@ class Trained:
         groups = [dict(group) for group in saved.param_groups]
         if [_settled(group) for group in groups] != [_settled(group) for group in now]:
             raise _foreign(path, "its optimiser has other settings")
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        loaded: dict[str, Any] = {"state": state, "param_groups": groups}
+        if isinstance(self.model, GatedModule):  # it was restored, in whose order they lie
+            gated = {
+                id(p) for name, p in self.model.named_parameters() if name in self.model.bank.dense
+            }
+            numbers = (number for number, p in enumerate(parameters) if id(p) in gated)
+            loaded = with_order(loaded, numbers, entry_of(self.model.trained))
+        self.optimizer.load_state_dict(loaded)
 
 
 def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Layers that are changed while a network trains are refused before a weight is lost."""
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxprune import GatedModule, attach, instrument
 from fxprune.errors import FxpruneWarning, GateError
+from fxprune.gated.slot_order import without_order
 from tests.support.interrupts import interrupted
 from tests.support.training import sgd
 
@@ -216,6 +218,47 @@ def kept_without_a_copy_at_other_widths(
     return gated, optimizer
 
 
+class Renewing(torch.optim.SGD):
+    """Keeps its momentum in a new tensor at each step."""
+
+    def step(self, closure: Any = None) -> Any:
+        for state in self.state.values():
+            state["momentum_buffer"] = state["momentum_buffer"].clone()
+        return super().step(closure)
+
+
+def kept_without_a_copy_of_tensors_that_are_renewed(gated: GatedModule, _: object) -> Pair:
+    optimizer = Renewing(gated.parameters(), lr=0.0, momentum=1.0)
+    attach(gated, optimizer)
+    go_on(gated, optimizer, 4)
+    earlier = optimizer.state_dict()
+    go_on(gated, optimizer, 3)
+    optimizer.load_state_dict(earlier)
+    return gated, optimizer
+
+
+def put_in_by_hand_from_a_copy(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
+    earlier = copy.deepcopy(optimizer)
+    go_on(gated, optimizer, 3)
+    for parameter, its in zip(gated.parameters(), earlier.param_groups[0]["params"], strict=True):
+        optimizer.state[parameter] = earlier.state[its]
+    return gated, optimizer
+
+
+def loaded_before_the_network_in_a_hook(
+    gated: GatedModule, optimizer: torch.optim.Optimizer
+) -> Pair:
+    """The hook that was registered first hears of a state that has not been put in order."""
+    other, _ = momentum(seed=1, steps=0)
+    its = torch.optim.SGD(other.parameters(), lr=0.0, momentum=1.0)
+    network = copy.deepcopy(gated.state_dict())
+    its.register_load_state_dict_post_hook(lambda _: other.load_state_dict(network) and None)
+    attach(other, its)
+    go_on(other, its, 2)
+    its.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return other, its
+
+
 def loaded_again_and_again(gated: GatedModule, optimizer: torch.optim.Optimizer) -> Pair:
     """What was loaded is not what trains on, even where nothing has to move."""
     earlier, other = (copy.deepcopy(optimizer.state_dict()) for _ in range(2))
@@ -291,6 +334,9 @@ def of_the_dense_network(gated: GatedModule, _: torch.optim.Optimizer) -> Pair:
         kept_as_a_copy_of_the_optimizer,
         kept_without_a_copy,
         kept_without_a_copy_at_other_widths,
+        kept_without_a_copy_of_tensors_that_are_renewed,
+        put_in_by_hand_from_a_copy,
+        loaded_before_the_network_in_a_hook,
         loaded_again_and_again,
         loaded_for_the_step_at_hand,
         emptied_for_the_step_at_hand,
@@ -302,6 +348,38 @@ def of_the_dense_network(gated: GatedModule, _: torch.optim.Optimizer) -> Pair:
 )
 def test_a_state_of_other_channels_is_put_in_order(arrive: Callable[..., Pair]) -> None:
     assert_no_channel_is_mixed(*arrive(*momentum()))
+
+
+class HalfRenewing(torch.optim.SGD):
+    """Keeps some of its momentum in new tensors at each step."""
+
+    def step(self, closure: Any = None) -> Any:
+        for state in [*self.state.values()][1:]:
+            state["momentum_buffer"] = state["momentum_buffer"].clone()
+        return super().step(closure)
+
+
+def test_a_state_kept_without_a_copy_of_which_a_part_is_renewed_is_refused() -> None:
+    gated, _ = momentum(steps=0)
+    optimizer = HalfRenewing(gated.parameters(), lr=0.0, momentum=1.0)
+    attach(gated, optimizer)
+    go_on(gated, optimizer, 4)
+    earlier = optimizer.state_dict()
+    go_on(gated, optimizer, 3)
+    with pytest.raises(GateError, match="HalfRenewing has is of another network"):
+        optimizer.load_state_dict(earlier)
+
+
+@pytest.mark.parametrize("settles", [False, True])
+def test_a_loaded_state_that_does_not_say_its_order_is_warned_of(settles: bool) -> None:
+    """So does torch.distributed.checkpoint with flatten_optimizer_state_dict."""
+    gated, optimizer = momentum()
+    if settles:
+        gated.settle()
+    saved = without_order(optimizer.state_dict())
+    match = "SGD has loaded does not say of which channels"
+    with contextlib.nullcontext() if settles else pytest.warns(FxpruneWarning, match=match):
+        optimizer.load_state_dict(saved)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
