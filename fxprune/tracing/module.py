@@ -271,14 +271,15 @@ def modules_of(module: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
 
-    def visit(child: nn.Module, path: str) -> None:
+    def visit(child: nn.Module, path: str, prefix: str) -> None:
         seen.add(id(child))
         found[path] = child
         for name, part in child._modules.items():
             if part is not None and id(part) not in seen:
-                visit(part, join(path, name))
+                inner = prefix if name == ROOT else f"{prefix}{name}."
+                visit(part, prefix + name, inner)
 
-    visit(module, "")
+    visit(module, "", "")
     return found
 
 
