@@ -9,7 +9,7 @@ from fxprune.data.own import LoaderSplit
 from fxprune.errors import shell_word
 from fxprune.runs.history import EpochMetrics
 from fxprune.trainer.options import TrainOptions
-from fxprune.trainer.prune import Answers, Trial
+from fxprune.trainer.prune import Hits, Trial
 
 
 def promise(asked: float, quotient: Record) -> str:
@@ -52,7 +52,7 @@ def latency_line(record: Record) -> str:
     return f"{promise(record['asked'], record[record['binds']])}, {measured_where(record)}{cached}"
 
 
-def dense_lines(dense: Answers) -> list[str]:
+def dense_lines(dense: Hits) -> list[str]:
     """Describe the dense network's accuracy, before anything is changed."""
     count = len(dense.labels)
     lines = [

@@ -45,7 +45,7 @@ Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class Hits:
     """Which images of a split a network names right.
 
     Attributes:
@@ -88,8 +88,8 @@ class Drop:
     high: float
 
     @staticmethod
-    def between(dense: Answers, compact: Answers) -> "Drop":
-        """Compare answers on the same images.
+    def between(dense: Hits, compact: Hits) -> "Drop":
+        """Compare two networks on the same images.
 
         With b images that only the dense network names right and c that only the compact one
         does, of n: (b - c) / n, with the variance (b + c - (b - c)^2 / n) / n^2 of a difference
@@ -124,7 +124,7 @@ class Pruned:
         model: the compact network in evaluation mode: plain modules, its own tensors.
         gated: the gated network that it was, for `fxprune.save` and the proof of an export.
         budget: what it was given.
-        dense: the dense network's answers on the validation split.
+        dense: the dense network's hits on the validation split.
         compact: the compact network's.
         history: the epochs of its training.
         trials: the short runs of a search, in their order; none where the budget was given.
@@ -134,8 +134,8 @@ class Pruned:
     model: fx.GraphModule
     gated: GatedModule
     budget: Budget
-    dense: Answers
-    compact: Answers
+    dense: Hits
+    compact: Hits
     history: Sequence[EpochMetrics]
     trials: Sequence[Trial] = ()
     held_out: Drop | None = None
@@ -157,7 +157,7 @@ class Watcher:
 
     Attributes:
         began: a phase began.
-        measured: the dense network's answers on the validation split, before anything changes.
+        measured: the dense network's hits on the validation split, before anything changes.
         ticked: a training step is done.
         tried: a short run of a search is done.
         made: the gated network that is finished exists: returns the folder for its checkpoints, or
@@ -166,7 +166,7 @@ class Watcher:
     """
 
     began: Callable[[str], None] = lambda _: None
-    measured: Callable[[Answers], None] = lambda _: None
+    measured: Callable[[Hits], None] = lambda _: None
     ticked: Callable[[Tick], None] = lambda _: None
     tried: Callable[[Trial], None] = lambda _: None
     made: Callable[[GatedModule], Path | None] = lambda _: None
@@ -223,7 +223,7 @@ def prune(
         FxpruneWarning: no whole training stayed within `max_drop`.
 
     Returns:
-        The compact network, and the answers of both networks on the validation split.
+        The compact network, and the hits of both networks on the validation split.
 
     Raises:
         OptionError: not exactly one goal is given, or an option is out of its range.
@@ -270,7 +270,7 @@ def prune(
     model = copy.deepcopy(model).to(placement.device)
     check_fit(model, data, placement, Task(loss))
     _check_classes(model, data, placement)
-    dense = answers(model, data.val, placement, options.batch_size)
+    dense = hits(model, data.val, placement, options.batch_size)
     if dense.near_chance:
         warnings.warn(
             f"the dense network is right on {100 * dense.accuracy:.1f} % of the validation images, "
@@ -288,14 +288,14 @@ def prune(
 
 
 @torch.no_grad()
-def answers(model: nn.Module, split: Split, placement: Placement, batch_size: int = 128) -> Answers:
+def hits(model: nn.Module, split: Split, placement: Placement, batch_size: int = 128) -> Hits:
     """Run a network over a split, in `model.eval()`; its modes are left as they were."""
     right, labels = [], []
     with evaluating(model):
         for images, truth in split.batches(batch_size, device=placement.device):
             right.append((placement.forward(model, images).argmax(1) == truth).cpu())
             labels.append(truth.cpu())
-    return Answers(torch.cat(right), torch.cat(labels))
+    return Hits(torch.cat(right), torch.cat(labels))
 
 
 @dataclass
@@ -332,16 +332,16 @@ class _Work:
         )
         return gated, history
 
-    def search(self, max_drop: float, dense: Answers) -> Pruned:
+    def search(self, max_drop: float, dense: Hits) -> Pruned:
         """Halve the room between sizes that lose too much and sizes that do not, then finish."""
         rest, held_out = hold_out(self.data)
-        judged = self._answers(self.model, held_out)
+        judged = self._hits(self.model, held_out)
         short = dataclasses.replace(self.options, epochs=min(SHORT, self.options.epochs))
         low, high, share = LEAST, 1.0, FIRST
         kept: list[float] = []
         for _ in range(TRIALS):
             gated, _ = self.run(self._macs(share), rest, short, finish=False)
-            drop = Drop.between(judged, self._answers(gated, held_out))
+            drop = Drop.between(judged, self._hits(gated, held_out))
             self.trials.append(Trial(share, drop))
             self.watcher.tried(self.trials[-1])
             if drop.points <= max_drop:
@@ -360,7 +360,7 @@ class _Work:
         for share in sorted(kept):  # a whole training may lose more than the short one did
             budget = self._macs(share)
             gated, history = self.run(budget, rest, self.options, finish=True)
-            drop = Drop.between(judged, self._answers(gated, held_out))
+            drop = Drop.between(judged, self._hits(gated, held_out))
             if drop.points <= max_drop:
                 break
         else:
@@ -377,19 +377,19 @@ class _Work:
     def _macs(self, share: float) -> Budget:
         return Budget("macs", share, self.round_to)
 
-    def _answers(self, model: nn.Module, split: Split) -> Answers:
-        return answers(model, split, Placement.of(self.options), self.options.batch_size)
+    def _hits(self, model: nn.Module, split: Split) -> Hits:
+        return hits(model, split, Placement.of(self.options), self.options.batch_size)
 
     def result(
         self,
         gated: GatedModule,
         budget: Budget,
-        dense: Answers,
+        dense: Hits,
         history: Sequence[EpochMetrics],
     ) -> Pruned:
-        """Shrink the network, with its answers on the validation split."""
+        """Shrink the network, with its hits on the validation split."""
         compact = api.shrink(gated.eval())
-        return Pruned(compact, gated, budget, dense, self._answers(compact, self.data.val), history)
+        return Pruned(compact, gated, budget, dense, self._hits(compact, self.data.val), history)
 
 
 @torch.no_grad()

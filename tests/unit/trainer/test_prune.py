@@ -16,7 +16,7 @@ from fxprune.gated.module import GatedModule
 from fxprune.trainer.loop import Tick, fit
 from fxprune.trainer.options import TrainOptions
 from fxprune.trainer.placement import Placement
-from fxprune.trainer.prune import Answers, Drop, Trial, Watcher, answers, hold_out, prune
+from fxprune.trainer.prune import Drop, Hits, Trial, Watcher, hits, hold_out, prune
 from fxprune.trainer.recipe import OPTIONS
 from tests.support.images import make_folder
 
@@ -57,7 +57,7 @@ def trained(data: DataSet) -> nn.Module:
 
 def test_a_budget_in_one_call(data: DataSet, trained: nn.Module, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in trained.state_dict().items()}
-    seen: list[Answers] = []
+    seen: list[Hits] = []
     folders = []
 
     def made(gated: GatedModule) -> Path:
@@ -74,7 +74,7 @@ def test_a_budget_in_one_call(data: DataSet, trained: nn.Module, tmp_path: Path)
     assert not pruned.dense.near_chance
     assert pruned.compact.accuracy > 0.8
     assert pruned.gated.cost.macs(pruned.widths) <= 0.5 * pruned.gated.cost.dense_macs
-    found = answers(pruned.model, data.val, Placement.of(QUICK))
+    found = hits(pruned.model, data.val, Placement.of(QUICK))
     assert found.right.equal(pruned.compact.right)
     assert pruned.drop.points == pytest.approx(
         100 * (pruned.dense.accuracy - pruned.compact.accuracy)
@@ -208,11 +208,11 @@ def test_example_inputs_by_name() -> None:
 
 
 def test_a_network_that_guesses_is_named(data: DataSet) -> None:
-    found = answers(net(), data.val, Placement.of(QUICK))
+    found = hits(net(), data.val, Placement.of(QUICK))
     assert found.near_chance
     labels = torch.arange(1000) % 10
-    assert Answers(torch.arange(1000) < 120, labels).near_chance
-    assert not Answers(torch.arange(1000) < 400, labels).near_chance
+    assert Hits(torch.arange(1000) < 120, labels).near_chance
+    assert not Hits(torch.arange(1000) < 400, labels).near_chance
     quick = dataclasses.replace(QUICK, epochs=1)
     with pytest.warns(UserWarning, match=r"is right on \d+\.\d % .*, near chance"):
         prune(net(), EXAMPLE, data=data, macs=0.5, options=quick)
@@ -222,11 +222,11 @@ def test_the_interval_of_a_drop() -> None:
     labels = torch.zeros(100, dtype=torch.int64)
     dense, compact = torch.ones(100, dtype=torch.bool), torch.ones(100, dtype=torch.bool)
     compact[:4] = False
-    drop = Drop.between(Answers(dense, labels), Answers(compact, labels))
+    drop = Drop.between(Hits(dense, labels), Hits(compact, labels))
     assert drop.points == pytest.approx(4)
     half = 100 * 1.959964 * math.sqrt(4 - 16 / 100) / 100
     assert (drop.low, drop.high) == (pytest.approx(4 - half), pytest.approx(4 + half))
-    same = Drop.between(Answers(dense, labels), Answers(dense, labels))
+    same = Drop.between(Hits(dense, labels), Hits(dense, labels))
     assert (same.points, same.low, same.high) == (0, 0, 0)
 
 
