@@ -58,22 +58,23 @@ class Reduction(Rule):
 
 
 class Ranking(Rule):
-    """Finds the largest or smallest numbers along a dimension; the other dimensions carry on."""
+    """Ranks the numbers along a dimension; the other dimensions carry on."""
 
     keys = (
-        *(aten.argmax, aten.argmin, aten.topk, aten.kthvalue, aten.mode),
+        *(aten.argmax, aten.argmin, aten.topk, aten.kthvalue, aten.mode, aten.sort),
         *(aten.median.dim, aten.nanmedian.dim, aten.cummax, aten.cummin),
     )
 
     def __call__(self, context: Context, call: Call) -> None:
         x, given = call.tensors()[0], call["dim"]
+        why = f"{call.op.overloadpacket.__name__} runs over the channels"
         if given is None:
-            context.pin_all([x], "channels are ranked by their numbers")
+            context.pin_all([x], why)
             return
         dim, carried = given % max(x.dim(), 1), []
         for family in context.of(x):
             if family.dim == dim:
-                context.pin(family.labels, "channels are ranked by their numbers")
+                context.pin(family.labels, why)
             else:
                 gone = call.results()[0].dim() < x.dim() and dim < family.dim
                 carried.append(family.at(family.dim - gone))

@@ -82,16 +82,21 @@ EXAMPLES: tuple[Example, ...] = (
     ),
     Example(
         Ranking,
+        "sorted along space",
+        lambda x: x.sort(3).values + x.argsort(2) * 0.1,
+    ),
+    Example(
+        Ranking,
         "of the channels",
         lambda x: x + x.argmax(1, keepdim=True),
         groups=(4,),
-        pinned=("channels are ranked by their numbers",),
+        pinned=("argmax runs over the channels",),
     ),
     Example(
         Ranking,
         "of all numbers",
         lambda x: x + x.argmax(),
         groups=(4,),
-        pinned=("channels are ranked by their numbers",),
+        pinned=("argmax runs over the channels",),
     ),
 )
