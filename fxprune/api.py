@@ -116,6 +116,9 @@ def instrument(
     steps: Any = every  # a caller may have no types
     if not isinstance(steps, int) or steps < 1:
         raise OptionError(f"every cannot be {every!r}", do="give a number of steps, 1 or more")
+    start: Any = seed
+    if not isinstance(start, int) or start < 0:
+        raise OptionError(f"seed cannot be {seed!r}", do="give a whole number, 0 or more")
     chosen, default = parse(policy), Budget.parse("keep=0.5", round_to)
     given = None if budget is None else Budget.parse(budget, round_to)
     Settings(chosen, given or default)  # refused before any work

@@ -46,6 +46,30 @@ def shell_word(path: Path | str) -> str:
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
+def described(value: object) -> str:
+    """Name the kind of a value, with its article.
+
+    >>> described(3), described("text"), described(dict)
+    ('an int', 'a str', 'the class dict')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind = type(value).__name__
+    return f"an {kind}" if kind[0].lower() in "aeiou" else f"a {kind}"
+
+
+def brief(value: object) -> str:
+    """Write a value on one line, or name its kind where it is long.
+
+    >>> brief([1, 2]), brief(list(range(100)))
+    ('[1, 2]', 'a list')
+    """
+    text = repr(value)
+    return described(value) if len(text) > 60 or "\n" in text else text
+
+
 class Unsaid(SystemExit):
     """Ends a process without a word: another process says why."""
 
@@ -101,6 +125,24 @@ class ModelError(FxpruneError):
 
 class OptionError(FxpruneError):
     """An unknown policy, pass or option, or a value outside its range."""
+
+
+def require_kind(value: object, kinds: Any, name: str, do: str) -> None:
+    """Refuse an argument of another kind, which a caller may give who has no types.
+
+    Args:
+        value: the argument.
+        kinds: what it may be, as for isinstance.
+        name: the argument's, with its article.
+        do: what to give instead.
+
+    Raises:
+        OptionError: it is of none of the kinds.
+    """
+    if not isinstance(value, kinds):
+        shown, kind = brief(value), described(value)
+        why = "" if kind == shown else f"it is {kind}"
+        raise OptionError(f"{name} cannot be {shown}", why=why, do=do)
 
 
 class BudgetError(OptionError):

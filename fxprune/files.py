@@ -30,7 +30,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from fxprune.errors import OptionError, RunError
+from fxprune.errors import OptionError, RunError, require_kind
 
 POSIX = os.name == "posix"  # elsewhere nothing is locked, and leftovers stay
 if POSIX:
@@ -75,14 +75,9 @@ def as_path(path: str | Path) -> Path:
     Raises:
         OptionError: it is neither a text nor a path.
     """
-    given: Any = path
-    if not isinstance(given, str | os.PathLike):
-        raise OptionError(
-            f"the path cannot be {given!r}",
-            why=f"it is of the kind {type(given).__name__}",
-            do="give the name of a file as a text or a pathlib.Path",
-        )
-    return Path(given)
+    do = "give the name of a file as a text or a pathlib.Path"
+    require_kind(path, str | os.PathLike, "the path", do)
+    return Path(path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

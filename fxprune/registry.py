@@ -14,7 +14,7 @@ from collections.abc import Hashable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, brief, described
 
 
 class Plugin(Protocol):
@@ -86,7 +86,11 @@ def from_text(text: str, known: Mapping[Hashable, type[P]], kind: str) -> P:
     """
     advice = f"known: {', '.join(map(str, known))}"
     if not isinstance(text, str):
-        raise OptionError(f"the {kind} cannot be {text!r}", why="it is a text", do=advice)
+        raise OptionError(
+            f"the {kind} cannot be {brief(text)}",
+            why=f"it is {described(text)}, and no text",
+            do=advice,
+        )
     name, options = read(text, kind, advice)
     if not re.fullmatch(r"[\w-]+", name):
         raise _unreadable(text, kind, advice)

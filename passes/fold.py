@@ -9,7 +9,8 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from fxprune.errors import GateError
+from fxprune.errors import GateError, described
+from fxprune.gated.module import GatedModule
 from fxprune.passes.base import Pass, Program, assert_same_function
 
 _NORMS = nn.modules.batchnorm._BatchNorm
@@ -28,9 +29,15 @@ class Fold(Pass):
     keys = ("fold",)
 
     def requires(self, program: Program) -> None:
+        if isinstance(program.module, GatedModule):
+            raise GateError(
+                "cannot fold a gated network",
+                why="its batch norms go on to choose channels",
+                do='fold what fxprune.shrink(gated) returns, or call shrink(gated, passes="fold")',
+            )
         if not isinstance(program.module, fx.GraphModule):
             raise GateError(
-                f"cannot fold a {type(program.module).__name__}",
+                f"cannot fold {described(program.module)}",
                 why="which layer a batch norm follows is read from a torch.fx graph",
                 do="give what fxprune.shrink returned, or torch.fx.symbolic_trace(model)",
             )

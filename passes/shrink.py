@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from fxprune.bank.bank import take
 from fxprune.channels.records import KEY
 from fxprune.channels.resize import resize
-from fxprune.errors import GateError
+from fxprune.errors import GateError, described
 from fxprune.gated.bare_averages import MADE
 from fxprune.gated.links import sums_of
 from fxprune.gated.module import GatedModule, zero_inputs
@@ -28,7 +28,7 @@ class Shrink(Pass):
     def requires(self, program: Program) -> None:
         if not isinstance(program.module, GatedModule):
             raise GateError(
-                f"cannot shrink a {type(program.module).__name__}",
+                f"cannot shrink {described(program.module)}",
                 why="only a gated network has a selection",
                 do="call fxprune.instrument first",
             )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Widths
-from fxprune.errors import BudgetError
+from fxprune.errors import BudgetError, brief, described
 
 Kind = Literal["keep", "macs", "params", "latency"]
 KINDS: tuple[str, ...] = typing.get_args(Kind)
@@ -129,8 +129,8 @@ class Budget:
             return dataclasses.replace(budget, round_to=round_to)
         if not isinstance(budget, str):
             raise BudgetError(
-                f"the budget cannot be {budget!r}",
-                why=f"it is a text, and not of the kind {type(budget).__name__}",
+                f"the budget cannot be {brief(budget)}",
+                why=f"it is {described(budget)}, and no text",
                 do='write "macs=0.5" for half of the macs, or keep, params or latency',
             )
         shares: list[tuple[Kind, float]] = []

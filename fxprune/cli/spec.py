@@ -26,7 +26,6 @@ from fxprune.cli.libraries import BATCH, FROM_LIBRARY, Factory, made_up
 from fxprune.cli.user_code import (
     FORMS,
     called,
-    described,
     inputs_of,
     module_of_file,
     module_of_name,
@@ -35,7 +34,7 @@ from fxprune.cli.user_code import (
     pick,
     run_code,
 )
-from fxprune.errors import OptionError, SpecError
+from fxprune.errors import OptionError, SpecError, described
 from fxprune.registry import read
 from fxprune.runs.run import Run
 from fxprune.runs.trust import REGISTRIES

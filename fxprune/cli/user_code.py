@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fxprune.errors import SpecError
+from fxprune.errors import SpecError, described
 from fxprune.runs.sources import TextLoader, prefer_text
 from fxprune.user_lines import user_line
 
@@ -241,9 +241,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Ask whether a known name of similar spelling was meant; empty if there is none."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else ""
-
-
-def described(value: Any) -> str:
-    """Name the kind of a value, with its article."""
-    kind = type(value).__name__
-    return f"an {kind}" if kind[0].lower() in "aeiou" else f"a {kind}"

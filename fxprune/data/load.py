@@ -13,7 +13,7 @@ from torchvision import datasets
 from fxprune.data.folder import open_folders, workers_for
 from fxprune.data.preprocess import IMAGENET, Preprocess
 from fxprune.data.splits import Batch, FolderSplit, Normalise, Split, TensorSplit, check_tensors
-from fxprune.errors import DataError
+from fxprune.errors import DataError, described, require_kind
 
 FOLDER = "folder:"
 
@@ -74,7 +74,9 @@ def load(
 
     Raises:
         DataError: no such name, files missing or damaged, or scikit-learn missing for `digits`.
+        OptionError: the name is no text.
     """
+    require_kind(name, str, "the data set", f"give its name: {', '.join(NAMES)}")
     if name.startswith(FOLDER):
         path = Path(name.removeprefix(FOLDER)).expanduser()
         return _folder(path, image_size, workers, preprocess, transform, val_split)
@@ -118,7 +120,14 @@ def from_tensors(
     Raises:
         DataError: wrong dtypes or shapes, or a label outside the classes.
     """
-    for part in (train, val):
+    parts: tuple[Any, ...] = (train, val)  # a caller may have no types
+    for part in parts:
+        if not isinstance(part, tuple | list) or len(part) != 2:
+            raise DataError(
+                f"a split of {name} is {described(part)}",
+                why="images and their labels are needed",
+                do="give two splits, train and val, each as (images, labels)",
+            )
         check_tensors(*part)
     own = Normalise.of(train[0])
     normalise = Normalise(*preprocess.statistics((own.mean, own.std)))
@@ -163,7 +172,7 @@ def _torchvision(name: str, root: Path, download: bool, preprocess: Preprocess) 
         raise DataError(
             f"cannot read the data set {name} from {root}",
             why=str(error),
-            do="look at the network, or put the files there by hand"
+            do="check the connection to the internet, or put the files there by hand"
             if download
             else "give --download to fetch it, or the folder that holds it with --data-root",
         ) from error

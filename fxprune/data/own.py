@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from fxprune.data.drawn import Drawn, drawing
 from fxprune.data.load import DataSet
 from fxprune.data.splits import WHOLE, Batch, Share, Split, rows, seed_of
-from fxprune.errors import DataError, FxpruneError
+from fxprune.errors import DataError, FxpruneError, described
 from fxprune.user_lines import user_line
 
 PARTS = ("train", "val")
@@ -77,7 +77,7 @@ def own_transforms(found: Any, name: str) -> Any:
     if isinstance(found, tuple | list) and len(found) == 2 and all(map(callable, found)):
         return tuple(found)
     raise DataError(
-        f"the factory of --transform {name} returned a {type(found).__name__}",
+        f"the factory of --transform {name} returned {described(found)}",
         do="return a function of an image, or two of them, for evaluation and for training",
     )
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, default_collate
 from torchvision import datasets
 
 from fxprune.data.drawn import Drawn
-from fxprune.errors import DataError
+from fxprune.errors import DataError, described
 
 Batch = tuple[Any, Any]
 """Inputs and targets: images, float32 [B, C, H, W], and labels, int64 [B]; or a user's own."""
@@ -106,6 +106,9 @@ def check_tensors(images: Tensor, labels: Tensor) -> None:
     Raises:
         DataError: a dtype or a shape is another one.
     """
+    for what, part in (("images", images), ("labels", labels)):
+        if not isinstance(part, Tensor):
+            raise DataError(f"the {what} are {described(part)}", do="give a tensor")
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise DataError(
             f"cannot take images of {images.dtype} {tuple(images.shape)}",

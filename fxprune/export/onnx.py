@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from fxprune.equivalence import batch_of, fresh_inputs, repeated, which_batched
-from fxprune.errors import ExportError, OptionError
+from fxprune.errors import ExportError, OptionError, TraceError, require_kind
 from fxprune.export.attempt import advice, forgotten_sources, no_logs, reason
 from fxprune.export.condconv import BatchedConvs
 from fxprune.export.parity import Network, excess, gaps, refusal, rounding
@@ -64,6 +64,10 @@ class OnnxOptions:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        for field in ("opset", "batch"):
+            require_kind(getattr(self, field), int | None, field, "give a whole number")
+        for field in ("input_names", "output_names"):
+            require_kind(getattr(self, field), tuple, field, 'give a tuple, such as ("image",)')
         if self.batch is not None and self.batch < 1:
             raise OptionError(f"batch cannot be {self.batch}", do="give 1 or more examples")
         words = self.input_names + self.output_names
@@ -152,13 +156,14 @@ def export_onnx(
     Raises:
         ExportError: torch cannot export the network with a dynamic batch, or ONNX Runtime has
             no kernel for it.
-        OptionError: the path is no path.
+        OptionError: the path is no path, or the options are no OnnxOptions.
         ParityError: an output differs by more than the tolerance, or is not finite.
         RunError: the file cannot be written.
         TraceError: the model is no nn.Module, or does not take these inputs.
     """
     path = as_path(path)
     require_module(model)
+    require_kind(options, OnnxOptions, "the options", "give OnnxOptions(…)")
     signature = signature_of(model)
     network = exportable(copied(model, {}).cpu().eval())
     example = tuple(tensor.detach().cpu() for tensor in flat_inputs(model, example_inputs))
@@ -174,8 +179,9 @@ def export_onnx(
     trials = [fresh_inputs(example, size, generator) for size in options.batches]
     if options.dynamic_hw:
         trials.append(fresh_inputs(_larger(example, expected), options.batches[0], generator))
-    given = flat_inputs(model, inputs) if len(inputs) else ()
+    given = () if isinstance(inputs, Sequence) and not inputs else flat_inputs(model, inputs)
     real = tuple(tensor.detach().cpu() for tensor in given)
+    _require_like(real, example, options)
     real_sizes = [size for size in options.batches if real and batch_of(real) >= size]
     trials += [_first(real, example, size) for size in real_sizes]
 
@@ -268,6 +274,24 @@ def _names_of(result: Any) -> list[str]:
         for path, leaf in leaves
         if isinstance(leaf, Tensor)
     ]
+
+
+def _require_like(
+    real: tuple[Tensor, ...], example: tuple[Tensor, ...], options: OnnxOptions
+) -> None:
+    """Refuse real inputs of other sizes or dtypes than the example's.
+
+    Raises:
+        TraceError: they have some, beyond their number of examples.
+    """
+    for one, other in zip(real, example):
+        fixed = [tuple(x.shape[1:-2] if options.dynamic_hw else x.shape[1:]) for x in (one, other)]
+        if (one.dtype, one.dim(), fixed[0]) != (other.dtype, other.dim(), fixed[1]):
+            raise TraceError(
+                f"the real inputs do not fit: {one.dtype} {list(one.shape)}",
+                why=f"the example is {other.dtype} {list(other.shape)}; the batch may differ",
+                do="prepare them as the network's own inputs",
+            )
 
 
 def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptions) -> Any:

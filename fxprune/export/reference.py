@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fxprune.errors import GateError
+from fxprune.errors import GateError, described
 from fxprune.gated.module import GatedModule
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.module import modules_of, require_module
@@ -93,7 +93,7 @@ def reference_of(gated: GatedModule, dense: nn.Module) -> nn.Module:
 def _require_kinds(gated: nn.Module, model: nn.Module) -> None:
     if not isinstance(gated, GatedModule):
         raise GateError(
-            f"a {type(gated).__name__} has no removed channels",
+            f"{described(gated)} has no removed channels",
             why="only a gated network has a selection",
             do="give what fxprune.instrument returned, and the model that it was made of",
         )

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.budget.schedule import Schedule, StepSchedule, parse
-from fxprune.errors import GateError, OptionError
+from fxprune.errors import GateError, OptionError, described
 from fxprune.gated.averages import living
 from fxprune.gated.ddp import refuse_shards
 from fxprune.gated.module import GatedModule
@@ -74,7 +74,7 @@ def attach(
     """
     if not isinstance(gated, GatedModule):
         raise GateError(
-            f"cannot attach to a {type(gated).__name__}",
+            f"cannot attach to {described(gated)}",
             why="only a gated network selects channels",
             do="attach to what fxprune.instrument returned; for a wrapped one, to its .module",
         )
@@ -200,7 +200,7 @@ def _unwrapped(optimizer: Any) -> Optimizer:
         inner = next((value for value in inside if value is not None), None)
         if inner is None:
             raise GateError(
-                f"cannot attach to the steps of a {type(optimizer).__name__}",
+                f"cannot attach to the steps of {described(optimizer)}",
                 why="it is no torch optimiser, and wraps none",
                 do="train with one of torch.optim (fastai: opt_func=partial(OptimWrapper, "
                 "opt=torch.optim.AdamW))",
@@ -231,6 +231,12 @@ def _is_empty(optimizer: Optimizer) -> bool:
 def _pace(
     gated: GatedModule, schedule: str | Schedule | StepSchedule | None, steps: int | None
 ) -> StepSchedule | None:
+    if schedule is None and steps is not None:
+        raise OptionError(
+            f"{steps} steps are given, and no schedule",
+            why="without one the budget holds from the first step on, however many there are",
+            do='give schedule="cubic" as well, or leave the steps out',
+        )
     if schedule is None or isinstance(schedule, StepSchedule):
         return schedule
     planned = parse(schedule)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxprune.bank.exchange import Selection
 from fxprune.channels.graph import ChannelGraph
+from fxprune.errors import GateError, described
 from fxprune.gated.bare_averages import BareAverages, is_close
 from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.executing import Executing, lasting, whole
@@ -26,6 +27,15 @@ _LIVING: "weakref.WeakSet[Averaging]" = weakref.WeakSet()
 def living() -> list["Averaging"]:
     """Return all gated networks of the process."""
     return [*_LIVING]
+
+
+def no_average(network: object) -> GateError:
+    """Make the error for what is no gated network, where an average or its source is needed."""
+    return GateError(
+        f"cannot average {described(network)}",
+        why="only a gated network has selections that can be followed",
+        do="give what fxprune.instrument returned, and a copy of it",
+    )
 
 
 class Averaging(Executing):
@@ -63,7 +73,18 @@ class Averaging(Executing):
         """Follow the selection of another network, slot for slot, on tensors of its own.
 
         For an average of the other's parameters; see `fxprune.follow`, which is what to call.
+
+        Raises:
+            GateError: the other is no gated network, or this is no copy of it.
         """
+        if not isinstance(leader, Averaging):
+            raise no_average(leader)
+        if self is leader or self.channels.shapes != leader.channels.shapes:
+            raise GateError(
+                "an average has to be a copy of the network that it follows",
+                why="each of its channels holds the average of the channel of that number there",
+                do="make it with copy.deepcopy(gated)",
+            )
         self._leader, self._link = weakref.ref(leader), None
         leader._followers.add(self)
         self._catch_up()

@@ -12,6 +12,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any, Self, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ from fxprune.bank.exchange import Selection
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, require_kind
 from fxprune.gated import ddp
 from fxprune.gated.bare_averages import BareAverages
 from fxprune.gated.checkpointing import checkpointed
@@ -235,7 +236,9 @@ class Executing(TracedModule):
 
         Raises:
             BudgetError: the share is below the budget's, or above 1.
+            OptionError: it is no number.
         """
+        require_kind(share, Real, "the share", "give a number, such as 0.8")
         chosen = self._selection_at(share)
         if chosen is not None:
             self._residents.gradients.drop()

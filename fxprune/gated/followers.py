@@ -7,7 +7,7 @@ holds the average of the channel that executes there. The average of a channel d
 the channel rests. Calling the copy executes the selection of export, as in `eval()`.
 """
 
-from fxprune.errors import GateError
+from fxprune.gated.averages import no_average
 from fxprune.gated.module import GatedModule
 
 
@@ -32,17 +32,6 @@ def follow(average: GatedModule, gated: GatedModule) -> None:
     >>> average = copy.deepcopy(gated)
     >>> fxprune.follow(average, gated)
     """
-    for network in (average, gated):
-        if not isinstance(network, GatedModule):
-            raise GateError(
-                f"cannot average a {type(network).__name__}",
-                why="only a gated network has selections that can be followed",
-                do="give what fxprune.instrument returned, and a copy of it",
-            )
-    if average is gated or average.channels.shapes != gated.channels.shapes:
-        raise GateError(
-            "an average has to be a copy of the network that it follows",
-            why="each of its channels holds the average of the channel of that number there",
-            do="make it with copy.deepcopy(gated)",
-        )
+    if not isinstance(average, GatedModule):
+        raise no_average(average)
     average.follow(gated)

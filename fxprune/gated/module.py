@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fxprune.bank.exchange import Selection
 from fxprune.budget.schedule import StepSchedule
+from fxprune.errors import require_kind
 from fxprune.gated import ddp, display
 from fxprune.gated.executing import whole
 from fxprune.gated.nodes import read_taps
@@ -51,7 +52,10 @@ class GatedModule(Saving):
 
         Raises:
             GateError: a gated layer was replaced.
+            OptionError: it is no optimiser.
         """
+        do = "give one of torch.optim; fxprune.attach takes what frameworks wrap around one too"
+        require_kind(optimizer, torch.optim.Optimizer, "the optimiser", do)
         self._forget_source()  # it trains on its own
         self._residents.refind(self._selection)
         self.attached.add(optimizer, pace)
@@ -65,7 +69,11 @@ class GatedModule(Saving):
 
         Takes over the first rank's bank, policy state and selection, as the wrapper does with the
         parameters. `DistributedDataParallel(gated)` calls it by itself.
+
+        Raises:
+            OptionError: it is no such wrapper.
         """
+        require_kind(wrapper, DistributedDataParallel, "the wrapper", "wrap the gated network")
         self.restore(ddp.broadcast(self.training_state(), wrapper.process_group, self._device()))
         self._wrappers.add(wrapper)
         ddp.refuse_join(wrapper, lambda: not self.settled)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from fxprune import registry
 from fxprune.bank import exchange
 from fxprune.channels.resize import resize
-from fxprune.errors import GateError
+from fxprune.errors import GateError, require_kind
 from fxprune.gated import loading
 from fxprune.gated.averages import Averaging
 from fxprune.gated.executing import lasting, whole
@@ -46,7 +46,9 @@ class Saving(Averaging):
         Raises:
             RunError: it belongs to another network; nothing was changed.
             GateError: its selection does not fit the channel groups; nothing was changed.
+            OptionError: it is no mapping.
         """
+        require_kind(state, Mapping, "the state", "give what training_state() returned")
         dense, selector = self.dense_tensors(), self._selector
         saved = TrainingState.read(state, dense, self._device(), self._settings_text())
         selector.check(saved.trained)

@@ -14,7 +14,7 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.widths import global_widths, uniform_widths
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Layout, Widths
-from fxprune.errors import BudgetError, GateError
+from fxprune.errors import BudgetError, GateError, described
 from fxprune.policies import Policy, keep_slots, top
 
 
@@ -88,7 +88,7 @@ class Selector:
         given: Any = chosen  # a caller may have no types
         if not isinstance(given, Selection):
             raise GateError(
-                f"cannot select a {type(given).__name__}",
+                f"cannot select {described(given)}",
                 do="give a fxprune.bank.exchange.Selection, such as gated.best()",
             )
         self._cost.macs(chosen.widths)  # refuses widths that do not fit

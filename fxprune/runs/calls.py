@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxprune.errors import OptionError, RunError
+from fxprune.errors import OptionError, RunError, described
 from fxprune.tracing.signature import Signature
 
 _DEEPEST = 16
@@ -68,7 +68,7 @@ def _written(value: Any) -> dict[str, Any]:
     if value is None or type(value) in (bool, int, float, str):
         return {"value": value}
     raise RunError(
-        f"an option of forward is a {type(value).__name__}, which cannot be written",
+        f"an option of forward is {described(value)}, which cannot be written",
         why="a file holds numbers, texts, lists, tuples and dicts",
         do="leave it at its default, or give one of these",
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxprune.errors import GateError, RunError
+from fxprune.errors import GateError, RunError, described
 from fxprune.files import as_path, damaged, read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.runs.contents import check_gated, most_bytes
@@ -38,7 +38,7 @@ def save(gated: GatedModule, path: str | Path) -> None:
     network: nn.Module = gated  # a caller may have no types
     if not isinstance(network, GatedModule):
         raise GateError(
-            f"cannot save a {type(network).__name__}",
+            f"cannot save {described(network)}",
             why="a file of fxprune.save holds the selection of a gated network",
             do="save what fxprune.instrument returned; any other module by torch's own means",
         )

@@ -14,7 +14,7 @@ from typing import Any, Self
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
-from fxprune.errors import TraceError
+from fxprune.errors import TraceError, described
 from fxprune.tracing.deepcopy import copied, rebind
 from fxprune.tracing.regions import Region, region_of
 from fxprune.tracing.signature import Signature, flat_network, signature_of
@@ -202,7 +202,7 @@ def require_module(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TraceError(
-            f"the model is of the kind {type(model).__name__}, and no nn.Module",
+            f"the model is {described(model)}, and no nn.Module",
             do="give an nn.Module, such as torchvision.models.resnet18()",
         )
 

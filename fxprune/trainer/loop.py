@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from torch.nn.parallel import DistributedDataParallel
 from fxprune.data import WHOLE, Batch, DataSet, Share
 from fxprune.data.own import steps_of
 from fxprune.data.randaugment import with_randaugment
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, require_kind
+from fxprune.files import as_path
 from fxprune.gated.attach import attach
 from fxprune.gated.ddp import share_buffers
 from fxprune.gated.module import GatedModule
 from fxprune.runs.history import EpochMetrics, keep_metrics
 from fxprune.runs.writer import only_writer, require_lock
+from fxprune.tracing.module import require_module
 from fxprune.trainer import checkpoint, teacher
 from fxprune.trainer.churn import Churn
 from fxprune.trainer.clock import Clock
@@ -77,7 +80,7 @@ def fit(
     *,
     loss: Loss | None = None,
     metric: Metric | None = None,
-    run: Path | None = None,
+    run: str | Path | None = None,
     ready: Callable[[], None] | None = None,
     progress: Callable[[Tick], None] | None = None,
     minutes: float | None = None,
@@ -115,12 +118,21 @@ def fit(
     Raises:
         DataError: the data do not fit the model, or the loss does not fit both.
         ModelError: the network returns something else than the loss takes, or cannot be trained.
-        OptionError: the loss became infinite or NaN, or the run cannot cost as little as it has to.
+        OptionError: an argument is of another kind, the loss became infinite or NaN, or the run
+            cannot cost as little as it has to.
         RunError: the checkpoint is damaged, or belongs to another model, other options or data;
             or another process writes to the run.
         Stopped: `stop` said so, and the checkpoint is written.
+        TraceError: the model is no nn.Module.
     """
     task = Task(loss, metric)
+    require_module(model)
+    require_kind(data, DataSet, "the data", "give what fxprune.data.load or own_data returned")
+    require_kind(options, TrainOptions, "the options", "give TrainOptions(…)")
+    require_kind(minutes, Real | None, "minutes", "give a number")
+    for name, function in (("ready", ready), ("progress", progress), ("stop", stop)):
+        require_kind(function, Callable | None, name, "give a function")
+    run = None if run is None else as_path(run)
     first = run is not None and _share(len(data.train), options.batch_size).rank == 0
     with only_writer(run) if run is not None and first else contextlib.nullcontext():
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes

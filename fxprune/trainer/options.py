@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from numbers import Real
-from typing import Literal
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from fxprune.budget.schedule import Constant, Cubic, Schedule, parse
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, brief, described
 from fxprune.registry import to_text
 from fxprune.runs.schema import Strict
 
@@ -35,6 +36,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**40),
 }
 """The least and the largest value of options that are numbers."""
+
+_KINDS: dict[Any, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    bool: (bool, "True or False"),
+    str: (str, "a text"),
+    tuple: (tuple, "a tuple"),
+}
+"""What the value of a field of each type may be, and words for it."""
 
 
 @dataclass(frozen=True)
@@ -140,15 +150,16 @@ class TrainOptions(Strict):
 
     def _check_types(self) -> None:
         """Check what the command line's own parser does not let through."""
-        texts = {field.name for field in dataclasses.fields(self) if field.type is str}
-        kinds: dict[str, tuple[type, str]] = dict.fromkeys(RANGES, (Real, "number"))
-        kinds |= dict.fromkeys(texts - {"device"}, (str, "text"))  # a torch.device is one too
-        for name, (kind, word) in kinds.items():
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
+        for field in dataclasses.fields(self):
+            value, kinds = getattr(self, field.name), (get_origin(field.type) or field.type,)
+            kinds = get_args(field.type) if UnionType in kinds else kinds
+            if type(None) in kinds and value is None:
+                continue
+            kind, words = _KINDS.get(kinds[0], (object, ""))
+            if not isinstance(value, kind) and field.name != "device":  # a torch.device is one too
                 raise OptionError(
-                    f"{name} cannot be {value!r}",
-                    do=f"give a {word}, not a {type(value).__name__}",
+                    f"{field.name} cannot be {brief(value)}",
+                    do=f"give {words}, not {described(value)}",
                 )
 
     def _write_one_way(self) -> None:

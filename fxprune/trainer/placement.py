@@ -32,7 +32,7 @@ class Placement:
             device = torch.device(
                 options.device if options.device != "auto" else "cuda" if gpu else "cpu"
             )
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise OptionError(
                 f"unknown device {options.device!r}", do="give auto, cpu or cuda"
             ) from error

@@ -23,7 +23,14 @@ from fxprune import api
 from fxprune.budget.budget import Budget
 from fxprune.channels.graph import Widths
 from fxprune.data import DataSet, Split, load
-from fxprune.errors import BudgetError, DataError, FxpruneWarning, OptionError, message
+from fxprune.errors import (
+    BudgetError,
+    DataError,
+    FxpruneWarning,
+    OptionError,
+    message,
+    require_kind,
+)
 from fxprune.gated.module import GatedModule
 from fxprune.policies import Policy
 from fxprune.tracing.module import evaluating, require_module
@@ -244,11 +251,7 @@ def prune(
     if points is not None and not (isinstance(points, int | float) and 0 <= points < 100):
         raise OptionError(f"max_drop cannot be {points!r}", do="give points, such as 1")
     require_module(model)
-    how: Any = options  # a caller may have no types
-    if not isinstance(how, TrainOptions):
-        raise OptionError(
-            f"the options cannot be {how!r}", do="give fxprune.trainer.options.TrainOptions(…)"
-        )
+    require_kind(options, TrainOptions, "the options", "give TrainOptions(…)")
     if options.keeps_best:
         raise OptionError(
             "a pruning chooses no epoch",
@@ -258,11 +261,8 @@ def prune(
     given = None if max_drop is not None else Budget.parse(budget or goals[0], round_to)
     example = flat_inputs(model, example_inputs)
     size = example[0].shape
-    if not isinstance(data, DataSet | str):
-        raise OptionError(
-            f"the data cannot be {data!r}",
-            do="give a DataSet, or the name of one that fxprune.data.load knows",
-        )
+    do = "give a fxprune.data.DataSet, or the name of one that fxprune.data.load knows"
+    require_kind(data, DataSet | str, "the data", do)
     if isinstance(data, str):
         data = load(data, image_size=(size[-2], size[-1]) if len(size) == 4 else (224, 224))
     placement = Placement.of(options)

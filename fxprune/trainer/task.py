@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 from typing_extensions import TypeIs
 
-from fxprune.errors import DataError, ModelError, OptionError
+from fxprune.errors import DataError, ModelError, OptionError, described
 from fxprune.user_lines import user_line
 
 IGNORED = -100
@@ -60,9 +60,14 @@ class Task:
     def __post_init__(self) -> None:
         """Check that they can be called."""
         for word, value in (("loss", self.loss), ("metric", self.metric)):
+            if isinstance(value, type):
+                raise OptionError(
+                    f"the {word} is {described(value)}",
+                    do=f"give an object of it: {name_of(value)}()",
+                )
             if value is not None and not callable(value) and not _accumulates(value):
                 raise OptionError(
-                    f"the {word} is a {type(value).__name__}",
+                    f"the {word} is {described(value)}",
                     why="it is called with what the network returns, and the target",
                     do="give a function, or an object of a class with __call__",
                 )
@@ -276,7 +281,7 @@ def one_tensor(outputs: Any, training: bool = True) -> Tensor:
     if isinstance(outputs, Tensor):
         return outputs
     raise ModelError(
-        f"the network returns a {type(outputs).__name__}" + (" in training" if training else ""),
+        f"the network returns {described(outputs)}" + (" in training" if training else ""),
         why="the built-in trainer minimises the cross-entropy of one tensor of logits",
         do="make forward return that tensor alone, give a loss of your own (--loss, loss=), or "
         "train in a loop of your own",
@@ -303,7 +308,7 @@ def shapes(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {shapes(item)}" for key, item in value.items()) + "}"
     if isinstance(value, tuple | list) and value:
         return f"({', '.join(shapes(item) for item in value[:4])})"
-    return f"a {type(value).__name__}"
+    return f"{described(value)}"
 
 
 def name_of(value: Any) -> str:

@@ -105,7 +105,11 @@ def test_inputs_that_are_no_tensors() -> None:
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
-        ({"budget": 0.5}, BudgetError, "the budget cannot be 0.5\n  why  it is a text"),
+        (
+            {"budget": 0.5},
+            BudgetError,
+            "the budget cannot be 0.5\n  why  it is a float, and no text",
+        ),
         ({"policy": None}, OptionError, "the policy cannot be None"),
         ({"keep": 0.5}, BudgetError, 'or budget="keep=0.5" for all layers'),
         ({"floor": [0.5]}, BudgetError, "floor cannot be [0.5]"),
@@ -113,13 +117,15 @@ def test_inputs_that_are_no_tensors() -> None:
         ({"exclude": nn.ReLU()}, BudgetError, "exclude must be patterns of layers"),
         ({"exclude_inputs": [nn.ReLU()]}, BudgetError, "exclude_inputs must be patterns"),
         ({"every": "1"}, OptionError, "every cannot be '1'"),
+        ({"seed": "1"}, OptionError, "seed cannot be '1'"),
+        ({"seed": -1}, OptionError, "seed cannot be -1"),
         ({"round_to": "8"}, BudgetError, "round_to cannot be '8'"),
         ({"round_to": 2.5}, BudgetError, "round_to cannot be 2.5"),
         ({"example_kwargs": 3}, TraceError, "example_kwargs must be a dict, not int"),
         ({"example_inputs": (1, 3, 8, 8)}, TraceError, "they are of the kind int"),
         ({"example_inputs": IMAGE[:0]}, TraceError, "there is no example among the example inputs"),
         ({"model": nn.LazyConv2d(8, 3)}, TraceError, "the model has lazy layers that have not run"),
-        ({"model": nn.Conv2d}, TraceError, "the model is of the kind type, and no nn.Module"),
+        ({"model": nn.Conv2d}, TraceError, "the model is the class Conv2d, and no nn.Module"),
         ({"model": torch.relu}, TraceError, "no nn.Module"),
     ],
 )
@@ -188,9 +194,7 @@ def test_paths_that_are_none() -> None:
     )
     for call in calls:
         assert refused(OptionError, call) == (
-            "the path cannot be None\n"
-            "  why  it is of the kind NoneType\n"
-            "  do   give the name of a file as a text or a pathlib.Path"
+            "the path cannot be None\n  do   give the name of a file as a text or a pathlib.Path"
         )
 
 
@@ -208,7 +212,7 @@ def test_models_that_are_none(tmp_path: Path) -> None:
     )
     for call in calls:
         said = refused(TraceError, lambda call=call: call(none))
-        assert said.startswith("the model is of the kind NoneType, and no nn.Module")
+        assert said.startswith("the model is None, and no nn.Module")
     said = refused(TraceError, lambda: fxprune.export_onnx(small(), none, tmp_path / "a.onnx"))
     assert said.startswith("example inputs must be a tensor or a tuple of tensors, not NoneType")
     assert list(tmp_path.iterdir()) == [path]

@@ -113,7 +113,8 @@ def test_several_inputs() -> None:
         ({"loss": lambda out, _: out["mask"].mean()}, DataError, "does not take what the network"),
         ({"loss": lambda out, _: out.mean()}, DataError, "AttributeError: 'dict' object has no"),
         ({"loss": lambda *a: dice(*a).detach()}, DataError, "the loss <lambda> has no gradient"),
-        ({"loss": 3}, OptionError, "the loss is a int"),
+        ({"loss": 3}, OptionError, "the loss is an int"),
+        ({"loss": nn.MSELoss}, OptionError, "the loss is the class MSELoss"),
         ({"loss": dice, "metric": "iou"}, OptionError, "the metric is a str"),
     ],
 )
