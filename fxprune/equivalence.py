@@ -57,6 +57,13 @@ def batch_of(example: Sequence[Tensor]) -> int:
     return next((len(tensor) for tensor in example if tensor.dim()), 1)
 
 
+def in_memory(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copy tensors to the CPU; zeros stand for those on the meta device, which have no values."""
+    return tuple(
+        torch.zeros(x.shape, dtype=x.dtype) if x.is_meta else x.detach().cpu() for x in tensors
+    )
+
+
 def which_batched(example: Sequence[Tensor]) -> list[bool]:
     """Find which inputs have the batch along dim 0."""
     return [tensor.dim() > 0 and len(tensor) == batch_of(example) for tensor in example]
@@ -124,7 +131,7 @@ def difference(
                 torch.cuda.default_generators[gpu.index].manual_seed(0)
             return outputs(network, given)
 
-    example = tuple(tensor.cpu() for tensor in example)
+    example = in_memory(example)
     for smaller in _cut(example):
         given = tuple(x.to(device) for x in fresh_inputs(smaller, 1, torch.Generator()))
         with contextlib.suppress(Exception):  # either may be of the example's size alone

@@ -37,10 +37,14 @@ def user_line(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return _line(error.filename, error.lineno, error.text)
     frames = traceback.extract_tb(error.__traceback__)
+    return own_line(error) or "".join(_line(f.filename, f.lineno, f.line) for f in frames[-1:])
+
+
+def own_line(error: BaseException) -> str:
+    """Name the innermost line of the user's own code, or nothing, where there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _is_foreign(frame.filename)]
-    for frame in (own or list(frames))[-1:]:
-        return _line(frame.filename, frame.lineno, frame.line)
-    return ""
+    return "".join(_line(frame.filename, frame.lineno, frame.line) for frame in own[-1:])
 
 
 def _line(filename: str, number: int | None, text: str | None) -> str:

@@ -29,6 +29,14 @@ class Gate(Pass):
     settings: Settings
 
     def requires(self, program: Program) -> None:
+        parameters, buffers = tensors_of(program.module)
+        empty = [name for name, tensor in (parameters | buffers).items() if tensor.is_meta]
+        if empty:
+            raise GateError(
+                f"{empty[0]} of the model is on the meta device",
+                why="it has a shape and no values, which a training starts from",
+                do="build the model on a real device; fxprune.analyze takes it as it is",
+            )
         if program.channels is None or not program.channels.groups:
             reasons = [] if program.channels is None else program.channels.pinned
             raise GateError(
@@ -56,7 +64,7 @@ class Gate(Pass):
         for name, tensor in (parameters | buffers).items():
             found = dense.get(name)
             assert found is not None, f"{name} is missing"
-            assert tensor.is_meta or _equal(found, tensor), f"{name} has other values"
+            assert _equal(found, tensor), f"{name} has other values"
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -51,6 +51,7 @@ class LabelInterpreter(fx.Interpreter):
         self.values: dict[str, Values] = {}
         self.said: dict[str, tuple[list[Product], list[Slide], list[CallSite]]] = {}
         self.extra_traceback = False
+        self.returned = False
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, unless its result is known from the dense run or the graph before."""
@@ -194,7 +195,9 @@ class LabelInterpreter(fx.Interpreter):
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Pin what reaches the model's output, and return it."""
-        for tensor in held(args, Tensor):
+        returned = held(args, Tensor)
+        self.returned = bool(returned)
+        for tensor in returned:
             for family in self.context.of(tensor):
                 self.context.pin(family.labels, "the model returns these channels")
         return super().output(target, args, kwargs)

@@ -29,7 +29,7 @@ from fxprune.tracing.module import (
 )
 from fxprune.tracing.side_effects import left_alone
 from fxprune.tracing.snapshot import CONSTANT, snapshot_of
-from fxprune.user_lines import where
+from fxprune.user_lines import own_line, where
 
 
 def propagate(
@@ -44,7 +44,7 @@ def propagate(
             dense one.
 
     Raises:
-        TraceError: the network does not run on inputs of this shape.
+        TraceError: the network does not run on inputs of this shape, or returns no tensor.
     """
     rules()  # a broken rule is no fault of the model
     tensors = _visible(module, compact)
@@ -85,6 +85,12 @@ def propagate(
             runs.append(LabelInterpreter(module, graph, mode, compact, first, real))
             with regions_run(module, runs[-1]):
                 _run(runs[-1], inputs)
+    if compact is None and not any(run.returned for run in runs):
+        raise TraceError(
+            "the model returns no tensor",
+            why="an output is what channels are kept for",
+            do="look for a forward without a return",
+        )
     inner = [
         {name: seen for (number, name), seen in context.inner.items() if number == own}
         for own in range(len(runs), len(module.all_graphs))
@@ -123,16 +129,28 @@ def _run(interpreter: LabelInterpreter, inputs: tuple[Tensor, ...]) -> None:
         first = str(error).strip().splitlines() or [""]
         refused = TraceError(
             f"the model does not run on inputs of shape {[tuple(x.shape) for x in inputs]}",
-            at=where(node) if node is not None else "",
+            at=own_line(error) or (where(node) if node is not None else ""),
             why=f"{type(error).__name__}: {first[0]}",
-            do="move code that asks for what is in a tensor into a submodule of its own"
-            if "meta" in str(error)
-            else "give example inputs of the shape the model takes, with the batch first; where "
-            "its code refuses random values (as boxes, or indices), instrument its backbone alone",
+            do=_advice(error, interpreter, inputs),
             node=node.name if node is not None else "",
         )
         refused.near = [family.labels for x in context.near for family in context.of(x)]
         raise refused from error
+
+
+def _advice(error: Exception, interpreter: LabelInterpreter, inputs: tuple[Tensor, ...]) -> str:
+    """Say what to do about an error that the network raised."""
+    if "meta" in str(error):
+        return "move code that asks for what is in a tensor into a submodule of its own"
+    if isinstance(error, AttributeError | NameError | NotImplementedError | ImportError):
+        return "correct the model's code: model(*example_inputs) should run"
+    weights = [x.dtype for x in interpreter.real.values() if x.is_floating_point()]
+    if weights and "type" in str(error) and weights[0] not in {x.dtype for x in inputs}:
+        return f"give example inputs of the dtype of the weights, {weights[0]}"
+    return (
+        "give example inputs of the shape the model takes, with the batch first; where its code "
+        "refuses random values (as boxes, or indices), instrument its backbone alone"
+    )
 
 
 def _fresh_axes(context: Notebook, tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:

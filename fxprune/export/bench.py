@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fxprune.bank.exchange import Selection
 from fxprune.channels.graph import Widths
-from fxprune.equivalence import fresh_inputs
+from fxprune.equivalence import fresh_inputs, in_memory
 from fxprune.errors import BudgetError, OptionError, RunError
 from fxprune.export.onnx import onnx_content
 from fxprune.export.runtime import runtime
@@ -243,7 +243,7 @@ class Bench:
         gated = program.module
         assert isinstance(gated, GatedModule)
         self.target = target.settled()
-        self.gated, self.inputs = gated.cpu().eval(), tuple(tensor.cpu() for tensor in inputs)
+        self.gated, self.inputs = gated.cpu().eval(), in_memory(inputs)
         folder = cache_folder() if folder is None else folder
         self.path = folder / f"{self._key()}.json"
         self.known = {} if remeasure else _read(self.path)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from fxprune.equivalence import batch_of, fresh_inputs, repeated, which_batched
+from fxprune.equivalence import batch_of, fresh_inputs, in_memory, repeated, which_batched
 from fxprune.errors import ExportError, OptionError, TraceError, require_kind
 from fxprune.export.attempt import advice, forgotten_sources, no_logs, reason
 from fxprune.export.condconv import BatchedConvs
@@ -166,7 +166,7 @@ def export_onnx(
     require_kind(options, OnnxOptions, "the options", "give OnnxOptions(…)")
     signature = signature_of(model)
     network = exportable(copied(model, {}).cpu().eval())
-    example = tuple(tensor.detach().cpu() for tensor in flat_inputs(model, example_inputs))
+    example = in_memory(flat_inputs(model, example_inputs))
     program = _program(network, example, options)
     expected: Network = network
     if reference is not None:
@@ -224,7 +224,7 @@ def onnx_content(model: nn.Module, example_inputs: Sequence[Tensor]) -> bytes:
         ExportError: torch cannot export the network with a dynamic batch.
     """
     network = copy.deepcopy(model).cpu().eval()
-    example = tuple(tensor.detach().cpu() for tensor in example_inputs)
+    example = in_memory(example_inputs)
     content: bytes = _program(network, example, DEFAULT).SerializeToString()
     return content
 

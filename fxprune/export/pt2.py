@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.equivalence import fresh_inputs, outputs, relative_gap, repeated, which_batched
+from fxprune.equivalence import (
+    fresh_inputs,
+    in_memory,
+    outputs,
+    relative_gap,
+    repeated,
+    which_batched,
+)
 from fxprune.errors import ExportError, ParityError
 from fxprune.export.attempt import forgotten_sources
 from fxprune.export.marks import marks
@@ -75,7 +82,7 @@ def export_pt2(
         require_module(reference)
         expected = copied(reference, {}).cpu().eval()
         expected = expected if signature is None else signature.caller(expected)
-    example = tuple(tensor.detach().cpu() for tensor in flat_inputs(model, example_inputs))
+    example = in_memory(flat_inputs(model, example_inputs))
     program, content = _exported(network, example)
     loaded = torch.export.load(io.BytesIO(content)).module()
     generator = torch.Generator()

@@ -42,7 +42,7 @@ class Signature:
             bound = self.parameters.bind(*args, **kwargs).arguments
         except TypeError as error:
             needed = sum(p.default is _EMPTY for p in self.parameters.parameters.values())
-            what = f"takes {needed} inputs, and {len(args)} are given"
+            what = f"takes {needed} input{'s' * (needed != 1)}, not {len(args)}"
             raise TraceError(
                 f"{type(model).__name__}.forward " + (str(error) if kwargs else what),
                 do="give one example tensor for each input, the batch first",

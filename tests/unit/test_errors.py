@@ -95,6 +95,62 @@ def test_an_input_of_the_wrong_shape(shape: tuple[int, ...], code: str) -> None:
     )
 
 
+class Slip(nn.Module):
+    """A model whose forward has a fault of its own."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.body, self.fault = small(), fault
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.body(x)
+        if self.fault == "name":
+            return self.tail(x)
+        if self.fault == "returns None":
+            return None
+        return x.view(1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "do"),
+    [
+        ("name", "return self.tail(x)", "correct the model's code: model(*example_inputs) should"),
+        ("view", "return x.view(1, 2, 3)", "give example inputs of the shape the model takes"),
+    ],
+)
+def test_a_fault_in_the_models_own_code(fault: str, code: str, do: str) -> None:
+    text = refused(TraceError, lambda: fxprune.analyze(Slip(fault), IMAGE))
+    at = text.splitlines()[1].replace(f"{Path.cwd()}/", "")
+    assert at == f"  at   {line_of(code)}".replace(f"{Path.cwd()}/", "")
+    assert f"\n  do   {do}" in text
+
+
+def test_a_model_that_returns_nothing() -> None:
+    text = refused(TraceError, lambda: fxprune.analyze(Slip("returns None"), IMAGE))
+    assert text.splitlines()[0] == "the model returns no tensor"
+
+
+def test_an_input_of_another_dtype() -> None:
+    text = refused(TraceError, lambda: fxprune.analyze(small(), IMAGE.to(torch.int64)))
+    assert text.endswith("give example inputs of the dtype of the weights, torch.float32")
+
+
+@pytest.mark.parametrize("policy", ["cucb", "utility"])
+def test_a_model_on_the_meta_device(policy: str) -> None:
+    with torch.device("meta"):
+        model = small()
+    assert fxprune.analyze(model, IMAGE).groups
+    text = refused(GateError, lambda: fxprune.instrument(model, IMAGE, policy, budget="macs=0.5"))
+    assert text.startswith("0.weight of the model is on the meta device\n")
+
+
+def test_example_inputs_on_the_meta_device(tmp_path: Path) -> None:
+    example = IMAGE.to("meta")
+    compact = fxprune.shrink(fxprune.instrument(small(), example).eval())
+    report = fxprune.export_onnx(compact, example, tmp_path / "a.onnx")
+    assert report.max_rel_error <= report.tolerance
+
+
 def test_inputs_that_are_no_tensors() -> None:
     assert refused(TraceError, lambda: fxprune.analyze(small(), [IMAGE])) == (
         "example inputs must be a tensor or a tuple of tensors, not list\n"
@@ -246,7 +302,7 @@ def test_keywords_that_are_all_of_a_plain_forward(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [1, 4])
 def test_too_few_and_too_many_inputs(given: int) -> None:
     assert refused(TraceError, lambda: fxprune.analyze(Two(), (IMAGE,) * given)) == (
-        f"Two.forward takes 2 inputs, and {given} are given\n"
+        f"Two.forward takes 2 inputs, not {given}\n"
         "  do   give one example tensor for each input, the batch first"
     )
 
