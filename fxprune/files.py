@@ -109,6 +109,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
         _sync_folder(target.parent)
     except FileNotFoundError as error:
+        if path.parent.is_dir():  # of a file system that takes no new files
+            raise RunError(f"cannot write {_printable(path)}", why=str(error), do=CHECK) from error
         raise RunError(
             f"cannot write {_printable(path)}",
             why=f"there is no folder {_printable(target.parent)}",
@@ -195,7 +197,7 @@ def read_bytes(
             if size > most:
                 raise damaged(path, f"{size:,} bytes, and at most {most:,} are expected")
             with os.fdopen(os.dup(handle), "rb") as file:
-                if announced is not None and (told := announced(file)) != size:
+                if announced is not None and (told := _told(announced, file, path)) != size:
                     raise damaged(path, f"{size:,} bytes, and its header announces {told:,}")
                 file.seek(0)
                 content = file.read(size + 1)
@@ -214,6 +216,13 @@ def read_bytes(
             do="wait until its writer is done",
         )
     return content
+
+
+def _told(announced: Callable[[BinaryIO], int], file: BinaryIO, path: Path) -> int:
+    try:
+        return announced(file)
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
 
 
 @contextlib.contextmanager
@@ -386,7 +395,7 @@ def _announced(file: BinaryIO) -> int:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != META]
         return int(8 + count + max(ends, default=0))
     except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
-        raise ValueError("it is damaged: its header lists no tensors") from error
+        raise ValueError("its header lists no tensors") from error
 
 
 def _canonical(value: Mapping[str, Any]) -> str:

@@ -32,12 +32,13 @@ def user_line(error: BaseException) -> str:
     """Name the innermost line of the user's own code that `error` went through.
 
     Code of the standard library, of installed packages and of fxprune is not the user's; if there
-    is nothing else, the innermost line of all is taken. Empty where there is no traceback.
+    is nothing else, the innermost line of a library is taken. Empty where there is none.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return _line(error.filename, error.lineno, error.text)
     frames = traceback.extract_tb(error.__traceback__)
-    return own_line(error) or "".join(_line(f.filename, f.lineno, f.line) for f in frames[-1:])
+    last = [f for f in frames if not f.filename.startswith(("<", *_own_folders()))][-1:]
+    return own_line(error) or "".join(_line(f.filename, f.lineno, f.line) for f in last)
 
 
 def own_line(error: BaseException) -> str:
@@ -60,7 +61,11 @@ def _is_foreign(filename: str) -> bool:
 
 @functools.cache
 def _foreign_folders() -> tuple[str, ...]:
-    here = Path(__file__).parent
     paths = sysconfig.get_paths()
     names = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return tuple(f"{name}/" for name in (*names, here, here.parent / "passes"))
+    return *_own_folders(), *(f"{name}/" for name in names)
+
+
+def _own_folders() -> tuple[str, ...]:
+    here = Path(__file__).parent
+    return f"{here}/", f"{here.parent / 'passes'}/"

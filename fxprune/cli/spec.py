@@ -36,7 +36,7 @@ from fxprune.cli.user_code import (
 )
 from fxprune.errors import OptionError, SpecError, described
 from fxprune.registry import read
-from fxprune.runs.run import Run
+from fxprune.runs.run import PLAN, Run
 from fxprune.runs.trust import REGISTRIES
 
 
@@ -73,13 +73,16 @@ def resolve(spec: str, input: str | None = None, *, base: Path | None = None) ->
     shapes = None if input is None else parse_shapes(input)
     target, options = _split_options(spec)
     factory = _find(target, options, base or Path.cwd(), spec)
-    model = run_code(factory.build, f"the factory of {spec} raises")
+    given = f"check the options in braces: {', '.join(options)}" if options else ""
+    model = run_code(factory.build, f"the factory of {spec} raises", given)
     if not isinstance(model, nn.Module):
         raise SpecError(
             f"the factory of {spec} made {described(model)}",
             why="a torch.nn.Module is needed",
             do="return the module itself",
         )
+    if shapes:
+        _check_count(model, len(shapes))
     example_inputs = made_up(shapes) if shapes else factory.inputs()
     if example_inputs is None:
         raise SpecError(
@@ -196,6 +199,18 @@ def parse_shapes(text: str) -> tuple[tuple[int, ...], ...]:
     return tuple(shapes)
 
 
+def _check_count(model: nn.Module, count: int) -> None:
+    """Refuse shapes of more or fewer inputs than `forward` takes, as where commas stand for x."""
+    try:
+        inspect.signature(model.forward).bind(*[None] * count)
+    except TypeError as error:
+        raise SpecError(
+            f"--input gives the shapes of {count} input{'s' * (count > 1)}",
+            why=f"{type(model).__name__}.forward takes others: {error}",
+            do="write x between the sizes of an input, such as 3x32x32, and commas between inputs",
+        ) from error
+
+
 def _split_options(spec: str) -> tuple[str, dict[str, Any]]:
     try:
         target, texts = read(spec, "SPEC")
@@ -229,13 +244,17 @@ def _find(target: str, options: dict[str, Any], base: Path, spec: str) -> Factor
         return _from_file(base / target, None, options, spec)
     head, colon, name = target.rpartition(":")
     if not (colon and head and name):
-        raise SpecError(f"cannot read the SPEC {spec!r}", do=_advice(target))
+        raise SpecError(f"cannot read the SPEC {spec!r}", do=_advice(target, base))
     if head.endswith(".py"):
         return _from_file(base / head, name, options, spec)
     return _from_import(head, name, options, base, spec)
 
 
-def _advice(target: str) -> str:
+def _advice(target: str, base: Path) -> str:
+    if (base / target / PLAN).is_file():
+        return "it is a run, which train, export and report take; here name what it was made of"
+    if (base / target).is_file():
+        return "a network is built by Python code: name the file or module with that code"
     if re.fullmatch(r"\w+", target):
         from torchvision import models
 

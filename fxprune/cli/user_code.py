@@ -20,7 +20,7 @@ from torch import nn
 
 from fxprune.errors import SpecError, described
 from fxprune.runs.sources import TextLoader, prefer_text
-from fxprune.user_lines import user_line
+from fxprune.user_lines import own_line, user_line
 
 T = TypeVar("T")
 
@@ -206,8 +206,14 @@ def _not_tensors(spec: str, value: Any) -> SpecError:
     )
 
 
-def run_code(call: Callable[[], T], what: str) -> T:
-    """Run code of the user; what it prints goes to stderr, what it raises becomes a SpecError."""
+def run_code(call: Callable[[], T], what: str, do: str = "") -> T:
+    """Run code of the user; what it prints goes to stderr, what it raises becomes a SpecError.
+
+    Args:
+        call: runs it.
+        what: the error's first line.
+        do: what to do about an error in code that is not the user's own.
+    """
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return call()
@@ -215,9 +221,10 @@ def run_code(call: Callable[[], T], what: str) -> T:
         raise
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        at = user_line(error)
-        do = "correct the line that is named" if at else "call it in Python to see its traceback"
-        raise SpecError(what, at=at, why=reason, do=do) from error
+        if own_line(error) or (isinstance(error, SyntaxError) and error.filename):
+            do = "correct the line that is named"
+        do = do or "call it in Python to see its traceback"
+        raise SpecError(what, at=user_line(error), why=reason, do=do) from error
 
 
 @contextlib.contextmanager

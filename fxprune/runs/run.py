@@ -189,6 +189,12 @@ class Run:
         Raises:
             RunError: the folder is no run, or the run is damaged.
         """
+        if path.is_file():
+            raise RunError(
+                f"{path} is no run",
+                why="it is a file, and a run is a folder",
+                do=f"give the folder that fxprune instrument wrote, NAME{SUFFIX}",
+            )
         if not path.is_dir():
             raise RunError(
                 f"there is no run {path}", do="fxprune instrument SPEC makes one; give its folder"

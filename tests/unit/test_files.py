@@ -78,8 +78,15 @@ def test_a_short_file_is_noticed(tmp_path, keep):
     path = tmp_path / "a.safetensors"
     write_tensors(path, sample(), {})
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(RunError, match="it is damaged"):
+    with pytest.raises(RunError, match=r"it is damaged: .*\n  do   take an earlier copy of it"):
         read_tensors(path)
+
+
+def test_a_folder_that_takes_no_files_is_not_called_missing():
+    folder = Path("/proc")
+    with pytest.raises(RunError, match=r"cannot write /proc/a\.json") as caught:
+        files.write_bytes(folder / "a.json", b"{}")
+    assert ("there is no folder" in str(caught.value)) is not folder.is_dir()
 
 
 def test_a_foreign_file_is_refused(tmp_path):

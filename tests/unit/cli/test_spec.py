@@ -71,7 +71,8 @@ def test_a_file_gives_build_model_and_its_inputs() -> None:
 def test_input_goes_before_the_inputs_of_the_file() -> None:
     write("model.py", NET)
     assert shapes(resolve("model.py", "3x16x24")) == [(2, 3, 16, 24)]
-    assert shapes(resolve("model.py", "3x16x24,10")) == [(2, 3, 16, 24), (2, 10)]
+    write("two.py", "from torch import nn\nmodel = nn.Bilinear(24, 10, 2)\n")
+    assert shapes(resolve("two.py", "16x24,10")) == [(2, 16, 24), (2, 10)]
 
 
 def test_a_file_may_hold_the_module_itself() -> None:
@@ -299,3 +300,28 @@ def test_other_ways_to_write_a_factory() -> None:
     )
     for name in ("small", "resnet18", "cached", "of", "short"):
         resolve(f"model.py:{name}", "3x32x32")
+
+
+def test_commas_between_the_sizes_of_one_input() -> None:
+    write("model.py", NET)
+    text = refusal("model.py", "3,8,8")
+    assert text.startswith("--input gives the shapes of 3 inputs\n  why  Sequential.forward takes")
+    assert "write x between the sizes of an input, such as 3x32x32" in text
+
+
+def test_an_option_that_a_library_does_not_take() -> None:
+    text = refusal("torchvision:resnet18{classes=10}")
+    assert "unexpected keyword argument 'classes'" in text
+    assert text.endswith("\n  do   check the options in braces: classes")
+
+
+def test_files_and_folders_that_are_no_code() -> None:
+    write("net.onnx", "")
+    assert "a network is built by Python code" in refusal("net.onnx")
+    write("net.fxprune/plan.json", "{}")
+    assert "it is a run, which train, export and report take" in refusal("net.fxprune")
+
+
+def test_a_file_that_is_no_text_has_no_line_of_pythons_own() -> None:
+    Path("bytes.py").write_bytes(b"\xff\xfe\x00")
+    assert "\n  at " not in refusal("bytes.py")

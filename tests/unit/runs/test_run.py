@@ -273,6 +273,9 @@ def test_runs_that_are_not_there_or_damaged(tmp_path):
         Run.open(tmp_path / "none.fxprune")
     with pytest.raises(RunError, match=r"is no run\n  why  it has no plan\.json"):
         Run.open(tmp_path)
+    (tmp_path / "net.onnx").write_text("")
+    with pytest.raises(RunError, match=r"net\.onnx is no run\n  why  it is a file"):
+        Run.open(tmp_path / "net.onnx")
     (tmp_path / PLAN).write_text("{")
     with pytest.raises(RunError, match="cannot read"):
         Run.open(tmp_path)
