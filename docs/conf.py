@@ -59,6 +59,7 @@ def write_command_line_page(_: Sphinx) -> None:
     command = typer.main.get_command(commands)
     context = typer.Context(command, info_name="fxprune")
     text = get_docs_for_click(obj=command, ctx=context, name="fxprune", title="Command line")
+    text = re.sub(r"^  (?=\[bold\])", "- ", text, flags=re.MULTILINE)  # the examples, as a list
     text = re.sub(r"\[bold\](.*?)\[/bold\]", r"`\1`", text, flags=re.DOTALL)
     path = HERE / "reference" / "cli.md"
     if not path.exists() or path.read_text() != text:

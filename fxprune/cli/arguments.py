@@ -150,7 +150,7 @@ Remeasure = Annotated[
 RunFolder = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RUN]",
+        metavar="RUN",
         help="The run directory that [bold]fxprune instrument[/bold] wrote; by default the one "
         "in the current directory, the newest if there are several.",
         show_default=False,

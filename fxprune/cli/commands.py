@@ -6,8 +6,10 @@ Commands import what they need when they run, so that --help and --version need 
 import codecs
 import contextlib
 import functools
+import inspect as introspection  # a command is called inspect
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -85,8 +87,19 @@ def _to_its_end(command: Callable[P, T]) -> Callable[P, T]:
     return called
 
 
+def _help_of(command: Callable[..., None]) -> str:
+    """Write a docstring as help: paragraphs that the terminal breaks, and an example a line."""
+    paragraphs = []
+    for paragraph in (introspection.getdoc(command) or "").split("\n\n"):
+        text = " ".join(paragraph.split())
+        if text.startswith("Examples:"):
+            text = "\n  ".join(["Examples:", *re.findall(r"\[bold\].*?\[/bold\]", text)])
+        paragraphs.append(text)
+    return "\n\n".join(paragraphs)
+
+
 for command in (inspect, prune, instrument, train, export, report, demo, env):
-    app.command()(_to_its_end(command))
+    app.command(help=_help_of(command))(_to_its_end(command))
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def export(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN] [FILE]",
+            metavar="RUN FILE",
             help="The run directory, by default the one in the current directory, the newest if "
             "there are several; and the file to write, like --output.",
             show_default=False,

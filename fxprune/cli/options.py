@@ -61,7 +61,7 @@ def described(cls: type) -> dict[str, str]:
 def _option(field: "dataclasses.Field[Any]", default: Any, text: str) -> inspect.Parameter:
     option = typer.Option(
         help=escape(text[0].upper() + text[1:].replace("`", "")),
-        show_default=False if default is None else _shown(default),
+        show_default=False if default in (None, "") else _shown(default),
     )
     kind: Any = field.type
     return inspect.Parameter(

@@ -14,7 +14,7 @@ def report(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN]…",
+            metavar="RUN",
             help="Run directories; several are compared. By default the one in the current "
             "directory, the newest if there are several.",
             show_default=False,

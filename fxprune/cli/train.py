@@ -114,7 +114,7 @@ def train(
             "--from",
             metavar="RUN",
             help="Begin a new run with the network of this one as it is, and with its options "
-            "where none are given; [RUN] is the new folder.",
+            "where none are given; RUN is the new folder.",
             show_default=False,
         ),
     ] = None,

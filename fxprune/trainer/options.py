@@ -59,8 +59,8 @@ class TrainOptions(Strict):
         lr: the largest learning rate.
         optimizer: the method: any of torch.optim by name, such as sgd (with momentum), adamw or
             nadam; or one of timm's, such as timm:lamb.
-        schedule: how the learning rate falls: cosine falls to 0; step multiplies it by 0.1
-            (`decay`) after 50, 75 and 95 % of the run (`milestones`).
+        schedule: how the learning rate falls: cosine to 0; step to a tenth of itself after 50, 75
+            and 95 % of the run.
         milestones: shares of the run at which step cuts the learning rate.
         decay: what step multiplies the learning rate by.
         lr_warmup: share of the run in which the learning rate rises linearly from 0.

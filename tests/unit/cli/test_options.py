@@ -1,6 +1,7 @@
 """Options of commands are the fields of the dataclass that they are read from."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from typing import Annotated, Literal
@@ -97,12 +98,25 @@ def test_commands_show_the_defaults_that_hold(
         assert names - set(shown) == apart
     for name in names & set(shown):
         value = getattr(defaults, name)
-        if value is None:
+        if value in (None, ""):
             assert shown[name] is False
         elif isinstance(value, bool):
             assert shown[name] == ("on" if value else "off")
         else:
             assert type(value)(shown[name]) == value
+
+
+@pytest.mark.parametrize("command", ["inspect", "prune", "instrument", "train", "export", "report"])
+def test_help_is_broken_by_the_terminal_and_has_an_example_a_line(command: str) -> None:
+    text = CliRunner().invoke(commands.app, [command, "--help"], env={"COLUMNS": "500"}).output
+    usage, *paragraphs = re.split(r"\n\s*\n", text.partition("╭")[0].strip())
+    assert "[[" not in usage
+    *prose, examples = paragraphs
+    assert all("\n" not in paragraph for paragraph in prose)
+    head, *lines = (line.strip() for line in examples.splitlines())
+    assert head == "Examples:"
+    assert lines
+    assert all(re.match(r"(fxprune|torchrun) .*[^.,]$", line) for line in lines)
 
 
 def test_help_needs_no_torch() -> None:
