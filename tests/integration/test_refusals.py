@@ -18,7 +18,7 @@ REFUSED = {
     "does not run": (
         ("inspect", "odd.py:Raises", "--input", "1x8x8"),
         "error: the model does not run on inputs of shape [(2, 1, 8, 8)]\n"
-        "  why  ValueError: no images\n",
+        '  at   odd.py:7   raise ValueError("no images")\n  why  ValueError: no images\n',
     ),
     "no shape is known": (("inspect", "odd.py:pinned"), "no shape is known for the input"),
     "a shape that does not fit": (
