@@ -5,15 +5,37 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from fxprune import demo
+from fxprune import analyze, demo, instrument
 from fxprune.cli import records
 from fxprune.cli.spec import resolve
+from fxprune.data import from_tensors
 from fxprune.errors import RunError
 from fxprune.runs.run import Run
 from fxprune.trainer.job import Job
 
 SHORT = dataclasses.replace(demo.OPTIONS, epochs=1)
+
+
+def test_all_channels_of_its_network_are_free() -> None:
+    graph = analyze(demo.build_model(), demo.example_inputs)
+    width = demo.WIDTH
+    assert sum(group.size for group in graph.groups) == 2 * width + 2 * 2 * width + 2 * 4 * width
+    assert sum(pin.channels for pin in graph.pinned) == 10  # the classes
+
+
+def test_steps_are_timed_on_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "TURNS", 3)
+    dense = demo.build_model()
+    gated = instrument(dense, demo.example_inputs, demo.POLICY, demo.BUDGET)
+    kept = {name: value.clone() for name, value in gated.state_dict().items()}
+    split = torch.zeros(16, 1, 8, 8, dtype=torch.uint8), torch.arange(16) % 10
+    data = from_tensors("sixteen", split, split, tuple("0123456789"))
+    full, narrow = demo.steps_in_turns(dense, gated, data, dataclasses.replace(SHORT, batch_size=8))
+    assert full > 0
+    assert narrow > 0
+    assert all(torch.equal(value, kept[name]) for name, value in gated.state_dict().items())
 
 
 @pytest.mark.slow

@@ -1,12 +1,16 @@
 """What is said of a training beside its figures; the metrics are made up."""
 
 import dataclasses
+import io
 from collections.abc import Sequence
 
 import pytest
 import torch
+from rich.console import Console, RenderableType
 
-from fxprune.cli import lines, records
+from fxprune import analyze
+from fxprune.cli import lines, records, tables
+from fxprune.cli.spec import resolve
 from fxprune.data import from_tensors
 from fxprune.trainer.loop import EpochMetrics
 from fxprune.trainer.options import TrainOptions
@@ -124,3 +128,34 @@ def test_an_epoch_that_waits_for_its_data_is_remarked_on() -> None:
     assert "the last epoch took 120 s, its steps 4 s of it" in line
     assert not lines.remarks_on_waiting(metrics, 100)
     assert not lines.remarks_on_waiting(dataclasses.replace(metrics, seconds=9.0), 8)
+
+
+@pytest.mark.parametrize("command", ["", "./bench.sh {onnx}"])
+def test_what_half_of_a_group_saves_stands_beside_its_macs(command: str) -> None:
+    source = resolve("fxprune.demo:build_model")
+    record = records.of_graph(source, analyze(source.model, source.example_inputs))
+    first, second, *_ = [group["name"] for group in record["groups"]]
+    saved = {"width": 24, "saved": 0.0025, "share": 0.125, "error": 0.011, "date": "2026-11-28"}
+    record["latency"] = {
+        "threads": 2,
+        "command": command,
+        "binds": "hot",
+        "dense": 0.02,
+        "groups": {first: saved},
+    }
+    text = shown(tables.show_graph(record))
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == [first]]
+    assert "48 → 24" in line
+    assert "2.5 ms" in line
+    assert "12.5 ± 1.1 %" in line
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == [second]]
+    assert line.split()[-1] == "–"  # it is too small to be halved
+    assert ("./bench.sh" if command else "2 threads, hot") in text
+    assert "the dense network takes 20 ms" in text
+
+
+def shown(table: RenderableType) -> str:
+    """What a terminal of 160 columns shows."""
+    screen = Console(width=160, file=io.StringIO(), force_terminal=False)
+    screen.print(table)
+    return screen.file.getvalue()  # type: ignore[attr-defined, no-any-return]
