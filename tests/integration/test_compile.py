@@ -57,6 +57,7 @@ def assert_same(one: GatedModule, two: GatedModule) -> None:
         torch.testing.assert_close(second[key], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_selections_that_change_in_every_step_compile_once(policy: str) -> None:
     gated, optimizer = build(policy)
@@ -97,6 +98,7 @@ def test_new_widths_compile_once_each(policy: str) -> None:
     assert_same(plain, gated)
 
 
+@pytest.mark.slow
 def test_evaluation_in_between() -> None:
     gated, optimizer = build("cucb{c=1}")
     compiled = torch.compile(gated, backend="aot_eager", fullgraph=True)
@@ -110,6 +112,7 @@ def test_evaluation_in_between() -> None:
     assert counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("policy", ["cucb{c=1}", "utility{warmup=4,reallocate=100}"])
 def test_a_whole_step(policy: str) -> None:
     """Dynamo leaves out zero_grad, backward and what happens around the optimiser's step."""

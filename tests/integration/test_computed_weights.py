@@ -33,6 +33,7 @@ def masked() -> nn.Module:
     return model
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
 @pytest.mark.parametrize(
     "make",

@@ -118,6 +118,7 @@ FOLLOWED = [
 KINDS = FOLLOWED + [_keeping_its_code(kind) for kind in (*FOLLOWED, InHook)]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @torch.no_grad()
 def test_a_network_is_narrow_and_right(kind: type[nn.Module]) -> None:

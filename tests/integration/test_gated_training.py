@@ -44,7 +44,7 @@ def make(weights=0, **settings):
         return fxprune.instrument(Net(), (torch.zeros(2, 1, 8, 8),), **settings)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -73,6 +73,7 @@ def test_a_run_that_was_stopped_in_an_epoch_ends_in_the_same_bits(
     assert same_bits(one, two)
 
 
+@pytest.mark.slow
 def test_it_learns_with_half_of_the_channels(digits):
     gated = make()
     history = fit(gated, digits, dataclasses.replace(FAST, epochs=10))
@@ -95,7 +96,7 @@ def test_the_last_accuracy_is_that_of_the_compact_network(digits):
     assert sum(p.numel() for p in compact.parameters()) == last.params
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("settings", "change"),
     [

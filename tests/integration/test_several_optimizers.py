@@ -73,7 +73,7 @@ class Sharpness(torch.optim.Optimizer):
         self.base.step(closure)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("alone", [False, True], ids=["", "steps of the inner one"])
 @pytest.mark.parametrize("wrap", [Sharpness, timm.optim.Lookahead])
 def test_the_state_of_a_wrapped_optimizer_follows(wrap: Any, alone: bool) -> None:

@@ -95,6 +95,7 @@ def python(
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("number", "code", "line"),
     [(15, 143, "terminated"), (2, 130, "interrupted"), (1, 129, "hung up")],

@@ -73,6 +73,7 @@ def follow(
     return executed
 
 
+@pytest.mark.sampled(3)
 @every_optimizer
 def test_optimizers(make: Make) -> None:
     net = BY_NAME["resnet_projection"]
@@ -121,6 +122,7 @@ def test_widths_that_change_in_every_step(net: Net, name: str) -> None:
     assert len({chosen.widths for chosen in executed}) >= 5
 
 
+@pytest.mark.sampled(1)
 @nets("resnet_projection", "densenet")
 def test_global_allocation(net: Net) -> None:
     sizes = net.gated().channels.layout.sizes

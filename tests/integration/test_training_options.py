@@ -45,6 +45,7 @@ def gated() -> GatedModule:
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "change",
     [
@@ -177,6 +178,7 @@ def lost(outputs: Tensor, labels: Tensor) -> Tensor:
     return (outputs.argmax(1) != labels).float().mean()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("make", [gated, plain])
 @pytest.mark.parametrize(
     "change",

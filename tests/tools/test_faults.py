@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 from tools.faults import ROOT, Fault, caught, change, pairs, seeded, sites
 
 
@@ -33,6 +35,7 @@ def test_faults_are_seeded() -> None:
     assert all(fault.before != fault.after for fault in first)
 
 
+@pytest.mark.slow
 def test_a_fault_is_caught_and_taken_out(tmp_path: Path) -> None:
     (tmp_path / "fxprune").mkdir()
     (tmp_path / "fxprune" / "__init__.py").write_text("")

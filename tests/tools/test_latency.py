@@ -14,6 +14,7 @@ import latency_promise
 import time_onnx
 
 
+@pytest.mark.slow
 def test_files_are_timed_beside_each_other(tmp_path: Path) -> None:
     for name, width in (("dense", 64), ("compact", 8)):
         net = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 3))

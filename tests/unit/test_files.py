@@ -206,6 +206,7 @@ def test_only_regular_files_of_a_fair_size_are_read(tmp_path):
         read_tensors(tmp_path / "long")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_replaced_meanwhile_is_read_whole(tmp_path):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"a": torch.zeros(1000)}, {"i": 0})
@@ -231,6 +232,7 @@ for i in range(1, 10**9):
         writer.wait()
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_is_removed_and_a_living_one_keeps_its_own(tmp_path):
     code = """
 import os, sys

@@ -13,7 +13,6 @@ from tests.support.rule_examples import Around, inputs
 OPS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "cumsum": (lambda x: torch.cumsum(x, 1), "torch.cumsum(x, 1)"),
     "linalg_qr": (lambda x: torch.linalg.qr(x).Q, "torch.linalg.qr(x).Q"),
-    "sort": (lambda x: torch.sort(x, dim=1).values, "torch.sort(x, dim=1)"),
     "cumprod": (lambda x: x.cumprod(3), "x.cumprod(3)"),
 }
 

@@ -71,6 +71,7 @@ PARTS: list[tuple[Callable[[], nn.Module], Callable[[Any, Tensor], Tensor]]] = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("make", "run"), PARTS)
 def test_parts_of_a_part_that_its_code_does_not_name(
     make: Callable[[], nn.Module], run: Callable[[Any, Tensor], Tensor]

@@ -76,6 +76,7 @@ class Noisy(Dataset[Any]):
         return batch + torch.rand(()), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 3])
 def test_any_number_of_processes_draws_the_same(seed: int | None) -> None:
     def one_pass(workers: int) -> Any:

@@ -29,6 +29,7 @@ def kept_lines() -> list[str]:
     return [name for name in linecache.cache if name.startswith("<eval_with_key>")]
 
 
+@pytest.mark.slow
 def test_no_export_leaves_the_sources_of_its_graphs(tmp_path: Path) -> None:
     gated = fxprune.instrument(Plain(), (X,), budget="keep=0.5").eval()
     compact = fxprune.shrink(gated)
@@ -58,6 +59,7 @@ class Branches(Plain):
         return y if y.mean() > 0 else -y
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", [Plain, Counts])
 def test_what_exports_at_any_batch(kind: type[Plain], tmp_path: Path) -> None:
     gated = fxprune.instrument(kind(), (X,))

@@ -92,6 +92,7 @@ def check(choice: Choice, budget: Budget, layout: Layout, bench: StandIn) -> Non
     assert len(choice.measured) <= 1 + (1 + CONFIRMATIONS) * MEASUREMENTS
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(st.integers(64, 256), min_size=3, max_size=20),
@@ -365,6 +366,7 @@ print(size / 1000)
 """
 
 
+@pytest.mark.slow
 def test_a_command_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A board on which time is the size of the file."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -381,6 +383,7 @@ def test_a_command_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert not bench((32,)).fresh, "it was quiet, and is kept"
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def test_what_a_killed_quantising_leaves_is_found_by_the_next_command(
     assert {name.startswith("fxprune-scratch-") for name in seen} == {True}
 
 
+@pytest.mark.slow
 def test_a_bare_norm_stays_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "bare.onnx"
     model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), Net())
@@ -151,6 +152,7 @@ def test_files_are_scored_on_the_data_of_the_run(written: Path) -> None:
     assert rows[2].calibrated == 24
 
 
+@pytest.mark.slow
 def test_a_file_of_one_batch_size_scores_a_rest(tmp_path: Path) -> None:
     path = tmp_path / "three.onnx"
     fxprune.export_onnx(compact(), EXAMPLE, path, options=OnnxOptions(batch=3))
@@ -162,6 +164,7 @@ def test_a_file_of_one_batch_size_scores_a_rest(tmp_path: Path) -> None:
     assert [len(batch[0]) for batch in calibration_batches(data, 4, 3)] == [3, 3]
 
 
+@pytest.mark.slow
 def test_keys_of_a_dict_name_the_outputs(tmp_path: Path) -> None:
     path = tmp_path / "keyed.onnx"
     fxprune.export_onnx(compact(Keyed()), EXAMPLE, path)
@@ -172,6 +175,7 @@ def test_keys_of_a_dict_name_the_outputs(tmp_path: Path) -> None:
     assert len({*names}) == len(names)
 
 
+@pytest.mark.slow
 def test_names_are_those_that_are_given(tmp_path: Path) -> None:
     path = tmp_path / "named.onnx"
     options = OnnxOptions(input_names=("image",), output_names=("scores",))
@@ -200,6 +204,7 @@ class Fixed(nn.Module):
         return out
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("model", "words", "message"),
     [

@@ -154,6 +154,7 @@ def test_a_failed_check_writes_no_file_and_keeps_the_old_one(net, tmp_path):
     assert ParityError.exit_code == 1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "how",
     [{}, {"padding": (2, 1), "stride": (1, 2)}, {"padding": 2, "dilation": 2, "groups": 4}],
@@ -182,6 +183,7 @@ def test_a_kernel_for_each_example(how, tmp_path):
     export_onnx(Conditional(), example, tmp_path / "net.onnx")  # which compares batches of 1 to 7
 
 
+@pytest.mark.slow
 def test_a_network_that_amplifies_rounding_is_told_so(tmp_path):
     class Cancelling(nn.Module):
         """The difference of two convolutions that are nearly the same."""
@@ -229,6 +231,7 @@ def test_several_inputs_and_outputs(tmp_path):
     assert len(session.get_outputs()) == 3
 
 
+@pytest.mark.slow
 def test_a_network_that_takes_one_batch_size(tmp_path):
     class Fixed(nn.Module):
         def forward(self, x):

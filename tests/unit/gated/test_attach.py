@@ -30,7 +30,7 @@ from tests.support.training import (
 TRAINED = [net for net in NETS if net.name not in ("several",)]
 
 
-@pytest.mark.sampled(18)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("make", [sgd, adamw])
 @pytest.mark.parametrize("net", TRAINED, ids=lambda net: net.name)
 def test_what_rests_stays_to_the_bit(net: Net, make: Any) -> None:

@@ -54,6 +54,7 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.sampled(1)
 @modes
 @pytest.mark.parametrize(
     ("policy", "schedule"),
@@ -274,6 +275,7 @@ def _equals_the_compact_network(gated: GatedModule, x: Tensor) -> None:
     assert gap(shrink(gated)(x), gated(x)) < 1e-6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", ["resnet_projection", "mobilenet", "shuffle_split"])
 def test_what_stands_in_is_kept_and_follows_all_that_is_written(

@@ -36,7 +36,7 @@ def same(one: GatedModule, two: GatedModule) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("schedule", [False, True])
 def test_an_evaluation_in_the_midst_of_an_accumulation(schedule: bool, inference: bool) -> None:
@@ -61,6 +61,7 @@ def test_an_evaluation_in_the_midst_of_an_accumulation(schedule: bool, inference
     assert same(plain, looked)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_what_is_zeroed_in_evaluation_mode_stays_zero(set_to_none: bool) -> None:
     (plain, optimizer), (looked, other) = pair(schedule=True)
@@ -87,6 +88,7 @@ def _spend(gated: GatedModule) -> None:
     gated.spend(0.9 if gated.widths == gated.best().widths else 0.5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("change", [_settle, _select, _spend])
 @pytest.mark.parametrize("schedule", [False, True])
 def test_gradients_of_other_channels_are_not_applied(
@@ -102,6 +104,7 @@ def test_gradients_of_other_channels_are_not_applied(
     train_step(gated.train(), optimizer, NET, 4)  # and it goes on
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("schedule", [False, True])
 def test_a_step_in_evaluation_mode_applies_the_gradients(schedule: bool) -> None:
     """They are of the channels that the parameters hold, which an evaluation does not change."""

@@ -189,6 +189,7 @@ def test_the_state_of_other_parameters_stays() -> None:
     assert int(optimizer.state[other.weight]["step"]) == 5
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("hooks_first", [False, True])
 @pytest.mark.parametrize("policy", ["cucb", "utility{warmup=2,reallocate=2}", "random"])
 def test_steps_inside_backward_are_as_steps_after_it(policy: str, hooks_first: bool) -> None:

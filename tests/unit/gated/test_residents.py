@@ -326,6 +326,7 @@ def of_the_dense_network(gated: GatedModule, _: torch.optim.Optimizer) -> Pair:
     return gated, optimizer
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "arrive",
     [

@@ -91,7 +91,7 @@ def test_a_wrapper_with_state_of_its_own() -> None:
         train_step(gated, Wrapping(optimizer, slow=True), NET, 0)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_a_copy_that_another_optimizer_trains_goes_its_own_way(kind: Any, steps: int) -> None:

@@ -131,6 +131,7 @@ WAYS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("way", WAYS)
 @torch.no_grad()
 def test_heads_and_embedding_get_narrow(way: str) -> None:

@@ -116,6 +116,7 @@ PLACES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("own_code", [False, True])
 @pytest.mark.parametrize("place", PLACES)
 def test_no_cache_keeps_what_a_trace_put_into_it(place: str, own_code: bool) -> None:

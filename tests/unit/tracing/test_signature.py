@@ -139,6 +139,7 @@ def test_outputs_keep_their_class_from_training_to_the_file(kind: Any, tmp_path:
     assert report.max_rel_error <= report.tolerance
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [

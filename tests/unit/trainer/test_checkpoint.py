@@ -17,7 +17,7 @@ from fxprune.trainer.options import TrainOptions
 from tests.support.fitting import FAST, same_bits, small_net, stopped_after
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "change",
     [
@@ -48,6 +48,7 @@ def test_a_resumed_run_ends_in_the_same_bits(digits, tmp_path, change):
     assert same_bits(one, two)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("steps", [0, 21, 22, 24, 30])
 @pytest.mark.parametrize(
     "change",
@@ -111,6 +112,7 @@ def test_metrics_that_were_not_written_are_written_by_the_next_call(digits, tmp_
         assert (tmp_path / METRICS).read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_one_process_writes_at_a_time(digits, tmp_path):
     code = """
 import sys
@@ -196,6 +198,7 @@ def begun(digits, tmp_path_factory):
     return run
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     "name", sorted({f.name for f in dataclasses.fields(TrainOptions)} - {"epochs", "device"})
 )

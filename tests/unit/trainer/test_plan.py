@@ -104,7 +104,7 @@ def test_without_a_limit_the_schedule_is_taken_as_it_is() -> None:
     assert total(plan) == sum(GATED.cost.macs(w) for w in widths)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("how", "change"),
     [
@@ -149,6 +149,7 @@ def test_a_policy_that_allocates_spends_at_most_what_was_planned(digits: DataSet
     assert last.run_macs > 0.4 * last.run_macs_dense
 
 
+@pytest.mark.slow
 def test_a_resumed_run_spends_the_same_and_ends_in_the_same_bits(
     digits: DataSet, tmp_path: Path
 ) -> None:

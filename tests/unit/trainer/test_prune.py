@@ -120,6 +120,7 @@ def test_the_smallest_within_some_points(data: DataSet, trained: nn.Module) -> N
         prune(trained, EXAMPLE, data=data, max_drop=0, options=hopeless)
 
 
+@pytest.mark.slow
 def test_a_choice_that_misses_after_all_makes_way_for_the_next(
     data: DataSet, trained: nn.Module
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_choice_that_misses_after_all_makes_way_for_the_next(
     assert pruned.held_out.points <= 30
 
 
+@pytest.mark.slow
 def test_that_no_choice_stayed_within_the_points_is_said(data: DataSet, trained: nn.Module) -> None:
     def made(gated: GatedModule) -> None:
         with torch.no_grad():
