@@ -59,7 +59,9 @@ class Budget:
                 raise BudgetError(
                     f"the budget {kind}={value} is out of range",
                     why="it is a share of the dense network: above 0 and at most 1",
-                    do=EXAMPLE,
+                    do=f"write {kind}={value / 100:g} for {value:g} %"
+                    if 2 <= value <= 100
+                    else EXAMPLE,
                 )
         kinds = [kind for kind, _ in self.shares]
         if len({*kinds}) < len(kinds) or (self.also and "latency" in kinds):

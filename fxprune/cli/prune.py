@@ -356,10 +356,11 @@ def _goal(
         if value is not None
     ]
     goals += [budget] if budget is not None else []
-    if len(goals) + (max_drop is not None) != 1:
+    dropped = [] if max_drop is None else [f"max_drop={max_drop:g}"]
+    if len(goals + dropped) != 1:
         raise OptionError(
             "fxprune prune has one goal",
-            why=f"given are {len(goals) + (max_drop is not None)}",
+            why=f"given: {', '.join([*goals, *dropped]) or 'none'}",
             do="give one of --speedup 2, --macs .5, --budget params=.3 and --max-drop 1",
         )
     return goals[0] if goals else None

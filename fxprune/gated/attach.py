@@ -70,7 +70,7 @@ def attach(
     Raises:
         GateError: `gated` is no gated network, or is sharded; the optimiser holds none of its
             parameters, or the two are attached already.
-        OptionError: the schedule is not understood, or the steps are missing.
+        OptionError: the schedule is not understood, or one of schedule and steps is missing.
     """
     if not isinstance(gated, GatedModule):
         raise GateError(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fxprune.data import WHOLE, DataSet, Share, Split
+from fxprune.equivalence import leaves
 from fxprune.errors import DataError
 from fxprune.tracing.module import evaluating
 from fxprune.trainer.placement import Placement
@@ -17,6 +18,7 @@ from fxprune.trainer.task import (
     Task,
     examples_of,
     one_tensor,
+    shapes,
 )
 
 Stop = Callable[[], bool]
@@ -73,11 +75,14 @@ def _check_split(
         with evaluating(model):
             outputs = placement.forward(model, inputs)
     except (RuntimeError, TypeError, AttributeError) as error:
+        weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        given = {x.dtype for x in leaves(inputs) if isinstance(x, Tensor)}
         raise DataError(
-            f"the model does not take the images of {data.name}, C x H x W = "
-            + " x ".join(map(str, data.shape)),
+            f"the model does not take the images of {data.name}, {shapes(inputs)} for two",
             why=str(error).splitlines()[0],
-            do="build the model for this shape (--input), or take other data",
+            do="build the model for this shape (--input), or take other data"
+            if weights in given
+            else f"give images of the dtype of the weights, {weights}",
         ) from error
     task.check_metric(outputs, targets)
     if task.loss is not None:

@@ -363,8 +363,8 @@ class _Session:
         if not math.isfinite(mean):
             raise OptionError(
                 f"the loss is {mean} in epoch {epoch + 1}",
-                why="the training diverged",
-                do="give a smaller learning rate, or a warm-up",
+                why="the training diverged, or the data hold infinite or NaN values",
+                do="give a smaller learning rate, or a warm-up; look at the data",
             )
         return mean, float(right / count)
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from typing_extensions import TypeIs
 
 from fxprune.errors import DataError, ModelError, OptionError, described
-from fxprune.user_lines import user_line
+from fxprune.user_lines import own_line, user_line
 
 IGNORED = -100
 """The label that counts for nothing, as in torch's cross_entropy."""
@@ -94,7 +94,7 @@ class Task:
                 at=user_line(error) if self.loss else "",
                 why=f"{_first_line(error)}; the network returns {shapes(outputs)}, the targets are "
                 f"{shapes(targets)}",
-                do="give targets of the size of the outputs, or a loss of your own (--loss, loss=)",
+                do=self._advice(error),
             ) from error
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
             raise DataError(
@@ -108,6 +108,17 @@ class Task:
                 do="compute it from the outputs, without detach, item or no_grad",
             )
         return loss
+
+    def _advice(self, error: Exception) -> str:
+        """Say what to do about an error of the loss."""
+        if self.loss is None:
+            return (
+                "give targets of the size of the outputs: numbers of classes, int64, from 0 up, "
+                "below the number of outputs; or a loss of your own (--loss, loss=)"
+            )
+        if own_line(error):
+            return "correct the line that is named"
+        return "give a function of what the network returns and the targets, in this order"
 
     def check_metric(self, outputs: Any, targets: Any) -> None:
         """Refuse a metric that does not take a batch, or gives no number.

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import fxprune
-from fxprune.data import from_tensors, load
+from fxprune.data import from_tensors, load, own_data
 from fxprune.errors import FxpruneError
 from fxprune.export.onnx import OnnxOptions
 from fxprune.gated.module import GatedModule
@@ -92,6 +93,53 @@ def test_what_fit_refuses(given: dict[str, Any], said: str) -> None:
     with pytest.raises(FxpruneError) as refused:
         fit(**call | given)
     assert str(refused.value).startswith(said)
+
+
+Y = torch.zeros(8, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("images", "targets", "said"),
+    [
+        (
+            torch.zeros(8, 1, 8, 8, dtype=torch.float64),
+            Y,
+            "the dtype of the weights, torch.float32",
+        ),
+        (torch.zeros(8, 3, 8, 8), Y, "images of mine, float32 [2, 3, 8, 8] for two\n"),
+        (torch.zeros(8, 1, 8, 8), Y + 10, "numbers of classes, int64, from 0 up, below"),
+        (torch.zeros(8, 1, 8, 8), Y.float(), "numbers of classes, int64, from 0 up, below"),
+    ],
+)
+def test_data_that_do_not_fit(images: torch.Tensor, targets: torch.Tensor, said: str) -> None:
+    part, good = TensorDataset(images, targets), TensorDataset(torch.zeros(8, 1, 8, 8), Y)
+    with pytest.raises(FxpruneError) as refused:
+        fit(small(), own_data((part, good), "mine"), TrainOptions(epochs=1, batch_size=4))
+    assert said in str(refused.value)
+
+
+def only_outputs(outputs: torch.Tensor) -> torch.Tensor:
+    return outputs.mean()
+
+
+def of_an_attribute(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return outputs.lacking + targets  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("loss", "do"),
+    [
+        (
+            only_outputs,
+            "give a function of what the network returns and the targets, in this order",
+        ),
+        (of_an_attribute, "correct the line that is named"),
+    ],
+)
+def test_a_loss_that_fails(loss: Any, do: str) -> None:
+    with pytest.raises(FxpruneError) as refused:
+        fit(small(), load("digits"), TrainOptions(epochs=1), loss=loss)
+    assert str(refused.value).endswith(f"\n  do   {do}")
 
 
 @pytest.mark.parametrize(

@@ -381,6 +381,7 @@ HOW = (
     [
         ("keep=0", f"the budget keep=0.0 {OUT_OF_RANGE}\n  do   {HOW}"),
         ("keep=1.5", f"the budget keep=1.5 {OUT_OF_RANGE}"),
+        ("macs=50", f"the budget macs=50.0 {OUT_OF_RANGE}\n  do   write macs=0.5 for 50 %"),
         ("macs=-0.1", f"the budget macs=-0.1 {OUT_OF_RANGE}"),
         ("params=nan", f"the budget params=nan {OUT_OF_RANGE}"),
         ("keep=inf", f"the budget keep=inf {OUT_OF_RANGE}"),

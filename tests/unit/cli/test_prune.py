@@ -20,7 +20,7 @@ REFUSED = {
     "--budget ''": "cannot read the budget ''",
     "--max-drop -1": "max_drop cannot be -1.0",
     "--max-drop nan": "max_drop cannot be nan",
-    "--macs .5 --max-drop 1": "fxprune prune has one goal",
+    "--macs .5 --max-drop 1": "fxprune prune has one goal\n  why  given: macs=0.5, max_drop=1\n",
     "--macs .5 --exclude stem": "matches no layer",
     "--macs .5 --loss losses.py:no": "there is no file",
     "--macs .5 --loss model.py:no": "model.py has no no",
