@@ -24,7 +24,7 @@ from fxprune.bank.exchange import Selection
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
-from fxprune.errors import FxpruneError, require_kind
+from fxprune.errors import FxpruneError, GateError, require_kind
 from fxprune.gated import ddp
 from fxprune.gated.bare_averages import BareAverages
 from fxprune.gated.checkpointing import checkpointed
@@ -348,6 +348,14 @@ class Executing(TracedModule):
         self._evaluation.stale = True
         if not self.training:
             self._prepare()
+        each: Any = self.parameters()
+        if not self.settled and any(p.is_cpu and p.is_shared() for p in each):
+            raise GateError(
+                "a gated network that still chooses channels cannot be shared by processes",
+                why="its weights would be exchanged in all of them, and its bank in one",
+                do="share fxprune.shrink(gated), or call gated.settle() before; to train in "
+                "several processes, take torch.nn.parallel.DistributedDataParallel",
+            )
         return self
 
     # --- the exchange -------------------------------------------------------------------------
@@ -379,6 +387,7 @@ class Executing(TracedModule):
         old = self._selection
         if self.attached and chosen.widths == old.widths:  # at other widths it fails loudly
             self._bare_averages.look(self.parameters(), self._residents.narrow, self._followed)
+            self._residents.gradients.leave(self.attached.holds)
         items = itertools.chain(self._residents.states(old.widths), self._residents.parameters())
 
         def take_up() -> None:

@@ -8,7 +8,7 @@ parameter's number of steps, not of its own.
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -163,12 +163,28 @@ def strays(state: Mapping[str, Any], shape: tuple[int, ...] | None, size: int) -
             yield key
 
 
+def kept_apart(optimizer: torch.optim.Optimizer, narrow: Sequence[Tensor]) -> Iterator[str]:
+    """Yield the attributes and group options with tensors of the shapes of narrow parameters.
+
+    Such as `self.velocity = [torch.zeros_like(p) for p in …]`, which nobody can exchange.
+    """
+    shapes = {p.shape for p in narrow if p.dim() > 1}
+    held = (p for group in optimizer.param_groups for p in group["params"])
+    own = {id(t) for each in optimizer.state.values() for t in _tensors(each or {})}
+    own.update(map(id, held))
+    for owner, known in ((vars(optimizer), "state"), *((g, "") for g in optimizer.param_groups)):
+        for key, value in owner.items():
+            apart = (t for t in _tensors(value) if t.shape in shapes and id(t) not in own)
+            if key not in (known, "param_groups", "params") and any(True for _ in apart):
+                yield key
+
+
 def warn_of_stray(optimizer: torch.optim.Optimizer, key: str) -> None:
     """Warn that a state does not follow its channels."""
     text = message(
         f"the state {key!r} of {type(optimizer).__name__} does not follow the channels",
-        why="it does not have a value for each element of its parameter; it stays where it is when "
-        "channels are exchanged, and is made anew when widths change",
+        why="it does not have a value for each element of its parameter in optimizer.state; it "
+        "stays where it is when channels are exchanged, and is made anew when widths change",
         do="take an optimiser whose state has its parameters' shape, such as SGD or AdamW, or "
         "select seldom: fxprune.instrument(..., every=1000)",
     )

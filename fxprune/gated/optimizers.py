@@ -60,6 +60,11 @@ class Rounds:
         self.check_again()
         self._mark()
 
+    def holds(self, parameter: Tensor) -> bool:
+        """Tell whether an attached optimiser holds a parameter."""
+        groups = (group["params"] for one in [*self._paces] for group in one.param_groups)
+        return any(parameter is p for each in groups for p in each)
+
     def release(self, optimizer: Optimizer) -> None:
         """Detach an optimiser."""
         self._paces.pop(optimizer, None)

@@ -37,6 +37,7 @@ class _Tracked:
         stepped: whether it has stepped since it was attached, and no state was loaded since.
         ordered: whether its state is known to be in the order of the current selection.
         warned: whether the user was warned of state that does not follow the channels.
+        looked: whether tensors were looked for that it keeps outside of its state.
         order: the selection in whose order its state lies if that does not say so itself; None
             for the current one.
         arriving: the selection into whose order its state is being brought, and what is left to
@@ -51,6 +52,7 @@ class _Tracked:
     stepped: bool = False
     ordered: bool = False
     warned: bool = False
+    looked: bool = False
     order: Selection | None = None
     arriving: tuple[Selection, list[Callable[[], None]]] | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
@@ -367,15 +369,15 @@ class Residents:
         both kinds is of no selection.
         """
         for tracked, optimizer in self._optimizers():
-            entries, tracked.entries = tracked.entries, []
-            if at is None or not any(entry() is not None for entry, _ in entries):
-                continue
-            now, moved = entry_of(at), {id(tensor) for tensor in self._moments(optimizer)}
-            for entry, tensors in entries:
-                follow = [id(tensor()) in moved for tensor in tensors]
-                if (content := entry()) is not None and any(follow):
-                    content.copy_(now if all(follow) else torch.zeros_like(now))
-                    tracked.entries.append((entry, tensors))
+            kept = []  # in place of the others only at the end: it may be interrupted
+            if at is not None and any(entry() is not None for entry, _ in tracked.entries):
+                now, moved = entry_of(at), {id(tensor) for tensor in self._moments(optimizer)}
+                for entry, tensors in tracked.entries:
+                    follow = [id(tensor()) in moved for tensor in tensors]
+                    if (content := entry()) is not None and any(follow):
+                        content.copy_(now if all(follow) else torch.zeros_like(now))
+                        kept.append((entry, tensors))
+            tracked.entries = kept
 
     def is_tracked(self, optimizer: Optimizer) -> bool:
         """Tell whether the state of an optimiser is exchanged with the channels."""
@@ -384,6 +386,10 @@ class Residents:
     def reset_unmovable_state(self, widths: Widths, new: Widths) -> None:
         """Warn of state that does not follow the channels, and delete it at new widths."""
         for tracked, optimizer in self._optimizers():
+            if tracked.stepped and not tracked.looked:
+                tracked.looked = True
+                for key in optimizer_state.kept_apart(optimizer, self.narrow()):
+                    optimizer_state.warn_of_stray(optimizer, key)
             if not optimizer.state or (tracked.warned and widths == new):
                 continue
             names = {home.tensor(): name for name, home in self._homes.items()}

@@ -221,6 +221,7 @@ def test_an_optimizer_that_was_not_attached_is_warned_of() -> None:
     loss_of(gated, NET, 0).backward()
     with pytest.warns(FxpruneWarning, match="no attached optimiser holds the parameter"):
         one.step()
+    gated.zero_grad()
     loss_of(gated, NET, 1).backward()
     one.step()  # once
     attach(gated, two)

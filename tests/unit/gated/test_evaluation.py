@@ -410,3 +410,12 @@ def test_an_export_past_the_forward_is_refused_until_the_channels_are_settled() 
     gated.settle()
     program = torch.export.export(gated, inputs, strict=False)
     torch.testing.assert_close(program.module()(*inputs), gated(*inputs))
+
+
+def test_a_network_that_chooses_channels_is_not_shared_by_processes() -> None:
+    gated, _ = build()
+    with pytest.raises(GateError, match="cannot be shared by processes"):
+        nn.ModuleDict({"net": gated}).share_memory()
+    settled, _ = build()
+    settled.settle()
+    settled.share_memory()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fxprune import GatedModule, attach, instrument
-from fxprune.errors import GateError
+from fxprune.errors import FxpruneWarning, GateError
 from tests.support.nets import BY_NAME
 from tests.support.oracle import loss_of
 from tests.support.training import build, sgd, train_step
@@ -206,3 +206,40 @@ def test_what_was_applied_does_not_wait() -> None:
     optimizer.zero_grad()
     gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize("how", ["kept", "decayed", "zeroed", "zeroed late", "dropped late"])
+def test_gradients_that_are_added_to_those_of_the_step_before(how: str) -> None:
+    (gated, optimizer), _ = pair(schedule=False)
+    optimizer.step()
+    loss_of(gated, NET, 4).backward()
+    before = gated.trained
+    optimizer.step()
+    assert not torch.equal(gated.trained.channels, before.channels)
+    if how == "decayed":
+        for parameter in gated.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(0.5)
+    if how == "zeroed":
+        optimizer.zero_grad(set_to_none=False)
+    loss_of(gated, NET, 5).backward()
+    if "late" in how:  # that was the loss of another network, whose input this one has judged
+        optimizer.zero_grad(set_to_none="dropped" in how)
+        loss_of(gated, NET, 6).backward()
+    if how in ("kept", "decayed"):
+        with pytest.raises(GateError, match="were added to those of other channels"):
+            optimizer.step()
+        optimizer.zero_grad()
+        loss_of(gated, NET, 7).backward()
+    optimizer.step()
+
+
+def test_gradients_that_no_optimizer_zeroes_hinder_no_step() -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    optimizer = sgd([*gated.parameters()][4:])
+    attach(gated, optimizer)
+    with pytest.warns(FxpruneWarning, match="no attached optimiser holds the parameter"):
+        train_step(gated, optimizer, NET, 0)
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        train_step(gated, optimizer, NET, step)

@@ -187,3 +187,24 @@ def test_a_state_that_follows_is_not_told_of() -> None:
     for make in (*OPTIMIZERS.values(), lambda p: torch.optim.ASGD(p, 0.1)):
         gated, optimizer, _ = build(make, policy="random")
         train(gated, optimizer, 3)
+
+
+class Lists(torch.optim.Optimizer):
+    """Keeps its momentum in a list of its own."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": 0.0})
+        self.velocity = [torch.zeros_like(p) for p in parameters]
+
+    def step(self, closure: Any = None) -> None:
+        del closure
+
+
+def test_momentum_in_lists_of_an_optimizers_own_is_warned_of() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    gated = instrument(model.train(), (torch.zeros(2, 3, 9, 9),), policy="random")
+    optimizer = Lists([*gated.parameters()])
+    attach(gated, optimizer)
+    gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
+    with pytest.warns(UserWarning, match="'velocity' of Lists does not follow the channels"):
+        optimizer.step()
