@@ -62,6 +62,8 @@ def report(
     target = output or (runs[0].path / PAGE if len(runs) == 1 else Path(PAGE))
     if target.is_dir():
         raise OptionError(f"{target} is a folder", do="give -o the name of a file")
+    if target.is_file() and target not in [run.path / PAGE for run in runs]:
+        page.refuse_to_replace(target)
     beside = [] if dense is None else metrics_of(dense)
     if dense is not None and not beside:
         raise OptionError(

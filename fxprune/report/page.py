@@ -12,7 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fxprune.files import write_bytes
+from fxprune.errors import RunError
+from fxprune.files import CHECK, write_bytes
 
 _ASSETS = ("uplot.css", "report.css", "uplot.js", "report.js")
 
@@ -40,6 +41,24 @@ def render(records: Sequence[dict[str, Any]]) -> str:
     # "</script>" inside a string would end the element that holds the JSON
     parts["data"] = text.replace("<", "\\u003c")
     return re.sub(r"/\*([\w.]+)\*/", lambda found: parts[found[1]], page)  # a title may look so too
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Refuse to replace a file that is no report, such as the code of a network.
+
+    Raises:
+        RunError: it is none, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            is_report = b"<title>fxprune report" in file.read(2000)
+    except OSError as error:
+        raise RunError(f"cannot read {path}", why=str(error), do=CHECK) from error
+    if not is_report:
+        raise RunError(
+            f"{path} is there already, and is no report",
+            do="give another place with -o, or move it away",
+        )
 
 
 def write(path: Path, records: Sequence[dict[str, Any]]) -> int:

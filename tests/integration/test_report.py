@@ -63,6 +63,28 @@ def test_train_export_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "b.fxprune is no dense network's training" in str(result.exception)
 
 
+def test_a_file_that_is_no_report_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.py").write_text(PLAIN_MODEL)
+    for run in ("a.fxprune", "b.fxprune"):
+        call("instrument", "model.py", "--input", "1x8x8", "-o", run)
+    Path("report.html").write_text("my own page")
+    both = ("report", "a.fxprune", "b.fxprune")
+    for arguments, name in (
+        ((*both, "-o", "model.py"), "model.py"),
+        ((*both, "-o", "a.fxprune/plan.json"), "a.fxprune/plan.json"),
+        (both, "report.html"),
+    ):
+        before = Path(name).read_text()
+        result = CliRunner().invoke(app, arguments)
+        assert f"{name} is there already, and is no report" in str(result.exception)
+        assert Path(name).read_text() == before
+    for _ in range(2):
+        call(*both, "-o", "both.html")  # a report is replaced
+
+
 def test_figures_that_someone_wrote_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
