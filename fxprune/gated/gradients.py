@@ -51,6 +51,8 @@ class Gradients:
             gradients, parameter = own(), held()
             if gradients is not None and parameter is not None:
                 gradients._mixed = gradients._is_left(parameter)
+                if not gradients._mixed:  # it was zeroed, and what is added from now on is right
+                    gradients._left = None
 
         parameter: Any = first
         self._mark = parameter.register_hook(look)

@@ -223,6 +223,8 @@ def test_gradients_that_are_added_to_those_of_the_step_before(how: str) -> None:
     if how == "zeroed":
         optimizer.zero_grad(set_to_none=False)
     loss_of(gated, NET, 5).backward()
+    if how == "zeroed":
+        loss_of(gated, NET, 6).backward()  # an accumulation
     if "late" in how:  # that was the loss of another network, whose input this one has judged
         optimizer.zero_grad(set_to_none="dropped" in how)
         loss_of(gated, NET, 6).backward()
