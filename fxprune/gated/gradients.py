@@ -7,7 +7,7 @@ sees; whoever adds gradients to a network that another loss trains (a GAN) zeroe
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -57,6 +57,22 @@ class Gradients:
         parameter: Any = first
         self._mark = parameter.register_hook(look)
 
+    def refuse_mixed(self, parameters: Iterable[Tensor]) -> None:
+        """Refuse a step with gradients that were added to those of channels that have left.
+
+        Args:
+            parameters: that the step changes; others may be zeroed later.
+
+        Raises:
+            GateError: one of them has such gradients.
+        """
+        if self._mixed and any(map(self._is_left, parameters)):
+            raise GateError(
+                "the gradients were added to those of other channels",
+                why="those of the last step were not zeroed, and the channels have changed since",
+                do="call optimizer.zero_grad() before each backward pass that begins a step",
+            )
+
     def _is_left(self, parameter: Tensor) -> bool:
         gradient = parameter.grad
         if gradient is None or self._left is None or gradient is not self._left():
@@ -82,17 +98,10 @@ class Gradients:
         """Check the gradients before a step.
 
         Raises:
-            GateError: the only gradients there were are of other channels, or a part of them is.
+            GateError: the only gradients there were are of other channels.
         """
-        mixed = self._mixed and any(map(self._is_left, self._parameters()))
         gone = self._dropped and all(p.grad is None for p in self._parameters())
-        self._dropped = self._mixed = False
-        if mixed:
-            raise GateError(
-                "the gradients were added to those of other channels",
-                why="those of the last step were not zeroed, and the channels have changed since",
-                do="call optimizer.zero_grad() before each backward pass that begins a step",
-            )
+        self._dropped = False
         if gone:
             raise GateError(
                 "the gradients are those of other channels than the ones that execute",

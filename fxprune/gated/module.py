@@ -83,6 +83,9 @@ class GatedModule(Saving):
 
         Where several are attached, the policy observes before the first step of each round.
         """
+        self._residents.gradients.refuse_mixed(
+            p for group in optimizer.param_groups for p in group["params"]
+        )
         if self.attached.begins(optimizer):
             self._observe_early()  # of a round that did not end
             self._selector.note_rate(rate)

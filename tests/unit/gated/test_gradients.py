@@ -245,3 +245,22 @@ def test_gradients_that_no_optimizer_zeroes_hinder_no_step() -> None:
     for step in range(1, 4):
         optimizer.zero_grad()
         train_step(gated, optimizer, NET, step)
+
+
+def test_gradients_of_an_optimizer_that_is_zeroed_later_hinder_no_other() -> None:
+    """It steps with every other backward pass, and zeroes its gradients just before that."""
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    parameters = [*gated.parameters()]
+    later, first = (sgd(held) for held in (parameters[:4], parameters[4:]))
+    for optimizer in (later, first):
+        attach(gated, optimizer)
+    selections = set()
+    for step in range(6):
+        stepping = (first, later) if step % 2 else (first,)
+        for optimizer in stepping:
+            optimizer.zero_grad()
+        loss_of(gated, NET, step).backward()
+        for optimizer in stepping:
+            optimizer.step()
+        selections.add(tuple(gated.trained.channels.tolist()))
+    assert len(selections) == 4
