@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import _paths  # noqa: F401
-import monai.networks.nets
 import pause
 import timm
 import torch
@@ -64,6 +63,8 @@ def candidates(seed: int) -> Iterator[tuple[str, str]]:
 def build(library: str, name: str) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(0)
     if library == "monai":  # a U-Net of the size that its documentation shows
+        import monai.networks.nets  # slow, and the other libraries do without it
+
         net = getattr(monai.networks.nets, name)
         return net(2, 1, 2, (32, 32, 64, 128, 256, 32)), (torch.zeros(2, 1, 128, 128),)
     if library == "torchvision":
