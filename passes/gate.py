@@ -12,6 +12,7 @@ from fxprune.channels.records import KEY, Record, Shape
 from fxprune.errors import GateError
 from fxprune.gated.module import GatedModule, Settings
 from fxprune.gated.nodes import TAP, Tap
+from fxprune.gated.unattached import WATCH
 from fxprune.passes.base import Pass, Program
 from fxprune.tracing.module import TracedModule, tensors_of
 
@@ -53,6 +54,7 @@ class Gate(Pass):
             _tap(dense, program.channels)
         gated = GatedModule(dense, program.channels, self.settings, program.inputs)
         _carry_hooks(program.module, gated)
+        WATCH.begin()
         return Program(gated, program.inputs, program.channels)
 
     def ensures(self, before: Program, after: Program) -> None:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from fxprune.equivalence import batch_of
 from fxprune.errors import TraceError
+from fxprune.gated.module import GatedModule
 from fxprune.passes.base import Pass, Program
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.check import OtherNetworkError, hold_to_model
@@ -48,6 +49,12 @@ class Trace(Pass):
                 do="instrument the bare model first, and wrap the gated one",
             )
         for path, part in modules_of(model).items():
+            if isinstance(part, GatedModule):
+                raise TraceError(
+                    f"{repr(path) if path else 'the model'} is a gated network already",
+                    why="its parameters hold a selection of channels, which changes",
+                    do="instrument the model that it was made of, or fxprune.shrink(gated)",
+                )
             if isinstance(part, torch.jit.ScriptModule):
                 raise TraceError(
                     f"{repr(path) if path else 'the model'} is a TorchScript module",

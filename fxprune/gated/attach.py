@@ -17,7 +17,6 @@ from fxprune.gated.averages import living
 from fxprune.gated.ddp import refuse_shards
 from fxprune.gated.module import GatedModule
 from fxprune.gated.optimizers import inside
-from fxprune.gated.unattached import WATCH
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
@@ -94,7 +93,6 @@ def attach(
             do="call attach once, or .detach() on what it returned before",
         )
     pace = _pace(gated, schedule, steps)
-    WATCH.begin()
     gated.track(optimizer, pace)
     for one in (optimizer, *inside(optimizer)):
         vars(one)["__getstate__"] = _contents(one)  # which copies and pickles ask for

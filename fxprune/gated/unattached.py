@@ -1,7 +1,7 @@
 """Optimisers that step a gated network and are not attached to it: found, and warned of.
 
 Their momentum does not follow the channels, and they may apply gradients to other channels than
-those that made them; or, where none is attached any more, the selection stands still in silence.
+those that made them; or, where none is attached, the selection stands still in silence.
 PyTorch calls hooks for the steps of all optimisers; only the first, second, fourth … step of each
 is looked at. An optimiser in which an attached one steps wraps that, and is looked at for state of
 its own.
@@ -19,10 +19,14 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from fxprune.bank.exchange import Selection
 from fxprune.errors import FxpruneWarning, message
 from fxprune.gated.averages import living
 from fxprune.gated.executing import Executing
 from fxprune.tracing.module import tensors_of
+
+PATIENCE = 8
+"""Steps until a network that none was ever attached to is taken for forgotten."""
 
 
 class Watch:
@@ -33,6 +37,8 @@ class Watch:
         self._began: weakref.WeakKeyDictionary[Optimizer, dict[int, int]]
         self._began = weakref.WeakKeyDictionary()
         self._warned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._selected: weakref.WeakKeyDictionary[Executing, Selection]
+        self._selected = weakref.WeakKeyDictionary()  # at the last step without an attached one
         self._watches = False
 
     def begin(self) -> None:
@@ -60,11 +66,18 @@ class Watch:
             if not stepped or network.is_driven_by(optimizer):
                 continue
             network.go_alone()
-            if network.needs_attached():
+            if network.needs_attached() or self._is_forgotten(network, self._steps[optimizer]):
                 wraps = network.steps != began.get(id(network))
                 if not wraps or any(_has_state(optimizer, p) for p in stepped):
                     self._warned.add(optimizer)
                     _warn(network, optimizer)
+
+    def _is_forgotten(self, network: Executing, steps: int) -> bool:
+        """Tell whether nothing, not even the user's own code, changes the selection."""
+        before = self._selected.get(network)
+        now = self._selected[network] = network.trained
+        stays = network.settled or now.widths == network.channels.layout.sizes
+        return steps >= PATIENCE and now is before and not stays
 
 
 def _has_state(optimizer: Optimizer, parameter: Tensor) -> bool:

@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from fxprune import GatedModule, attach
 from fxprune.errors import FxpruneWarning
+from tests.support.law import choose
 from tests.support.nets import BY_NAME
 from tests.support.training import build, dense, train_step
 
@@ -83,6 +84,25 @@ def test_what_needs_not_be_attached() -> None:
     other.step()
     gated.settle()
     train_step(gated, Adam(gated.parameters()), NET, 6)
+
+
+def test_that_attach_was_forgotten_is_warned_of_once() -> None:
+    gated = NET.gated(policy="random").train()
+    optimizer = SGD(gated.parameters(), 0.01)
+    for step in range(7):
+        train_step(gated, optimizer, NET, step)
+    with pytest.warns(FxpruneWarning, match=rf"SGD {SAYS}.*\n.*no optimiser is attached"):
+        train_step(gated, optimizer, NET, 7)
+    for step in range(8, 20):
+        train_step(gated, optimizer, NET, step)
+
+
+def test_a_selection_that_the_loop_changes_itself_needs_no_attached_one() -> None:
+    gated = NET.gated(policy="random").train()
+    optimizer = SGD(gated.parameters(), 0.01)
+    for step in range(9):
+        gated.select(choose(gated.channels, gated.trained.widths, step))
+        train_step(gated, optimizer, NET, step)
 
 
 def test_a_wrapper_with_state_of_its_own() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune import attach, instrument, reference_of, shrink
+from fxprune import analyze, attach, instrument, reference_of, shrink
 from fxprune.errors import TraceError
 from fxprune.gated.module import GatedModule
 from fxprune.passes import Program, apply
@@ -485,3 +485,15 @@ def test_what_a_network_calls_its_parts_is_no_attribute_of_a_gated_one() -> None
 def test_names_that_no_code_can_quote_are_refused(name: str) -> None:
     with pytest.raises(TraceError, match="give it another name"):
         apply("trace", Program(named(name), (torch.zeros(2, 3, 4, 4),)))
+
+
+def test_a_gated_network_is_refused_alone_and_inside() -> None:
+    """It was gated once more, at the widths of the selection of that moment."""
+    x = torch.zeros(2, 3, 8, 8)
+    gated = instrument(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3)), x)
+    with pytest.raises(TraceError, match="the model is a gated network already"):
+        instrument(gated, x)
+    with pytest.raises(TraceError, match="'0' is a gated network already"):
+        analyze(nn.Sequential(gated, nn.Conv2d(4, 2, 3)), x)
+    again = instrument(shrink(gated), x)
+    assert again.cost.dense_macs == gated.cost.macs(gated.widths)
