@@ -87,6 +87,8 @@ class GatedModule(Saving):
             p for group in optimizer.param_groups for p in group["params"]
         )
         if self.attached.begins(optimizer):
+            if not self.settled:
+                self.attached.warn_of_broken()
             self._observe_early()  # of a round that did not end
             self._selector.note_rate(rate)
             self.observe()

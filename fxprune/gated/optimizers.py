@@ -9,7 +9,8 @@ not step (GradScaler skipped it, or it steps seldom) ends without an exchange wh
 gradients. Optimisers are held weakly.
 
 For example, with the optimisers A and B attached: A, B, exchange; A, B, exchange; A, new gradients
-(B was skipped: no exchange), A, B, exchange.
+(B was skipped: no exchange), A, B, exchange. Two losses that reach the same layers make A, new
+gradients, B, new gradients, A … : no round ends, and that is warned of.
 """
 
 import warnings
@@ -23,6 +24,9 @@ from torch.utils.hooks import RemovableHandle
 from fxprune.budget.schedule import StepSchedule
 from fxprune.errors import FxpruneWarning, message
 
+MANY = 64
+"""Rounds without an exchange in a row that are warned of."""
+
 
 class Rounds:
     """The optimisers whose steps drive a network's selection."""
@@ -35,6 +39,7 @@ class Rounds:
         self._fresh: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._marks: list[RemovableHandle] = []
         self._checked = False  # see `warn_of_unheld`
+        self._broken = 0  # rounds in a row that ended without an exchange
 
     def __contains__(self, optimizer: object) -> bool:
         return any(optimizer is one for one in self._paces)
@@ -132,8 +137,22 @@ class Rounds:
         begins = not self._stepped or optimizer in self._stepped
         begins = begins or any(one in self._fresh for one in self._stepped)
         if begins:
+            self._broken += bool(self._stepped)
             self._stepped.clear()
         return begins
+
+    def warn_of_broken(self) -> None:
+        """Warn, at the beginning of a round, if those before it ended without an exchange."""
+        if self._broken != MANY:
+            return
+        names = " and ".join(type(one).__name__ for one in self._paces)
+        text = message(
+            f"the selection has not changed for {MANY} steps",
+            why=f"the attached optimisers ({names}) step in turns, each with gradients of its own, "
+            "and channels are exchanged once all of them have stepped",
+            do="run all backward passes first, then all steps; or give each a network of its own",
+        )
+        warnings.warn(text, FxpruneWarning, stacklevel=2)
 
     def ends(self, optimizer: Optimizer) -> bool:
         """Tell whether the step that an optimiser has taken is the last of its round."""
@@ -144,6 +163,7 @@ class Rounds:
         if any(one not in self._stepped and _trains(one) for one in [*self._paces]):
             return False
         self._stepped.clear()
+        self._broken = 0
         return True
 
 

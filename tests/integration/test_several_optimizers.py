@@ -1,6 +1,7 @@
 """Several optimisers of one network: they take turns, wrap each other, miss a round."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -60,6 +61,27 @@ def test_a_schedule_goes_with_its_optimizer() -> None:
     for step in range(1, 6):
         train_step(gated, second, NET, step)
     assert gated.widths == widths
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_optimizers_that_step_in_turns_are_warned_of_once(settled: bool) -> None:
+    """Each after a backward pass of its own, so that no round has the steps of both."""
+    x = torch.ones(1, 1, 1, 1)
+    gated = instrument(nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 2, 1)), x)
+    optimizers = [sgd(gated.get_submodule(name).parameters()) for name in "01"]
+    for optimizer in optimizers:
+        attach(gated, optimizer)
+    if settled:
+        gated.settle()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(140):
+            gated(x).sum().backward()
+            optimizers[step % 2].step()
+            optimizers[step % 2].zero_grad()
+    texts = [str(each.message) for each in caught]
+    assert len(texts) == (not settled)
+    assert settled or "the selection has not changed for 64 steps" in texts[0]
 
 
 class Sharpness(torch.optim.Optimizer):
