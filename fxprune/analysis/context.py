@@ -135,6 +135,7 @@ class Notebook(Context):
         numbers: what calls of code that is kept compute with, beside tensors and sizes.
         counted: the nodes whose code computes with other numbers in a compact network.
         read_by_calls: the tensors (by id) that calls have read.
+        numbering: labels of the channels whose numbers are in a tensor (by id).
         mixing: nodes that mix statistics across channels, so that removing a channel changes the
             others (layer norm over channels), with the labels of these where they are known.
     """
@@ -170,6 +171,7 @@ class Notebook(Context):
     numbers: dict[CallSite, list[Any]] = field(default_factory=dict)
     counted: list[Any] = field(default_factory=list)
     read_by_calls: set[int] = field(default_factory=set)
+    numbering: dict[int, Tensor] = field(default_factory=dict)
     mixing: list[Any] = field(default_factory=list)
     _families: dict[int, tuple[Family, ...]] = field(default_factory=dict)
     _calls: Counter[CallSite] = field(default_factory=Counter)
@@ -187,8 +189,14 @@ class Notebook(Context):
         operands = list(operands)
         self.read_by_calls.update(map(id, operands))
         for number, operand in enumerate(operands):
+            self.use(operand)
             for family in self.of(operand):
                 self.readings.append(((*self._call, number, family.dim), family.labels))
+
+    def use(self, tensor: Tensor) -> None:
+        """Pin the channels that are numbered by what is in a tensor, which now is used."""
+        if id(tensor) in self.numbering:
+            self.pin(self.numbering[id(tensor)], "the code uses the numbers of channels")
 
     def compute(self, operands: Iterable[Any], sizes: bool) -> None:
         """Note the numbers among the operands of the call that runs; whole ones may be `sizes`."""
@@ -244,6 +252,11 @@ class Notebook(Context):
             self.sightings.append((self.node, family.labels))
         self._families[id(tensor)] = kept
         self._alive.append(tensor)
+
+    def number(self, result: Tensor, labels: Tensor) -> None:
+        """Say that what is in a result are numbers of channels."""
+        self.numbering[id(result)] = labels
+        self._alive.append(result)
 
     def meet(self, a: Tensor | None, b: Tensor | None, reason: str = "") -> None:
         """Make two label tensors equal; where one of them is None (fixed), pin the other."""

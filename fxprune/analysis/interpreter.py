@@ -198,6 +198,7 @@ class LabelInterpreter(fx.Interpreter):
         returned = held(args, Tensor)
         self.returned = bool(returned)
         for tensor in returned:
+            self.context.use(tensor)
             for family in self.context.of(tensor):
                 self.context.pin(family.labels, "the model returns these channels")
         return super().output(target, args, kwargs)

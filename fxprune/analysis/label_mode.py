@@ -1,6 +1,7 @@
 """Runs ATen calls on meta tensors, and hands each to the rule of its op."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -86,6 +87,13 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         answer = answers.take(func.__name__, value, has_values)
         context = self.context
+        if func is torch.ops.aten.index.Tensor and len(inputs) == 2:  # x[mask]: as many as then
+            x, mask = inputs
+            at = next(i for i, index in enumerate(args[1]) if index is not None)
+            shape = (*x.shape[:at], answer.shape[at], *x.shape[at + mask.dim() :])
+            out = replace(answer, shape=shape).meta()
+            self.follow(func, args, {}, out)
+            return out
         context.read(self.graph, func.__name__, inputs)
         if func is torch.ops.aten.equal.default:
             if any(map(context.of, inputs)):

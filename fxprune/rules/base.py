@@ -96,6 +96,13 @@ class Context(abc.ABC):
         """Set the families that a result carries."""
 
     @abc.abstractmethod
+    def number(self, result: Tensor, labels: Tensor) -> None:
+        """Say that what is in a result are numbers of channels, which are pinned if it is used.
+
+        Such as the indices of `x.max(1)`, which most code leaves.
+        """
+
+    @abc.abstractmethod
     def meet(self, a: Tensor | None, b: Tensor | None, reason: str = "") -> None:
         """Make two label tensors equal; where one of them is None (fixed), pin the other.
 

@@ -54,9 +54,9 @@ class GatherAlong(Rule):
 
 
 class Scatter(Rule):
-    """index_copy by labelled positions: what is put meets them; the result has them all."""
+    """index_copy or index_add: what is put meets the positions; the result has them all."""
 
-    keys = (aten.index_copy,)
+    keys = (aten.index_copy, aten.index_copy_, aten.index_add, aten.index_add_)
 
     def __call__(self, context: Context, call: Call) -> None:
         x, index, source = call["self"], call["index"], call["source"]
@@ -101,9 +101,9 @@ class Index(Rule):
         """Return what is carried where numbers are not known before the network runs."""
         taken = [dim for dim, index in enumerate(indices) if index is not None]
         given = [index for index in indices if index is not None]
-        if any(index.dtype is torch.bool for index in given):
-            context.pin_all([x, *given], "a mask chooses the channels")
-            return []
+        if any(index.dtype in (torch.bool, torch.uint8) for index in given):
+            context.pin_all([*given, x][: None if len(given) > 1 else 1], _MASKED)
+            return [] if len(given) > 1 else self._masked(context, x, given[0].dim(), taken[0])
         rank = max(index.dim() for index in given)
         together = taken == list(range(taken[0], taken[-1] + 1))
         start = taken[0] if together else 0
@@ -121,6 +121,19 @@ class Index(Rule):
         else:
             context.pin_all(given, "several indices choose together")
         return carried
+
+    def _masked(self, context: Context, x: Tensor, rank: int, at: int) -> list[Family]:
+        """Return what is carried where a mask chooses along `rank` dimensions from `at` on."""
+        carried = []
+        for family in context.of(x):
+            if at <= family.dim < at + rank:
+                context.pin(family.labels, _MASKED)
+            else:
+                carried.append(family.at(family.dim - (rank - 1) * (family.dim >= at)))
+        return carried
+
+
+_MASKED = "a mask chooses the channels"
 
 
 class Embedding(Rule):

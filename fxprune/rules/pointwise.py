@@ -68,10 +68,12 @@ class WriteAtPlaces(Rule):
     def __call__(self, context: Context, call: Call) -> None:
         x, masks, values = call["self"], call["indices"], call["values"]
         given = [mask for mask in masks if mask is not None]
-        if len(given) == 1 and given[0].dtype == torch.int64 and given[0].dim() == 1:
+        several = values.numel() != 1
+        chosen = given[0].dtype == torch.int64 or (given[0].dtype == torch.bool and several)
+        if len(given) == 1 and given[0].dim() == 1 and chosen:
             context.carry(call.out, self._rows(context, x, masks, values))
             return
-        if len(masks) > 1 or masks[0].dtype != torch.bool or values.numel() > 1:
+        if len(masks) > 1 or masks[0].dtype != torch.bool or several:
             context.pin_all(
                 [x, *tensors_in(masks), values], "the positions written to are given by a tensor"
             )

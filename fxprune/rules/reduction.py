@@ -50,6 +50,8 @@ class Reduction(Rule):
                     context.consumes(x, family.dim)
                 elif not family.free:
                     context.mixes(family.labels)
+                if call.op in (aten.max.dim, aten.min.dim):
+                    context.number(call.out[1], family.labels)
                 continue
             gone = 0 if keepdim else sum(dim < family.dim for dim in reduced)
             carried.append(family.at(family.dim - gone))

@@ -71,6 +71,13 @@ EXAMPLES: tuple[Example, ...] = (
         mixes=True,
     ),
     Example(
+        Reduction,
+        "the number of the largest",
+        lambda x: x + x.max(1, keepdim=True).indices,
+        groups=(4,),
+        pinned=("the code uses the numbers of channels",),
+    ),
+    Example(
         Ranking,
         "places in space",
         lambda x: x + x.topk(2, 3).values.sum(3, keepdim=True) + x.argmax(2, keepdim=True) * 0.1,

@@ -255,6 +255,37 @@ class Experts(Plain):
         return self.c(out)
 
 
+class ExpertsByNumber(Experts):
+    """A mixture of experts of which each sees the images that a router gives to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.parts = nn.Linear(16, 2), nn.ModuleList([self.b, nn.Conv2d(16, 24, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        weight, chosen = self.gate(x.mean((2, 3))).max(1)
+        out = x.new_zeros(x.shape[0], self.c.in_channels, *x.shape[2:])
+        for number, part in enumerate(self.parts):
+            mask = chosen == number
+            if mask.any():
+                out[mask] = part(x[mask]) * weight[mask].view(-1, 1, 1, 1)
+        return self.c(out)
+
+
+class ExpertsAdded(ExpertsByNumber):
+    """The same, added by the numbers of the images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        weight, chosen = self.gate(x.mean((2, 3))).topk(1)
+        out = x.new_zeros(x.shape[0], self.c.in_channels, *x.shape[2:])
+        for number, part in enumerate(self.parts):
+            images, _ = torch.where(chosen == number)
+            out.index_add_(0, images, part(x[images]) * weight[images, 0, None, None, None])
+        return self.c(out)
+
+
 class Repeats(Plain):
     """Repeats numbers as often as a tensor says."""
 
@@ -374,7 +405,9 @@ KEPT: dict[Callable[[], nn.Module], float] = {
     MadeInForward: 0.3,
     Tokens: 0.3,
     SomeImages: 0.3,
-    Experts: 0.75,
+    Experts: 0.3,
+    ExpertsByNumber: 0.4,
+    ExpertsAdded: 0.4,
     Repeats: 0.3,
     SizesInATensor: 0.3,
     Blocks: 0.45,
