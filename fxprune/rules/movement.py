@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.channels.graph import Axis, Widths
-from fxprune.channels.records import Number, Record, Shape
+from fxprune.channels.records import KEY, Number, Record, Shape
 from fxprune.channels.sizes import (
     CallSizes,
     argument,
@@ -132,7 +132,22 @@ class ViewSizes(CallSizes):
         if record.args[1:] == (None,):
             return  # another node gives the whole size, as in x.expand(y.shape)
         if len(record.args) > 1 and not isinstance(record.args[1], torch.dtype):
-            set_literals(node, 1, record.args, record.result.at(widths))
+            sizes = record.result.at(widths)
+            set_literals(node, 1, record.args, sizes)
+            nested = isinstance(node.args[1], (tuple, list))
+            given: Any = node.args[1] if nested else node.args[1:]
+            pairs = zip(given, sizes, strict=True)
+            stuck = [at for at, (number, size) in enumerate(pairs) if _is_stuck(number, size)]
+            if node.target != "expand" and len(stuck) == 1 and -1 not in given:
+                new = (*given[: stuck[0]], -1, *given[stuck[0] + 1 :])
+                node.args = (node.args[0], new) if nested else (node.args[0], *new)
+
+
+def _is_stuck(number: Any, size: int) -> bool:
+    """Tell whether a computed size stays as it is where another is due, as in `b * 16`."""
+    record = number.meta.get(KEY) if isinstance(number, fx.Node) else None
+    found = record.result if record else None
+    return isinstance(found, Number) and not found.follows and found.value != size
 
 
 class UnflattenSizes(CallSizes):

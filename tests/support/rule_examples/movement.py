@@ -22,6 +22,11 @@ def reshaped(x: Tensor) -> Tensor:
 
 
 EXAMPLES: tuple[Example, ...] = (
+    Example(
+        Movement,
+        "images and channels in one",
+        lambda x: x.view(x.shape[0] * 8, 36).softmax(1).reshape((x.shape[0] * 8, 6, 6)).view_as(x),
+    ),
     Example(Movement, "in place", reshaped),
     Example(
         Movement, "channels last", lambda x: x.permute(0, 2, 3, 1).flatten(1).unsqueeze(2), 288
