@@ -132,18 +132,18 @@ class Executing(TracedModule):
 
     def is_driven_by(self, optimizer: torch.optim.Optimizer) -> bool:
         """Tell whether the state of an optimiser is exchanged with the channels."""
-        return self._residents.is_tracked(optimizer)
+        return self._residents.optimizers.is_tracked(optimizer)
 
     @lasting
     def ordered(self) -> Selection:
         """Return the selection, in whose order the optimisers' states lie from now on."""
         self._finish()
-        self._residents.put_in_order(self._selection)
+        self._residents.optimizers.put_in_order(self._selection)
         return self._selection
 
     def with_order(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Add the selection to what an attached optimiser's `__getstate__()` returns."""
-        entry = self._residents.entry(optimizer, self.ordered())
+        entry = self._residents.optimizers.entry(optimizer, self.ordered())
         return with_order(state, self._residents.tensors().values(), entry)
 
     @property
@@ -363,8 +363,10 @@ class Executing(TracedModule):
     def _select(self, chosen: Selection) -> None:
         if chosen is self._selection:
             return
-        self._residents.put_in_order(self._selection)
-        self._residents.reset_unmovable_state(self._selection.widths, chosen.widths)
+        self._residents.optimizers.put_in_order(self._selection)
+        self._residents.optimizers.reset_unmovable_state(
+            self._selection.widths, chosen.widths, self._residents.narrow
+        )
         tensors = self._residents.tensors().values()
         buffers = [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
         for wrapper in self._wrappers:
@@ -382,19 +384,23 @@ class Executing(TracedModule):
     def _exchange_locked(self, chosen: Selection) -> None:
         self._finish()
         self._adopt()
-        self._residents.put_in_order(self._selection)
+        self._residents.optimizers.put_in_order(self._selection)
         torch.clear_autocast_cache()  # of casts of what leaves
         old = self._selection
         if self.attached and chosen.widths == old.widths:  # at other widths it fails loudly
             self._bare_averages.look(self.parameters(), self._residents.narrow, self._followed)
             self._residents.gradients.leave(self.attached.holds)
-        items = itertools.chain(self._residents.states(old.widths), self._residents.parameters())
+        items = itertools.chain(
+            self._residents.optimizers.states(old.widths), self._residents.parameters()
+        )
 
         def take_up() -> None:
             if chosen.widths != old.widths:
                 resize(self, self.channels, chosen.widths)
                 self.recompile()
-            self._residents.correct_entries(chosen if chosen.widths == old.widths else None)
+            self._residents.optimizers.correct_entries(
+                chosen if chosen.widths == old.widths else None
+            )
             self._selection, self._since = chosen, self._selector.steps
             self._evaluation.stale = True
 

@@ -60,7 +60,7 @@ class GatedModule(Saving):
         self._residents.refind(self._selection)
         self.attached.add(optimizer, pace)
         held = weakref.ref(self)
-        self._residents.track(
+        self._residents.optimizers.track(
             optimizer, self.attached, lambda: _saving(held()), lambda: _chooses(held())
         )
 
@@ -94,7 +94,9 @@ class GatedModule(Saving):
             self.observe()
         elif optimizer in self.attached:
             self._residents.gradients.check()
-            self._residents.put_in_order(self._selection)  # of a state loaded within the round
+            self._residents.optimizers.put_in_order(
+                self._selection
+            )  # of a state loaded within the round
             if self._is_early:
                 self._residents.meter(self._selection).read_early(self._residents.tensors())
 
@@ -119,7 +121,7 @@ class GatedModule(Saving):
     @whole
     def begin_step(self) -> None:
         """Put the optimisers' states in order, and delete what an earlier optimiser left."""
-        self._residents.begin(self.attached, self.ordered())
+        self._residents.optimizers.begin(self.attached, self.ordered())
 
     @whole
     @torch.no_grad()

@@ -54,7 +54,7 @@ class Saving(Averaging):
         selector.check(saved.trained)
         if saved.settled is not None:
             selector.check(saved.settled)
-        moments = self._residents.states(self._selection.widths, ordered=True)
+        moments = self._residents.optimizers.states(self._selection.widths, ordered=True)
         follow = exchange.taken(moments, self.bank, self._selection, saved.trained)
         for name, tensor in dense.items():
             tensor.copy_(saved.dense[name])
@@ -67,7 +67,7 @@ class Saving(Averaging):
         self.recompile()
         for install, tensor in follow:
             install(tensor)
-        self._residents.correct_entries(None)
+        self._residents.optimizers.correct_entries(None)
         self._selection, self._since = saved.trained, 0
         self._settled = saved.settled
         selector.state |= saved.policy
