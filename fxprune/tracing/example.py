@@ -10,6 +10,13 @@ from torch.utils._device import _device_constructors
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import stand_in
 
+_MAKERS = _device_constructors()
+"""Functions that make tensors, to which `with torch.device(…)` gives the device.
+
+torch keeps what it finds at the first call, which must not be one within a trace: then some names
+of torch are replaced, and torch would take these for all that it has.
+"""
+
 _HIDDEN = frozenset(
     {"data_ptr", "grad", "grad_fn", "item", "layout", "requires_grad", "storage", "tolist"}
 )
@@ -83,7 +90,7 @@ class Example:
             return getattr(args[0], str(target))(*args[1:], **kwargs)
         if target is not getattr and getattr(target, "__module__", "") != "_operator":
             args, kwargs = _on_meta((args, kwargs))
-            if target in _device_constructors():
+            if target in _MAKERS:
                 kwargs = {**kwargs, "device": "meta"}
         elif any(isinstance(value, Tensor) and value.is_meta for value in args):
             args, _ = _on_meta((args, {}))

@@ -78,7 +78,7 @@ def _check_split(
         weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         given = {x.dtype for x in leaves(inputs) if isinstance(x, Tensor)}
         raise DataError(
-            f"the model does not take the images of {data.name}, {shapes(inputs)} for two",
+            f"the model does not take the images of {data.name}, {shapes(inputs)} as a batch",
             why=str(error).splitlines()[0],
             do="build the model for this shape (--input), or take other data"
             if weights in given

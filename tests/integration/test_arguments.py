@@ -106,7 +106,7 @@ Y = torch.zeros(8, dtype=torch.int64)
             Y,
             "the dtype of the weights, torch.float32",
         ),
-        (torch.zeros(8, 3, 8, 8), Y, "images of mine, float32 [2, 3, 8, 8] for two\n"),
+        (torch.zeros(8, 3, 8, 8), Y, "images of mine, float32 [2, 3, 8, 8] as a batch\n"),
         (torch.zeros(8, 1, 8, 8), Y + 10, "numbers of classes, int64, from 0 up, below"),
         (torch.zeros(8, 1, 8, 8), Y.float(), "numbers of classes, int64, from 0 up, below"),
     ],

@@ -158,7 +158,7 @@ def test_a_transform_is_kept_and_trusted_where_the_user_gave_it(tmp_path: Path) 
     assert again.made(run, lambda name, kind: (name, kind)) == {
         "transform": ("mine:make", "transform")
     }
-    with pytest.raises(DataError, match="factory of --transform mine:make returned a int"):
+    with pytest.raises(DataError, match="factory of --transform mine:make returned an int"):
         again.load(run.plan.inputs[0][0], made={"transform": 3})
     run.path.rename(tmp_path / "b.fxprune")  # a mark is of a path: a stranger's run is another one
     with pytest.raises(RunError, match="its transform mine:make would be imported"):

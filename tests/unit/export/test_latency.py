@@ -242,6 +242,7 @@ def test_a_policy_that_allocates_keeps_the_widths_that_were_measured() -> None:
         seen.append(gated.widths)
         gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
         optimizer.step()
+        optimizer.zero_grad()
     assert seen == [(8,), (3,), (3,), (3,)]
 
 

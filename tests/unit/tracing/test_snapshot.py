@@ -1,6 +1,7 @@
 """The user's model is as it was, in depth, after a success and after a refusal."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import fxprune
 from fxprune.errors import FxpruneError
+from tests.support.cli import python
 from tests.support.untouched import changes, described
 
 IMAGE = torch.randn(2, 3, 8, 8)
@@ -99,3 +101,17 @@ def test_a_change_is_seen() -> None:
     assert {"model.cache", "model.seen", "model.rows", "model.last"} <= {
         path.partition("[")[0] for path in found
     } | set(found)
+
+
+@pytest.mark.slow
+def test_what_torch_remembers_of_itself_is_not_of_the_trace() -> None:
+    """It finds its constructors once, which has not to be while a trace replaces some of them."""
+    code = (
+        "import torch, fxprune\n"
+        "from tests.support.nets import BY_NAME\n"
+        "net = BY_NAME['resnet_projection']\n"
+        "fxprune.instrument(net.model(), net.inputs())\n"
+        "with torch.device('meta'):\n"
+        "    assert torch.empty(1).is_meta\n"
+    )
+    python("-c", code, folder=Path(__file__).parents[3])

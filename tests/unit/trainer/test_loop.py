@@ -228,7 +228,9 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(digits, tmp_pa
 
 def test_wrong_input_shape(digits):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10))
-    with pytest.raises(DataError, match=r"images of digits, C x H x W = 1 x 8 x 8\n  why  .*chan"):
+    with pytest.raises(
+        DataError, match=r"digits, float32 \[2, 1, 8, 8\] as a batch\n  why  .*chan"
+    ):
         fit(net, digits, FAST)
 
 
