@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxprune.analysis.context import Product
 from fxprune.analysis.equalities import Ints, components
@@ -29,6 +29,7 @@ from fxprune.channels.graph import (
     Role,
     Term,
 )
+from fxprune.channels.records import KEY, Number
 from fxprune.tracing.module import tensors_of
 from fxprune.user_lines import where
 
@@ -90,9 +91,26 @@ class Description:
             tensors,
             frozenset(homes or tensors),
         )
-        found = map(_named, (*lost, *self.solved.context.counted))
+        found = map(_named, (*lost, *self.solved.context.counted, *self._counting()))
         mixing = dict.fromkeys((*channels.mixing, *found))
         return replace(channels, mixing=tuple(mixing))
+
+    def _counting(self) -> Iterator[fx.Node]:
+        """Yield what computes with a width and a size that varies, as in `x / (c * h * w)`.
+
+        Such a number has no dense value that could stand for it.
+        """
+        computing = {
+            site[1]
+            for site, given in self.solved.context.numbers.items()
+            if given and "full" not in str(site[2])  # whose sizes come in other ways
+        }
+        for graph in self.solved.module.all_graphs:
+            for node in graph.nodes:
+                given = [source.meta[KEY].result for source in node.all_input_nodes]
+                several = [x for x in given if isinstance(x, Number) and x.follows and x.free]
+                if several and node.name in computing:
+                    yield node
 
     def _groups(self, axes: AxesByName) -> Iterator[ChannelGroup]:
         roles = self._roles()

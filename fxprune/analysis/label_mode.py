@@ -111,8 +111,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rule = rule_of(func)
         if rule is not None:  # also where nothing carries labels: macs are counted all the same
             context.read(self.graph, func.__name__, inputs)
-            if self.answers is not None:
-                context.compute((*args, *kwargs.values()), torch.Tag.pointwise not in func.tags)
+            context.compute((*args, *kwargs.values()), torch.Tag.pointwise not in func.tags)
             with torch._C.DisableTorchFunction():  # labels are not what the code asks for
                 rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
         elif tensors_in((out,)):

@@ -4,8 +4,8 @@ import torch
 from torch import fx
 
 from fxprune.channels.graph import Widths
-from fxprune.channels.records import Record
-from fxprune.channels.sizes import CallSizes, literals, set_literals
+from fxprune.channels.records import Number, Record
+from fxprune.channels.sizes import CallSizes, argument, literals, set_argument, set_literals
 from fxprune.rules.base import Call, Context, Family, Rule
 
 aten = torch.ops.aten
@@ -51,6 +51,9 @@ class NewSizes(CallSizes):
         last = first + 1 if node.target in (torch.full, "new_full") else None  # a number follows
         if record.args[first:last] not in ((), (None,)):  # None: another node gives the whole size
             set_literals(node, first, record.args, sizes)
+        filled = None if last is None else argument(record, last, "fill_value", None)
+        if last is not None and isinstance(filled, Number):
+            set_argument(node, last, "fill_value", filled.value)  # which is no size
 
 
 class Identity(Rule):

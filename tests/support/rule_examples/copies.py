@@ -17,6 +17,7 @@ def padded(x: Tensor) -> Tensor:
 
 
 EXAMPLES: tuple[Example, ...] = (
+    Example(New, "a number of channels", lambda x: x * x.new_full((1, 1, 1, 1), x.shape[1])),
     Example(New, "broadcast", lambda x: x * x.new_full((1, 1, 6, 6), 2.0)),
     Example(New, "of the channels' number", lambda x: x * x.new_ones(8, 1, 1)),
     Example(New, "padded by hand", padded),

@@ -51,6 +51,13 @@ EXAMPLES: tuple[Example, ...] = (
         groups=(4,),
         pinned=("the positions written to are given by a tensor",),
     ),
+    Example(
+        Pointwise,
+        "a number of channels and places",
+        lambda x: x + x.numel() / x.shape[0] * 0.001,
+        mixes=True,
+    ),
+    Example(Pointwise, "divided by channels alone", lambda x: x / x.shape[1]),
     Example(Pointwise, "broadcast", lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()),
     Example(Pointwise, "where", lambda x: torch.where(x > 0, x, 0.1 * x)),
     Example(Pointwise, "masked fill", lambda x: x.masked_fill(x < 0, 0.5)),
