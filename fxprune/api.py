@@ -163,10 +163,11 @@ def _kept_too_much(gated: GatedModule) -> Iterator[str]:
         reasons = "; ".join(
             f"{pin.macs / max(cost.dense_macs, 1):.0%} {pin.reason}" for pin in pinned if pin.macs
         )
-        yield (
-            f"{macs:.0%} of the macs stay with {budget}, because channels are pinned: {reasons} "
-            "(all of them: gated.channels.pinned)"
-        )
+        why = f"channels are pinned: {reasons} (all of them: gated.channels.pinned)"
+        whole = [group.name for group in gated.channels.groups if group.size == 1]
+        if whole and sum(p.macs for p in pinned) < (macs - budget.value) * cost.dense_macs:
+            why = f"the channels of {', '.join(whole[:3])} go all together or not at all"
+        yield f"{macs:.0%} of the macs stay with {budget}, because {why}"
 
 
 def fit_latency(

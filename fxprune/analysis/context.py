@@ -132,7 +132,7 @@ class Notebook(Context):
         near: the tensors of the last call that was seen, or of the one that failed.
         code_paths: those that ran of each module that keeps its code, by the name of its node.
         inner: what the nodes of regions carried each time that they ran, by graph and name.
-        numbers: what calls of code that is kept compute with, beside tensors and sizes.
+        numbers: what calls compute with, beside tensors and sizes.
         counted: the nodes whose code computes with other numbers in a compact network.
         read_by_calls: the tensors (by id) that calls have read.
         numbering: labels of the channels whose numbers are in a tensor (by id).
