@@ -104,11 +104,7 @@ class TrackedOptimizers:
     def _items(
         self, name: str, optimizer: Optimizer, state: dict[str, Any], widths: Widths
     ) -> Iterator[Item]:
-        shape = self._bank.shape(name, widths)
-        tensor = self._homes[name].tensor()
-        own = tensor.data_ptr()  # a state may be the parameter's: SAM's `p.data = state["old_p"]`
-        alike = ((k, v) for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape)
-        tensors = {key: value for key, value in alike if value.data_ptr() != own}
+        tensor, tensors = self._homes[name].tensor(), self._alike(name, state, widths)
         new = tensors.keys() - self._bank.states.get(name, {}).keys()
         beginnings = optimizer_state.beginnings(optimizer, tensor) if new else {}
         for key, resident in tensors.items():
@@ -120,6 +116,14 @@ class TrackedOptimizers:
                 else:
                     dense.fill_(begins)
             yield Item(name, key, resident, dense, _setter(state, key))
+
+    def _alike(self, name: str, state: dict[str, Any], widths: Widths) -> dict[str, Tensor]:
+        """Return what in a state has the shape of its parameter at these widths, and moves."""
+        shape = self._bank.shape(name, widths)
+        alike = ((k, v) for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape)
+        # a state may be the parameter's: SAM's `p.data = state["old_p"]`
+        own = self._homes[name].tensor().data_ptr()
+        return {key: value for key, value in alike if value.data_ptr() != own}
 
     def begin(self, attached: Container[object], at: Selection) -> None:
         """Prepare a step; before an optimiser's first one, delete the state in the bank.
@@ -168,15 +172,17 @@ class TrackedOptimizers:
                 optimizer_state.refuse_of_another(optimizer)
             saved = saved.to(at.channels.device)
             steps: list[Callable[[], None]] = []
-            moving: list[Item] = []
-            for name, state in found.items():
-                moving += self._items(name, optimizer, state, saved.widths)
             if torch.equal(saved.channels, at.channels):
                 # what was loaded may be loaded again, and must not be what trains
-                moved = [(item.install, item.resident.clone()) for item in moving]
+                for name, state in found.items():
+                    for key, value in self._alike(name, state, saved.widths).items():
+                        steps.append(functools.partial(state.__setitem__, key, value.clone()))
             else:
+                moving: list[Item] = []
+                for name, state in found.items():
+                    moving += self._items(name, optimizer, state, saved.widths)
                 moved = taken(moving, self._bank, saved, at)
-            steps += (functools.partial(install, tensor) for install, tensor in moved)
+                steps += (functools.partial(install, tensor) for install, tensor in moved)
             steps += (functools.partial(state.pop, KEY, None) for state in found.values())
             tracked.arriving = at, steps
             tracked.arrive()
