@@ -2,8 +2,9 @@
 
 A forward may fill attributes, caches in dicts, lists and sets, the hook tables of modules, objects
 of its own classes, and what its code keeps outside of the model. All of them are noted before and
-put back after; buffers and other tensors that were written in place get their values back.
-Parameters are left to the caller.
+put back after; buffers and other tensors that were written in place get their values back. So do
+parameters, where the code names what may write to them behind torch.fx's back, as the averages of
+a teacher do: `for p in self.teacher.parameters(): p.data.mul_(0.99)`.
 """
 
 import functools
@@ -12,9 +13,11 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
-from fxprune.tracing.code_state import CodeState, is_users, read, write
+from fxprune.tracing.code_state import CodeState, is_users, names_in, read, write
 from fxprune.tracing.module import TracedModule, has_leaves, modules_of
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
@@ -30,6 +33,9 @@ _FOREIGN = (
 )
 """Objects that are not looked into: what they hold is not the model's."""
 
+_WRITERS = frozenset({"data", "parameters", "named_parameters", "_parameters", "state_dict"})
+"""Names in code that may write to tensors, other than through a proxy, unseen by their version."""
+
 CONSTANT = "_tensor_constant"
 """So begin the names under which torch.fx keeps tensors of forward's own on the model."""
 
@@ -40,7 +46,7 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self._seen: set[int] = set()
         self._kept: list[tuple[Any, Any]] = []
-        self._tensors: list[tuple[Tensor, Tensor, int]] = []
+        self._tensors: list[tuple[Tensor, Tensor, Tensor, int]] = []
         self._of: dict[int, slice] = {}
         self._code = CodeState()
         self._places: list[tuple[Any, str, Any]] = []
@@ -52,6 +58,11 @@ class Snapshot:
             self._note(vars(module))
             self._of[id(module)] = slice(first, len(self._kept))
         self._note_code()
+        code = [function.__code__ for function in self._code.functions]
+        self._writes = any(not _WRITERS.isdisjoint(names_in(part)) for part in code)
+        if self._writes:
+            for parameter in model.parameters():
+                self._note_tensor(parameter)
 
     def restore(self) -> None:
         """Put everything back, but for torch.fx's constants."""
@@ -61,9 +72,13 @@ class Snapshot:
         for kind, names in self._classes:
             for name in vars(kind).keys() - names:
                 delattr(kind, name)
-        for tensor, values, version in self._tensors:
-            if tensor._version != version:
-                tensor.data.copy_(values)
+        for tensor, memory, values, version in self._tensors:
+            plain = tensor.layout is torch.strided and not tensor.is_meta
+            if plain and tensor.data_ptr() != memory.data_ptr():  # `x.data = y`
+                tensor.data = memory
+            unseen = plain and self._writes and not torch.equal(memory, values)
+            if unseen or tensor._version != version:
+                memory.copy_(values)
 
     def restore_parts(self, modules: Iterable[nn.Module]) -> None:
         """Put back what these modules hold, but for their mode."""
@@ -92,7 +107,7 @@ class Snapshot:
             elif kind is tuple:
                 waiting += [part for part in value if type(part) not in _ATOMS]
             elif isinstance(value, Tensor):
-                self._note_tensor(value)
+                self._note_tensor(value)  # of parameters, one that stands outside of their table
             elif isinstance(value, _CONTAINERS):
                 self._seen.add(id(value))
                 self._kept.append((value, _shallow(value)))
@@ -127,11 +142,11 @@ class Snapshot:
         return value
 
     def _note_tensor(self, tensor: Tensor) -> None:
-        """Note the values of a tensor that is no parameter."""
-        if isinstance(tensor, nn.Parameter) or tensor.is_inference():
+        """Note the memory and the values of a tensor."""
+        if id(tensor) in self._seen or tensor.is_inference() or is_lazy(tensor):
             return
         self._seen.add(id(tensor))
-        self._tensors.append((tensor, tensor.detach().clone(), tensor._version))
+        self._tensors.append((tensor, tensor.data, tensor.detach().clone(), tensor._version))
 
 
 def snapshot_of(network: nn.Module) -> Snapshot | None:

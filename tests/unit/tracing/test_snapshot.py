@@ -93,6 +93,69 @@ def test_the_weights_that_a_recurrent_layer_notes_stay_its_own(kind: type[nn.RNN
     assert changes(before, described(model)) == []
 
 
+def _scaled(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(0.9)
+
+
+def _replaced(model: nn.Module) -> None:
+    for _, parameter in model.named_parameters():
+        parameter.data = parameter.data * 0.9
+
+
+@torch.no_grad()
+def _copied(model: nn.Module) -> None:
+    for tensor in model.state_dict().values():
+        tensor.copy_(tensor * 0.9)
+
+
+def _listed(model: Any) -> None:
+    for parameter in model.listed:
+        parameter.detach().mul_(0.9)
+
+
+def _by_name(model: Any) -> None:
+    model.weight.data.mul_(0.9)
+
+
+class Body(nn.Module):
+    """A layer with code of its own, which is traced beside a root that keeps its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).view(-1, 8, 6, 6)
+
+
+class Teaches(nn.Module):
+    """Writes into the parameters of a teacher in its forward; the root keeps its code or not."""
+
+    def __init__(self, write: Callable[[Any], None], keeps: bool) -> None:
+        super().__init__()
+        self.student, self.teacher = Body(), nn.Conv2d(3, 8, 3)
+        self.teacher.listed = list(self.teacher.parameters())  # type: ignore[assignment]
+        self.write, self.keeps = write, keeps
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.write(self.teacher)
+        y = self.student(x) * self.teacher(x).sigmoid()
+        if self.keeps and y.abs().max() < 0:  # asks for what is in a tensor
+            y = y + 1
+        return self.head(y)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("write", [_scaled, _replaced, _copied, _listed, _by_name])
+def test_parameters_that_forward_writes_to_stay(write: Callable[[Any], None], keeps: bool) -> None:
+    model = Teaches(write, keeps)
+    before = described(model)
+    fxprune.instrument(model, (IMAGE,))
+    assert changes(before, described(model)) == []
+
+
 def test_a_change_is_seen() -> None:
     model = Fills(False)
     before = described(model)
