@@ -114,7 +114,8 @@ def cut(w: Writer, x: Map, _: Map, dice: Dice) -> None:
         code, sizes = several[style]
         parts = w.variable(code)
         for number, size in enumerate(sizes):
-            w.map(f"{parts}[{number}]", size, x.side, view_of=x)
+            part = w.map(f"{parts}[{number}]", size, x.side)
+            part.ours = False  # PyTorch refuses to change one of several views in training
         return
     code, size = {
         5: (f"{x}[:, :{at}]", at),
