@@ -1,7 +1,9 @@
 """The command prune."""
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +38,9 @@ from fxprune.trainer.recipe import OPTIONS
 if TYPE_CHECKING:
     from torch import nn
 
+    from fxprune.budget.budget import Budget
+    from fxprune.budget.layers import Layers
+    from fxprune.cli.spec import Source
     from fxprune.data import DataSet
     from fxprune.export.bench import Target
     from fxprune.export.compare import Comparison
@@ -155,11 +160,10 @@ def prune(
     """
     import torch
 
-    from fxprune import api
     from fxprune.budget.budget import Budget
-    from fxprune.budget.layers import Layers, limit
+    from fxprune.budget.layers import Layers
     from fxprune.cli import lines, records, tables
-    from fxprune.cli.export import refuse_to_replace
+    from fxprune.cli.exporting import refuse_to_replace
     from fxprune.cli.spec import maker, resolve
     from fxprune.data import Preprocess
     from fxprune.export.bench import Target
@@ -167,7 +171,6 @@ def prune(
     from fxprune.runs.run import SUFFIX, refuse_what_is_there
     from fxprune.runs.weights import load_weights
     from fxprune.trainer.job import Job, absolute
-    from fxprune.trainer.prune import Watcher
     from fxprune.trainer.prune import prune as prune_model
     from fxprune.trainer.unused import unused
 
@@ -195,17 +198,7 @@ def prune(
         )
         if spent is not None and spent.is_unmeasured:
             begin()
-            channels = api.analyze(source.model, source.example_inputs)
-            names = api.names_of(source.model)
-            spent = limit(layers, spent, spent, channels, names).budget
-            fitted = api.fit_latency(
-                source.model,
-                source.example_inputs,
-                spent,
-                target,
-                remeasure=remeasure,
-                progress=begin.remark,
-            )
+            fitted = _fitted(source, spent, layers, target, remeasure, begin.remark)
             spent = fitted.budget
     remarks = lines.remarks_on_data(images, options), unused(job, images, workers or None)
     for line in (lines.data_line(images), *itertools.chain(*remarks)):
@@ -213,34 +206,20 @@ def prune(
     if fitted is not None:
         console.note(lines.latency_line(records.of_latency(fitted)))
     directory = _Directory(folder, spec, shape, weights, job, fitted)
-    with console.bar("the dense network's accuracy") as bar:
-        try:
-            pruned = prune_model(
-                source.model,
-                source.example_inputs,
-                data=images,
-                budget=spent,
-                loss=own.get("loss"),
-                max_drop=max_drop,
-                exclude=layers.exclude,
-                options=options,
-                watcher=Watcher(
-                    began=bar.rename,
-                    measured=lambda dense: bar.say(*lines.dense_lines(dense)),
-                    ticked=lambda tick: show_tick(bar, tick),
-                    tried=lambda trial: bar.say(lines.trial_line(trial)),
-                    made=directory.create,
-                    ready=directory.keep_job,
-                ),
-            )
-        except Ended:
-            if directory.run is None:
-                raise
-            name = shell_word(folder)
-            raise ended(
-                f"stopped; fxprune train {name} goes on from the last whole epoch, then "
-                f"fxprune export {name}"
-            ) from None
+    pruned = _watched(
+        functools.partial(
+            prune_model,
+            source.model,
+            source.example_inputs,
+            data=images,
+            budget=spent,
+            loss=own.get("loss"),
+            max_drop=max_drop,
+            exclude=layers.exclude,
+            options=options,
+        ),
+        directory,
+    )
     run = directory.run
     assert run is not None
     compared = _exported(run, pruned, source.model, images, target)
@@ -294,11 +273,61 @@ class _Directory:
         self.job.keep(self.run)
 
 
+def _fitted(
+    source: "Source",
+    budget: "Budget",
+    layers: "Layers",
+    target: "Target",
+    remeasure: bool,
+    progress: Callable[[str], None],
+) -> "Choice":
+    """Find the widths whose ONNX file has the latency that a budget gives."""
+    from fxprune import api
+    from fxprune.budget.layers import limit
+
+    channels = api.analyze(source.model, source.example_inputs)
+    asked = limit(layers, budget, budget, channels, api.names_of(source.model)).budget
+    return api.fit_latency(
+        source.model,
+        source.example_inputs,
+        asked,
+        target,
+        remeasure=remeasure,
+        progress=progress,
+    )
+
+
+def _watched(prune_model: "Callable[..., Pruned]", directory: _Directory) -> "Pruned":
+    """Prune and train behind a progress bar; the run's directory is made on the way."""
+    from fxprune.cli import lines
+    from fxprune.trainer.prune import Watcher
+
+    with console.bar("the dense network's accuracy") as bar:
+        watcher = Watcher(
+            began=bar.rename,
+            measured=lambda dense: bar.say(*lines.dense_lines(dense)),
+            ticked=lambda tick: show_tick(bar, tick),
+            tried=lambda trial: bar.say(lines.trial_line(trial)),
+            made=directory.create,
+            ready=directory.keep_job,
+        )
+        try:
+            return prune_model(watcher=watcher)
+        except Ended:
+            if directory.run is None:
+                raise
+            name = shell_word(directory.folder)
+            raise ended(
+                f"stopped; fxprune train {name} goes on from the last whole epoch, then "
+                f"fxprune export {name}"
+            ) from None
+
+
 def _exported(
     run: "Run", pruned: "Pruned", dense: "nn.Module", images: "DataSet", target: "Target"
 ) -> "Comparison":
     """Write the ONNX file beside the run, checked and timed against the dense network's."""
-    from fxprune.cli.export import keep_export, notes_of, real_inputs
+    from fxprune.cli.exporting import keep_export, notes_of, real_inputs
     from fxprune.export.compare import compact_of, compare_onnx
     from fxprune.gated.module import zero_inputs
 
