@@ -18,6 +18,7 @@ from fxprune.channels.graph import ChannelGraph
 from fxprune.equivalence import SAME, difference
 from fxprune.errors import FxpruneError, PassError
 from fxprune.tracing.signature import of_tensors
+from fxprune.tracing.snapshot import state_kept
 
 # Largest difference of an output, as a share of its largest value, that rounding explains where a
 # pass computes in another order (folded batch norms); by the coarsest type of the parameters.
@@ -118,14 +119,17 @@ def assert_same_function(before: Program, after: Program) -> None:
     """Assert that two networks in evaluation mode compute the same on random inputs.
 
     The inputs are drawn in the likeness of `before.inputs`. Buffers that a forward writes to are
-    put back. Nothing is compared where there are no example inputs, on the meta device, or where
-    `before` does not compute the same twice.
+    put back, and what the user's own code keeps. Nothing is compared where there are no example
+    inputs, on the meta device, or where `before` does not compute the same twice.
 
     Raises:
         AssertionError: an output differs by more than rounding, or `after` raises.
     """
     parameter = next(before.module.parameters(), torch.empty(0))
-    with _buffers_kept(before.module), _buffers_kept(after.module):
+    with contextlib.ExitStack() as stack:
+        for network in (before.module, after.module):
+            stack.enter_context(_buffers_kept(network))
+            stack.enter_context(state_kept(network))
         try:
             networks = of_tensors(before.module), of_tensors(after.module)
             gap = difference(*networks, before.inputs, parameter.device)

@@ -46,6 +46,7 @@ class CodePath:
         answers: what the code asks, with the answers, in order; None where it may not ask.
         calls: a hash of the ATen calls on the path, and of which of the module's tensors they take.
         read: the positions of answers that follow from sizes alone, and are read at any widths.
+        again: whether there is a second call, with what the first has left in the module.
     """
 
     training: bool = False
@@ -53,6 +54,7 @@ class CodePath:
     answers: tuple[tuple[str, Any], ...] | None = None
     calls: int = 0
     read: frozenset[int] = frozenset()
+    again: bool = False
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -126,12 +128,16 @@ class OwnCode:
                 own = next(iter(self.real.values()), None)
                 reads = AnsweredReads(self.mode.answers, self._looked_at, own)
                 with own_modes(module, path.training), reads, self.mode:
-                    results.append(module(*args, **kwargs))
+                    first = module(*args, **kwargs)
+                    keeps = snapshot.has_changed() if self.known is None else path.again
+                    second = self._second(module, path, args, kwargs) if keeps else []
+                    results += [*second, first]
                 if answers.missed:
                     del results[-1]
                     raise AsksForValuesError("the code catches that it asks for values")
                 if self.known is None:
-                    paths[paths.index(path)] = replace(path, read=frozenset(answers.constant))
+                    found = replace(path, read=frozenset(answers.constant), again=bool(second))
+                    paths[paths.index(path)] = found
             except Exception as error:
                 asks = isinstance(error, AsksForValuesError) and path.answers is None
                 if asks or last or self.known is not None:
@@ -147,6 +153,26 @@ class OwnCode:
         for result in results[:-1]:
             self._join(result, results[-1])
         return results[-1]
+
+    def _second(self, module: nn.Module, path: CodePath, args: Any, kwargs: Any) -> list[Any]:
+        """Call a module with what its first call has left in it, such as a state that it keeps.
+
+        Returns:
+            Its result; none where the dense network cannot be called twice.
+        """
+        context = self.context
+        before = context.mark()
+        try:
+            return [module(*args, **kwargs)]
+        except AsksForValuesError:
+            raise
+        except Exception:
+            if path.again:
+                raise
+            context.go_back(before)
+            return []
+        finally:
+            del context.products[before[0]["products"] :]
 
     def _looked_at(self, tensor: Tensor) -> None:
         """Pin the channels of a tensor that becomes numbers of Python's: labels end there."""
@@ -212,7 +238,8 @@ def code_paths(
             _for_real(module),
         ):
             try:
-                really_run(module, real, args, kwargs, answers.names)
+                again = snapshot.has_changed
+                really_run(module, real, args, kwargs, answers.names, again)
             finally:
                 snapshot.restore()
         return CodePath(training, seed, tuple(answers.taken), hash(tuple(answers.calls)))

@@ -29,7 +29,7 @@ from fxprune.equivalence import batch_of, fresh_inputs, in_memory, repeated, whi
 from fxprune.errors import ExportError, OptionError, TraceError, require_kind
 from fxprune.export.attempt import advice, forgotten_sources, no_logs, reason
 from fxprune.export.condconv import BatchedConvs
-from fxprune.export.parity import Network, excess, gaps, refusal, rounding
+from fxprune.export.parity import Network, excess, forgetting, gaps, refusal, rounding
 from fxprune.export.runtime import VERSION, runtime
 from fxprune.files import as_path, write_bytes
 from fxprune.tracing.deepcopy import copied
@@ -171,8 +171,8 @@ def export_onnx(
     expected: Network = network
     if reference is not None:
         require_module(reference)
-        expected = copied(reference, {}).cpu().eval()
-        expected = expected if signature is None else signature.caller(expected)
+        own = copied(reference, {}).cpu().eval()
+        expected = own if signature is None else forgetting(own, signature.caller(own))
 
     seed = torch.Generator().seed() % 2**63
     generator = torch.Generator().manual_seed(seed)
@@ -302,7 +302,7 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptio
     try:
         with warnings.catch_warnings(), no_logs(), torch.no_grad(), BatchedConvs():
             warnings.simplefilter("ignore")
-            keys = _names_of(network(*pair))
+            keys = _names_of(forgetting(network)(*pair))
             exported = torch.onnx.export(
                 network,
                 pair,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxprune.equivalence import outputs, relative_gap
 from fxprune.errors import ParityError
 from fxprune.tracing.deepcopy import copied
+from fxprune.tracing.snapshot import state_kept
 
 Network = Callable[..., Any]
 """A function of tensors, in the order of the file's inputs."""
@@ -90,7 +91,7 @@ def rounding(network: Network, trials: Sequence[tuple[Tensor, ...]]) -> float:
     for trial in trials:
         precise = tuple(x.double() if x.is_floating_point() else x for x in trial)
         try:
-            pairs = zip(outputs(network, trial), outputs(exact, precise), strict=True)
+            pairs = zip(called(network, trial), called(exact, precise), strict=True)
             found += [_gap("", wanted.double(), given.double()).relative for wanted, given in pairs]
         except (RuntimeError, ValueError, AssertionError, ParityError):  # it insists on its dtype
             return 0.0
@@ -104,7 +105,7 @@ def gaps(expected: Network, run: Runner, trial: tuple[Tensor, ...]) -> list[Gap]
     Raises:
         ParityError: the outputs do not correspond, or are not finite.
     """
-    wanted = outputs(expected, trial)
+    wanted = called(expected, trial)
     found = run([tensor.numpy() for tensor in trial])
     if not wanted or len(wanted) != len(found):
         raise ParityError(
@@ -115,6 +116,26 @@ def gaps(expected: Network, run: Runner, trial: tuple[Tensor, ...]) -> list[Gap]
     return [
         _gap(f"output {i}", a, torch.from_numpy(b)) for i, (a, b) in enumerate(zip(wanted, found))
     ]
+
+
+def called(network: Network, trial: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the outputs of a network as those of its first call."""
+    return outputs(forgetting(network) if isinstance(network, nn.Module) else network, trial)
+
+
+def forgetting(network: nn.Module, call: Network | None = None) -> Network:
+    """Return a function that calls a network and puts back what that leaves in it.
+
+    Args:
+        network: the network.
+        call: how it is called, if not as itself.
+    """
+
+    def alone(*tensors: Tensor) -> Any:
+        with state_kept(network):
+            return (call or network)(*tensors)
+
+    return alone
 
 
 def _gap(name: str, wanted: Tensor, found: Tensor) -> Gap:

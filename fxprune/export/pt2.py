@@ -22,7 +22,7 @@ from fxprune.errors import ExportError, ParityError
 from fxprune.export.attempt import forgotten_sources
 from fxprune.export.marks import marks
 from fxprune.export.onnx import BATCHES
-from fxprune.export.parity import TOLERANCE
+from fxprune.export.parity import TOLERANCE, called, forgetting
 from fxprune.files import as_path, write_bytes
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.module import exportable, require_module
@@ -80,8 +80,8 @@ def export_pt2(
     expected: Callable[..., Any] = network
     if reference is not None:
         require_module(reference)
-        expected = copied(reference, {}).cpu().eval()
-        expected = expected if signature is None else signature.caller(expected)
+        own = copied(reference, {}).cpu().eval()
+        expected = own if signature is None else forgetting(own, signature.caller(own))
     example = in_memory(flat_inputs(model, example_inputs))
     program, content = _exported(network, example)
     loaded = torch.export.load(io.BytesIO(content)).module()
@@ -129,7 +129,7 @@ def _gap(expected: Callable[..., Any], loaded: nn.Module, trial: tuple[Tensor, .
         ParityError: it is more than the tolerance, or an output is not finite.
     """
     gaps = [0.0]
-    for a, b in zip(outputs(expected, trial), outputs(loaded, trial), strict=True):
+    for a, b in zip(called(expected, trial), outputs(loaded, trial), strict=True):
         gap = relative_gap(a, b)
         if not gap <= TOLERANCE.get(a.dtype, 0.0):  # False for NaN
             raise ParityError(

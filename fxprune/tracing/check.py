@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -21,7 +22,8 @@ class OtherNetworkError(TraceError):
 def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, ...]) -> None:
     """Hold a traced network to the model that it was made of, on random inputs.
 
-    In evaluation mode, and in training mode where the two have graphs of their own.
+    In evaluation mode, and in training mode where the two have graphs of their own. Where a call
+    leaves something in the model, such as a membrane's potential, there is a second one after it.
 
     Args:
         model: the user's own, or another traced network; it is called as the user's.
@@ -35,11 +37,11 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
     both = len(module.graphs) == 2 or any(len(r.graphs) == 2 for r in module.regions.values())
     kept = _copies([*tensors_of(model)[0].values(), *tensors_of(module)[0].values()])
     own, traced = snapshot_of(model), snapshot_of(module)
-    why = ""
+    why, calls = "", _Calls()
     for training in (False, True)[: 1 + both]:
         try:
-            wanted = _alone(model, own, training, kept, module.signature)
-            found = _alone(module, traced or own, training, kept)  # which may share layers
+            wanted = _alone(model, own, training, kept, calls, module.signature)
+            found = _alone(module, traced or own, training, kept, calls)  # which may share layers
             gap = difference(wanted, found, inputs, device)
             if gap is not None and gap > SAME:
                 why = f"an output differs by {gap:.1e} of the largest value"
@@ -55,11 +57,19 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
             )
 
 
+@dataclass
+class _Calls:
+    """Whether the model was called twice the last time, as the traced network then has to be."""
+
+    several: bool = False
+
+
 def _alone(
     network: nn.Module,
     snapshot: Snapshot | None,
     training: bool,
     kept: dict[int, Tensor],
+    calls: _Calls,
     signature: Signature | None = None,
 ) -> Callable[..., Any]:
     """Run a network in one mode on copies of its tensors, so that it stays as it is.
@@ -68,6 +78,7 @@ def _alone(
     of parameters are kept from run to run, unless one was written to.
     """
     called: Callable[..., Any]
+    leads = not isinstance(network, TracedModule)
     if isinstance(network, TracedModule):
         graph = network.both_graphs[not training]
         called = functools.partial(
@@ -82,7 +93,19 @@ def _alone(
             kept.update(_copies(parameters.values()))  # it may have been written to
         copies = {**kept, **_copies(buffers.values())}
         with left_alone(snapshot), with_tensors(network, copies, training=training):
-            return called(*inputs)
+            first = called(*inputs)
+            if leads:
+                calls.several = snapshot is not None and snapshot.has_changed()
+            if not calls.several:
+                return first
+            others = [x / 2 if x.is_floating_point() else x for x in inputs]
+            try:
+                return first, called(*others)
+            except Exception:
+                if not leads:
+                    raise
+                calls.several = False  # what it keeps may be of no use to a second call
+                return first
 
     return alone
 

@@ -1,6 +1,7 @@
 """Leaves that ask for what is in a tensor, which meta tensors cannot tell: they run for real."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ def really_run(
     args: Any,
     kwargs: Any,
     names: dict[int, str] | None = None,
+    again: Callable[[], bool] = lambda: False,
 ) -> tuple[Any, int]:
     """Run a module whose tensors are meta tensors, on random inputs.
 
@@ -27,6 +29,7 @@ def really_run(
         args: meta tensors, which others of the same shape stand for, and what else it takes.
         kwargs: likewise.
         names: takes the names of its own tensors, by the ids that they have in this run.
+        again: tells after the run whether there is another one, with what it has left behind.
 
     Returns:
         What it returns, on meta tensors, and its multiply-accumulates.
@@ -47,5 +50,8 @@ def really_run(
     given = pytree.tree_map(drawn, (tuple(args), dict(kwargs)))
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         result = torch.func.functional_call(module, own, *given)
+        if again():
+            with contextlib.suppress(Exception):  # it may be of no use to a second call
+                torch.func.functional_call(module, own, *given)
     on_meta = pytree.tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, result)
     return on_meta, counter.get_total_flops() // 2

@@ -30,7 +30,8 @@ from fxprune.tracing.user_questions import INTERNAL
 def left_alone(snapshot: Snapshot | None) -> "Iterator[Draws]":
     """Put back what happens meanwhile inside a model, and to random numbers.
 
-    Not put back is what is written into its parameters; torch.fx's constants stay.
+    Not put back is what is written into its parameters where no name in the code tells of it;
+    torch.fx's constants stay.
 
     Args:
         snapshot: of the model as it is; None for one that does nothing of the kind.

@@ -7,10 +7,11 @@ parameters, where the code names what may write to them behind torch.fx's back, 
 a teacher do: `for p in self.teacher.parameters(): p.data.mul_(0.99)`.
 """
 
+import contextlib
 import functools
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self._seen: set[int] = set()
         self._kept: list[tuple[Any, Any]] = []
+        self._tables: set[int] = set()
         self._tensors: list[tuple[Tensor, Tensor, Tensor, int]] = []
         self._of: dict[int, slice] = {}
         self._code = CodeState()
@@ -53,8 +55,10 @@ class Snapshot:
         for module in modules_of(model).values():
             self._code.note(type(module))
             first = len(self._kept)
-            self._seen.add(id(vars(module)["_parameters"]))
-            self._kept.append((vars(module)["_parameters"], dict(vars(module)["_parameters"])))
+            tables = vars(module)["_parameters"], vars(module)["_buffers"]
+            self._tables.update(map(id, tables))
+            self._seen.add(id(tables[0]))
+            self._kept.append((tables[0], dict(tables[0])))
             self._note(vars(module))
             self._of[id(module)] = slice(first, len(self._kept))
         self._note_code()
@@ -79,6 +83,14 @@ class Snapshot:
             unseen = plain and self._writes and not torch.equal(memory, values)
             if unseen or tensor._version != version:
                 memory.copy_(values)
+
+    def has_changed(self) -> bool:
+        """Tell whether anything but modes, parameters and buffers is another object."""
+        return any(read(holder, name) is not value for holder, name, value in self._places) or any(
+            not _holds(container, _in_mode_of(container, values))
+            for container, values in self._kept
+            if id(container) not in self._tables
+        )
 
     def restore_parts(self, modules: Iterable[nn.Module]) -> None:
         """Put back what these modules hold, but for their mode."""
@@ -160,6 +172,22 @@ def snapshot_of(network: nn.Module) -> Snapshot | None:
     return Snapshot(network)
 
 
+@contextlib.contextmanager
+def state_kept(network: nn.Module) -> Iterator[None]:
+    """Put back, after the block, what the user's modules in a network have left in themselves."""
+    snapshots: list[Snapshot] = []
+    seen: set[nn.Module] = set()
+    for part in network.modules():
+        if part not in seen and is_users(type(part)):
+            snapshots.append(Snapshot(part))
+            seen.update(part.modules())
+    try:
+        yield
+    finally:
+        for snapshot in snapshots:
+            snapshot.restore()
+
+
 def _slots(kind: type) -> list[str]:
     """List the attributes that objects of a class have beside their `__dict__`."""
     slots = (vars(base).get("__slots__", ()) for base in kind.__mro__ if is_users(base))
@@ -173,14 +201,31 @@ def _shallow(value: Any) -> Any:
     return list(value)
 
 
+def _in_mode_of(container: Any, values: Any) -> Any:
+    """Return what a container held, a module's attributes with the mode that it now has."""
+    if isinstance(values, dict) and isinstance(values.get("training"), bool):
+        return {**values, "training": container.get("training")}
+    return values
+
+
+def _holds(container: Any, values: Any) -> bool:
+    """Tell whether a container holds what it held."""
+    kept = values or ()
+    if len(container) != len(kept):
+        return False
+    if not isinstance(container, dict):
+        return all(a is b for a, b in zip(container, kept))
+    return not kept or all(
+        key in container and container[key] is part for key, part in kept.items()
+    )
+
+
 def _refill(container: Any, values: Any) -> None:
     """Give a container what it held; one that still holds it is not written to."""
+    if _holds(container, values):
+        return
     if isinstance(container, dict):
         kept = values or {}
-        if len(container) == len(kept) and all(
-            key in container and container[key] is part for key, part in kept.items()
-        ):
-            return
         constants = {
             name: part
             for name, part in container.items()
@@ -189,8 +234,6 @@ def _refill(container: Any, values: Any) -> None:
         kind: Any = OrderedDict if isinstance(container, OrderedDict) else dict
         kind.clear(container)
         kind.update(container, kept | constants)
-        return
-    if len(container) == len(values) and all(a is b for a, b in zip(container, values)):
         return
     container.clear()
     if isinstance(container, set):
