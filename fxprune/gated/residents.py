@@ -12,7 +12,7 @@ from fxprune.errors import GateError
 from fxprune.gated.gradients import Gradients
 from fxprune.gated.saliency import Meter
 from fxprune.gated.tracked import TrackedOptimizers
-from fxprune.tracing.module import modules_of
+from fxprune.tracing.module import modules_of, own_name
 
 
 class Residents:
@@ -41,6 +41,7 @@ class Residents:
         self.structure: list[tuple[object, ...]] = []
         self._homes: dict[str, Home] = {}
         self._homes.update(self._found(network, channels))
+        self._tied = _tied(network, self._homes)
         if bank is None:
             bank = Bank(channels, {name: t.detach() for name, t in self.tensors().items()})
         self.bank = bank
@@ -108,7 +109,8 @@ class Residents:
         """Find the residents again, after layers of the network may have been replaced.
 
         Raises:
-            GateError: one has another shape or dtype than what the bank holds of it.
+            GateError: one has another shape or dtype than what the bank holds of it, or two that
+                were one are two now.
         """
         network = self._network()
         assert network is not None
@@ -124,6 +126,8 @@ class Residents:
             if tuple(here.shape) != shape or here.dtype != dtype:
                 is_now = f"it is {tuple(here.shape)} of {here.dtype}"
                 raise _replaced(name, f"{is_now}, and was {shape} of {dtype}")
+        if found is not self._homes:
+            _refuse_parted(self._tied, _tied(network, found))
         self._homes.update(found)
 
     def _found(self, network: nn.Module, channels: ChannelGraph) -> Mapping[str, Home]:
@@ -135,6 +139,36 @@ class Residents:
             self._ids = {id(child) for child in self._children}
             return homes(network, channels)
         return self._homes
+
+
+def _tied(network: nn.Module, homes: Mapping[str, Home]) -> dict[str, list[str]]:
+    """Return all names of the residents that stand in several places, by the first of them."""
+    first = {id(home.tensor()): name for name, home in homes.items()}
+    names: dict[str, list[str]] = {}
+    for path, child in modules_of(network).items():
+        for own in (child.__dict__["_parameters"], child.__dict__["_buffers"]):
+            for key, tensor in own.items():
+                if id(tensor) in first:
+                    name = own_name(f"{path}.{key}" if path else key)
+                    names.setdefault(first[id(tensor)], []).append(name)
+    return {name: each for name, each in names.items() if len(each) > 1}
+
+
+def _refuse_parted(before: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> None:
+    """Refuse tensors that were one, and of which one place has another by now.
+
+    Raises:
+        GateError: there is one.
+    """
+    for name, places in before.items():
+        parted = next((place for place in places if place not in now.get(name, [name])), None)
+        if parted is not None:
+            raise GateError(
+                f"the gated tensors {name} and {parted} were one, and are two now",
+                why="their channels are exchanged as one; those of one of them would stay behind",
+                do="give both places one parameter again; load without assign=True, which gives "
+                "each place its own",
+            )
 
 
 def _replaced(name: str, why: str) -> GateError:

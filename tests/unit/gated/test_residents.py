@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fxprune import GatedModule, attach, instrument
+from fxprune import GatedModule, attach, instrument, zeroed
 from fxprune.errors import FxpruneWarning, GateError
 from fxprune.gated.slot_order import without_order
 from tests.support.interrupts import interrupted
@@ -114,6 +114,51 @@ def test_a_layer_that_is_replaced_by_one_that_fits_is_exchanged(whole: bool) -> 
     dense = gated.dense_state_dict()["3.weight"]
     for channel, values in written.items():
         assert torch.equal(dense[:, channel], values)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (nn.Conv2d(n, 6, 3, padding=1) for n in (3, 6, 6))
+        self.three.weight, self.head = self.two.weight, nn.Conv2d(6, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).relu()
+        x = self.two(x).relu() + x
+        return self.head(self.three(x).relu() + x)
+
+
+def untie(gated: GatedModule, place: str) -> None:
+    layer: Any = gated.get_submodule(place)
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+
+
+PARTED: dict[str, Callable[[GatedModule], object]] = {
+    "by a load that assigns": lambda g: g.load_state_dict(g.state_dict(), assign=True),
+    "at the first place": lambda g: untie(g, "two"),
+    "at the second place": lambda g: untie(g, "three"),
+}
+
+
+@pytest.mark.parametrize("name", PARTED)
+def test_tied_weights_that_are_parted_are_refused(name: str) -> None:
+    """One of the two would keep its channels while all others are exchanged."""
+    model = Tied().train()
+    gated = instrument(model, (X,), policy="random")
+    PARTED[name](gated)
+    with pytest.raises(GateError, match=r"two\.weight and three\.weight were one, and are two now"):
+        gated(X)
+    layers: Any = gated
+    layers.three.weight = layers.two.weight
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.0)
+    attach(gated, optimizer)
+    for _ in range(4):
+        gated(X + 1).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    gated.eval()
+    dense = zeroed(gated, model).eval()
+    torch.testing.assert_close(gated(X + 1), dense(X + 1), rtol=0.0, atol=1e-6)
 
 
 def test_an_idle_network_of_mixed_dtypes_hinders_no_other() -> None:
