@@ -16,6 +16,7 @@ from fxprune.errors import GateError, OptionError, described
 from fxprune.gated.averages import living
 from fxprune.gated.ddp import refuse_shards
 from fxprune.gated.module import GatedModule
+from fxprune.gated.optimizer_modes import show_all_channels
 from fxprune.gated.optimizers import inside
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
@@ -96,6 +97,7 @@ def attach(
     gated.track(optimizer, pace)
     for one in (optimizer, *inside(optimizer)):
         vars(one)["__getstate__"] = _contents(one)  # which copies and pickles ask for
+        show_all_channels(one)
     if pace is not None:
         gated.spend(pace.share(gated.steps))
 

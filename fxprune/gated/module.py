@@ -4,13 +4,18 @@ A step of it is a step of an ordinary narrow network. Between steps `advance` ex
 channels that leave the selection for those that enter it.
 """
 
+import contextlib
+import functools
 import weakref
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fxprune.bank.exchange import Selection
+from fxprune.bank import exchange
+from fxprune.bank.bank import take
+from fxprune.bank.exchange import Item, Selection
 from fxprune.budget.schedule import StepSchedule
 from fxprune.errors import require_kind
 from fxprune.gated import ddp, display
@@ -20,6 +25,10 @@ from fxprune.gated.saving import Saving
 from fxprune.gated.selector import Settings
 
 __all__ = ["GatedModule", "Settings", "zero_inputs"]
+
+
+_Shown = tuple[Item, Callable[[], Tensor | None], Callable[[Tensor], None]]
+"""A tensor, and how what stands in its place is read and replaced."""
 
 
 class GatedModule(Saving):
@@ -77,6 +86,44 @@ class GatedModule(Saving):
         self.restore(ddp.broadcast(self.training_state(), wrapper.process_group, self._device()))
         self._wrappers.add(wrapper)
         ddp.refuse_join(wrapper, lambda: not self.settled)
+
+    @contextlib.contextmanager
+    def all_channels(self) -> Iterator[None]:
+        """Show the attached optimisers all channels, of the weights and of their state.
+
+        For what they do to all weights at once, beside their steps; what rests takes part too.
+        """
+        with self.paused():
+            at = self.ordered()
+            residents = self._residents.tensors()
+            shown: list[_Shown] = []
+            for item in self._residents.parameters():
+                tensor = residents[item.name]
+                read = functools.partial(getattr, tensor, "data")
+                shown.append((item, read, functools.partial(setattr, tensor, "data")))
+            for state, item in self._residents.optimizers.with_states(at.widths):
+                shown.append((item, functools.partial(state.get, item.key), item.install))
+            self._pending = [functools.partial(self._narrow, shown, at)]
+            exchange.store((item for item, *_ in shown), self.bank, at)
+            try:
+                for item, _, install in shown:
+                    install(item.dense)
+                yield
+            finally:
+                self._finish()
+
+    def _narrow(self, shown: Sequence[_Shown], at: Selection) -> None:
+        """Put the channels of a selection back in the place of all; it may be called again."""
+        positions = self.bank.positions(at.channels, at.widths)
+        for item, read, install in shown:
+            now = read()
+            if now is None:  # a state that was deleted
+                continue
+            if now.data_ptr() not in (item.dense.data_ptr(), item.resident.data_ptr()):
+                item.dense.copy_(now)
+            item.resident.copy_(take(item.dense, self.bank.of(item.name, positions)))
+            install(item.resident)
+        self._evaluation.stale = True
 
     def _before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
         """Prepare a step of an attached optimiser, at a learning rate.

@@ -91,6 +91,12 @@ class TrackedOptimizers:
             widths: of the selection in whose order they lie.
             ordered: leave out optimisers whose state may lie in another order.
         """
+        return (item for _, item in self.with_states(widths, ordered))
+
+    def with_states(
+        self, widths: Widths, ordered: bool = False
+    ) -> Iterator[tuple[dict[str, Any], Item]]:
+        """Yield what `states` does, each with the state of the parameter that holds it."""
         seen: set[int] = set()  # a wrapper may have the very state of the one that it wraps
         for tracked, optimizer in self._living():
             if ordered and not self._is_ordered(tracked, optimizer):
@@ -99,7 +105,8 @@ class TrackedOptimizers:
                 state = optimizer.state.get(home.tensor())
                 if state and id(state) not in seen:
                     seen.add(id(state))
-                    yield from self._items(name, optimizer, state, widths)
+                    for item in self._items(name, optimizer, state, widths):
+                        yield state, item
 
     def _items(
         self, name: str, optimizer: Optimizer, state: dict[str, Any], widths: Widths
