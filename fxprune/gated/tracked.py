@@ -133,9 +133,10 @@ class TrackedOptimizers:
         return {key: value for key, value in alike if value.data_ptr() != own}
 
     def begin(self, attached: Container[object], at: Selection) -> None:
-        """Prepare a step; before an optimiser's first one, delete the state in the bank.
+        """Prepare a step; delete what rests of state that is gone.
 
-        That state is an earlier optimiser's, unless this optimiser's own state was loaded.
+        Before an optimiser's first step that is an earlier optimiser's, unless this optimiser's own
+        state was loaded; later, what the user has deleted, as fastai does when it freezes layers.
 
         Args:
             attached: all attached optimisers.
@@ -151,12 +152,19 @@ class TrackedOptimizers:
                         optimizer, name, home.tensor(), self._bank.shape(name, at.widths)
                     )
                 tracked.stepped = tracked.ordered = True
-                for name, home in self._homes.items():
-                    if self._is_new_to(home.tensor()):
-                        self._bank.states.pop(name, None)
+        self._forget_gone()
 
-    def _is_new_to(self, parameter: Tensor) -> bool:
-        return not any(optimizer.state.get(parameter) for _, optimizer in self._living())
+    def _forget_gone(self) -> None:
+        """Delete what rests of the state that no optimiser has of the channels that execute."""
+        held: dict[int, set[str]] = {}
+        for _, optimizer in self._living():
+            for parameter, state in optimizer.state.items():
+                keys = (key for key, value in (state or {}).items() if isinstance(value, Tensor))
+                held.setdefault(id(parameter), set()).update(keys)
+        for name, states in self._bank.states.items():
+            kept = held.get(id(self._homes[name].tensor()), ())
+            for key in [key for key in states if key not in kept]:
+                del states[key]
 
     def put_in_order(self, at: Selection) -> None:
         """Bring states that were saved at another selection into the order of the one at hand.

@@ -1,6 +1,8 @@
 """Several optimisers, wrapped ones, new ones, skipped steps: state stays with its channel."""
 
 import copy
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -342,3 +344,45 @@ def test_a_step_that_only_makes_the_state_is_none_of_a_training(momentum: float)
     gated.load_state_dict(saved)  # a warning is an error here
     for name, tensor in dense(gated).items():
         assert torch.equal(tensor, before[name])
+
+
+def _assign_nothing(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state = defaultdict(dict)  # as fastai's `OptimWrapper.clear_state`
+
+
+def _pop(optimizer: torch.optim.Optimizer) -> None:
+    for state in optimizer.state.values():
+        state.pop("momentum_buffer")
+
+
+CLEARINGS: dict[str, Callable[[torch.optim.Optimizer], object]] = {
+    "clear": lambda optimizer: optimizer.state.clear(),
+    "another dict": _assign_nothing,
+    "its key": _pop,
+    "set to None": lambda optimizer: [
+        state.update(momentum_buffer=None) for state in optimizer.state.values()
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CLEARINGS)
+def test_momentum_that_is_cleared_is_gone_from_resting_channels_too(name: str) -> None:
+    """With gradients like the weights, momentum counts the steps of each channel."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    gated = instrument(model.train(), (torch.zeros(2, 3, 9, 9),), policy="random")
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.0, momentum=1.0)
+    attach(gated, optimizer)
+
+    def most(steps: int) -> float:
+        for _ in range(steps):
+            for parameter in gated.parameters():
+                parameter.grad = parameter.detach().clone()
+            optimizer.step()
+        own = ((p, optimizer.state[p]["momentum_buffer"]) for p in gated.parameters())
+        return max(float((momentum / p.detach()).abs().max()) for p, momentum in own)
+
+    assert most(8) > 4
+    CLEARINGS[name](optimizer)
+    assert most(1) == 1
+    assert most(3) == pytest.approx(4)
