@@ -14,8 +14,8 @@ from fxprune.analysis.context import Product, Slide
 from fxprune.analysis.label_mode import LabelMode
 from fxprune.analysis.labelled import Compact, Value, Values
 from fxprune.analysis.own_code import OwnCode
-from fxprune.rules.base import CallSite, Family
-from fxprune.tracing.data_dependent import really_run
+from fxprune.rules.base import CallSite, Family, tensors_in
+from fxprune.tracing.data_dependent import really_called, really_run
 from fxprune.tracing.example import DEVICES, type_name
 from fxprune.tracing.module import TracedModule, keeps_code
 from fxprune.tracing.objects import held
@@ -132,11 +132,11 @@ class LabelInterpreter(fx.Interpreter):
                         args, kwargs = self.mode.lift((args, kwargs))
                     with self.mode:
                         result = getattr(self, n.op)(n.target, args, kwargs)
-            except (RuntimeError, TypeError):  # what meta tensors raise; a rule's fault is no such
+            except (RuntimeError, TypeError) as error:  # of meta tensors; a rule's fault is no such
                 if not self._may_be_opaque(n):
                     raise
                 del context.products[products:], context.sliding[slides:]
-                result = self._opaque(n, args, kwargs)
+                result = self._opaque(n, error, args, kwargs)
             self.values[n.name] = self._describe(result)
         self.said[n.name] = (
             context.products[products:],
@@ -148,14 +148,29 @@ class LabelInterpreter(fx.Interpreter):
     def _may_be_opaque(self, node: fx.Node) -> bool:
         """Tell whether a node that does not run on meta tensors is a leaf that need not do so."""
         before = None if self.compact is None else self.compact.dense.context.opaque
-        return node.op == "call_module" and (before is None or node.name in before)
+        calls = node.op in ("call_module", "call_function", "call_method")
+        return calls and (before is None or node.name in before)
 
-    def _opaque(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Run a leaf that asks for values on real tensors, and pin all of its result."""
-        context, module = self.context, self.submodules[str(node.target)]
+    def _opaque(self, node: fx.Node, error: Exception, args: Any, kwargs: Any) -> Any:
+        """Run what asks for values on real tensors, and pin all of its result.
+
+        A function may also be one that PyTorch has not written for meta tensors.
+
+        Raises:
+            Exception: `error`, where a function does not run on real tensors either.
+        """
+        context = self.context
+        if node.op == "call_module":
+            module = self.submodules[str(node.target)]
+            result, macs = really_run(module, self.real, args, kwargs)
+            self.code.pin_around(module, args, kwargs, "the code here asks for what is in a tensor")
+        else:
+            try:
+                result, macs = really_called(self._function(node), self.real, args, kwargs)
+            except Exception:
+                raise error from None
+            context.pin_all(tensors_in((args, kwargs)), "the function cannot be followed here")
         context.opaque.add(node.name)
-        result, macs = really_run(module, self.real, args, kwargs)
-        self.code.pin_around(module, args, kwargs, "the code here asks for what is in a tensor")
         context.gates = {key: gate for key, gate in context.gates.items() if gate[0] is not node}
         if macs:
             context.multiplies(macs, made=None)

@@ -1,4 +1,7 @@
-"""Leaves that ask for what is in a tensor, which meta tensors cannot tell: they run for real."""
+"""What asks for what is in a tensor, which meta tensors cannot tell: it runs for real.
+
+These are modules that keep their code, and functions that PyTorch has not written for meta tensors.
+"""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -39,19 +42,49 @@ def really_run(
     if names is not None:
         names.update({id(tensor): name for name, tensor in own.items()})
     device = next(iter(own.values()), torch.empty(0)).device
-
-    def drawn(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if value.is_floating_point():
-            return torch.randn(value.shape, dtype=value.dtype, device=device)
-        return torch.zeros(value.shape, dtype=value.dtype, device=device)
-
-    given = pytree.tree_map(drawn, (tuple(args), dict(kwargs)))
+    given = pytree.tree_map(lambda x: _drawn(x, device), (tuple(args), dict(kwargs)))
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         result = torch.func.functional_call(module, own, *given)
         if again():
             with contextlib.suppress(Exception):  # it may be of no use to a second call
                 torch.func.functional_call(module, own, *given)
-    on_meta = pytree.tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, result)
-    return on_meta, counter.get_total_flops() // 2
+    return pytree.tree_map(_to_meta, result), counter.get_total_flops() // 2
+
+
+@torch.no_grad()
+def really_called(
+    function: Callable[..., Any], real: Mapping[int, Tensor], args: Any, kwargs: Any
+) -> tuple[Any, int]:
+    """Call a function that does not run on meta tensors, on random ones.
+
+    Args:
+        function: the function.
+        real: the network's own tensors, by the ids of the meta tensors that stand for them.
+        args: meta tensors, and what else it takes.
+        kwargs: likewise.
+
+    Returns:
+        What it returns, on meta tensors, and its multiply-accumulates.
+    """
+
+    def value(given: Any) -> Any:
+        own = real.get(id(given))
+        return _drawn(given, torch.device("cpu")) if own is None else own.cpu().clone()
+
+    given = pytree.tree_map(value, (tuple(args), dict(kwargs)))
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        result = function(*given[0], **given[1])
+    return pytree.tree_map(_to_meta, result), counter.get_total_flops() // 2
+
+
+def _drawn(value: Any, device: torch.device) -> Any:
+    """Return a random tensor in the likeness of a meta tensor."""
+    if not isinstance(value, Tensor) or not value.is_meta:
+        return value
+    if value.is_floating_point():
+        return torch.randn(value.shape, dtype=value.dtype, device=device)
+    return torch.zeros(value.shape, dtype=value.dtype, device=device)
+
+
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
