@@ -91,6 +91,10 @@ class Movement(Rule):
                     carried[slot].append(Family(found.dim, found.labels, family.free))
         if call.op.overloadpacket in _WIDENING:
             carried[0] += _repeated(context, x, results[0])
+        if call.op.overloadpacket is aten.repeat:
+            blocks = list(_blocks(context, x, results[0]))
+            among = {family.dim for family in blocks}
+            carried[0] = [family for family in carried[0] if family.dim not in among] + blocks
         for result, families in zip(results, carried, strict=True):
             context.carry(result, _bound(families))
 
@@ -316,9 +320,9 @@ class RepeatSizes(CallSizes):
         current = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
         shape, new = record.result.at(widths), list(current)
         for last in range(1, len(times) + 1):
-            single = last > len(source.sizes) or source.sizes[-last] == 1
-            if single and isinstance(times[-last], (int, Number)):
-                new[-last] = shape[-last]
+            size = 1 if last > len(source.sizes) else source.at(widths)[-last]
+            if size and isinstance(times[-last], (int, Number)):
+                new[-last] = shape[-last] // size
             else:
                 new[-last] = plain(times[-last]) if times[-last] is not None else current[-last]
         node.args = (node.args[0], *new)
@@ -360,6 +364,22 @@ def _repeated(context: Context, x: Tensor, out: Tensor) -> Iterator[Family]:
         own = dim - out.dim() + x.dim()
         if out.shape[dim] > 1 and (own < 0 or x.shape[own] == 1):
             yield Family(dim, context.fresh(out.shape[dim]), free=True)
+
+
+def _blocks(context: Context, x: Tensor, out: Tensor) -> Iterator[Family]:
+    """Make labels for the dimensions along which a few filters, or the like, are often repeated.
+
+    So do the four of a wavelet, `filters.repeat(c, 1, 1, 1)`: whole blocks of them can go. Where
+    there are more filters than blocks, they are channels, and the blocks have the same ones.
+    """
+    if not context.is_parametric(x):
+        return
+    for dim in range(out.dim() - x.dim(), out.dim()):
+        size = x.shape[dim - out.dim() + x.dim()]
+        often = out.shape[dim] // size if size else 0
+        if size > 1 and context.choose(int(often > size), dim):
+            labels = context.fresh(often).repeat_interleave(size)
+            yield Family(dim, labels, free=True)
 
 
 def _move(call: Call, labels: Tensor, x: Tensor) -> list[Tensor]:

@@ -43,6 +43,28 @@ EXAMPLES: tuple[Example, ...] = (
     Example(Movement, "repeat", lambda x: x.repeat(1, 2, 1, 1), 16),
     Example(
         Movement,
+        "two filters of each channel",
+        lambda x, k: F.conv2d(x, k.weight.repeat(x.shape[1], 1, 1, 1), groups=x.shape[1]),
+        16,
+        layers=one(nn.Conv2d, 1, 2, 3),
+    ),
+    Example(
+        Movement,
+        "two filters of each channel, eight literally",
+        lambda x, k: F.conv2d(x, k.weight.repeat(8, 1, 1, 1), groups=x.shape[1]),
+        16,
+        layers=one(nn.Conv2d, 1, 2, 3),
+    ),
+    Example(
+        Movement,
+        "filters that two halves share",
+        lambda x, k: F.conv2d(x, k.weight.repeat(2, 1, 1, 1)),
+        16,
+        (8, 8, 4),
+        layers=one(nn.Conv2d, 8, 8, 3),
+    ),
+    Example(
+        Movement,
         "expand to literal sizes",
         lambda x: x.mean((2, 3), keepdim=True).expand(x.shape[0], 8, 6, 6),
     ),
