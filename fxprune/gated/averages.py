@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.bank.exchange import Selection
 from fxprune.channels.graph import ChannelGraph
@@ -18,6 +18,7 @@ from fxprune.gated.links import Link
 from fxprune.gated.mixtures import is_mixed, warn_of_mixture
 from fxprune.gated.residents import Residents
 from fxprune.gated.selector import Settings
+from fxprune.gated.written_back import is_written, probed, warn_of_written
 from fxprune.tracing.module import TracedModule
 
 _LIVING: "weakref.WeakSet[Averaging]" = weakref.WeakSet()
@@ -61,12 +62,15 @@ class Averaging(Executing):
         self._copies: weakref.WeakSet[Averaging] = weakref.WeakSet()
         self._link: Link | None = None
         self._goes_alone = False
+        self._sums: Tensor | None = None  # after the last step; see `written_back`
+        self._warned_of_written = False
         super().__init__(dense, channels, settings, example_inputs)
         _LIVING.add(self)
 
     _NOT_COPIED = (
         *("_residents", "_wrappers", "_followers", "_leader", "_evaluation", "_leader_selection"),
-        *("_copies", "_link", "_pending", "_bare_averages", "_lock", *TracedModule._NOT_COPIED),
+        *("_copies", "_link", "_pending", "_bare_averages", "_lock", "_sums"),
+        *TracedModule._NOT_COPIED,
     )
 
     def follow(self, leader: "Averaging") -> None:
@@ -125,6 +129,7 @@ class Averaging(Executing):
         for name in ("_wrappers", "_followers", "_copies"):
             setattr(clone, name, weakref.WeakSet())
         clone._pending, clone._link, clone._lock = [], None, threading.RLock()
+        clone._sums = None
         clone._leader, clone._leader_selection, clone.copied_from = None, None, weakref.ref(self)
         clone._evaluation, clone._bare_averages = Evaluation(), BareAverages()
         clone._mode_was_set()
@@ -176,12 +181,46 @@ class Averaging(Executing):
 
     def _restored(self) -> None:
         """Restore the links to the networks that it follows, after a whole state was loaded."""
+        self._sums = None
         leader = None if self._leader is None else self._leader()
         if leader is not None:
             self._loaded_at, self._leader_selection = leader._selection, None
         source = None if self._link is None else self._link.source()
         if source is not None:
             self._link = Link.of(source, self._dense_parameters())
+
+    def dense_tensors(self) -> dict[str, Tensor]:
+        """Return the dense network's tensors by name, as `Executing` does."""
+        self._look_for_written_average()
+        return super().dense_tensors()
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            self._look_for_written_average()
+        return super()._evaluate(*args, **kwargs)
+
+    def _probed(self) -> Tensor:
+        return probed(
+            [p for p in self._residents.tensors().values() if isinstance(p, nn.Parameter)]
+        )
+
+    def _note_values(self) -> None:
+        """Note the values after a step, if there are copies that may be written back later."""
+        may = (self._followers or self._copies) and not (self.settled or self._warned_of_written)
+        self._sums = self._probed() if may and self._device().type != "meta" else None
+
+    def _look_for_written_average(self) -> None:
+        """Warn if the values of a copy were written into the network since its last step."""
+        if self._sums is None or torch.equal(self._sums, now := self._probed()):
+            return
+        then, self._sums = self._sums, None
+        copies = [one for one in (*self._followers, *self._copies) if self._is_at(one)]
+        if is_written(then, now, (one._probed() for one in copies)):
+            if not bool(torch.isin(self.best().channels, self._selection.channels).all()):
+                self._warned_of_written = True
+                warn_of_written()
+        else:
+            self._sums = then
 
     def _look_for_mixture(self) -> None:
         """Warn once if this copy was averaged with networks that trained apart from its source."""

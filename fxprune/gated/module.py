@@ -158,12 +158,13 @@ class GatedModule(Saving):
         self._residents.gradients.used()
         if not self.training:  # trained in evaluation mode: train the selection that it executes
             self._select(self.best())
-            return
-        for pace in self.attached.paces:
-            chosen = self._selection_at(pace.share(self.steps))
-            if chosen is not None:
-                self._select(chosen)
-        self.advance()
+        else:
+            for pace in self.attached.paces:
+                chosen = self._selection_at(pace.share(self.steps))
+                if chosen is not None:
+                    self._select(chosen)
+            self.advance()
+        self._note_values()
 
     @whole
     def begin_step(self) -> None:
@@ -178,6 +179,7 @@ class GatedModule(Saving):
         Raises:
             GateError: the gradients are of channels that do not execute.
         """
+        self._look_for_written_average()
         self.begin_step()
         self._residents.gradients.check()
         self._selector.steps += 1
@@ -226,6 +228,7 @@ class GatedModule(Saving):
     def _exchange_locked(self, chosen: Selection) -> None:
         self._finish()
         self._observe_early()
+        self._sums = None
         super()._exchange_locked(chosen)
 
     def __repr__(self) -> str:
