@@ -1,8 +1,10 @@
 """The command train."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -146,7 +148,9 @@ def train(
 
     _check_times(minutes, patience)
     run = run_of(folder, trust=trust) if origin is None else _branch(origin, folder, trust)
-    with launched(patience) as rank, console.silenced(rank != 0):
+    with contextlib.ExitStack() as undo, launched(patience) as rank, console.silenced(rank != 0):
+        if origin is not None:
+            undo.callback(shutil.rmtree, run.path)  # unless a training begins
         looks = {"mean": mean, "std": std, "resize": resize, "crop": crop, "flip": flip}
         own = {"loss": loss, "metric": metric}
         job = Job.of(run, data, data_root, given, looks, transform, own=own, val_split=val_split)
@@ -167,7 +171,8 @@ def train(
             console.note(line)
 
         def keep() -> None:
-            """Keep the job for the next call; not if it was refused."""
+            """Keep the job for the next call, and a new run; not if it was refused."""
+            undo.pop_all()
             if rank == 0:
                 job.keep(run)
 

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from fxprune.cli import lines, records
 from fxprune.cli.commands import app
 from fxprune.data import load
-from fxprune.errors import RunError
-from fxprune.files import read_tensors
+from fxprune.errors import FxpruneError, RunError
+from fxprune.files import read_tensors, write_record
+from fxprune.runs.promise import FILE, Promise
 from fxprune.runs.run import CHECKPOINT, Run
 from fxprune.trainer.job import Job
 from fxprune.trainer.loop import Stopped, fit
@@ -77,6 +78,19 @@ def test_a_branch_has_the_network_and_nothing_of_its_training() -> None:
     assert all(torch.equal(value, old[name]) for name, value in new.items())
     assert {name for name in old if name.startswith("gated/dense/")} <= new.keys()
     assert b.standing().metrics is None
+
+
+@pytest.mark.usefixtures("here")
+def test_a_new_run_whose_training_is_refused_is_gone_again() -> None:
+    promise = Promise(0.5, 3, cold=True, by_command=False)
+    write_record(Path("a.fxprune") / FILE, vars(promise))
+    begin = ["train", "b.fxprune", "--from", "a.fxprune", "--minutes", "0"]
+    for refused in (["--data", "cats"], ["--freeze", "nothing.*"]):
+        result = CliRunner().invoke(app, [*begin, *refused])
+        assert isinstance(result.exception, FxpruneError)
+        assert not Path("b.fxprune").exists()
+    call(*begin)
+    assert Promise.read(Path("b.fxprune")) == promise
 
 
 @pytest.mark.usefixtures("here")

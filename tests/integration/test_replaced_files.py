@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from fxprune.export.marks import is_exported
-from fxprune.files import write_record
-from fxprune.runs.promise import FILE, Promise
-from fxprune.runs.run import ADDED, Run
+from fxprune.runs.run import ADDED
 from tests.support.cli import MODEL, Call
 
 EXPORT = ("export", "model.fxprune")
@@ -68,11 +66,3 @@ def test_a_run_that_is_made_anew_has_nothing_of_the_one_before(here: Path, call:
     call("instrument", "model.py", folder=here)
     names = {path.name for path in (here / "model.fxprune").iterdir()}
     assert names == {"plan.json", "checkpoint.safetensors"}
-
-
-def test_a_branch_keeps_the_promise_of_its_latency(here: Path, call: Call) -> None:
-    run = Run.open(here / "model.fxprune")
-    promise = Promise(0.5, 3, cold=True, by_command=False)
-    write_record(run.path / FILE, vars(promise))
-    call("train", "new", "--from", "model.fxprune", "--data", "cats", folder=here, exit_code=2)
-    assert Promise.read(here / "new") == promise
