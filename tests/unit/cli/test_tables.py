@@ -154,6 +154,69 @@ def test_what_half_of_a_group_saves_stands_beside_its_macs(command: str) -> None
     assert "the dense network takes 20 ms" in text
 
 
+def exported(**more: object) -> records.Record:
+    """The record of an export of a network of a quarter of the macs."""
+    sides = {"dense": {"params": 2000, "macs": 8_000_000, "bytes": 9000}}
+    sides["compact"] = {"params": 600, "macs": 2_000_000, "bytes": 3000}
+    proof = {"batches": (1, 2), "real_examples": 7, "reference": "the gated network"}
+    proof |= {"max_abs_error": 3e-7, "max_rel_error": 2e-7, "tolerance": 1e-4}
+    timing = {**asked(0.30, 0.31, 0.32), "asked": None}
+    onnx = {**sides, **proof, "path": "a.onnx", "bytes": 3000, "timing": timing}
+    return {"run": "a.fxprune", "onnx": onnx, "asked": 0.3, **more}
+
+
+def test_an_export_is_told_beside_the_dense_network_and_what_was_asked() -> None:
+    text = shown(tables.show_export(exported()))
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == ["macs"]]
+    assert "25.0 %" in line
+    assert "asked 30 %" in text
+    assert "batches of 1, 2, fresh random inputs and 7 real examples" in text
+    assert "wrote a.onnx" in text
+    plain = {"path": "a.py", "bytes": 5000, "max_rel_error": 2e-7}
+    sizes = {key: {"dense": 2000, "compact": 600} for key in ("params", "macs")}
+    text = shown(tables.show_export({"run": "a.fxprune", **sizes, "torch": plain}))
+    assert "wrote a.py   5.0 kB, largest difference 2.0e-07 of the largest output" in text
+    assert "ONNX Runtime" not in text
+
+
+def test_precisions_stand_side_by_side() -> None:
+    same = {"max_rel_error": 1e-3, "tolerance": 1e-2, "from_float32": 2e-3, "latency": 0.002}
+    files = [
+        {**same, "kind": "float32", "path": "a.onnx", "bytes": 3000, "metric": None},
+        {**same, "kind": "fp16", "path": "a.fp16.onnx", "bytes": 1500, "metric": 0.25},
+        {**same, "kind": "int8", "path": "a.int8.onnx", "bytes": 800, "metric": None},
+    ]
+    shares = (0.9, 0.9, None)
+    files = [{**file, "accuracy": share} for file, share in zip(files, shares, strict=True)]
+    lines_ = shown(tables.show_export(exported(files=files))).splitlines()
+    rows = {line.split()[0]: line for line in lines_ if line.split()[:1]}
+    assert "90.00 %" in rows["float32"]
+    assert "0.2500" in rows["fp16"]
+    assert " – " in rows["int8"]
+    assert "2 ms" in rows["int8"]
+    written = [line.split()[1] for line in lines_ if line.startswith("wrote")]
+    assert written == ["a.onnx", "a.fp16.onnx", "a.int8.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("points", "held_out", "most", "told"),
+    [
+        (1.5, None, None, "lost 1.50 points on the validation images (95 % interval 0.50 to 2.50)"),
+        (-1.5, None, None, "gained 1.50 points"),
+        (0.5, 0.8, 1.0, "lost 0.80 points on the training images held out"),
+        (0.5, 1.2, 1.0, "more than the 1 allowed"),
+    ],
+)
+def test_a_pruning_tells_what_it_lost(
+    points: float, held_out: float | None, most: float | None, told: str
+) -> None:
+    record = exported(budget="macs=0.25", max_drop=most, images=1000)
+    record["drop"] = {"points": points, "low": points - 1, "high": points + 1}
+    record["held_out"] = None if held_out is None else {"points": held_out}
+    record["accuracy"] = {"dense": 0.9, "compact": 0.9 - points / 100}
+    assert told in shown(tables.show_pruned(record))
+
+
 def shown(table: RenderableType) -> str:
     """What a terminal of 160 columns shows."""
     screen = Console(width=160, file=io.StringIO(), force_terminal=False)
