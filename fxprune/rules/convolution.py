@@ -78,7 +78,9 @@ class Convolution(Rule):
         """Couple a grouped convolution; return the labels of its output channels."""
         groups = call["groups"]
         whole = inputs is not None and (
-            len(inputs) == groups or bool(context.choose(goes_whole(inputs, groups)))
+            # each group may have a single channel in a compact network alone
+            (len(inputs) == groups and not context.has_chosen())
+            or bool(context.choose(goes_whole(inputs, groups)))
         )
         if call["transposed"]:
             return self._grouped_transposed(context, call, inputs, rows, columns, whole)

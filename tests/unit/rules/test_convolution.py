@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import fxprune
@@ -48,3 +49,38 @@ def test_conv_groups_go_whole(kind, computed) -> None:
     torch.testing.assert_close(compact(x), gated(x), rtol=0, atol=1e-12)
     reference = fxprune.reference_of(gated, model)
     torch.testing.assert_close(compact(x), reference(x), rtol=0, atol=1e-12)
+
+
+class Styled(nn.Module):
+    """A convolution whose weight is scaled for each example, with the batch in its groups."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.scales = nn.Linear(16, inputs)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        weight = self.weight * self.scales(style).view(batch, 1, channels, 1, 1)
+        weight = weight.view(-1, channels, 3, 3)
+        y = F.conv2d(x.reshape(1, -1, height, width), weight, padding=1, groups=batch)
+        return y.view(batch, -1, height, width)
+
+
+class Generator(nn.Module):
+    """Two of them, after a learned image that all examples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.styles, self.image = nn.Linear(8, 16), nn.Parameter(torch.randn(1, 24, 4, 4))
+        self.a, self.b, self.head = Styled(24, 20), Styled(20, 16), nn.Conv2d(16, 3, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        style = self.styles(z).relu()
+        x = self.a(self.image.expand(z.shape[0], -1, -1, -1), style).relu()
+        return self.head(self.b(x, style).relu())
+
+
+def test_groups_may_have_a_single_channel_in_a_compact_network_alone() -> None:
+    graph = fxprune.analyze(Generator(), (torch.randn(2, 8),))
+    assert sorted(group.size for group in graph.groups) == [16, 16, 20, 24]
