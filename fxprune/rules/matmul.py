@@ -138,6 +138,49 @@ class Linear(Rule):
         )
 
 
+class Bilinear(Rule):
+    """x [N, I] and y [N, J] with W [O, I, J] to x W y [N, O]: the product inside of nn.Bilinear."""
+
+    keys = (aten._trilinear,)
+
+    def __call__(self, context: Context, call: Call) -> None:
+        x, weight, y = call["i1"], call["i2"], call["i3"]
+        form = call["expand1"], call["expand2"], call["expand3"], call["sumdim"]
+        if form != ([1, 3], [0], [1, 2], [2, 3]):
+            context.pin_all(call.tensors(), "another form of the bilinear product")
+            return
+        reason = "the matrix product sums over a dimension of fixed size"
+        for factor, dim in ((x, 1), (y, 2)):
+            inputs = context.along(factor, 1)
+            context.meet(inputs, context.along(weight, dim), reason)
+            context.consumes(weight, dim)
+            if inputs is not None and not context.is_parametric(weight):
+                context.mixes()
+        context.makes(weight, 0)
+        made = context.along(weight, 0)
+        rows = context.overlay([(x, 0), (y, 0)], 0, "another operand has a fixed size")
+        context.carry(call.out, rows if made is None else [*rows, Family(1, made)])
+        context.gate(call.out, (made,))
+        places = ((call.out, 0), (weight, 1), (weight, 2), (weight, 0))
+        lengths = (context.along(tensor, dim) for tensor, dim in places)
+        factors = [
+            tensor.shape[dim] if labels is None else labels
+            for (tensor, dim), labels in zip(places, lengths, strict=True)
+        ]
+        context.multiplies(1, *factors, made=made)
+
+
+class BilinearAttributes(ModuleSizes):
+    """Features of a bilinear layer."""
+
+    keys = (nn.Bilinear,)
+
+    def __call__(self, module: Any, sizes: Sizes) -> None:
+        shape = sizes.of("weight")
+        if shape is not None:
+            module.out_features, module.in1_features, module.in2_features = shape
+
+
 class LinearAttributes(ModuleSizes):
     """Features of a linear layer."""
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.rules.matmul import Linear, MatMul, MatrixVector
+from fxprune.rules.matmul import Bilinear, Linear, MatMul, MatrixVector
 from tests.support.rule_examples.base import Example, one, run, tokens
 
 
@@ -22,6 +22,14 @@ def baddbmm(x: Tensor, layer: nn.Module) -> Tensor:
 
 
 EXAMPLES: tuple[Example, ...] = (
+    Example(
+        Bilinear,
+        "of each position",
+        lambda x, layer: layer(tokens(x), tokens(x).cos()).transpose(1, 2),
+        6,
+        (8, 6, 4),
+        layers=one(nn.Bilinear, 8, 8, 6),
+    ),
     Example(
         Linear,
         "over the channels",
