@@ -89,6 +89,10 @@ class Answers:
         self.taken.append((asked, found))
         return found
 
+    def is_changed(self, position: int) -> bool:
+        """Tell whether another answer than the real one is given at a position."""
+        return position in self._changed
+
 
 class RecordedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the answers of the ATen calls in a run on real tensors."""
@@ -106,8 +110,11 @@ class RecordedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         if not asks_for_values(func, args):
             return out
+        position = len(self.answers.taken)
         answer = self.answers.take(func.__name__, lambda: pytree.tree_map(_form, out))
-        return answer if torch.Tag.data_dependent_output in func.tags else out
+        if torch.Tag.data_dependent_output in func.tags:
+            return answer
+        return answer.zeros(out.device) if self.answers.is_changed(position) else out
 
 
 _DEVICE_READS = frozenset(
@@ -169,6 +176,10 @@ class Form:
     def meta(self) -> Tensor:
         """Return a meta tensor of this form."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def zeros(self, device: torch.device) -> Tensor:
+        """Return a tensor of this form that has values; as positions they are valid ones."""
+        return torch.zeros(self.shape, dtype=self.dtype, device=device)
 
 
 def asks_for_values(func: Any, args: tuple[Any, ...]) -> bool:

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.analysis.answers import AnsweredReads, Answers, AsksForValuesError, RecordedCalls
+from fxprune.analysis.answers import (
+    AnsweredReads,
+    Answers,
+    AsksForValuesError,
+    Form,
+    RecordedCalls,
+)
 from fxprune.analysis.label_mode import LabelMode
 from fxprune.analysis.mentions import SettledConditions, may_be_reached
 from fxprune.rules.base import tensors_in
@@ -96,9 +102,16 @@ class OwnCode:
                 raise AsksForValuesError("the code draws random numbers")
         except AsksForValuesError:
             context.go_back(before)
-            context.node = node
+            context.node, again = node, context.mark()
             paths = list(code_paths(module, self.real, args, kwargs))
             result = self._on_paths(module, paths, args, kwargs)
+            if self._unseen(module):
+                known = {path.key for path in paths}
+                others = code_paths(module, self.real, args, kwargs, forms=True)
+                paths = [*(path for path in others if path.key not in known), *paths]
+                context.go_back(again)
+                context.node = node
+                result = self._on_paths(module, paths, args, kwargs)
             self._pin_unseen(module, args, kwargs)
         context.code_paths[name] = paths
         return result
@@ -195,13 +208,14 @@ class OwnCode:
                 ours, theirs = context.along(a, dim), context.along(b, dim)
                 context.meet(ours, theirs, "the code may return another tensor here")
 
+    def _unseen(self, module: nn.Module) -> list[str]:
+        """Name the parameters that no call has read."""
+        known = self.context.read_by_calls
+        return [name for name, value in module.named_parameters() if id(value) not in known]
+
     def _pin_unseen(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Pin all around a module's code where no path was found to a parameter that it names."""
-        unseen = [
-            name
-            for name, parameter in module.named_parameters()
-            if id(parameter) not in self.context.read_by_calls
-        ]
+        unseen = self._unseen(module)
         if not unseen:
             return
         with SettledConditions(module) as settled:
@@ -214,15 +228,20 @@ class OwnCode:
 
 
 def code_paths(
-    module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any
+    module: nn.Module, real: Mapping[int, Tensor], args: Any, kwargs: Any, forms: bool = False
 ) -> Iterator[CodePath]:
     """Find the paths through a module's code; the last is that of evaluation.
+
+    A router hands `torch.where(expert == 2)[0]` to an expert, if there are any. Other `forms` find
+    one that the examples do not reach.
 
     Args:
         module: the module; it is not changed.
         real: what to take for its own tensors, by their ids.
         args: meta tensors, which random ones of the same shape stand for, and what else it takes.
         kwargs: likewise.
+        forms: whether results whose shape depends on values are given other shapes, in place of
+            other answers to conditions and to what is read as a number.
 
     Raises:
         Exception: whatever the code raises in evaluation.
@@ -261,7 +280,7 @@ def code_paths(
         for position, (_, answer) in enumerate(path.answers or ()):
             if position <= max(changed, default=-1):
                 continue
-            for other in _other_answers(answer)[:left]:
+            for other in (_other_forms(answer) if forms else _other_answers(answer))[:left]:
                 left -= 1
                 answers = {**changed, position: other}
                 try:
@@ -284,6 +303,13 @@ def _other_answers(real: Any) -> tuple[Any, ...]:
         return (int(not real),)
     if type(real) is float:
         return -10 * abs(real) - 10, 10 * abs(real) + 10
+    return ()
+
+
+def _other_forms(real: Any) -> tuple[Any, ...]:
+    """List other forms of a result: with one row where it has none, with none where it has some."""
+    if isinstance(real, Form) and real.shape:
+        return (replace(real, shape=(int(not real.shape[0]), *real.shape[1:])),)
     return ()
 
 

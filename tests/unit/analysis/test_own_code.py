@@ -286,6 +286,25 @@ class ExpertsAdded(ExpertsByNumber):
         return self.c(out)
 
 
+class ExpertsIfAny(Experts):
+    """More experts than images, each of which runs if it has any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        others = [nn.Conv2d(16, 24, 1) for _ in range(5)]
+        self.gate, self.parts = nn.Linear(16, 6), nn.ModuleList([self.b, *others])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        weight, chosen = self.gate(x.mean((2, 3))).max(1)
+        out = x.new_zeros(x.shape[0], self.c.in_channels, *x.shape[2:])
+        for number, part in enumerate(self.parts):
+            (images,) = torch.where(chosen == number)
+            if images.numel() > 0:
+                out[images] = part(x[images]) * weight[images, None, None, None]
+        return self.c(out)
+
+
 class Repeats(Plain):
     """Repeats numbers as often as a tensor says."""
 
@@ -408,6 +427,7 @@ KEPT: dict[Callable[[], nn.Module], float] = {
     Experts: 0.3,
     ExpertsByNumber: 0.4,
     ExpertsAdded: 0.4,
+    ExpertsIfAny: 0.4,
     Repeats: 0.3,
     SizesInATensor: 0.3,
     Blocks: 0.45,
