@@ -123,7 +123,7 @@ class GatedModule(Saving):
                 item.dense.copy_(now)
             item.resident.copy_(take(item.dense, self.bank.of(item.name, positions)))
             install(item.resident)
-        self._evaluation.stale = True
+        self._evaluation.stale, self._sums = True, None
 
     def _before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
         """Prepare a step of an attached optimiser, at a learning rate.

@@ -1,5 +1,6 @@
 """Optimisers that move all weights beside their steps, as schedule-free ones do in `eval()`."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -127,3 +128,17 @@ def test_a_mode_that_fails_leaves_the_network_narrow() -> None:
         optimizer.eval()
     assert shapes == [p.shape for p in gated.parameters()]
     assert_close(gated.dense_state_dict(), before)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_mode_is_no_average_that_was_written_back() -> None:
+    """An average that has the weights of now has those of before, after them."""
+    gated, optimizer, _ = trained(ScheduleFree)
+    average = copy.deepcopy(gated)
+    gated(X).square().mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        for mean, value in zip(average.parameters(), gated.parameters(), strict=True):
+            mean.copy_(value)
+    optimizer.eval()
+    shrink(gated.eval())
