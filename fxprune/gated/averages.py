@@ -159,6 +159,19 @@ class Averaging(Executing):
             if other is not self and other._may_follow(self) and other._is_alike(self):
                 other._link = Link.of(self, other._dense_parameters())
                 self._copies.add(other)
+        for one in (*self._followers, *self._copies):
+            one._part_from(self)
+
+    def _part_from(self, source: "Averaging") -> None:
+        """Give tensors that are the source's a place of their own, before it is written to.
+
+        Some averages take a network's very buffers (`mean.data = buffer.data`, as ignite's do).
+        Exchanged in both networks, they would be of other channels in both.
+        """
+        theirs = {t.data_ptr() for t in source._residents.tensors().values() if t.numel()}
+        for tensor in self._residents.tensors().values():
+            if tensor.data_ptr() in theirs:
+                tensor.data = tensor.data.clone()
 
     def _may_follow(self, source: "Averaging") -> bool:
         """Tell whether it is idle, and its step count lies in the source's present selection."""

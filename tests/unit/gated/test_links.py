@@ -71,6 +71,26 @@ def test_an_average_of_equal_values_is_these(policy: str, read: Any, nested: boo
 
 
 @pytest.mark.sampled(1)
+def assigned(mean: GatedModule, gated: GatedModule) -> None:
+    """Take the very tensors of a network, as ignite's EMAHandler does with buffers."""
+    for kind in (nn.Module.buffers, nn.Module.parameters):
+        for one, value in zip(kind(mean), kind(gated), strict=True):
+            one.data = value.data
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_average_that_takes_the_networks_very_tensors_changes_nothing(policy: str) -> None:
+    """Exchanged in both, they would be of other channels in both."""
+    (gated, optimizer), (alone, other) = build(policy), build(policy)
+    mean = copy.deepcopy(gated).eval()
+    for step in range(8):
+        for network, one in ((gated, optimizer), (alone, other)):
+            train_step(network, one, NET, step)
+        assigned(mean, gated)
+    state, wanted = gated.training_state(), alone.training_state()
+    assert [key for key, value in wanted.items() if not torch.equal(value, state[key])] == []
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_target_network_that_loads_a_state_follows(policy: str) -> None:
     gated, optimizer = build(policy, lr=0.0)
