@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.equivalence import outputs, relative_gap
-from fxprune.errors import ParityError
+from fxprune.errors import ExportError, ParityError
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.snapshot import state_kept
 
@@ -103,9 +103,18 @@ def gaps(expected: Network, run: Runner, trial: tuple[Tensor, ...]) -> list[Gap]
     """Measure one gap for each output.
 
     Raises:
+        ExportError: the network itself does not run on these inputs.
         ParityError: the outputs do not correspond, or are not finite.
     """
-    wanted = called(expected, trial)
+    try:
+        wanted = called(expected, trial)
+    except Exception as error:
+        raise ExportError(
+            f"the network does not run on inputs of shape {[tuple(x.shape) for x in trial]}",
+            why=f"{type(error).__name__}: {error}",
+            do="where forward works with some batch sizes only, give one of them (--batch, or "
+            "OnnxOptions(batch=…))",
+        ) from error
     found = run([tensor.numpy() for tensor in trial])
     if not wanted or len(wanted) != len(found):
         raise ParityError(

@@ -243,6 +243,23 @@ def test_a_network_that_takes_one_batch_size(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reference_that_runs_with_some_batch_sizes_only(net, tmp_path):
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x.unflatten(0, (-1, 2)).flatten(0, 1))
+
+    images = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ExportError, match="does not run on inputs of shape") as error:
+        export_onnx(net, (images,), tmp_path / "net.onnx", reference=Pairs())
+    assert "OnnxOptions(batch=…)" in str(error.value)
+    one = our_onnx.OnnxOptions(batch=2)
+    export_onnx(net, (images,), tmp_path / "net.onnx", reference=Pairs(), options=one)
+
+
 def test_an_operator_that_onnx_does_not_have(tmp_path):
     class Odd(nn.Module):
         def forward(self, x):
