@@ -160,18 +160,7 @@ class Averaging(Executing):
                 other._link = Link.of(self, other._dense_parameters())
                 self._copies.add(other)
         for one in (*self._followers, *self._copies):
-            one._part_from(self)
-
-    def _part_from(self, source: "Averaging") -> None:
-        """Give tensors that are the source's a place of their own, before it is written to.
-
-        Some averages take a network's very buffers (`mean.data = buffer.data`, as ignite's do).
-        Exchanged in both networks, they would be of other channels in both.
-        """
-        theirs = {t.data_ptr() for t in source._residents.tensors().values() if t.numel()}
-        for tensor in self._residents.tensors().values():
-            if tensor.data_ptr() in theirs:
-                tensor.data = tensor.data.clone()
+            one._residents.part_from(self._residents)
 
     def _may_follow(self, source: "Averaging") -> bool:
         """Tell whether it is idle, and its step count lies in the source's present selection."""

@@ -96,6 +96,25 @@ class Residents:
         for name, home in self._homes.items():
             home.install(take(self.bank.dense[name], self.bank.of(name, positions)))
 
+    def part_from(self, source: "Residents") -> None:
+        """Give tensors that are another network's too a place of their own, before that swaps them.
+
+        Some averages take a network's very buffers (`mean.data = buffer.data`, as ignite's do).
+        Exchanged in both networks, they would be of other channels in both.
+        """
+        theirs = {t.data_ptr(): t for t in source.tensors().values() if t.numel()}
+        for home in self._homes.values():
+            tensor = home.tensor()
+            other = theirs.get(tensor.data_ptr())
+            if other is tensor:
+                own = tensor.detach().clone()
+                is_parameter = isinstance(tensor, nn.Parameter)
+                home.table[home.key] = (
+                    nn.Parameter(own, tensor.requires_grad) if is_parameter else own
+                )
+            elif other is not None:
+                tensor.data = tensor.data.clone()
+
     def renew(self) -> None:
         """Make autograd forget the shapes that residents had (see `Home.renew`)."""
         for home in self._homes.values():

@@ -3,7 +3,7 @@
 import copy
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any
 
@@ -78,8 +78,18 @@ def assigned(mean: GatedModule, gated: GatedModule) -> None:
             one.data = value.data
 
 
+def placed(mean: GatedModule, gated: GatedModule) -> None:
+    """Take the very buffers of a network, as objects."""
+    for one, other in zip(mean.modules(), gated.modules(), strict=True):
+        for name, buffer in other.named_buffers(recurse=False):
+            setattr(one, name, buffer)
+
+
+@pytest.mark.parametrize("assigned", [assigned, placed])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_an_average_that_takes_the_networks_very_tensors_changes_nothing(policy: str) -> None:
+def test_an_average_that_takes_the_networks_very_tensors_changes_nothing(
+    policy: str, assigned: Callable[[GatedModule, GatedModule], None]
+) -> None:
     """Exchanged in both, they would be of other channels in both."""
     (gated, optimizer), (alone, other) = build(policy), build(policy)
     mean = copy.deepcopy(gated).eval()
