@@ -1,5 +1,7 @@
 """Copies of a tensor, and new tensors that have no more than its sizes or its dtype."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import fx
 
@@ -26,7 +28,9 @@ class New(Rule):
 
     def __call__(self, context: Context, call: Call) -> None:
         sizes = enumerate(call.out.shape)
-        context.carry(call.out, [Family(d, context.fresh(size)) for d, size in sizes if size > 1])
+        families = [Family(d, context.fresh(size)) for d, size in sizes if size > 1]
+        _pin_drawn(context, call, families)
+        context.carry(call.out, families)
 
 
 class NewSizes(CallSizes):
@@ -86,9 +90,20 @@ class Identity(Rule):
 
     def __call__(self, context: Context, call: Call) -> None:
         x = call.tensors()[0]
+        _pin_drawn(context, call, context.of(x))
         for result in call.results():
             if result.shape != x.shape:
                 context.pin_all([x], "the op gives the tensor another shape")
                 context.carry(result, ())
             else:
                 context.carry(result, context.of(x))
+
+
+def _pin_drawn(context: Context, call: Call, families: Iterable[Family]) -> None:
+    """Pin what a generator of the code's own fills: seeded, it draws the same numbers each time.
+
+    Fewer of them would be others, as in `randn(c, generator=Generator().manual_seed(0))`.
+    """
+    if call.args.get("generator") is not None:
+        for family in families:
+            context.pin(family.labels, "a generator of the code's own draws these numbers")

@@ -113,6 +113,8 @@ class KnowingTracer(fx.Tracer):
         """Return the argument of a node that stands for a value."""
         if issubclass(type(a), fx.Proxy):
             return a.node
+        if isinstance(a, (torch.Generator, torch.ScriptObject)):
+            raise self.refuse("the code hands an object of PyTorch's own to a call")
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def forget_erased(self, erased: set[fx.Node]) -> None:
