@@ -6,6 +6,7 @@ channels that leave the selection for those that enter it.
 
 import contextlib
 import functools
+import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
@@ -83,6 +84,7 @@ class GatedModule(Saving):
             OptionError: it is no such wrapper.
         """
         require_kind(wrapper, DistributedDataParallel, "the wrapper", "wrap the gated network")
+        gc.collect()  # of an earlier one, which ranks would otherwise forget at different times
         self.restore(ddp.broadcast(self.training_state(), wrapper.process_group, self._device()))
         self._wrappers.add(wrapper)
         ddp.refuse_join(wrapper, lambda: not self.settled)

@@ -1,11 +1,16 @@
 """The gated network at rest: what instrumenting leaves alone, what copies and modes keep."""
 
 import copy
+import gc
 import itertools
+import weakref
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune import GatedModule, attach, instrument, shrink
@@ -378,3 +383,24 @@ def test_a_state_whose_selection_does_not_fit_changes_nothing() -> None:
         with pytest.raises(GateError, match="does not fit the channel groups"):
             gated.restore(state)
         assert_same_bits(everything(gated, optimizer), before)
+
+
+def test_a_wrapper_that_is_garbage_is_forgotten_before_the_next(tmp_path: Path) -> None:
+    """Ranks that forgot it at different times would run different collectives."""
+    gated = instrument(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), (torch.zeros(2, 3, 9, 9),)
+    )
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    gc.disable()
+    try:
+        first: Any = DistributedDataParallel(gated)
+        first.itself = [first]  # as Lightning's trainer and strategy hold each other
+        held = weakref.ref(first)
+        del first
+        DistributedDataParallel(gated)
+        assert held() is None
+    finally:
+        gc.enable()
+        distributed.destroy_process_group()
