@@ -120,9 +120,9 @@ ATTRIBUTES = frozenset(
     _bare_averages _code _copies _create_node_hooks _deepcopy_hooks _erase_node_hooks
     _evaluation _followers _goes_alone _graph _graphs _known _known_widths _leader
     _leader_selection _lineno_map _link _loaded_at _lock _made _pending _prologue_start
-    _replace_hooks _residents _selection _selector _settled _since _tracer_cls
-    _tracer_extras _training _wrappers attached bank channels copied_from cost inputs
-    meta origin settings shape_env
+    _replace_hooks _residents _selection _selector _settled _since _sums _tracer_cls
+    _tracer_extras _training _warned_of_written _wrappers attached bank channels copied_from
+    cost inputs meta origin settings shape_env
     """.split()  # noqa: SIM905 - one name a line is a page
 )
 """The attributes of a gated network that `dir` of its class does not list."""
