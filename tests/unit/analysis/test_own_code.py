@@ -441,6 +441,7 @@ KEPT: dict[Callable[[], nn.Module], float] = {
 """The networks, and the share of their macs that is kept at most when half of the channels are."""
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("kind", KEPT, ids=lambda kind: kind.__name__)
 def test_the_law_holds_and_channels_go(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
@@ -514,6 +515,7 @@ def test_the_law_holds_where_two_conditions_do() -> None:
         assert gap(wanted, zeroed(model, gated, chosen)(x)) < 1e-5
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", [ByMode, ByChance, Blocks], ids=lambda kind: kind.__name__)
 def test_they_train(kind: type[nn.Module]) -> None:
     gated = fxprune.instrument(kind(), (IMAGES,), policy="random", every=1)
@@ -528,6 +530,7 @@ def test_they_train(kind: type[nn.Module]) -> None:
         assert torch.isfinite(gated.eval()(IMAGES)).all()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_copies_and_files_of_them(tmp_path: object) -> None:
     torch.manual_seed(0)

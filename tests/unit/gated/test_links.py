@@ -85,6 +85,7 @@ def placed(mean: GatedModule, gated: GatedModule) -> None:
             setattr(one, name, buffer)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("assigned", [assigned, placed])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_an_average_that_takes_the_networks_very_tensors_changes_nothing(

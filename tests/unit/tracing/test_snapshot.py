@@ -147,6 +147,7 @@ class Teaches(nn.Module):
         return self.head(y)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("write", [_scaled, _replaced, _copied, _listed, _by_name])
 def test_parameters_that_forward_writes_to_stay(write: Callable[[Any], None], keeps: bool) -> None:
