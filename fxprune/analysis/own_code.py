@@ -41,6 +41,9 @@ OTHER_ANSWERS = 12
 SEEDS = 3
 """The runs with random numbers of their own, in each mode."""
 
+_SEED = 0xF00D0000
+"""Where the seeds of these begin: numbers that no code seeds with."""
+
 
 @dataclass(frozen=True)
 class CodePath:
@@ -131,6 +134,7 @@ class OwnCode:
         """
         context, results, node = self.context, [], self.context.node
         snapshot = Snapshot(module)  # its code may keep tables that it makes at its first call
+        seeds = False
         for path in list(paths):
             before, last = context.mark(), path is paths[-1]
             outer = self.mode.answers  # of the module whose code called this one
@@ -145,6 +149,7 @@ class OwnCode:
                     keeps = snapshot.has_changed() if self.known is None else path.again
                     second = self._second(module, path, args, kwargs) if keeps else []
                     results += [*second, first]
+                seeds = seeds or torch.initial_seed() != _SEED + path.seed
                 if answers.missed:
                     del results[-1]
                     raise AsksForValuesError("the code catches that it asks for values")
@@ -163,6 +168,8 @@ class OwnCode:
             if not last:
                 del context.products[before[0]["products"] :]
         context.node = node
+        if seeds:  # fewer channels would draw other numbers
+            self.pin_around(module, args, kwargs, "the code seeds the numbers that it draws")
         for result in results[:-1]:
             self._join(result, results[-1])
         return results[-1]
@@ -350,7 +357,7 @@ def _for_real(module: nn.Module) -> Iterator[None]:
 
 def seeded(seed: int) -> Draws:
     """Set all random numbers; return their state."""
-    torch.manual_seed(seed)
+    torch.manual_seed(_SEED + seed)
     random.seed(seed)
     np.random.seed(seed)
     return Draws()

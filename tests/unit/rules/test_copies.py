@@ -28,6 +28,12 @@ def for_each_position(x: Tensor) -> Tensor:
     return x * torch.rand(x.shape[2:], generator=seeded()).to(x)
 
 
+class AfterASeed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return x + torch.randn(x.shape[1], 1, 1).to(x)
+
+
 class Draws(nn.Module):
     def __init__(self, drawn: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -40,7 +46,12 @@ class Draws(nn.Module):
 
 @pytest.mark.parametrize(
     ("drawn", "sizes"),
-    [(for_each_channel, (12,)), (filled, (12,)), (for_each_position, (12, 8))],
+    [
+        (for_each_channel, (12,)),
+        (filled, (12,)),
+        (for_each_position, (12, 8)),
+        (AfterASeed(), (12,)),
+    ],
 )
 @torch.no_grad()
 def test_they_stay_the_numbers_of_their_channels(
