@@ -20,7 +20,7 @@ from fxprune.bank.exchange import Item, Selection
 from fxprune.budget.schedule import StepSchedule
 from fxprune.errors import require_kind
 from fxprune.gated import ddp, display
-from fxprune.gated.executing import whole
+from fxprune.gated.executing import lasting, whole
 from fxprune.gated.nodes import read_taps
 from fxprune.gated.saving import Saving
 from fxprune.gated.selector import Settings
@@ -50,6 +50,7 @@ class GatedModule(Saving):
     """
 
     _is_early = False  # gradients of this round come one by one, see `_observe_early`
+    _shows_all = False  # see `all_channels`
 
     def track(self, optimizer: torch.optim.Optimizer, pace: StepSchedule | None = None) -> None:
         """Exchange the optimiser's state with the channels, and let its steps drive the selection.
@@ -96,23 +97,33 @@ class GatedModule(Saving):
         For what they do to all weights at once, beside their steps; what rests takes part too.
         """
         with self.paused():
+            if self._shows_all:  # a method that moves all weights calls another one
+                yield
+                return
             at = self.ordered()
-            residents = self._residents.tensors()
-            shown: list[_Shown] = []
-            for item in self._residents.parameters():
-                tensor = residents[item.name]
-                read = functools.partial(getattr, tensor, "data")
-                shown.append((item, read, functools.partial(setattr, tensor, "data")))
-            for state, item in self._residents.optimizers.with_states(at.widths):
-                shown.append((item, functools.partial(state.get, item.key), item.install))
+            shown = self._stored(at)
             self._pending = [functools.partial(self._narrow, shown, at)]
-            exchange.store((item for item, *_ in shown), self.bank, at)
             try:
+                self._shows_all = True
                 for item, _, install in shown:
                     install(item.dense)
                 yield
             finally:
                 self._finish()
+
+    @lasting
+    def _stored(self, at: Selection) -> list[_Shown]:
+        """Write the residents and their state into the bank; return what can be shown instead."""
+        residents = self._residents.tensors()
+        shown: list[_Shown] = []
+        for item in self._residents.parameters():
+            tensor = residents[item.name]
+            read = functools.partial(getattr, tensor, "data")
+            shown.append((item, read, functools.partial(setattr, tensor, "data")))
+        for state, item in self._residents.optimizers.with_states(at.widths):
+            shown.append((item, functools.partial(state.get, item.key), item.install))
+        exchange.store((item for item, *_ in shown), self.bank, at)
+        return shown
 
     def _narrow(self, shown: Sequence[_Shown], at: Selection) -> None:
         """Put the channels of a selection back in the place of all; it may be called again."""
@@ -125,7 +136,7 @@ class GatedModule(Saving):
                 item.dense.copy_(now)
             item.resident.copy_(take(item.dense, self.bank.of(item.name, positions)))
             install(item.resident)
-        self._evaluation.stale, self._sums = True, None
+        self._evaluation.stale, self._sums, self._shows_all = True, None, False
 
     def _before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
         """Prepare a step of an attached optimiser, at a learning rate.

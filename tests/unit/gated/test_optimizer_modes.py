@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import GatedModule, attach, instrument, shrink
+from fxprune.bank.bank import put
+from tests.support.interrupts import interrupted
 
 X = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(0))
 
@@ -57,11 +59,13 @@ class Replacing(ScheduleFree):
                 p.data = p.data.lerp(self.state[p]["z"], 1 - share)
 
 
-def trained(kind: type[ScheduleFree]) -> tuple[GatedModule, ScheduleFree, dict[str, Tensor]]:
+def trained(
+    kind: type[ScheduleFree], every: int = 1
+) -> tuple[GatedModule, ScheduleFree, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU())
     model.append(nn.Conv2d(6, 2, 3))
-    gated = instrument(model.train(), (X,), policy="random")
+    gated = instrument(model.train(), (X,), policy="random", every=every)
     optimizer = kind(gated.parameters())
     attach(gated, optimizer)
     for _ in range(6):
@@ -92,15 +96,29 @@ def test_channels_that_rest_are_evaluated_at_the_average_too(kind: type[Schedule
     assert_close(gated.dense_state_dict(), narrow)
 
 
+class Nesting(ScheduleFree):
+    """Calls one of the methods that move all weights in another."""
+
+    def sync_lookahead(self) -> None:
+        pass
+
+    def eval(self) -> None:
+        self.sync_lookahead()
+        super().eval()
+
+
 EXCHANGES: dict[str, Callable[[GatedModule], object]] = {
     "settle": lambda gated: gated.settle(),
     "spend": lambda gated: gated.spend(0.9),
 }
 
 
+@pytest.mark.parametrize("kind", [ScheduleFree, Nesting])
 @pytest.mark.parametrize("name", EXCHANGES)
-def test_channels_that_enter_in_evaluation_come_back_to_where_they_were(name: str) -> None:
-    gated, optimizer, before = trained(ScheduleFree)
+def test_channels_that_enter_in_evaluation_come_back_to_where_they_were(
+    name: str, kind: type[ScheduleFree]
+) -> None:
+    gated, optimizer, before = trained(kind)
     optimizer.eval()
     EXCHANGES[name](gated)
     optimizer.train()
@@ -128,6 +146,34 @@ def test_a_mode_that_fails_leaves_the_network_narrow() -> None:
         optimizer.eval()
     assert shapes == [p.shape for p in gated.parameters()]
     assert_close(gated.dense_state_dict(), before)
+
+
+def test_a_mode_changes_in_inference_mode_before_the_first_exchange() -> None:
+    """Lightning calls the hooks of a validation in it."""
+    gated, optimizer, before = trained(ScheduleFree, every=1000)
+    with torch.inference_mode():
+        optimizer.eval()
+        optimizer.train()
+    gated.spend(0.9)
+    assert_close(gated.dense_state_dict(), before)
+    gated(X).square().mean().backward()
+    optimizer.step()
+    gated.settle()
+
+
+def test_a_mode_that_is_interrupted_while_the_weights_are_put_away_changes_nothing() -> None:
+    gated, optimizer, _ = trained(ScheduleFree)
+    number, reached = 1, True
+    while reached:
+        for parameter in gated.parameters():  # newer than what rests of them
+            parameter.data += 1.0
+        before = {name: p.detach().clone() for name, p in gated.named_parameters()}
+        reached = interrupted(optimizer.eval, number, lambda code: code is put.__code__)
+        gated.ordered()
+        if reached:
+            assert_close(dict(gated.named_parameters()), before)
+        number += 2
+    assert number > 20
 
 
 @pytest.mark.filterwarnings("error")
