@@ -31,7 +31,7 @@ from fxprune.gated.checkpointing import checkpointed
 from fxprune.gated.evaluation import Evaluation
 from fxprune.gated.nodes import note_paths, taps, to_gated
 from fxprune.gated.optimizers import Rounds
-from fxprune.gated.residents import Residents
+from fxprune.gated.residents import Residents, gone
 from fxprune.gated.selector import Selector, Settings
 from fxprune.gated.slot_order import with_order
 from fxprune.tracing.module import TracedModule, modules_of
@@ -177,8 +177,15 @@ class Executing(TracedModule):
 
         Slices that execute have their newest values; those that rest have the values they had
         when they last executed.
+
+        Raises:
+            GateError: a layer was replaced, and the new one lacks a tensor.
         """
-        return self.origin.state_dict(self.dense_tensors())
+        tensors = self.dense_tensors()
+        for name, _ in self.origin.entries.values():
+            if name is not None and name not in tensors:
+                raise gone(self, name)
+        return self.origin.state_dict(tensors)
 
     @whole
     def dense_tensors(self) -> dict[str, Tensor]:

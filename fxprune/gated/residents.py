@@ -138,10 +138,7 @@ class Residents:
             here = found[name].tensor() if name in found else None
             shape, dtype = self.bank.shape(name, at.widths), dense.dtype
             if here is None:
-                path, _, _ = name.rpartition(".")
-                holder = modules_of(network).get(path)
-                is_now = "" if holder is None else f": {path!r} is of class {type(holder).__name__}"
-                raise _replaced(name, f"it is gone{is_now}")
+                raise gone(network, name)
             if tuple(here.shape) != shape or here.dtype != dtype:
                 is_now = f"it is {tuple(here.shape)} of {here.dtype}"
                 raise _replaced(name, f"{is_now}, and was {shape} of {dtype}")
@@ -188,6 +185,14 @@ def _refuse_parted(before: Mapping[str, list[str]], now: Mapping[str, list[str]]
                 do="give both places one parameter again; load without assign=True, which gives "
                 "each place its own",
             )
+
+
+def gone(network: nn.Module, name: str) -> GateError:
+    """Make the error for a tensor that stood in the network when it was made, and does not now."""
+    path, _, _ = name.rpartition(".")
+    holder = modules_of(network).get(path)
+    is_now = "" if holder is None else f": {path!r} is of class {type(holder).__name__}"
+    return _replaced(name, f"it is gone{is_now}")
 
 
 def _replaced(name: str, why: str) -> GateError:

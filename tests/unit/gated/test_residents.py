@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torchvision.ops import FrozenBatchNorm2d
 
 from fxprune import GatedModule, attach, instrument, zeroed
 from fxprune.errors import FxpruneWarning, GateError
@@ -92,6 +93,19 @@ def test_a_replaced_layer_is_refused_at_the_next_use(name: str, stepped: bool) -
     step(gated, optimizer)
     for key, tensor in gated.dense_state_dict().items():
         torch.testing.assert_close(tensor, begun[key], rtol=0.0, atol=0.0)
+
+
+def test_a_norm_that_is_frozen_amid_a_training_trains_on_and_is_missed_by_name() -> None:
+    """As timm's freeze_batch_norm_2d does: the new one counts no batches."""
+    gated, optimizer, _ = trained()
+    norm = gated.get_submodule("1")
+    frozen = FrozenBatchNorm2d(norm.num_features)
+    frozen.load_state_dict(norm.state_dict())
+    setattr(gated, "1", frozen)
+    step(gated, optimizer)
+    why = "it is gone: '1' is of class FrozenBatchNorm2d"
+    with pytest.raises(GateError, match=rf"1\.num_batches_tracked was replaced(.|\n)*{why}"):
+        gated.dense_state_dict()
 
 
 @pytest.mark.parametrize("whole", [False, True])
