@@ -108,8 +108,9 @@ def attach(
     def before(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal skips
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
-        if skips := _skips(stepping) or (closure is None and _is_empty(stepping)):
-            gated.begin_step()
+        makes = closure is None and _is_empty(stepping)
+        if skips := makes or _skips(stepping):
+            gated.begin_step(forgets=not makes)  # what the network has loaded may have to wait
             return None
         show = functools.partial(
             gated._before_step, stepping, float(stepping.param_groups[0]["lr"])

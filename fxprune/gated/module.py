@@ -180,9 +180,13 @@ class GatedModule(Saving):
         self._note_values()
 
     @whole
-    def begin_step(self) -> None:
-        """Put the optimisers' states in order, and delete what an earlier optimiser left."""
-        self._residents.optimizers.begin(self.attached, self.ordered())
+    def begin_step(self, forgets: bool = True) -> None:
+        """Put the optimisers' states in order, and delete what an earlier optimiser left.
+
+        Args:
+            forgets: whether to delete it.
+        """
+        self._residents.optimizers.begin(self.attached, self.ordered(), forgets)
 
     @whole
     @torch.no_grad()

@@ -132,7 +132,7 @@ class TrackedOptimizers:
         own = self._homes[name].tensor().data_ptr()
         return {key: value for key, value in alike if value.data_ptr() != own}
 
-    def begin(self, attached: Container[object], at: Selection) -> None:
+    def begin(self, attached: Container[object], at: Selection, forgets: bool) -> None:
         """Prepare a step; delete what rests of state that is gone.
 
         Before an optimiser's first step that is an earlier optimiser's, unless this optimiser's own
@@ -141,6 +141,7 @@ class TrackedOptimizers:
         Args:
             attached: all attached optimisers.
             at: the selection of the residents.
+            forgets: whether to delete it; not before a step that makes a state to load into.
 
         Raises:
             GateError: a state that was loaded has the shapes of no selection that is known.
@@ -152,7 +153,8 @@ class TrackedOptimizers:
                         optimizer, name, home.tensor(), self._bank.shape(name, at.widths)
                     )
                 tracked.stepped = tracked.ordered = True
-        self._forget_gone()
+        if forgets:
+            self._forget_gone()
 
     def _forget_gone(self) -> None:
         """Delete what rests of the state that no optimiser has of the channels that execute."""

@@ -9,7 +9,11 @@ import pytest
 import timm.optim
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from fxprune import GatedModule, attach, instrument
 from fxprune.bank.exchange import Selection
@@ -386,3 +390,31 @@ def test_momentum_that_is_cleared_is_gone_from_resting_channels_too(name: str) -
     CLEARINGS[name](optimizer)
     assert most(1) == 1
     assert most(3) == pytest.approx(4)
+
+
+def test_momentum_comes_home_where_the_optimizer_is_loaded_after_the_network() -> None:
+    """The second of the two takes a step of rate 0, to have a state to load into."""
+
+    def made() -> tuple[GatedModule, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        gated = instrument(model.train(), (torch.zeros(2, 3, 9, 9),), policy="random")
+        optimizer = torch.optim.SGD(gated.parameters(), lr=0.1, momentum=0.9)
+        attach(gated, optimizer)
+        return gated, optimizer
+
+    gated, optimizer = made()
+    for _ in range(6):
+        gated(torch.ones(2, 3, 9, 9)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    network, state = copy.deepcopy(get_state_dict(gated, optimizer))
+    other, loaded = made()
+    set_model_state_dict(other, network)
+    set_optimizer_state_dict(other, loaded, state)
+    for one, own in ((gated, optimizer), (other, loaded)):
+        one(torch.ones(2, 3, 9, 9)).square().mean().backward()
+        own.step()
+    expected = gated.training_state()
+    for name, tensor in other.training_state().items():
+        assert torch.equal(tensor, expected[name]), name
