@@ -59,9 +59,15 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
 
 @dataclass
 class _Calls:
-    """Whether the model was called twice the last time, as the traced network then has to be."""
+    """The last call.
+
+    Attributes:
+        several: whether the model was called twice, as the traced network then has to be.
+        unseen: whether it may have written to parameters without a change of their version.
+    """
 
     several: bool = False
+    unseen: bool = False
 
 
 def _alone(
@@ -89,7 +95,9 @@ def _alone(
 
     def alone(*inputs: Tensor) -> Any:
         parameters, buffers = tensors_of(network)
-        if any(copy.is_inference() or copy._version for copy in kept.values()):
+        unseen = calls.unseen
+        calls.unseen = snapshot is not None and snapshot.writes
+        if unseen or any(copy.is_inference() or copy._version for copy in kept.values()):
             kept.update(_copies(parameters.values()))  # it may have been written to
         copies = {**kept, **_copies(buffers.values())}
         with left_alone(snapshot), with_tensors(network, copies, training=training):

@@ -42,7 +42,11 @@ CONSTANT = "_tensor_constant"
 
 
 class Snapshot:
-    """What all containers in a model hold, for each module of it."""
+    """What all containers in a model hold, for each module of it.
+
+    Attributes:
+        writes: whether the code may write to parameters without a change of their version.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._seen: set[int] = set()
@@ -63,8 +67,8 @@ class Snapshot:
             self._of[id(module)] = slice(first, len(self._kept))
         self._note_code()
         code = [function.__code__ for function in self._code.functions]
-        self._writes = any(not _WRITERS.isdisjoint(names_in(part)) for part in code)
-        if self._writes:
+        self.writes = any(not _WRITERS.isdisjoint(names_in(part)) for part in code)
+        if self.writes:
             for parameter in model.parameters():
                 self._note_tensor(parameter)
 
@@ -80,7 +84,7 @@ class Snapshot:
             plain = tensor.layout is torch.strided and not tensor.is_meta
             if plain and tensor.data_ptr() != memory.data_ptr():  # `x.data = y`
                 tensor.data = memory
-            unseen = plain and self._writes and not torch.equal(memory, values)
+            unseen = plain and self.writes and not torch.equal(memory, values)
             if unseen or tensor._version != version:
                 memory.copy_(values)
 

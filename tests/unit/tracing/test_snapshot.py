@@ -1,5 +1,6 @@
 """The user's model is as it was, in depth, after a success and after a refusal."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,14 @@ def test_what_torch_remembers_of_itself_is_not_of_the_trace() -> None:
         "    assert torch.empty(1).is_meta\n"
     )
     python("-c", code, folder=Path(__file__).parents[3])
+
+
+@pytest.mark.parametrize("write", [_scaled, _replaced, _copied, _by_name])
+def test_a_forward_that_writes_to_parameters_still_does(write: Callable[[Any], None]) -> None:
+    model = Teaches(write, keeps=False)
+    dense = copy.deepcopy(model)
+    gated = fxprune.instrument(model, (IMAGE,), policy="random")
+    gated.spend(1.0)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(gated.train()(IMAGE), dense(IMAGE))
