@@ -53,6 +53,7 @@ class Snapshot:
         self._kept: list[tuple[Any, Any]] = []
         self._tables: set[int] = set()
         self._tensors: list[tuple[Tensor, Tensor, Tensor, int]] = []
+        self._generators: list[tuple[torch.Generator, Tensor]] = []
         self._of: dict[int, slice] = {}
         self._code = CodeState()
         self._places: list[tuple[Any, str, Any]] = []
@@ -77,6 +78,8 @@ class Snapshot:
         self._put_back(self._kept)
         for holder, name, value in self._places:
             write(holder, name, value)
+        for generator, state in self._generators:
+            generator.set_state(state)
         for kind, names in self._classes:
             for name in vars(kind).keys() - names:
                 delattr(kind, name)
@@ -122,6 +125,8 @@ class Snapshot:
                 waiting += [part for part in value.values() if type(part) not in _ATOMS]
             elif kind is tuple:
                 waiting += [part for part in value if type(part) not in _ATOMS]
+            elif isinstance(value, torch.Generator):
+                self._generators.append((value, value.get_state()))
             elif isinstance(value, Tensor):
                 self._note_tensor(value)  # of parameters, one that stands outside of their table
             elif isinstance(value, _CONTAINERS):

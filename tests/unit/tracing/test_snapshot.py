@@ -191,3 +191,25 @@ def test_a_forward_that_writes_to_parameters_still_does(write: Callable[[Any], N
     with torch.no_grad():
         for _ in range(3):
             torch.testing.assert_close(gated.train()(IMAGE), dense(IMAGE))
+
+
+class Noisy(nn.Module):
+    """Draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.generator = torch.Generator().manual_seed(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head(x + torch.rand(x.shape[2:], generator=self.generator))
+
+
+def test_a_generator_of_the_models_own_draws_on_as_before() -> None:
+    model = Noisy()
+    before = model.generator.get_state()
+    gated = fxprune.instrument(model, (torch.zeros(2, 3, 8, 8),))
+    assert torch.equal(model.generator.get_state(), before)
+    fxprune.shrink(gated)
+    assert torch.equal(model.generator.get_state(), before)
