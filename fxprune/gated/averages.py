@@ -213,11 +213,14 @@ class Averaging(Executing):
 
     def _look_for_written_average(self) -> None:
         """Warn if the values of a copy were written into the network since its last step."""
-        if self._sums is None or torch.equal(self._sums, now := self._probed()):
+        if self._sums is None:
             return
-        then, self._sums = self._sums, None
+        then, now = self._sums.cpu(), self._probed().cpu()  # it may have been moved since
+        if torch.equal(then, now):
+            return
+        self._sums = None
         copies = [one for one in (*self._followers, *self._copies) if self._is_at(one)]
-        if is_written(then, now, (one._probed() for one in copies)):
+        if is_written(then, now, (one._probed().cpu() for one in copies)):
             if not bool(torch.isin(self.best().channels, self._selection.channels).all()):
                 self._warned_of_written = True
                 warn_of_written()

@@ -196,7 +196,8 @@ class GatedModule(Saving):
         Raises:
             GateError: the gradients are of channels that do not execute.
         """
-        self._look_for_written_average()
+        if self._device().type == "cpu":  # a step on a GPU does not wait for it; evaluation looks
+            self._look_for_written_average()
         self.begin_step()
         self._residents.gradients.check()
         self._selector.steps += 1

@@ -21,9 +21,9 @@ _PROBES = 4
 
 @torch.no_grad()
 def probed(parameters: Sequence[Tensor]) -> Tensor:
-    """Return the sums of some parameters, from the first to the last: float64 [up to 4], CPU."""
+    """Return the sums of some parameters, from the first to the last: float64 [up to 4]."""
     chosen = parameters[:: max(1, len(parameters) // _PROBES)][:_PROBES]
-    return torch.stack([p.detach().double().sum() for p in chosen]).cpu()
+    return torch.stack([p.sum(dtype=torch.float64) for p in chosen])
 
 
 def is_written(then: Tensor, now: Tensor, copies: Iterable[Tensor]) -> bool:
