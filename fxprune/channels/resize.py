@@ -117,7 +117,15 @@ def _calls() -> Mapping[Hashable, CallSizes]:
 
 
 @cache
-def _attributes(kind: Any) -> ModuleSizes | None:
-    """Find the rule for the sizes in a module class's attributes; None if it has none."""
-    found: Mapping[Any, Any] = collect("fxprune.rules", ModuleSizes)
-    return next((rule() for base, rule in found.items() if issubclass(kind, base)), None)
+def _modules() -> Mapping[Any, ModuleSizes]:
+    """Map each module class to the rule for the sizes in its attributes."""
+    found = collect("fxprune.rules", ModuleSizes)  # type: ignore[type-abstract]
+    return {kind: rule() for kind, rule in found.items()}
+
+
+def _attributes(kind: type[nn.Module]) -> ModuleSizes | None:
+    """Find the rule for the sizes in a module class's attributes; None if it has none.
+
+    Not cached: each fx.GraphModule has a class of its own, which a cache would keep.
+    """
+    return next((rule for base, rule in _modules().items() if issubclass(kind, base)), None)
