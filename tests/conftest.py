@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 from onnxscript.values import TracedOnnxFunction
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 # No deadline: a slow machine, or a first call that imports, is not a failure.
 settings.register_profile("fxprune", deadline=None)
@@ -23,10 +24,11 @@ torch.set_num_threads(1)
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fxprune-tests-")
 
 
-# torch parses the source of all its ONNX translations at every export, a second each time; they
-# stay as they are, so once is enough.
+# torch parses the source of all its ONNX translations at every export, a second each time, and
+# looks each of them up again; they stay as they are, so once is enough.
 parsed = TracedOnnxFunction.function_ir.fget
 TracedOnnxFunction.function_ir = property(functools.cache(parsed))
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 
 @pytest.hookimpl(tryfirst=True)
