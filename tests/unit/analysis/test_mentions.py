@@ -413,6 +413,7 @@ FLAGS = [
 ]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("kind", "pins"), FLAGS)
 def test_a_parameter_behind_a_flag_that_is_off(kind: type[nn.Module], pins: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), kind()).double().eval()

@@ -94,7 +94,7 @@ AVERAGES: dict[str, Callable[[GatedModule], Any]] = {
 }
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("kind", "late"),
     [(kind, 0) for kind in AVERAGES]

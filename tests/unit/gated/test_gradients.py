@@ -208,6 +208,7 @@ def test_what_was_applied_does_not_wait() -> None:
     optimizer.step()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", ["kept", "decayed", "zeroed", "zeroed late", "dropped late"])
 def test_gradients_that_are_added_to_those_of_the_step_before(how: str) -> None:
     (gated, optimizer), _ = pair(schedule=False)

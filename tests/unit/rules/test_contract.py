@@ -50,6 +50,7 @@ def test_groups(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("rule_examples" in pin.where for pin in graph.pinned if pin.reason != OUTPUT)
 
 
+@pytest.mark.sampled(95)
 @every_example
 @torch.no_grad()
 def test_law(example: Example) -> None:
