@@ -46,8 +46,9 @@ def module(w: Writer, x: Map, _: Map, dice: Dice) -> None:
 def activation(w: Writer, x: Map, _: Map, dice: Dice) -> None:
     """An activation function."""
     code = dice.pick(CALLS)
-    if x.ours or not ("inplace" in code or "relu_" in code):
-        w.like(x, code.format(x))
+    inplace = "inplace" in code or "relu_" in code
+    if x.ours or not inplace:
+        w.like(x, code.format(x), view=inplace)
 
 
 def pool(w: Writer, x: Map, _: Map, dice: Dice) -> None:
@@ -114,8 +115,8 @@ def cut(w: Writer, x: Map, _: Map, dice: Dice) -> None:
         code, sizes = several[style]
         parts = w.variable(code)
         for number, size in enumerate(sizes):
-            part = w.map(f"{parts}[{number}]", size, x.side)
-            part.ours = False  # PyTorch refuses to change one of several views in training
+            w.map(f"{parts}[{number}]", size, x.side, view_of=x)
+        x.base.kept = True  # PyTorch refuses one of several views after a change, in training
         return
     code, size = {
         5: (f"{x}[:, :{at}]", at),

@@ -51,19 +51,31 @@ class Map:
 
     Attributes:
         name: its variable.
-        ours: whether it may be changed in place: it is no view of the input.
+        view_of: the map that it shares its elements with.
+        kept: whether it and its views are not to be changed in place, as the input is not.
         used: whether something reads it.
     """
 
     name: str
     channels: int
     side: int
-    ours: bool = True
+    view_of: "Map | None" = None
+    kept: bool = False
     used: bool = False
 
     def __str__(self) -> str:
         self.used = True  # it is being written into a line
         return self.name
+
+    @property
+    def ours(self) -> bool:
+        """Whether it may be changed in place."""
+        return not self.base.kept
+
+    @property
+    def base(self) -> "Map":
+        """The map that owns the elements."""
+        return self if self.view_of is None else self.view_of.base
 
     @property
     def size(self) -> int:
@@ -83,7 +95,7 @@ class Writer:
         weights: the names of the plain convolutions by (input channels, output channels, kernel).
     """
 
-    maps: list[Map] = field(default_factory=lambda: [Map("x", 3, SIDE, ours=False)])
+    maps: list[Map] = field(default_factory=lambda: [Map("x", 3, SIDE, kept=True)])
     convs: list[tuple[int, Callable[[Map], Map]]] = field(default_factory=list)
     norms: list[tuple[int, Callable[[Map], Map]]] = field(default_factory=list)
     weights: dict[tuple[int, int, int], str] = field(default_factory=dict)
@@ -130,8 +142,7 @@ class Writer:
 
     def map(self, code: str, channels: int, side: int, *, view_of: Map | None = None) -> Map:
         """A new map, computed by `code`."""
-        made = Map(f"x{next(self._numbers)}", channels, side)
-        made.ours = view_of is None or view_of.ours
+        made = Map(f"x{next(self._numbers)}", channels, side, view_of)
         self.line(f"{made.name} = {code}")
         self.maps.append(made)
         return made
