@@ -1,16 +1,19 @@
 """Tell from a module's source whether its code may reach a parameter that no run has used."""
 
 import ast
+import builtins
 import copy
 import dis
+import functools
 import inspect
 import sys
 import textwrap
+from abc import ABCMeta
 from collections.abc import Iterator, Mapping, Set
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.analysis.reached_code import UNNAMED, all_code, code_of, named_outside
 from fxprune.tracing.code_state import bare, is_users, names_in
@@ -24,30 +27,34 @@ _LOOKS_UP = frozenset(
 """Names of what finds a part by a name that does not stand in the code."""
 
 Flag = bool | int | str | None
+Argument = bool | type | None
+"""What an argument is in each call: None, True or False, or anything else of a class."""
 
 
 class SettledConditions:
-    """Finds what modules' methods meet alike in each call: absent arguments, and plain flags.
+    """Finds what modules' methods meet alike in each call: arguments, and plain flags.
 
-    Which arguments are None is noted while it is entered. The methods' own code runs meanwhile,
-    also where a region stands for it.
+    Arguments are noted while it is entered. The methods' own code runs meanwhile, also where a
+    region stands for it.
 
     Attributes:
-        of: by the id of a module and the code of its method, the names of these arguments.
+        of: by the id of a module and the code of its method, what its arguments are in each call.
         stored: names of attributes that methods other than `__init__` set; None if they may set
             any.
     """
 
     def __init__(self, module: nn.Module) -> None:
         """Note the calls of the methods of a module and of those in it."""
-        self.of: dict[tuple[int, CodeType], set[str]] = {}
+        self.of: dict[tuple[int, CodeType], dict[str, Argument]] = {}
         self._parts = list(module.modules())
         kinds = dict.fromkeys(base for part in self._parts for base in type(part).__mro__)
         own = [value for kind in filter(is_users, kinds) for value in vars(kind).values()]
         methods = {function for value in own for function in code_of(value) if function}
         self._codes = {inspect.unwrap(method).__code__ for method in methods}
+        self._codes_given_more: set[CodeType] = set()
+        self._functions = list(all_code([*own, *(x for p in self._parts for x in _held(p))]))
         self.stored: set[str] | None = set()
-        for function in all_code([*own, *(x for part in self._parts for x in _held(part))]):
+        for function in self._functions:
             code = function.__code__
             if set(names_in(code)) & {"setattr", "__setattr__", "__dict__", "vars"}:
                 self.stored = None
@@ -65,7 +72,9 @@ class SettledConditions:
             module: the module.
             function: what of its code may read them.
         """
-        if self.stored is None or function not in map(bare, _named(module, {function.__name__})):
+        if self.stored is None or function not in map(
+            bare, _named(module, {function.__name__, "super"})
+        ):
             return {}
         found: dict[str, Flag] = {}
         for name, value in self._settled(module):
@@ -102,20 +111,59 @@ class SettledConditions:
             return
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         given = frame.f_locals
-        found = {name for name in names if name in given and given[name] is None}
+        found = {name: _argument(given[name]) for name in names if name in given}
         key = (id(given.get(names[0])) if names else 0), code
-        self.of[key] = self.of.get(key, found) & found
+        self.of[key] = _alike(self.of.get(key, found), found)
+        more = code.co_varnames[len(names) : len(names) + _more_arguments(code)]
+        if any(given.get(name) for name in more):
+            self._codes_given_more.add(code)
 
     def live(self, module: nn.Module, function: FunctionType) -> CodeType:
         """Return the code of what a module runs, without what does not run."""
         there = set(names_in(function.__code__))
         flags = self.flags(module, function)
         read = {name: flags[name] for name in flags if there.issuperset(name.split("."))}
-        return live_code(function, self.absent(module, function), read)
+        return live_code(function, self.arguments(module, function), read)
 
-    def absent(self, module: nn.Module, function: FunctionType) -> Set[str]:
-        """Return the arguments of a module's method that were None in each call."""
-        return self.of.get((id(module), function.__code__), set())
+    def arguments(self, module: nn.Module, function: FunctionType) -> Mapping[str, Argument]:
+        """Return what the arguments of a function are in each call, for a module's own method.
+
+        Of another's, such as `Head.prompts` that the model calls, all calls count. True and False
+        count where no code hands them over: they might come from a tensor's values.
+        """
+        code, found = function.__code__, self.of.get((id(module), function.__code__))
+        if found is None:
+            calls = [found for key, found in self.of.items() if key[1] is code]
+            found = functools.reduce(_alike, calls) if calls else {}
+        return {
+            name: value
+            for name, value in found.items()
+            if not isinstance(value, bool) or self._keeps_default(function, name)
+        }
+
+    def _keeps_default(self, function: FunctionType, argument: str) -> bool:
+        """Tell whether no code hands this argument to a method."""
+        name, given = function.__name__, inspect.signature(function).parameters
+        position = list(given).index(argument) - 1  # behind the module
+        if name in ("forward", "__call__"):  # which run without being named
+            return False
+        for other in self._functions:
+            code = other.__code__
+            if name not in (*names_in(code), *code.co_consts):
+                continue
+            calls = _calls_by_name(other, name)
+            if calls is None:
+                return False
+            for call in calls:
+                keywords = {keyword.arg for keyword in call.keywords}
+                plain = [arg for arg in call.args if not isinstance(arg, ast.Starred)]
+                if len(plain) > position or argument in keywords:
+                    return False
+                passes_on = None in keywords or len(plain) < len(call.args)
+                known = any(key[1] is code for key in self.of)
+                if passes_on and (not known or code in self._codes_given_more):
+                    return False
+        return True
 
 
 def may_be_reached(module: nn.Module, name: str, settled: SettledConditions) -> bool:
@@ -173,9 +221,10 @@ def _names_around(
 
 
 def _named(module: nn.Module, names: Set[str]) -> Iterator[Any]:
-    """Yield what a module has under names, but for parts; also what `super()` leads to."""
+    """Yield what a module has under names, but for parts; with `super`, all that it leads to."""
     for name in names:
-        yield from (vars(base)[name] for base in type(module).__mro__ if name in vars(base))
+        found = [vars(base)[name] for base in type(module).__mro__ if name in vars(base)]
+        yield from found if "super" in names else found[:1]
         if name in vars(module):
             yield vars(module)[name]
 
@@ -200,51 +249,58 @@ def _held(module: nn.Module) -> Iterator[Any]:
 _TABLES = frozenset(vars(nn.Module()))
 
 
-def live_code(function: FunctionType, absent: Set[str], flags: Mapping[str, Flag] = {}) -> CodeType:
+def live_code(
+    function: FunctionType, arguments: Mapping[str, Argument], flags: Mapping[str, Flag] = {}
+) -> CodeType:
     """Return a function's code without what does not run.
 
     Args:
         function: the function.
-        absent: its arguments that are None.
+        arguments: what its arguments are.
         flags: attributes of its first argument, with their values.
     """
     code = function.__code__
-    if not absent and not flags and "getattr" not in names_in(code):
+    if not arguments and not flags and "getattr" not in names_in(code):
         return code
-    try:
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    except (OSError, TypeError, SyntaxError):  # without its source, as in a closure
-        return code
-    if not isinstance(definition, ast.FunctionDef) or _has_private(definition):
+    definition = _definition(function)
+    if definition is None or _has_private(definition):
         return code
     definition.decorator_list = []
     own = code.co_varnames[0] if flags and code.co_argcount else ""
     if own in _assigned(code) or _has_namesake(definition, own):
         return code
     while True:
-        module = ast.Module([_Live(absent, own, flags).visit(copy.deepcopy(definition))], [])
+        live = _Live(arguments, own, flags, function.__globals__)
+        module = ast.Module([live.visit(copy.deepcopy(definition))], [])
         try:
             compiled = compile(
                 ast.fix_missing_locations(module), code.co_filename, "exec", dont_inherit=True
             )
         except (ValueError, SyntaxError):
             return code
-        live = next(c for c in compiled.co_consts if isinstance(c, CodeType))
-        assigned = absent & set(_assigned(live))
-        if not assigned:
-            return live
-        absent = absent - assigned
+        found = next(c for c in compiled.co_consts if isinstance(c, CodeType))
+        assigned = set(_assigned(found))
+        if assigned.isdisjoint(arguments):
+            return found
+        arguments = {name: arguments[name] for name in arguments.keys() - assigned}
 
 
 class _Live(ast.NodeTransformer):
-    """Takes out what needs arguments that are None, or another value of a flag.
+    """Takes out what needs other arguments, or another value of a flag.
 
     `getattr(x, "part")` becomes `x.part`.
     """
 
-    def __init__(self, absent: Set[str], own: str, flags: Mapping[str, Flag]) -> None:
-        """Take the names of the arguments, the name that a method calls its module, and flags."""
-        self.absent, self.own, self.flags = absent, own, flags
+    def __init__(
+        self,
+        arguments: Mapping[str, Argument],
+        own: str,
+        flags: Mapping[str, Flag],
+        outside: Mapping[str, Any],
+    ) -> None:
+        """Take the arguments, the name that a method calls its module, flags, and globals."""
+        self.arguments, self.own, self.flags, self.outside = arguments, own, flags, outside
+        self.absent = {name for name, value in arguments.items() if value is None}
 
     def visit_If(self, node: ast.If) -> Any:
         truth = self._truth(node.test)
@@ -292,10 +348,18 @@ class _Live(ast.NodeTransformer):
     def _truth(self, test: ast.expr) -> bool | None:
         """Work out a condition; None where it depends on more."""
         match test:
-            case ast.Name(id=name) if name in self.absent:
-                return False
-            case ast.Compare(ast.Name(id=name), [op], [ast.Constant(None)]) if name in self.absent:
-                return {ast.Is: True, ast.IsNot: False}.get(type(op))
+            case ast.Name(id=name) if name in self.arguments:
+                value = self.arguments[name]
+                return None if isinstance(value, type) else bool(value)
+            case ast.Compare(ast.Name(id=name), [op], [ast.Constant(bool() | None as value)]) if (
+                name in self.arguments
+            ):
+                same = self.arguments[name] is value
+                return {ast.Is: same, ast.IsNot: not same}.get(type(op))
+            case ast.Call(ast.Name("isinstance"), [ast.Name(id=name), kinds], []) if isinstance(
+                kind := self.arguments.get(name), type
+            ):
+                return self._derives(kind, kinds)
             case ast.Attribute() if (name := self._flag(test)) in self.flags:
                 return bool(self.flags[name])
             case ast.Compare(ast.Attribute() as left, [op], [ast.Constant(value)]) if (
@@ -317,10 +381,68 @@ class _Live(ast.NodeTransformer):
                 return ends if ends in found else None if None in found else not ends
         return None
 
+    def _derives(self, kind: type, kinds: ast.expr) -> bool | None:
+        """Tell whether a class derives from those of an expression; None where that is not sure."""
+        match kinds:
+            case ast.BinOp(one, ast.BitOr(), another):
+                return self._derives(kind, ast.Tuple([one, another]))
+            case ast.Tuple(several):
+                found = [self._derives(kind, one) for one in several]
+                return True if True in found else None if None in found else False
+            case ast.Name(id=name):
+                base = self.outside.get(name, getattr(builtins, name, None))
+            case ast.Attribute(ast.Name(id=name), attribute):
+                space = self.outside.get(name)
+                base = getattr(space, attribute, None) if isinstance(space, ModuleType) else None
+            case _:
+                return None
+        # a metaclass of its own may take other objects for instances, as nn.Parameter's does
+        plain = base is Tensor or type(base) in (type, ABCMeta)
+        return issubclass(kind, base) if plain else None
+
     def _flag(self, node: ast.Attribute) -> str:
         """Name an attribute from the module on; empty if it is another object's."""
         name = ast.unparse(node)
         return name.removeprefix(f"{self.own}.") if name.startswith(f"{self.own}.") else ""
+
+
+def _definition(function: FunctionType) -> ast.FunctionDef | None:
+    """Parse a function's source; None without it, as in a closure."""
+    try:
+        (found,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    except (OSError, TypeError, SyntaxError):
+        return None
+    return found if isinstance(found, ast.FunctionDef) else None
+
+
+def _calls_by_name(function: FunctionType, name: str) -> list[ast.Call] | None:
+    """List the calls of a name in a function; None where it may be used otherwise."""
+    definition = _definition(function)
+    if definition is None:
+        return None
+    nodes = list(ast.walk(definition))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and _names(node.func, name)]
+    return calls if len(calls) == sum(_names(node, name) for node in nodes) else None
+
+
+def _names(node: ast.AST, name: str) -> bool:
+    match node:
+        case ast.Name(id=found) | ast.Attribute(attr=found) | ast.Constant(value=found):
+            return bool(found == name)
+    return False
+
+
+def _more_arguments(code: CodeType) -> int:
+    """Count the arguments with stars."""
+    return sum(bool(code.co_flags & flag) for flag in (inspect.CO_VARARGS, inspect.CO_VARKEYWORDS))
+
+
+def _argument(value: object) -> Argument:
+    return value if value is None or isinstance(value, bool) else type(value)
+
+
+def _alike(some: Mapping[str, Argument], others: Mapping[str, Argument]) -> dict[str, Argument]:
+    return {name: some[name] for name in some.keys() & others if some[name] is others[name]}
 
 
 def _is_flag(value: object) -> bool:

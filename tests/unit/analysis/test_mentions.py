@@ -193,7 +193,58 @@ class Inheriting(Inherited):
         return super().forward(x)
 
 
+class Profiled(Inherited):
+    """Can run all its parts, which an option and a dict lead to, and code that it replaces."""
+
+    def forward(self, x: Any, *args: Any) -> Tensor:
+        if isinstance(x, dict | list):
+            return self.run_all(x["image"])
+        return self.predict(x, *args)
+
+    def predict(self, x: Tensor, profile: bool = False) -> Tensor:
+        if profile is True:
+            x = self.run_all(x)
+        y = self.a(x)
+        if float(y.max()) > 100:
+            y = y / 2
+        return self.c(self.b(y))
+
+    def run_all(self, x: Tensor) -> Tensor:
+        for part in self.children():
+            x = part(x)
+        return x
+
+
+class ProfiledInside(Profiled):
+    """The same, where the option comes from values, on a way that is not found."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.predict(x, float(x.max()) == 0.1234)
+
+
+class ProfiledByAnotherName(Profiled):
+    """The same, by another name of the method."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        predict = self.predict
+        return predict(x, float(x.max()) == 0.1234)
+
+
+class Replaced(Inherited):
+    """Replaces the code that uses a part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if float(y.max()) > 100:
+            y = y / 2
+        return self.c(self.b(y))
+
+
 ABSENT = [
+    (Profiled, False),
+    (ProfiledInside, True),
+    (ProfiledByAnotherName, True),
+    (Replaced, False),
     (WithLabels, False),
     (WithMadeLabels, True),
     (Prompted, False),
