@@ -26,7 +26,8 @@ from fxprune.analysis.answers import (
     RecordedCalls,
 )
 from fxprune.analysis.label_mode import LabelMode
-from fxprune.analysis.mentions import SettledConditions, may_be_reached
+from fxprune.analysis.mentions import may_be_reached
+from fxprune.analysis.settled_conditions import SettledConditions
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.data_dependent import really_run
 from fxprune.tracing.module import modules_of

@@ -13,6 +13,7 @@ from fxprune.tracing.code_state import bare, is_users, names_in
 _EMPTY = CellType()
 UNNAMED = {"__call__", "__enter__", "__exit__", "__get__", "__getattr__", "__getitem__"}
 """Methods that run without being named."""
+_TABLES = frozenset(vars(nn.Module()))
 _SET_UP = {"__init__", "__setattr__", "__delattr__"}
 """Methods that run when an object is set up, before a network runs."""
 
@@ -86,6 +87,26 @@ def all_code(values: Iterable[Any]) -> Iterator[FunctionType]:
             names = set(names_in(function.__code__))
             for value in named_outside(function, names):
                 waiting += code_of(value, names)
+
+
+def named_in(module: nn.Module, names: Set[str]) -> Iterator[Any]:
+    """Yield what a module has under names, but for parts; with `super`, all that it leads to."""
+    for name in names:
+        found = [vars(base)[name] for base in type(module).__mro__ if name in vars(base)]
+        yield from found if "super" in names else found[:1]
+        if name in vars(module):
+            yield vars(module)[name]
+
+
+def hooks_of(module: nn.Module) -> Iterator[Any]:
+    """Yield the hooks that run with a module."""
+    yield from (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+
+
+def held_beside_parts(module: nn.Module) -> Iterator[Any]:
+    """Yield what a module has beside its parts, and its hooks."""
+    yield from (value for name, value in vars(module).items() if name not in _TABLES)
+    yield from hooks_of(module)
 
 
 def _attributes(kind: type, names: Set[str] | None) -> Iterator[Any]:
