@@ -15,7 +15,7 @@ from fxprune.analysis.answers import Answers, AsksForValuesError, Form, asks_for
 from fxprune.analysis.context import Computed
 from fxprune.analysis.shape_functions import SIZED, ResultForm, call_of, known_results, made
 from fxprune.registry import collect
-from fxprune.rules.base import Call, Rule, tensors_in
+from fxprune.rules.base import Call, ModuleTies, Rule, tensors_in
 
 Looks = tuple[bool, list[ResultForm]]
 """Whether an op returns a tuple, and how to make each of its results."""
@@ -194,6 +194,13 @@ def _moved(func: Any) -> Any:
 def rules() -> Mapping[Any, type[Rule]]:
     """Map each op to its rule."""
     return collect("fxprune.rules", Rule)  # type: ignore[type-abstract]
+
+
+@cache
+def ties() -> Mapping[Any, ModuleTies]:
+    """Map each module class to what it says of its parameters."""
+    found = collect("fxprune.rules", ModuleTies)  # type: ignore[type-abstract]
+    return {kind: tie() for kind, tie in found.items()}
 
 
 def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fxprune.analysis.aliasing import Aliasing
 from fxprune.analysis.context import Notebook
 from fxprune.analysis.interpreter import LabelInterpreter, regions_run
-from fxprune.analysis.label_mode import LabelMode, rules, to_meta
+from fxprune.analysis.label_mode import LabelMode, rules, ties, to_meta
 from fxprune.analysis.labelled import Compact, Labelled
 from fxprune.equivalence import batch_of
 from fxprune.errors import TraceError
@@ -72,6 +72,8 @@ def propagate(
     for name, tensor in meta.items():
         context.parametric(tensor, name)
         context.carry(tensor, [Family(dim, labels) for dim, labels in axes[name].items()])
+    if compact is None:
+        _tie(context, module, {id(tensor): axes[name] for name, tensor in tensors.items()})
     context.sightings.clear()  # parameters are known by their axes
     on_meta = {id(tensor): meta[name] for name, tensor in tensors.items()}
     with left_alone(snapshot_of(module)), with_tensors(module, on_meta):
@@ -115,6 +117,23 @@ def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]
     for child in modules.values():
         seen |= {id(t) for kind in ("_parameters", "_buffers") for t in vars(child)[kind].values()}
     return {name: tensor for name, tensor in tensors.items() if id(tensor) in seen}
+
+
+def _tie(context: Notebook, module: TracedModule, axes: Mapping[int, Mapping[int, Tensor]]) -> None:
+    """Couple the dimensions of parameters that are one by what their modules are.
+
+    Args:
+        context: notes it.
+        module: the traced network.
+        axes: by the id of a parameter, the labels of its dimensions.
+    """
+    for part in modules_of(module).values():
+        for tie in (tie for kind, tie in ties().items() if isinstance(part, kind)):
+            for (one, dim), (other, along) in tie(part):
+                several = axes.get(id(one), {}).get(dim)
+                single = axes.get(id(other), {}).get(along)
+                if several is not None and single is not None:
+                    context.meet(several, single.repeat(len(several) // len(single)))
 
 
 def _run(interpreter: LabelInterpreter, inputs: tuple[Tensor, ...]) -> None:

@@ -299,6 +299,19 @@ class Rule(abc.ABC):
         """Say what `call` does. Its arguments may carry no labels."""
 
 
+class ModuleTies(abc.ABC):
+    """Says which dimensions of a module's parameters have the same channels by what the module is.
+
+    The calls of an example may not show it. `keys` are classes; subclasses count too.
+    """
+
+    keys: ClassVar[tuple[Hashable, ...]]
+
+    @abc.abstractmethod
+    def __call__(self, module: Any) -> Iterable[tuple[tuple[Tensor, int], tuple[Tensor, int]]]:
+        """Yield pairs of (parameter, dimension); the first may hold the channels several times."""
+
+
 def goes_whole(channels: Tensor, groups: int) -> bool:
     """Choose how a layer of several groups loses channels: whole groups, or a part of each.
 

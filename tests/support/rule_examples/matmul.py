@@ -112,6 +112,17 @@ EXAMPLES: tuple[Example, ...] = (
         (8, 6, 4),
         layers=one(nn.RNN, 8, 6, batch_first=True),
     ),
+    *(
+        Example(
+            Linear,
+            f"of a {kind.__name__} that reads one token",
+            lambda x, layer: layer(x.mean((2, 3)).unsqueeze(1))[0].transpose(1, 2),
+            6,
+            (8, 6, 4),
+            layers=one(kind, 8, 6, batch_first=True),
+        )
+        for kind in (nn.RNN, nn.GRU, nn.LSTM)
+    ),
     Example(
         Linear,
         "of a recurrent layer with a projection",
