@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from fxprune.channels.graph import ChannelGraph
 from fxprune.equivalence import SAME, difference
 from fxprune.errors import FxpruneError, PassError
+from fxprune.gated.module import GatedModule
 from fxprune.tracing.signature import of_tensors
 from fxprune.tracing.snapshot import state_kept
 
@@ -145,8 +146,15 @@ def assert_same_function(before: Program, after: Program) -> None:
 
 @contextlib.contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Restore the values of buffers that change within the block."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    """Restore the values of buffers that change within the block.
+
+    Those in the bank of a gated network are among them, which its evaluation shows.
+    """
+    buffers = list(module.buffers())
+    if isinstance(module, GatedModule):
+        dense = module.bank.dense
+        buffers += (dense[name] for name, _ in module.named_buffers() if name in dense)
+    kept = [(buffer, buffer.detach().clone()) for buffer in buffers]
     try:
         yield
     finally:
