@@ -7,6 +7,7 @@ tensors that are gathered for it. They stand in the modules' tables while the fo
 """
 
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize_parts
 from fxprune.gated.nodes import is_gated, untapped
 from fxprune.gated.residents import Residents
+from fxprune.tracing.code_state import CodeState, names_in
 from fxprune.tracing.module import TracedModule, keeps_code, modules_of, stand_in
 from fxprune.tracing.regions import Code, function_of
 
@@ -37,6 +39,7 @@ class _Site(NamedTuple):
         key: the resident's in it.
         name: of the resident in the network.
         asked: whether code of the user's may ask if it is a parameter.
+        unseen: whether a forward may write to it without a change of its version.
     """
 
     module: nn.Module
@@ -44,6 +47,7 @@ class _Site(NamedTuple):
     key: str
     name: str
     asked: bool
+    unseen: bool
 
     @property
     def table(self) -> _Table:
@@ -169,7 +173,7 @@ class Evaluation:
         written = {  # a norm in training mode writes
             site.name: tensors[site.name]
             for site, version in zip(buffers, versions, strict=True)
-            if site.module.training or _version(tensors[site.name]) != version
+            if site.module.training or site.unseen or _version(tensors[site.name]) != version
         }
         if written:
             self._keep(residents, written)
@@ -262,12 +266,35 @@ def _makes_no_graph() -> bool:
 def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Site]:
     """Find all places in which residents stand; a tied one stands in several."""
     names = {id(tensor): name for name, tensor in residents.items()}
+    unseen = set(_written_by_data(network))
     for child in modules_of(network).values():
         for kind in ("_parameters", "_buffers"):
             for key, tensor in child.__dict__[kind].items():
                 if id(tensor) in names:
                     asked = keeps_code(child) and not is_gated(child)
-                    yield _Site(child, kind, key, names[id(tensor)], asked)
+                    by_code = asked and kind == "_buffers" and _names_data(child)
+                    yield _Site(
+                        child, kind, key, names[id(tensor)], asked, by_code or id(tensor) in unseen
+                    )
+
+
+def _written_by_data(network: nn.Module) -> Iterator[int]:
+    """Yield the ids of tensors whose `data` the graphs read, and may write to."""
+    assert isinstance(network, TracedModule)
+    roots: list[tuple[nn.Module, fx.Graph]] = [(network, graph) for graph in network.graphs]
+    roots += [(r.module, graph) for r in network.regions.values() for graph in r.graphs]
+    for root, graph in roots:
+        for node in graph.find_nodes(op="call_function", target=getattr):
+            if node.args[1] == "data" and node.args[0].op == "get_attr":
+                yield id(operator.attrgetter(node.args[0].target)(root))
+
+
+def _names_data(module: nn.Module) -> bool:
+    """Tell whether a module's code may write to a tensor by its `data`."""
+    code = CodeState()
+    for root in (type(module), *vars(module).values()):
+        code.note(root)
+    return any("data" in names_in(function.__code__) for function in code.functions)
 
 
 def _sizes(
