@@ -187,20 +187,37 @@ def _definition(function: FunctionType) -> ast.FunctionDef | None:
 
 
 def calls_by_name(function: FunctionType, name: str) -> list[ast.Call] | None:
-    """List the calls of a name in a function; None where it may be used otherwise."""
+    """List the calls of an attribute in a function; None where it may be called otherwise."""
     definition = _definition(function)
     if definition is None:
         return None
     nodes = list(ast.walk(definition))
-    calls = [node for node in nodes if isinstance(node, ast.Call) and _names(node.func, name)]
-    return calls if len(calls) == sum(_names(node, name) for node in nodes) else None
+    calls = [n for n in nodes if isinstance(n, ast.Call) and _reads_attribute(n.func, name)]
+    by_text = any(
+        isinstance(arg, ast.Constant) and arg.value == name
+        for node in nodes
+        if isinstance(node, ast.Call)
+        for arg in node.args  # as of getattr
+    )
+    read = sum(_reads_attribute(node, name) for node in nodes)
+    return None if by_text or len(calls) < read else calls
 
 
-def _names(node: ast.AST, name: str) -> bool:
-    match node:
-        case ast.Name(id=found) | ast.Attribute(attr=found) | ast.Constant(value=found):
-            return bool(found == name)
-    return False
+def given_to(call: ast.Call, argument: str, position: int) -> ast.expr | None:
+    """Return what a call gives an argument, by its name or its position; None if nothing."""
+    plain = [arg for arg in call.args if not isinstance(arg, ast.Starred)]
+    by_name = (keyword.value for keyword in call.keywords if keyword.arg == argument)
+    return next(by_name, plain[position] if position < len(plain) else None)
+
+
+def passes_on(call: ast.Call) -> bool:
+    """Tell whether a call hands on arguments that it has been given: `*args` or `**kwargs`."""
+    starred = any(isinstance(arg, ast.Starred) for arg in call.args)
+    return starred or any(keyword.arg is None for keyword in call.keywords)
+
+
+def _reads_attribute(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Load)
 
 
 def _assigned(code: CodeType, inside: bool = False) -> Iterator[str]:

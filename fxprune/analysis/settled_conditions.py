@@ -11,7 +11,14 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.analysis.live_code import Argument, Flag, calls_by_name, live_code
+from fxprune.analysis.live_code import (
+    Argument,
+    Flag,
+    calls_by_name,
+    given_to,
+    live_code,
+    passes_on,
+)
 from fxprune.analysis.reached_code import all_code, code_of, held_beside_parts, named_in
 from fxprune.tracing.code_state import bare, is_users, names_in
 from fxprune.tracing.regions import region_of
@@ -117,7 +124,7 @@ class SettledConditions:
         """Return what the arguments of a function are in each call, for a module's own method.
 
         Of another's, such as `Head.prompts` that the model calls, all calls count. True and False
-        count where no code hands them over: they might come from a tensor's values.
+        count where they stand in the code: others might come from a tensor's values.
         """
         code, found = function.__code__, self.of.get((id(module), function.__code__))
         if found is None:
@@ -126,31 +133,35 @@ class SettledConditions:
         return {
             name: value
             for name, value in found.items()
-            if not isinstance(value, bool) or self._keeps_default(function, name)
+            if not isinstance(value, bool) or self._stands_in_code(module, function, name, value)
         }
 
-    def _keeps_default(self, function: FunctionType, argument: str) -> bool:
-        """Tell whether no code hands this argument to a method."""
-        name, given = function.__name__, inspect.signature(function).parameters
+    def _stands_in_code(
+        self, module: nn.Module, function: FunctionType, argument: str, value: bool
+    ) -> bool:
+        """Tell whether all code that calls a method gives this argument the value, or none."""
+        given = inspect.signature(function).parameters
         position = list(given).index(argument) - 1  # behind the module
-        if name in ("forward", "__call__"):  # which run without being named
-            return False
+        names = {function.__name__}
+        if function.__name__ in ("forward", "__call__"):
+            tables = (part._modules.items() for part in self._parts)
+            names = {name for table in tables for name, part in table if part is module}
+            if not names or not all(map(str.isidentifier, names)):  # called as one of a list
+                return False
         for other in self._functions:
             code = other.__code__
-            if name not in (*names_in(code), *code.co_consts):
-                continue
-            calls = calls_by_name(other, name)
-            if calls is None:
-                return False
-            for call in calls:
-                keywords = {keyword.arg for keyword in call.keywords}
-                plain = [arg for arg in call.args if not isinstance(arg, ast.Starred)]
-                if len(plain) > position or argument in keywords:
+            for name in names.intersection((*names_in(code), *code.co_consts)):
+                calls = calls_by_name(other, name)
+                if calls is None:
                     return False
-                passes_on = None in keywords or len(plain) < len(call.args)
-                known = any(key[1] is code for key in self.of)
-                if passes_on and (not known or code in self._codes_given_more):
-                    return False
+                for call in calls:
+                    passed = given_to(call, argument, position)
+                    plain = isinstance(passed, ast.Constant) and passed.value is value
+                    if not plain and (passed is not None or given[argument].default is not value):
+                        return False
+                    known = any(key[1] is code for key in self.of)
+                    if passes_on(call) and (not known or code in self._codes_given_more):
+                        return False
         return True
 
 

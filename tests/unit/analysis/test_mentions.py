@@ -230,6 +230,36 @@ class ProfiledByAnotherName(Profiled):
         return predict(x, float(x.max()) == 0.1234)
 
 
+class WithOptions(Inherited):
+    """Has a part that an option of `forward` leads to, which is on by default."""
+
+    def forward(self, x: Tensor, deep: bool = True) -> Tensor:
+        y = self.a(x)
+        if float(y.max()) > 100:
+            y = y / 2
+        return self.c(self.other(y) if deep else self.b(y))
+
+
+class OptionOff(nn.Module):
+    """Turns it off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.part = nn.Conv2d(3, 3, 1), WithOptions()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.part(x / 2 if float(x.max()) > 100 else x, deep=False)
+
+
+class OptionFromValues(OptionOff):
+    """Turns it on, on a way that is not found."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.part(x, deep=float(x.max()) == 0.1234)
+
+
 class Replaced(Inherited):
     """Replaces the code that uses a part."""
 
@@ -244,6 +274,8 @@ ABSENT = [
     (Profiled, False),
     (ProfiledInside, True),
     (ProfiledByAnotherName, True),
+    (OptionOff, False),
+    (OptionFromValues, True),
     (Replaced, False),
     (WithLabels, False),
     (WithMadeLabels, True),
