@@ -124,12 +124,15 @@ class SettledConditions:
         """Return what the arguments of a function are in each call, for a module's own method.
 
         Of another's, such as `Head.prompts` that the model calls, all calls count. True and False
-        count where they stand in the code: others might come from a tensor's values.
+        count where they stand in the code, since others might come from a tensor's values, and the
+        class of an argument where it is the network's own input.
         """
         code, found = function.__code__, self.of.get((id(module), function.__code__))
         if found is None:
             calls = [found for key, found in self.of.items() if key[1] is code]
             found = functools.reduce(_alike, calls) if calls else {}
+        if not (module is self._parts[0] and function.__name__ == "forward"):
+            found = {name: value for name, value in found.items() if not isinstance(value, type)}
         return {
             name: value
             for name, value in found.items()

@@ -230,6 +230,17 @@ class ProfiledByAnotherName(Profiled):
         return predict(x, float(x.max()) == 0.1234)
 
 
+class OfTwoKinds(Inherited):
+    """Has a part that a list leads to, which is made on a way that is not found."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.step([y] if float(y.max()) == 0.1234 else y)
+
+    def step(self, y: Any) -> Tensor:
+        return self.c(self.other(y[0]) if isinstance(y, list) else self.b(y))
+
+
 class WithOptions(Inherited):
     """Has a part that an option of `forward` leads to, which is on by default."""
 
@@ -274,6 +285,7 @@ ABSENT = [
     (Profiled, False),
     (ProfiledInside, True),
     (ProfiledByAnotherName, True),
+    (OfTwoKinds, True),
     (OptionOff, False),
     (OptionFromValues, True),
     (Replaced, False),
