@@ -95,5 +95,11 @@ def _import(target: str) -> type[Pass]:
 
 
 def apply(name: str, program: Program, **options: Any) -> Program:
-    """Run one pass, built from its options, on a program."""
+    """Run one pass, built from its options, on a program.
+
+    Raises:
+        OptionError: there is no such pass.
+    """
+    if name not in known():
+        raise OptionError(f"unknown pass {name!r}", do=f"known: {', '.join(map(str, known()))}")
     return known()[name](**options)(program)

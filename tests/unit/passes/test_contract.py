@@ -210,6 +210,11 @@ def test_a_pass_that_breaks_its_promise_is_refused_by_name() -> None:
         shrink(gated().module, passes=OUTSIDE + "{by=2}")
 
 
+def test_a_pass_by_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(OptionError, match=r"unknown pass 'flod'\n.*known: couple, fold"):
+        apply("flod", start())
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
