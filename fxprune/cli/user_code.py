@@ -171,7 +171,9 @@ def called(factory: Callable[..., Any], options: dict[str, Any], spec: str) -> A
         raise SpecError(
             f"the factory of {spec} does not take these options",
             why=f"{error} (given: {_listed(options)}); its signature is {signature}",
-            do="give its own options in braces, such as {num_classes=10}",
+            do="give its own options in braces, such as {num_classes=10}"
+            if signature.parameters
+            else "leave the braces out: it takes no options",
         ) from error
     return factory(**options)
 

@@ -170,6 +170,7 @@ def test_the_same_spec_gives_the_same_inputs() -> None:
             "model.py{depth=9}",
             ["does not take these options", "given: depth=9", "'depth'", "(width=4)"],
         ),
+        ("model.py:Wide{depth=9}", ["given: depth=9", "leave the braces out"]),
         ("model.py{width}", ["cannot read the options"]),
         ("model.py{width=", ["cannot read"]),
         ("mine_not.nets:f", ["there is no module mine_not"]),
