@@ -1,6 +1,7 @@
 """Tables that show the records of what the commands found and did."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -20,6 +21,7 @@ HOLDS = 0.01
 
 def show_graph(record: Record) -> RenderableType:
     """Lay out what `fxprune inspect` found."""
+    count = len(record["groups"])
     pinned_channels = sum(pinned["channels"] for pinned in record["pinned"])
     batch = record["inputs"][0][:1]
     examples = [shape[1:] if shape[:1] == batch else shape for shape in record["inputs"]]
@@ -28,7 +30,7 @@ def show_graph(record: Record) -> RenderableType:
         (record["spec"], "bold"),
         f"   input {shapes}   traced {'yes' if record['traced'] else 'no'}\n",
         f"params {record['params']:,}   macs {record['macs']:,} an example\n",
-        f"{record['channels']:,} channels in {len(record['groups'])} groups, ",
+        f"{record['channels']:,} channels in {count} group{'s' * (count != 1)}, ",
         f"{pinned_channels:,} pinned",
     )
     if "latency" in record:
@@ -286,7 +288,10 @@ def show_export(record: Record) -> RenderableType:
     if "files" in record:
         parts.append(_files(record))
     whole = [_wrote(written) for written in (onnx, *record.get("files", [])[1:]) if written]
-    for written in filter(None, (pt2, record.get("torch"))):
+    if plain := record.get("torch"):
+        weights = Path(plain["path"]).with_suffix(".safetensors")
+        plain = {**plain, "path": f"{plain['path']}, {weights}"}
+    for written in filter(None, (pt2, plain)):
         gap = f", largest difference {written['max_rel_error']:.1e} of the largest output"
         whole.append(_wrote(written).append(gap))
     return Group(*parts, *whole)

@@ -154,6 +154,13 @@ def test_what_half_of_a_group_saves_stands_beside_its_macs(command: str) -> None
     assert "the dense network takes 20 ms" in text
 
 
+def test_a_single_group_is_counted_as_one() -> None:
+    source = resolve("fxprune.demo:build_model")
+    record = records.of_graph(source, analyze(source.model, source.example_inputs))
+    record["groups"] = record["groups"][:1]
+    assert " in 1 group, " in shown(tables.show_graph(record))
+
+
 def exported(**more: object) -> records.Record:
     """The record of an export of a network of a quarter of the macs."""
     sides = {"dense": {"params": 2000, "macs": 8_000_000, "bytes": 9000}}
@@ -175,7 +182,10 @@ def test_an_export_is_told_beside_the_dense_network_and_what_was_asked() -> None
     plain = {"path": "a.py", "bytes": 5000, "max_rel_error": 2e-7}
     sizes = {key: {"dense": 2000, "compact": 600} for key in ("params", "macs")}
     text = shown(tables.show_export({"run": "a.fxprune", **sizes, "torch": plain}))
-    assert "wrote a.py   5.0 kB, largest difference 2.0e-07 of the largest output" in text
+    assert (
+        "wrote a.py, a.safetensors   5.0 kB, largest difference 2.0e-07 of the largest output"
+        in text
+    )
     assert "ONNX Runtime" not in text
 
 
