@@ -167,8 +167,9 @@ def _advice(error: Exception, interpreter: LabelInterpreter, inputs: tuple[Tenso
     if weights and "type" in str(error) and weights[0] not in {x.dtype for x in inputs}:
         return f"give example inputs of the dtype of the weights, {weights[0]}"
     return (
-        "give example inputs of the shape the model takes, with the batch first; where its code "
-        "refuses random values (as boxes, or indices), instrument its backbone alone"
+        "give example inputs of the shape the model takes, with the batch first (for --input "
+        "without it); where its code refuses random values (as boxes, or indices), instrument its "
+        "backbone alone"
     )
 
 

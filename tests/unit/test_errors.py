@@ -90,8 +90,9 @@ def test_an_input_of_the_wrong_shape(shape: tuple[int, ...], code: str) -> None:
     assert at == f"  at   {line_of(code)}"
     assert why.startswith("  why  RuntimeError: ")  # the rest is torch's
     assert do == (
-        "  do   give example inputs of the shape the model takes, with the batch first; where its "
-        "code refuses random values (as boxes, or indices), instrument its backbone alone"
+        "  do   give example inputs of the shape the model takes, with the batch first (for "
+        "--input without it); where its code refuses random values (as boxes, or indices), "
+        "instrument its backbone alone"
     )
 
 
