@@ -154,7 +154,13 @@ def _gap(name: str, wanted: Tensor, found: Tensor) -> Gap:
             f"of the network {wanted.dtype} {tuple(wanted.shape)}",
             do="write --pt2, and please report it with the network",
         )
-    if not (wanted.isfinite().all() and found.isfinite().all()):
+    if wanted.isfinite().all() and not found.isfinite().all():
+        raise ParityError(
+            f"{name} of the ONNX file is not finite",
+            why="the network's own is: the exporter or ONNX Runtime computes something else",
+            do="write --pt2, and please report it with the network",
+        )
+    if not wanted.isfinite().all():
         raise ParityError(
             f"{name} of the network is not finite",
             why="infinity and NaN cannot be compared; the training may have diverged",

@@ -3,6 +3,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from fxprune.errors import ExportError, ParityError, RunError
 from fxprune.export import onnx as our_onnx
 from fxprune.export.onnx import BATCHES, export_onnx, onnx_content
-from fxprune.export.parity import TOLERANCE
+from fxprune.export.parity import TOLERANCE, gaps
 from fxprune.export.runtime import runtime
 
 
@@ -212,6 +213,12 @@ def test_an_output_that_is_not_finite(net, tmp_path):
     with pytest.raises(ParityError, match="output 0 of the network is not finite"):
         export_onnx(net, (torch.randn(2, 3, 8, 8),), tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_whose_output_is_not_finite_is_blamed_and_not_the_network():
+    endless = [np.full((2, 5), np.inf, np.float32)]
+    with pytest.raises(ParityError, match="output 0 of the ONNX file is not finite"):
+        gaps(nn.Linear(3, 5), lambda _: endless, (torch.zeros(2, 3),))
 
 
 def test_a_folder_that_is_not_there(net, tmp_path):
