@@ -29,6 +29,7 @@ class Controller:
     Attributes:
         gated: the network.
         optimizer: the optimiser whose steps drive the selection.
+        handles: of the hooks.
     """
 
     gated: GatedModule
@@ -93,13 +94,13 @@ def attach(
             why="each of its steps would be observed twice",
             do="call attach once, or .detach() on what it returned before",
         )
-    pace = _pace(gated, schedule, steps)
-    gated.track(optimizer, pace)
+    planned = _planned(gated, schedule, steps)
+    gated.track(optimizer, planned)
     for one in (optimizer, *inside(optimizer)):
         vars(one)["__getstate__"] = _contents(one)  # which copies and pickles ask for
         show_all_channels(one)
-    if pace is not None:
-        gated.spend(pace.share(gated.steps))
+    if planned is not None:
+        gated.spend(planned.share(gated.steps))
 
     skips = False
 
@@ -197,8 +198,8 @@ def _unwrapped(optimizer: Any) -> Optimizer:
     """
     while "_optimizer_step_pre_hooks" not in (own := getattr(optimizer, "__dict__", {})):
         # asked in its own table alone, since Lightning's passes attributes on
-        inside = [own.get(name) for name in ("optimizer", "opt", "_optimizer")]
-        inner = next((value for value in inside if value is not None), None)
+        named = [own.get(name) for name in ("optimizer", "opt", "_optimizer")]
+        inner = next((value for value in named if value is not None), None)
         if inner is None:
             raise GateError(
                 f"cannot attach to the steps of {described(optimizer)}",
@@ -229,9 +230,10 @@ def _is_empty(optimizer: Optimizer) -> bool:
     return not any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
-def _pace(
+def _planned(
     gated: GatedModule, schedule: str | Schedule | StepSchedule | None, steps: int | None
 ) -> StepSchedule | None:
+    """Plan a schedule for the steps of the run; one that is planned already is taken as it is."""
     if schedule is None and steps is not None:
         raise OptionError(
             f"{steps} steps are given, and no schedule",
@@ -240,14 +242,14 @@ def _pace(
         )
     if schedule is None or isinstance(schedule, StepSchedule):
         return schedule
-    planned = parse(schedule)
+    parsed = parse(schedule)
     count: Any = steps  # a caller may have no types
     if not isinstance(count, int) or count < 1:
         raise OptionError(
             f"a schedule cannot be planned for {'no' if count is None else repr(count)} steps",
             do="give attach(…, steps=…) the number of optimiser steps of the whole run",
         )
-    return planned.plan(gated.settings.budget.value, count)
+    return parsed.plan(gated.settings.budget.value, count)
 
 
 def _not_compiled(hook: _Hook) -> _Hook:

@@ -95,8 +95,9 @@ class Selector:
         if not chosen.fits(self._layout):
             raise GateError(
                 "a selection does not fit the channel groups",
-                why=f"the widths {chosen.widths} ask for as many channels of each group, in order",
-                do="number them as gated.channels.layout does, group after group",
+                why=f"by its widths {chosen.widths} it names as many channels of each group, group "
+                "after group",
+                do="number the channels as gated.channels.layout does",
             )
         times = torch.bincount(chosen.channels, minlength=self._layout.total)
         if times.max() > 1:
