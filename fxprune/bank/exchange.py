@@ -1,4 +1,7 @@
-"""Residents: the compact tensors that execute, and their exchange with the bank."""
+"""The exchange of channels between the bank and the tensors that execute (the residents).
+
+Parameters, buffers and the optimisers' states are exchanged alike: each is an `Item`.
+"""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, MutableMapping

@@ -1,4 +1,7 @@
-"""Budgets: how much may execute. `fxprune.budget.widths` spends them."""
+"""Budgets: how much may execute.
+
+`fxprune.budget.widths` spends them; those of latency are measured by `fxprune.export.latency`.
+"""
 
 import dataclasses
 import math

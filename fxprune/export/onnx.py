@@ -2,8 +2,8 @@
 
 The network goes through torch's own exporter with a dynamic batch, then `onnx.checker`, then
 ONNX Runtime runs it against torch on fresh inputs at several batch sizes. The file is written only
-if every output agrees within the tolerance of its dtype; the figures are returned and also stand
-in the file's metadata.
+if every output agrees within the tolerance of its dtype (`parity.py`); the figures are returned and
+also stand in the file's metadata.
 """
 
 import copy

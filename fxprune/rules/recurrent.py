@@ -1,8 +1,9 @@
-"""Recurrent layers: PyTorch takes them apart into linear layers, which have rules of their own.
+"""Recurrent layers: RNN, GRU, LSTM.
 
-The columns that consume an input's channels follow it. The hidden channels are those of the first
-state, of zeros: layers and directions, whose states are one tensor, lose the same ones. What a step
-makes is the state of the next, which a sequence of one step does not show.
+PyTorch takes them apart into linear layers, which have rules of their own. The columns that consume
+an input's channels follow it. The hidden channels are those of the first state, of zeros: layers
+and directions, whose states are one tensor, lose the same ones. What a step makes is the state of
+the next, which a sequence of one step does not show.
 """
 
 from collections.abc import Iterator

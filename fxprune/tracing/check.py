@@ -59,7 +59,7 @@ def hold_to_model(model: nn.Module, module: TracedModule, inputs: tuple[Tensor, 
 
 @dataclass
 class _Calls:
-    """The last call.
+    """What the last run has told of how the next one has to be made.
 
     Attributes:
         several: whether the model was called twice, as the traced network then has to be.
@@ -78,10 +78,11 @@ def _alone(
     calls: _Calls,
     signature: Signature | None = None,
 ) -> Callable[..., Any]:
-    """Run a network in one mode on copies of its tensors, so that it stays as it is.
+    """Return a function that runs a network in one mode on copies of its tensors.
 
-    A traced one runs the graph of that mode; another is called as the signature says. The copies
-    of parameters are kept from run to run, unless one was written to.
+    The network stays as it is. A traced one runs the graph of that mode; another is called as the
+    signature says, and decides whether there is a second call. The copies of parameters, `kept`,
+    go from run to run, unless one was written to.
     """
     called: Callable[..., Any]
     leads = not isinstance(network, TracedModule)
