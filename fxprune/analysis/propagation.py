@@ -29,7 +29,7 @@ from fxprune.tracing.module import (
 )
 from fxprune.tracing.side_effects import left_alone
 from fxprune.tracing.snapshot import CONSTANT, snapshot_of
-from fxprune.user_lines import own_line, where
+from fxprune.user_lines import own_line, shorten, where
 
 
 def propagate(
@@ -148,7 +148,7 @@ def _run(interpreter: LabelInterpreter, inputs: tuple[Tensor, ...]) -> None:
         first = str(error).strip().splitlines() or [""]
         refused = TraceError(
             f"the model does not run on inputs of shape {[tuple(x.shape) for x in inputs]}",
-            at=own_line(error) or (where(node) if node is not None else ""),
+            at=own_line(error) or (shorten(where(node)) if node is not None else ""),
             why=f"{type(error).__name__}: {first[0]}",
             do=_advice(error, interpreter, inputs),
             node=node.name if node is not None else "",

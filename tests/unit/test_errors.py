@@ -32,7 +32,7 @@ def line_of(code: str) -> str:
     """This file's line with the code, as messages show it."""
     lines = linecache.getlines(__file__)
     number = next(n for n, line in enumerate(lines, 1) if line.strip() == code)
-    return f"{__file__}:{number}   {code}"
+    return f"{__file__}:{number}   {code}".replace(f"{Path.cwd()}/", "")
 
 
 @pytest.mark.parametrize("kind", [FxpruneError, *FxpruneError.__subclasses__()])
@@ -122,7 +122,7 @@ class Slip(nn.Module):
 def test_a_fault_in_the_models_own_code(fault: str, code: str, do: str) -> None:
     text = refused(TraceError, lambda: fxprune.analyze(Slip(fault), IMAGE))
     at = text.splitlines()[1].replace(f"{Path.cwd()}/", "")
-    assert at == f"  at   {line_of(code)}".replace(f"{Path.cwd()}/", "")
+    assert at == f"  at   {line_of(code)}"
     assert f"\n  do   {do}" in text
 
 
