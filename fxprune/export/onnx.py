@@ -384,7 +384,8 @@ def _check_options(program: Any, options: OnnxOptions) -> None:
     ):
         if names and len(names) != len(own):
             raise OptionError(
-                f"{len(names)} {word} names were given for {len(own)} {word}s", do="give as many"
+                f"the network has {len(own)} {word}s, and {len(names)} {word} names are given",
+                do=f"give {len(own)}, in the order of the {word}s",
             )
         for name in names:
             if inside[name] > times:

@@ -209,7 +209,7 @@ class Fixed(nn.Module):
     ("model", "words", "message"),
     [
         (Net, {"opset": 9}, "cannot be written with opset 9"),
-        (Net, {"input_names": ("a", "b")}, "2 input names were given for 1 inputs"),
+        (Net, {"input_names": ("a", "b")}, "the network has 1 inputs, and 2 input names are given"),
         (Net, {"input_names": ("relu",)}, "the name 'relu' is taken"),
         (Fixed, {"dynamic_hw": True}, "height and width of the network's input cannot vary"),
     ],
