@@ -129,11 +129,14 @@ def _tie(context: Notebook, module: TracedModule, axes: Mapping[int, Mapping[int
     """
     for part in modules_of(module).values():
         for tie in (tie for kind, tie in ties().items() if isinstance(part, kind)):
-            for (one, dim), (other, along) in tie(part):
+            for (one, dim), another in tie(part):
                 several = axes.get(id(one), {}).get(dim)
-                single = axes.get(id(other), {}).get(along)
-                if several is not None and single is not None:
-                    context.meet(several, single.repeat(len(several) // len(single)))
+                if another is None and several is not None:
+                    context.pin(several, f"{type(part).__name__} couples them by a computed weight")
+                elif another is not None and several is not None:
+                    single = axes.get(id(another[0]), {}).get(another[1])
+                    if single is not None:
+                        context.meet(several, single.repeat(len(several) // len(single)))
 
 
 def _run(interpreter: LabelInterpreter, inputs: tuple[Tensor, ...]) -> None:

@@ -299,6 +299,10 @@ class Rule(abc.ABC):
         """Say what `call` does. Its arguments may carry no labels."""
 
 
+Tie = tuple[tuple[Tensor, int], tuple[Tensor, int] | None]
+"""Two dimensions of parameters that are one; without a second, the first one's channels stay."""
+
+
 class ModuleTies(abc.ABC):
     """Says which dimensions of a module's parameters have the same channels by what the module is.
 
@@ -308,7 +312,7 @@ class ModuleTies(abc.ABC):
     keys: ClassVar[tuple[Hashable, ...]]
 
     @abc.abstractmethod
-    def __call__(self, module: Any) -> Iterable[tuple[tuple[Tensor, int], tuple[Tensor, int]]]:
+    def __call__(self, module: Any) -> Iterable[Tie]:
         """Yield pairs of (parameter, dimension); the first may hold the channels several times."""
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.channels.sizes import ModuleSizes, Sizes
-from fxprune.rules.base import ModuleTies
+from fxprune.rules.base import ModuleTies, Tie
+from fxprune.tracing.code_state import is_users
 
 
 class StateTies(ModuleTies):
@@ -20,12 +21,32 @@ class StateTies(ModuleTies):
 
     keys = (nn.RNNBase,)
 
-    def __call__(self, module: Any) -> Iterator[tuple[tuple[Tensor, int], tuple[Tensor, int]]]:
-        """Yield the pair of each layer and direction."""
-        for name, weight in module.named_parameters(recurse=False):
-            if name.startswith("weight_hh"):
-                made = getattr(module, name.replace("_hh", "_hr")) if module.proj_size else weight
-                yield (made, 0), (weight, 1)
+    def __call__(self, module: Any) -> Iterator[Tie]:
+        """Yield the pair of each layer and direction; the state stays where other code makes it."""
+        for name in module._flat_weights_names:
+            if not name.startswith("weight_hh"):
+                continue
+            read = made = _stored(module, name)
+            if module.proj_size:
+                made = _stored(module, name.replace("_hh", "_hr"))
+            if made is not None and read is not None:
+                yield (made, 0), (read, 1)
+            else:
+                for key, weight in module.named_parameters():
+                    if "weight_ih" not in key:
+                        yield from (((weight, dim), None) for dim in range(weight.dim()))
+
+
+def _stored(module: Any, name: str) -> Tensor | None:
+    """Return the parameter with a weight's rows and columns; None if something else makes it.
+
+    It is the weight itself, or what a norm of PyTorch's makes the weight from.
+    """
+    own, made = module._parameters, getattr(module, "parametrizations", {})
+    known = [own[key] for key in (name, f"{name}_v", f"{name}_orig") if key in own]
+    if name in made and not any(is_users(type(part)) for part in made[name]):
+        known += [value for value in made[name].parameters() if min(value.shape, default=0) > 1]
+    return known[0] if len(known) == 1 else None
 
 
 class RecurrentAttributes(ModuleSizes):
