@@ -33,12 +33,12 @@ def live_code(
     code = function.__code__
     if not arguments and not flags and "getattr" not in names_in(code):
         return code
-    definition = _definition(function)
+    definition = definition_of(function)
     if definition is None or _has_private(definition):
         return code
     definition.decorator_list = []
     own = code.co_varnames[0] if flags and code.co_argcount else ""
-    if own in _assigned(code) or _has_namesake(definition, own):
+    if own in assigned(code) or _has_namesake(definition, own):
         return code
     while True:
         live = _Live(arguments, own, flags, function.__globals__)
@@ -50,10 +50,10 @@ def live_code(
         except (ValueError, SyntaxError):
             return code
         found = next(c for c in compiled.co_consts if isinstance(c, CodeType))
-        assigned = set(_assigned(found))
-        if assigned.isdisjoint(arguments):
+        changed = set(assigned(found))
+        if changed.isdisjoint(arguments):
             return found
-        arguments = {name: arguments[name] for name in arguments.keys() - assigned}
+        arguments = {name: arguments[name] for name in arguments.keys() - changed}
 
 
 class _Live(ast.NodeTransformer):
@@ -177,50 +177,16 @@ class _Live(ast.NodeTransformer):
         return name.removeprefix(f"{self.own}.") if name.startswith(f"{self.own}.") else ""
 
 
-def _definition(function: FunctionType) -> ast.FunctionDef | None:
+def definition_of(function: FunctionType) -> ast.FunctionDef | None:
     """Parse a function's source; None without it, as in a closure."""
     try:
-        (found,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    except (OSError, TypeError, SyntaxError):
+        (found,) = ast.parse(textwrap.dedent(inspect.getsource(function.__code__))).body
+    except (OSError, TypeError, SyntaxError, ValueError):  # or several statements in a line
         return None
     return found if isinstance(found, ast.FunctionDef) else None
 
 
-def calls_by_name(function: FunctionType, name: str) -> list[ast.Call] | None:
-    """List the calls of an attribute in a function; None where it may be called otherwise."""
-    definition = _definition(function)
-    if definition is None:
-        return None
-    nodes = list(ast.walk(definition))
-    calls = [n for n in nodes if isinstance(n, ast.Call) and _reads_attribute(n.func, name)]
-    by_text = any(
-        isinstance(arg, ast.Constant) and arg.value == name
-        for node in nodes
-        if isinstance(node, ast.Call)
-        for arg in node.args  # as of getattr
-    )
-    read = sum(_reads_attribute(node, name) for node in nodes)
-    return None if by_text or len(calls) < read else calls
-
-
-def given_to(call: ast.Call, argument: str, position: int) -> ast.expr | None:
-    """Return what a call gives an argument, by its name or its position; None if nothing."""
-    plain = [arg for arg in call.args if not isinstance(arg, ast.Starred)]
-    by_name = (keyword.value for keyword in call.keywords if keyword.arg == argument)
-    return next(by_name, plain[position] if position < len(plain) else None)
-
-
-def passes_on(call: ast.Call) -> bool:
-    """Tell whether a call hands on arguments that it has been given: `*args` or `**kwargs`."""
-    starred = any(isinstance(arg, ast.Starred) for arg in call.args)
-    return starred or any(keyword.arg is None for keyword in call.keywords)
-
-
-def _reads_attribute(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Load)
-
-
-def _assigned(code: CodeType, inside: bool = False) -> Iterator[str]:
+def assigned(code: CodeType, inside: bool = False) -> Iterator[str]:
     """List the variables that a function assigns, and all those of functions in it."""
     if inside:
         yield from code.co_varnames
@@ -229,7 +195,7 @@ def _assigned(code: CodeType, inside: bool = False) -> Iterator[str]:
             yield str(step.argval)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _assigned(constant, inside=True)
+            yield from assigned(constant, inside=True)
 
 
 def _has_namesake(definition: ast.FunctionDef, own: str) -> bool:

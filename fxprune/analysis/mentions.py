@@ -10,8 +10,17 @@ from fxprune.analysis.settled_conditions import SettledConditions
 from fxprune.tracing.code_state import is_users, names_in
 
 _LOOKS_UP = frozenset(
-    {"getattr", "vars", "__dict__", "_modules", "_parameters", "_buffers"}
-    | {"get_submodule", "get_parameter", "get_buffer", "state_dict", "apply", "attrgetter"}
+    {"getattr", "__getattribute__", "vars", "__dict__", "_modules", "_parameters", "_buffers"}
+    | {
+        "get_submodule",
+        "get_parameter",
+        "get_buffer",
+        "state_dict",
+        "apply",
+        "attrgetter",
+        "methodcaller",
+    }
+    | {"exec", "globals"}
     | {kind + of for kind in ("", "named_") for of in ("children", "modules", "parameters")}
 )
 """Names of what finds a part by a name that does not stand in the code."""

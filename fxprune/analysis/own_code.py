@@ -219,8 +219,8 @@ class OwnCode:
 
     def _unseen(self, module: nn.Module) -> list[str]:
         """Name the parameters that no call has read."""
-        known = self.context.read_by_calls
-        return [name for name, value in module.named_parameters() if id(value) not in known]
+        known, named = self.context.read_by_calls, module.named_parameters(remove_duplicate=False)
+        return [name for name, value in named if id(value) not in known]
 
     def _pin_unseen(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Pin all around a module's code where no path was found to a parameter that it names."""

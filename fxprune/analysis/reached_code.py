@@ -43,7 +43,7 @@ def code_of(value: Any, names: Set[str] | None = None) -> Iterator[FunctionType 
             waiting += (value.fget, value.fset, value.fdel)
         elif isinstance(value, functools.cached_property):
             waiting.append(value.func)
-        elif isinstance(value, functools.partial):
+        elif isinstance(value, (functools.partial, functools.partialmethod)):
             waiting += (value.func, *value.args, *value.keywords.values())
         elif isinstance(value, dict):
             waiting += value.values()
@@ -63,6 +63,8 @@ def code_of(value: Any, names: Set[str] | None = None) -> Iterator[FunctionType 
 def named_outside(function: FunctionType, names: Set[str]) -> Iterator[Any]:
     """Yield the globals, modules and variables of functions around it that a function names.
 
+    What it takes where an argument is not given is among them.
+
     Args:
         function: the function.
         names: those in its code.
@@ -73,6 +75,7 @@ def named_outside(function: FunctionType, names: Set[str]) -> Iterator[Any]:
         yield imported.get(name)  # inside of the function
         yield imported.get(f"{space.get('__package__')}.{name}")
     yield from (cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY)
+    yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
 
 
 def all_code(values: Iterable[Any]) -> Iterator[FunctionType]:

@@ -1,6 +1,5 @@
 """Note what modules' methods meet alike in each call: arguments, and plain flags."""
 
-import ast
 import dis
 import functools
 import inspect
@@ -11,14 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.analysis.live_code import (
-    Argument,
-    Flag,
-    calls_by_name,
-    given_to,
-    live_code,
-    passes_on,
-)
+from fxprune.analysis.callers import Asked, Callers
+from fxprune.analysis.live_code import Argument, Flag, live_code
 from fxprune.analysis.reached_code import all_code, code_of, held_beside_parts, named_in
 from fxprune.tracing.code_state import bare, is_users, names_in
 from fxprune.tracing.regions import region_of
@@ -44,10 +37,11 @@ class SettledConditions:
         own = [value for kind in filter(is_users, kinds) for value in vars(kind).values()]
         methods = {function for value in own for function in code_of(value) if function}
         self._codes = {inspect.unwrap(method).__code__ for method in methods}
-        self._codes_given_more: set[CodeType] = set()
         self._functions = list(
             all_code([*own, *(x for p in self._parts for x in held_beside_parts(p))])
         )
+        self._callers = Callers(self._parts, self._functions, self._is_given)
+        self._optimistic = True  # until all that the code may do is found
         self.stored: set[str] | None = set()
         for function in self._functions:
             code = function.__code__
@@ -109,9 +103,31 @@ class SettledConditions:
         found = {name: _argument(given[name]) for name in names if name in given}
         key = (id(given.get(names[0])) if names else 0), code
         self.of[key] = _alike(self.of.get(key, found), found)
-        more = code.co_varnames[len(names) : len(names) + _more_arguments(code)]
-        if any(given.get(name) for name in more):
-            self._codes_given_more.add(code)
+
+    def _settle(self) -> None:
+        """Find the arguments that are alike in all code that may run with these arguments."""
+        seen = dict[CodeType, dict[str, Argument]]()
+        for (_, code), found in self.of.items():
+            seen[code] = _alike(seen.get(code, found), found)
+
+        def left(function: FunctionType) -> CodeType:
+            code = function.__code__
+            plain = {"isinstance"}.intersection(names_in(code))
+            found = {
+                name: value
+                for name, value in seen.get(code, {}).items()
+                if plain or not isinstance(value, type)
+            }
+            if not self._optimistic:
+                found = {
+                    n: v for n, v in found.items() if self._callers.always_give(function, n, v)
+                }
+            return live_code(function, found)
+
+        self._callers.find_running(left)
+        self._optimistic = False
+        while self._callers.find_running(left):
+            pass
 
     def live(self, module: nn.Module, function: FunctionType) -> CodeType:
         """Return the code of what a module runs, without what does not run."""
@@ -123,54 +139,27 @@ class SettledConditions:
     def arguments(self, module: nn.Module, function: FunctionType) -> Mapping[str, Argument]:
         """Return what the arguments of a function are in each call, for a module's own method.
 
-        Of another's, such as `Head.prompts` that the model calls, all calls count. True and False
-        count where they stand in the code, since others might come from a tensor's values, and the
-        class of an argument where it is the network's own input.
+        Of another's, such as `Head.prompts` that the model calls, all calls count. What might be
+        another on a way that was not found, because a tensor's values say so, is left out.
         """
+        if self._optimistic:
+            self._settle()
         code, found = function.__code__, self.of.get((id(module), function.__code__))
         if found is None:
             calls = [found for key, found in self.of.items() if key[1] is code]
             found = functools.reduce(_alike, calls) if calls else {}
-        if not (module is self._parts[0] and function.__name__ == "forward"):
-            found = {name: value for name, value in found.items() if not isinstance(value, type)}
         return {
             name: value
             for name, value in found.items()
-            if not isinstance(value, bool) or self._stands_in_code(module, function, name, value)
+            if self._callers.always_give(function, name, value)
         }
 
-    def _stands_in_code(
-        self, module: nn.Module, function: FunctionType, argument: str, value: bool
-    ) -> bool:
-        """Tell whether all code that calls a method gives this argument the value, or none."""
-        given = inspect.signature(function).parameters
-        position = list(given).index(argument) - 1  # behind the module
-        names = {function.__name__}
-        if function.__name__ in ("forward", "__call__"):
-            tables = (part._modules.items() for part in self._parts)
-            names = {name for table in tables for name, part in table if part is module}
-            if not names or not all(map(str.isidentifier, names)):  # called as one of a list
-                return False
-        for other in self._functions:
-            code = other.__code__
-            for name in names.intersection((*names_in(code), *code.co_consts)):
-                calls = calls_by_name(other, name)
-                if calls is None:
-                    return False
-                for call in calls:
-                    passed = given_to(call, argument, position)
-                    plain = isinstance(passed, ast.Constant) and passed.value is value
-                    if not plain and (passed is not None or given[argument].default is not value):
-                        return False
-                    known = any(key[1] is code for key in self.of)
-                    if passes_on(call) and (not known or code in self._codes_given_more):
-                        return False
-        return True
-
-
-def _more_arguments(code: CodeType) -> int:
-    """Count the arguments with stars."""
-    return sum(bool(code.co_flags & flag) for flag in (inspect.CO_VARARGS, inspect.CO_VARKEYWORDS))
+    def _is_given(self, asked: Asked) -> bool:
+        """Tell whether the outermost module is handed an argument as asked; it is called alike."""
+        root = self._parts[0]
+        code = inspect.unwrap(bare(type(root).forward)).__code__
+        noted = self.of.get((id(root), code), {})
+        return asked.name not in noted or noted[asked.name] is asked.value
 
 
 def _argument(value: object) -> Argument:

@@ -1,0 +1,363 @@
+"""Tell whether all code that calls a function hands it an argument of one kind."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from inspect import Parameter, signature
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from fxprune.analysis.live_code import Argument, assigned, definition_of, live_code
+from fxprune.analysis.reached_code import UNNAMED, code_of, held_beside_parts, named_outside
+from fxprune.tracing.code_state import bare, is_users, names_in
+
+_RUNS = {"forward", "__call__"}
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An argument of a function.
+
+    Attributes:
+        function: the function.
+        name: by which it is given; empty if it has none.
+        position: among those given by position, the module among them.
+        value: what it is to be, as `SettledConditions` notes it.
+        is_default: whether it is this where nothing is given.
+    """
+
+    function: FunctionType
+    name: str
+    position: int
+    value: Argument
+    is_default: bool
+
+
+class Callers:
+    """Knows the code that may call the methods of modules."""
+
+    def __init__(
+        self,
+        parts: Iterable[nn.Module],
+        functions: Iterable[FunctionType],
+        is_given: Callable[[Asked], bool],
+    ) -> None:
+        """Take the code that may run.
+
+        Args:
+            parts: the modules, the outermost first.
+            functions: the code.
+            is_given: whether the outermost is handed an argument as asked.
+        """
+        self._parts, self._is_given = list(parts), is_given
+        self._functions = [f for f in functions if f.__code__.co_name != "__init__"]
+        self._names = defaultdict[FunctionType, set[str]](set)
+        self._unbound, self._held = set[FunctionType](), set[FunctionType | None]()
+        self._owners = defaultdict[FunctionType, set[type]](set)
+        kinds = dict.fromkeys(base for part in self._parts for base in type(part).__mro__)
+        for kind in filter(is_users, kinds):
+            for name, value in vars(kind).items():
+                plain = isinstance(value, (FunctionType, staticmethod, classmethod))
+                for function in () if isinstance(value, type) else filter(None, code_of(value)):
+                    if not plain or bare(value) is not function:  # as in a table of functions
+                        self._held.add(function)
+                    self._names[function].add(name)
+                    self._owners[function].add(kind)
+                    if isinstance(value, staticmethod):
+                        self._unbound.add(function)
+        held = (value for part in self._parts for value in held_beside_parts(part))
+        self._held |= {function for value in held for function in code_of(value)}
+        self._places = defaultdict[FunctionType, list[tuple[bool, str]]](list)
+        for part in self._parts:
+            if any(list(code_of(hook)) for hook in part._forward_pre_hooks.values()):
+                self._held.add(_forward(part))  # which it may give other arguments
+            for name, child in part._modules.items():
+                plain = is_users(type(part)) and name.isidentifier()
+                self._places[_forward(child)].append((plain, name))
+        self._packages = {_package(kind) for kind in filter(is_users, kinds)}
+        self._bases = {type(part).__mro__ for part in self._parts}
+        self._running = self._functions
+        self._known: dict[Asked, bool] = {}
+        self._definitions: dict[FunctionType, ast.FunctionDef | None] = {}
+
+    def find_running(self, code: Callable[[FunctionType], CodeType]) -> bool:
+        """Find the functions that may run, by the names in what is left of their code.
+
+        Args:
+            code: returns what is left.
+
+        Returns:
+            Whether they are others than before.
+        """
+        by_name = defaultdict[str, set[FunctionType]](set)
+        for function, names in self._names.items():
+            for name in names:
+                by_name[name].add(function)
+        known = dict.fromkeys(self._functions)
+        held = (value for part in self._parts for value in held_beside_parts(part))
+        waiting: list[FunctionType | None] = [f for value in held for f in code_of(value)]
+        waiting += [f for name in (*UNNAMED, "forward") for f in by_name[name]]
+        running = set[FunctionType]()
+        while waiting:
+            one = waiting.pop()
+            if one is None or one not in known or one in running:
+                continue
+            running.add(one)
+            left = set(names_in(code(one)))
+            left.update(left and _texts(one.__code__))
+            waiting += [f for name in left for f in by_name.get(name, ())]
+            waiting += [f for value in named_outside(one, left) for f in code_of(value, left)]
+        found = [function for function in known if function in running]
+        changed, self._running, self._known = found != self._running, found, {}
+        return changed
+
+    def always_give(self, function: FunctionType, name: str, value: Argument) -> bool:
+        """Tell whether all that may call a function hands it this argument, or nothing like it."""
+        given = signature(function, follow_wrapped=False).parameters
+        asked = Asked(function, name, list(given).index(name), value, _is_so(given[name], value))
+        if asked not in self._known:
+            self._known[asked] = self._always(asked, set())
+        return self._known[asked]
+
+    def _always(self, asked: Asked, seen: set[Asked]) -> bool:
+        if asked in seen:  # by itself
+            return True
+        seen.add(asked)
+        function = asked.function
+        if function in self._held:
+            return False
+        if function is _forward(self._parts[0]) and not self._is_given(asked):
+            return False
+        methods, places = set(self._names[function]), self._places[function]
+        loose = any(not plain for plain, _ in places)
+        if runs := not methods.isdisjoint(_RUNS):
+            methods |= _RUNS
+        for other in self._running:
+            defaults = (*(other.__defaults__ or ()), *(other.__kwdefaults__ or {}).values())
+            if any(function in code_of(value) for value in defaults):
+                return False
+            calls = self._calls(other, function, methods, {name for _, name in places}, runs, loose)
+            if calls is None:
+                return False
+            for call, offsets in calls:
+                offsets = (0, 1) if function in self._unbound else offsets
+                if not all(self._gives(other, call, asked, offset, seen) for offset in offsets):
+                    return False
+        return True
+
+    def _calls(
+        self,
+        caller: FunctionType,
+        function: FunctionType,
+        methods: set[str],
+        parts: set[str],
+        runs: bool,
+        loose: bool,
+    ) -> list[tuple[ast.Call, tuple[int, ...]]] | None:
+        """List the calls of a function in another's code; None where it may be called otherwise.
+
+        Args:
+            caller: the other function.
+            function: the function that is called.
+            methods: attributes that it is.
+            parts: attributes that are modules with which it runs.
+            runs: whether it runs with a module.
+            loose: whether any variable may be such a module.
+
+        Returns:
+            Calls, and by how many positions their arguments may be ahead of the function's.
+        """
+        code = caller.__code__
+        names, texts = set(names_in(code)), set(_texts(code))
+        cells = zip(code.co_freevars, caller.__closure__ or (), strict=False)
+        variables = {name for name, cell in cells if _holds(cell, function)}
+        variables |= {n for n in names if _leads_to(caller.__globals__.get(n), function)}
+        own = code.co_varnames[0] if code.co_argcount else ""
+        if _package(caller) not in self._packages:  # it knows no module of the user's by name
+            methods, parts, runs, loose = set(), set(), False, False
+        wanted = methods | parts
+        if not (loose or wanted & (names | texts) or variables or (runs and own)):
+            return []
+        if caller not in self._definitions:
+            self._definitions[caller] = definition_of(caller)
+        definition = self._definitions[caller]
+        if definition is None:
+            return None if wanted & (names | texts) or variables else []
+        if wanted & texts and names & {"getattr", "attrgetter", "methodcaller"}:
+            return None
+        apart = not self._in_one_class(caller, function)
+        found, called, bases = list[tuple[ast.Call, tuple[int, ...]]](), set[int](), set[int]()
+        nodes = [node for part in definition.body for node in ast.walk(part)]
+        for node in nodes:
+            if isinstance(node, ast.Attribute):
+                if apart and node.attr in methods and _is_itself(node.value, own):
+                    called.add(id(node))
+                bases.add(id(node.value))
+            if not isinstance(node, ast.Call):
+                continue
+            called.add(id(node.func))
+            match node.func:
+                case ast.Attribute(value, name) if (
+                    name in methods and apart and _is_itself(value, own)
+                ):
+                    pass
+                case ast.Attribute(value, name) if name in wanted:
+                    found.append((node, (1,) if _is_own(value, own) else (0, 1)))
+                case ast.Attribute():
+                    pass
+                case ast.Name(id=name) if name in variables:
+                    found.append((node, (0,)))
+                case ast.Name(id=name) if (runs and name == own) or (
+                    loose and name in _variables(code)
+                ):
+                    found.append((node, (1,)))
+                case ast.Name():
+                    pass
+                case _ if loose:
+                    found.append((node, (1,)))
+        for node in nodes:
+            if id(node) not in called and isinstance(getattr(node, "ctx", None), ast.Load):
+                if isinstance(node, ast.Name) and node.id in variables:
+                    return None
+                if isinstance(node, ast.Attribute) and node.attr in methods:
+                    return None
+                if isinstance(node, ast.Attribute) and node.attr in parts and id(node) not in bases:
+                    return None
+        return found
+
+    def _in_one_class(self, caller: FunctionType, function: FunctionType) -> bool:
+        """Tell whether a method's own object may have another method."""
+        ours, theirs = self._owners[caller], self._owners[function]
+        if not theirs:
+            return True
+        if not ours:  # a function, or a method of a class that no part is of
+            return "super" not in caller.__code__.co_names
+        return any(ours & {*mro} and theirs & {*mro} for mro in self._bases)
+
+    def _gives(
+        self, caller: FunctionType, call: ast.Call, asked: Asked, offset: int, seen: set[Asked]
+    ) -> bool:
+        """Tell whether a call gives an argument as asked; `offset` is 1 if it gives no module."""
+        code, place = caller.__code__, asked.position - offset
+        by_name = (keyword.value for keyword in call.keywords if keyword.arg == asked.name != "")
+        stars = [arg for arg in call.args if isinstance(arg, ast.Starred)]
+        plain = next((n for n, arg in enumerate(call.args) if arg in stars), len(call.args))
+        passed = next(by_name, call.args[place] if 0 <= place < plain else None)
+        if passed is not None:
+            return self._is(caller, passed, asked, seen)
+        more = [keyword.value for keyword in call.keywords if keyword.arg is None]
+        if not stars and not more:
+            return asked.is_default
+        named = code.co_argcount + code.co_kwonlyargcount
+        own = list(code.co_varnames[named : named + bool(code.co_flags & 4)])
+        others = code.co_varnames[named + len(own) :][: bool(code.co_flags & 8)]
+        if len(call.args) > plain + 1 or any(_name(star.value) not in own for star in stars):
+            return False
+        if len(more) > 1 or any(_name(value) not in others for value in more):
+            return False
+        if not {*own, *others}.isdisjoint(assigned(code)) or self._may_fill(caller, others):
+            return False
+        rest = replace(
+            asked,
+            function=caller,
+            name=asked.name if more and asked.name not in code.co_varnames[:named] else "",
+            position=code.co_argcount + place - plain if stars and place >= plain else -1,
+        )
+        return self._always(rest, seen)
+
+    def _may_fill(self, caller: FunctionType, names: Iterable[str]) -> bool:
+        """Tell whether a function may put more into its `**kwargs`."""
+        definition = self._definitions[caller]
+        assert definition is not None
+        plain = set[int]()
+        for node in ast.walk(definition):
+            match node:
+                case ast.keyword(None, value):
+                    plain.add(id(value))
+                case ast.Attribute(value, "get" | "pop" | "keys" | "values" | "items"):
+                    plain.add(id(value))
+                case ast.Subscript(value, ctx=ast.Load()):
+                    plain.add(id(value))
+        read = (node for node in ast.walk(definition) if _name(node) in {*names})
+        return any(id(node) not in plain for node in read)
+
+    def _is(self, caller: FunctionType, given: ast.expr, asked: Asked, seen: set[Asked]) -> bool:
+        value, code = asked.value, caller.__code__
+        match given:
+            case ast.Constant(found):
+                return found is value or type(found) is value
+            case ast.Name(id=name) if (
+                name in (code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+            ):
+                if name in assigned(live_code(caller, {name: value})):
+                    return False
+                parameters = signature(caller, follow_wrapped=False).parameters
+                place, same = list(parameters).index(name), _is_so(parameters[name], value)
+                return self._always(Asked(caller, name, place, value, same), seen)
+        return False
+
+
+def _is_so(parameter: Parameter, value: Argument) -> bool:
+    """Tell whether an argument is as asked where a call gives nothing, if it may do so."""
+    default = parameter.default
+    same = default is value or (isinstance(value, type) and type(default) is value)
+    return same or default is Parameter.empty
+
+
+def _forward(module: Any) -> Any:
+    """Return the code that runs with a module, as its class has it."""
+    return bare(vars(module).get("forward", type(module).forward)) if module is not None else None
+
+
+def _is_itself(value: ast.expr, own: str) -> bool:
+    """Tell whether an expression is the object of a method, or `super()`."""
+    return not isinstance(value, ast.Attribute) and _is_own(value, own)
+
+
+def _is_own(value: ast.expr, own: str) -> bool:
+    """Tell whether an expression begins with the module itself, or with `super()`."""
+    while isinstance(value, ast.Attribute):
+        value = value.value
+    if isinstance(value, ast.Call):
+        return _name(value.func) == "super"
+    return _name(value) == own != ""
+
+
+def _name(value: ast.AST) -> str | None:
+    return value.id if isinstance(value, ast.Name) else None
+
+
+def _package(value: FunctionType | type) -> str:
+    return str(value.__module__).partition(".")[0]
+
+
+def _texts(constant: Any) -> Iterator[str]:
+    """Yield the texts that stand in code."""
+    if isinstance(constant, str):
+        yield constant
+    parts = constant.co_consts if isinstance(constant, CodeType) else constant
+    if isinstance(parts, (tuple, frozenset)):
+        for part in parts:
+            yield from _texts(part)
+
+
+def _variables(code: CodeType) -> set[str]:
+    """Collect the variables of a function and of functions in it."""
+    inner = (_variables(part) for part in code.co_consts if isinstance(part, CodeType))
+    return {*code.co_varnames, *code.co_cellvars, *code.co_freevars}.union(*inner)
+
+
+def _leads_to(value: Any, function: FunctionType) -> bool:
+    """Tell whether a variable is a function, or a table of functions with it."""
+    return not isinstance(value, (type, ModuleType)) and function in code_of(value)
+
+
+def _holds(cell: Any, function: FunctionType) -> bool:
+    try:
+        return _leads_to(cell.cell_contents, function)
+    except ValueError:  # it is empty
+        return False
