@@ -37,6 +37,23 @@ class Asked:
     is_default: bool
 
 
+@dataclass(frozen=True)
+class _Uses:
+    """How code may call a function.
+
+    Attributes:
+        methods: attributes that it is.
+        parts: attributes that are modules with which it runs.
+        runs: whether it runs with a module.
+        loose: whether any variable may be such a module.
+    """
+
+    methods: frozenset[str] = frozenset()
+    parts: frozenset[str] = frozenset()
+    runs: bool = False
+    loose: bool = False
+
+
 class Callers:
     """Knows the code that may call the methods of modules."""
 
@@ -132,15 +149,12 @@ class Callers:
             return False
         if function is _forward(self._parts[0]) and not self._is_given(asked):
             return False
-        methods, places = set(self._names[function]), self._places[function]
-        loose = any(not plain for plain, _ in places)
-        if runs := not methods.isdisjoint(_RUNS):
-            methods |= _RUNS
+        uses = self._uses(function)
         for other in self._running:
             defaults = (*(other.__defaults__ or ()), *(other.__kwdefaults__ or {}).values())
             if any(function in code_of(value) for value in defaults):
                 return False
-            calls = self._calls(other, function, methods, {name for _, name in places}, runs, loose)
+            calls = self._calls(other, function, uses)
             if calls is None:
                 return False
             for call, offsets in calls:
@@ -149,24 +163,20 @@ class Callers:
                     return False
         return True
 
+    def _uses(self, function: FunctionType) -> _Uses:
+        places, methods = self._places[function], self._names[function]
+        runs = not methods.isdisjoint(_RUNS)
+        return _Uses(
+            frozenset(methods | _RUNS if runs else methods),
+            frozenset(name for _, name in places),
+            runs,
+            any(not plain for plain, _ in places),
+        )
+
     def _calls(
-        self,
-        caller: FunctionType,
-        function: FunctionType,
-        methods: set[str],
-        parts: set[str],
-        runs: bool,
-        loose: bool,
+        self, caller: FunctionType, function: FunctionType, uses: _Uses
     ) -> list[tuple[ast.Call, tuple[int, ...]]] | None:
         """List the calls of a function in another's code; None where it may be called otherwise.
-
-        Args:
-            caller: the other function.
-            function: the function that is called.
-            methods: attributes that it is.
-            parts: attributes that are modules with which it runs.
-            runs: whether it runs with a module.
-            loose: whether any variable may be such a module.
 
         Returns:
             Calls, and by how many positions their arguments may be ahead of the function's.
@@ -178,9 +188,9 @@ class Callers:
         variables |= {n for n in names if _leads_to(caller.__globals__.get(n), function)}
         own = code.co_varnames[0] if code.co_argcount else ""
         if _package(caller) not in self._packages:  # it knows no module of the user's by name
-            methods, parts, runs, loose = set(), set(), False, False
-        wanted = methods | parts
-        if not (loose or wanted & (names | texts) or variables or (runs and own)):
+            uses = _Uses()
+        wanted = uses.methods | uses.parts
+        if not (uses.loose or wanted & (names | texts) or variables or (uses.runs and own)):
             return []
         if caller not in self._definitions:
             self._definitions[caller] = definition_of(caller)
@@ -194,7 +204,7 @@ class Callers:
         nodes = [node for part in definition.body for node in ast.walk(part)]
         for node in nodes:
             if isinstance(node, ast.Attribute):
-                if apart and node.attr in methods and _is_itself(node.value, own):
+                if apart and node.attr in uses.methods and _is_itself(node.value, own):
                     called.add(id(node))
                 bases.add(id(node.value))
             if not isinstance(node, ast.Call):
@@ -202,7 +212,7 @@ class Callers:
             called.add(id(node.func))
             match node.func:
                 case ast.Attribute(value, name) if (
-                    name in methods and apart and _is_itself(value, own)
+                    name in uses.methods and apart and _is_itself(value, own)
                 ):
                     pass
                 case ast.Attribute(value, name) if name in wanted:
@@ -211,22 +221,23 @@ class Callers:
                     pass
                 case ast.Name(id=name) if name in variables:
                     found.append((node, (0,)))
-                case ast.Name(id=name) if (runs and name == own) or (
-                    loose and name in _variables(code)
+                case ast.Name(id=name) if (uses.runs and name == own) or (
+                    uses.loose and name in _variables(code)
                 ):
                     found.append((node, (1,)))
                 case ast.Name():
                     pass
-                case _ if loose:
+                case _ if uses.loose:
                     found.append((node, (1,)))
         for node in nodes:
             if id(node) not in called and isinstance(getattr(node, "ctx", None), ast.Load):
-                if isinstance(node, ast.Name) and node.id in variables:
-                    return None
-                if isinstance(node, ast.Attribute) and node.attr in methods:
-                    return None
-                if isinstance(node, ast.Attribute) and node.attr in parts and id(node) not in bases:
-                    return None
+                match node:
+                    case ast.Name(id=name) if name in variables:
+                        return None
+                    case ast.Attribute(attr=name) if name in uses.methods:
+                        return None
+                    case ast.Attribute(attr=name) if name in uses.parts and id(node) not in bases:
+                        return None
         return found
 
     def _in_one_class(self, caller: FunctionType, function: FunctionType) -> bool:
