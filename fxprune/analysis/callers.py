@@ -15,7 +15,6 @@ from fxprune.analysis.reached_code import UNNAMED, code_of, held_beside_parts, n
 from fxprune.tracing.code_state import bare, is_users, names_in
 
 _RUNS = {"forward", "__call__"}
-_MISSING = object()
 
 
 @dataclass(frozen=True)

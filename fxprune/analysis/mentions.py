@@ -11,16 +11,8 @@ from fxprune.tracing.code_state import is_users, names_in
 
 _LOOKS_UP = frozenset(
     {"getattr", "__getattribute__", "vars", "__dict__", "_modules", "_parameters", "_buffers"}
-    | {
-        "get_submodule",
-        "get_parameter",
-        "get_buffer",
-        "state_dict",
-        "apply",
-        "attrgetter",
-        "methodcaller",
-    }
-    | {"exec", "globals"}
+    | {"get_submodule", "get_parameter", "get_buffer", "state_dict", "apply"}
+    | {"attrgetter", "methodcaller", "exec", "globals"}
     | {kind + of for kind in ("", "named_") for of in ("children", "modules", "parameters")}
 )
 """Names of what finds a part by a name that does not stand in the code."""

@@ -134,7 +134,7 @@ class Evaluation:
         if self._was_compiled:  # the code that was compiled reads the view
             self._plan()
 
-    def _find_sites(self, network: nn.Module, residents: Mapping[str, Tensor]) -> None:
+    def _find_sites(self, network: TracedModule, residents: Mapping[str, Tensor]) -> None:
         self._sites = list(_sites(network, residents))
         self._asked = [site for site in self._sites if site.asked]
         by_table = itertools.groupby(self._sites, key=lambda site: id(site.table))
@@ -263,7 +263,7 @@ def _makes_no_graph() -> bool:
     )
 
 
-def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Site]:
+def _sites(network: TracedModule, residents: Mapping[str, Tensor]) -> Iterator[_Site]:
     """Find all places in which residents stand; a tied one stands in several."""
     names = {id(tensor): name for name, tensor in residents.items()}
     unseen = set(_written_by_data(network))
@@ -278,9 +278,8 @@ def _sites(network: nn.Module, residents: Mapping[str, Tensor]) -> Iterator[_Sit
                     )
 
 
-def _written_by_data(network: nn.Module) -> Iterator[int]:
+def _written_by_data(network: TracedModule) -> Iterator[int]:
     """Yield the ids of tensors whose `data` the graphs read, and may write to."""
-    assert isinstance(network, TracedModule)
     roots: list[tuple[nn.Module, fx.Graph]] = [(network, graph) for graph in network.graphs]
     roots += [(r.module, graph) for r in network.regions.values() for graph in r.graphs]
     for root, graph in roots:
