@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fxprune.errors import RunError
+from fxprune.errors import RunError, shell_word
 from fxprune.files import CHECK
 from fxprune.runs.contents import is_negative, is_wild
+from fxprune.runs.gated_file import GATED
 
 ENDINGS = (".safetensors", ".pt", ".pth")
 INSIDE = ("state_dict", "model_state_dict", "model")
@@ -45,6 +46,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
             of the model.
     """
     weights = _read(path)
+    if any(name.startswith(GATED) for name in weights):
+        raise RunError(
+            f"{path} is the checkpoint of a run",
+            why="it holds a gated network and its training, not the weights of the whole network",
+            do=f"begin a new run with it: fxprune train NEW --from {shell_word(path.parent)}",
+        )
     _refuse_odd_tensors(path, weights)
     own: Mapping[str, Any] = model.state_dict()
     odd = [

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import fxprune
 from fxprune.errors import RunError
+from fxprune.runs.run import Run
 from fxprune.runs.weights import load_weights
 
 
@@ -105,6 +107,14 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_weights(net(), write(tmp_path / "list.pt", [torch.ones(2)]))
     with pytest.raises(RunError, match="there are no weights in"):
         load_weights(net(), write(tmp_path / "more.pt", {"epoch": 3}))
+
+
+def test_checkpoints_of_runs(tmp_path: Path) -> None:
+    gated = fxprune.instrument(net(), (torch.zeros(2, 1, 9, 9),))
+    run = Run.create(tmp_path / "a run", gated, "model.py:net", "1x9x9")
+    with pytest.raises(RunError, match="is the checkpoint of a run") as refused:
+        load_weights(net(), run.checkpoint)
+    assert f"fxprune train NEW --from '{run.path}'" in str(refused.value)
 
 
 def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
