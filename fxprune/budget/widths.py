@@ -4,11 +4,12 @@ Two ways to spend one. *Uniform*: every group keeps the same share of its channe
 the scores of the kept channels are worth is made as much as possible; no group gets less than its
 floor. Where channels are counted (`keep`), that is their sum: one threshold over all channels'
 scores, as in arXiv 2007.01486. Where macs or params are, a group that keeps K of the sum S of its
-channels' scores is worth S log(K / S), so that the less is left of a group, the more its next
-channel is worth. (With their plain sum, the groups of most scores for their price would keep nearly
-all, and the others next to nothing, though the groups of a VGG differ little in that.) The price of
-a channel is what it costs in the budget's own measure: the macs or params saved by removing half of
-its group, divided by the number of removed channels.
+channels' scores loses S (S / K - 1): nothing if it stays whole, S at a half, 3 S at a quarter. So
+the less is left of a group, the more its next channel is worth. (With the plain sum, the groups of
+most scores for their price would keep nearly all, and the others next to nothing, though the groups
+of a VGG differ little in that.) The price of a channel is what it costs in the budget's own
+measure: the macs or params saved by removing half of its group, divided by the number of removed
+channels.
 
 Both use one list. Every group's width climbs from its least to its most allowed width in
 *rounding steps*, see `Budget.round_to` (the last may be shorter). The steps of all groups are
@@ -125,7 +126,8 @@ def global_widths(budget: Budget, layout: Layout, cost: CostModel, scores: Tenso
     def worth(group: int, low: int, high: int) -> float:
         if not kept[group][low]:
             return 0.0
-        added = kept[group][-1] * math.log(kept[group][high] / kept[group][low])
+        whole = kept[group][-1]
+        added = whole * (whole / kept[group][low] - whole / kept[group][high])
         return added / (high - low) / max(prices[group], 1e-6)  # free channels come first
 
     return _spend(budget, cost, allowed, worth)

@@ -307,7 +307,8 @@ def test_widths_are_those_of_a_plain_walk(
         saved = count(kind, cost, layout.sizes) - count(kind, cost, narrow)
         price = saved / max(size - half, 1) or 1e-6
         kept = list(itertools.accumulate(sorted(part.tolist(), reverse=True)))
-        gains = [kept[-1] * math.log(high / low) for low, high in itertools.pairwise(kept)]
+        left = [kept[-1] / part for part in kept]
+        gains = [kept[-1] * (low - high) for low, high in itertools.pairwise(left)]
         ranked.append([math.inf, *(gain / price for gain in gains)])
     assert global_widths(budget, layout, cost, scores) == walked(budget, case, ranked)
 
