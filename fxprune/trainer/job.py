@@ -13,9 +13,11 @@ from pydantic import Field
 from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, load, own_data, own_transforms
 from fxprune.errors import FxpruneWarning, OptionError
 from fxprune.files import read_record, write_record
+from fxprune.policies import parse
 from fxprune.runs.plan import Text
 from fxprune.runs.run import Run, is_trained
 from fxprune.runs.schema import Strict
+from fxprune.trainer import recipe
 from fxprune.trainer.checkpoint import refuse_others
 from fxprune.trainer.options import TrainOptions
 
@@ -121,6 +123,8 @@ class Job:
             old.options if old else TrainOptions(),
             **{key: value for key, value in given.items() if value is not None},
         )
+        if old is None and run.weights is not None and parse(run.plan.policy).falls:
+            options = recipe.falling_quickly(options)
         where = root or (old.root if old else Path("data"))
         preprocess = Preprocess.parse(**(images or {}), base=old.preprocess if old else None)
         if val_split is not None and not 0 <= val_split < 1:

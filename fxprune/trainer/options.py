@@ -97,7 +97,8 @@ class TrainOptions(Strict):
             budget from the first step on), linear or cubic, with options in braces:
             linear{begin=0.2,end=0.5}. auto is constant for policies that do best with it
             (balance) unless `train_macs` is given, and for others cubic{begin=0.1,end=0.4}, or
-            an earlier end where the channels settle earlier.
+            an earlier end where the channels settle earlier; in a run that was instrumented with
+            trained weights, cubic{begin=0.01,end=0.1}.
         train_macs: what the whole run may cost, as a share of the dense run's forward macs; plans
             how long the network takes to fall to its budget. Without it there is no limit.
         settle: last share of the run, in which only the channels that are exported train; by

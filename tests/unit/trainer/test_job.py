@@ -12,6 +12,7 @@ import fxprune
 from fxprune.errors import FxpruneWarning, OptionError, RunError
 from fxprune.files import read_tensors, write_tensors
 from fxprune.runs.run import Run
+from fxprune.trainer import recipe
 from fxprune.trainer.job import FILE, Job
 from fxprune.trainer.options import TrainOptions
 
@@ -31,6 +32,31 @@ def test_the_next_call_takes_what_it_is_not_told(run: Run) -> None:
     second = Job.of(run, None, None, {"epochs": 5, "lr": None})
     assert second.options == TrainOptions(epochs=5, lr=0.2)
     assert (second.data, second.root) == ("digits", Path("here").resolve())
+
+
+@pytest.mark.parametrize(
+    ("policy", "given", "expected"),
+    [
+        ("utility", {}, recipe.OPTIONS.budget_schedule),
+        ("utility", {"settle": 0.9375}, "cubic{begin=0.00625,end=0.0625}"),
+        ("utility", {"budget_schedule": "constant"}, "constant"),
+        ("balance", {}, "auto"),
+    ],
+)
+def test_trained_networks_fall_quickly(
+    policy: str, given: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    gated = fxprune.instrument(model, (torch.zeros(2, 3, 20, 24),), policy)
+    run = Run.create(tmp_path / "a", gated, "model.py", weights=tmp_path / "dense.safetensors")
+    first = Job.of(run, "digits", None, given)
+    assert first.options.budget_schedule == expected
+    first.write(run)
+    assert Job.of(run, None, None, {"epochs": 30}).options.budget_schedule == (
+        first.options.budget_schedule
+    )
+    untrained = Run.create(tmp_path / "b", gated, "model.py")
+    assert Job.of(untrained, "digits", None, {}).options.budget_schedule == "auto"
 
 
 @pytest.mark.parametrize(
