@@ -102,6 +102,17 @@ def gated(policy: str, within: bool = False, floor: float = Budget.floor) -> Mak
     return make
 
 
+def from_scratch(make: Maker) -> Maker:
+    """The same arm with new weights in place of the trained ones."""
+    import models
+
+    def anew(model: nn.Module, share: float, split: TensorSplit, seed: int) -> Made:
+        torch.manual_seed(seed)
+        return make(models.initialised(copy.deepcopy(model)), share, split, seed)
+
+    return anew
+
+
 def one_shot(
     policy: str = "utility", tried: int = 0, mend: bool = False, within: bool = False
 ) -> Maker:
@@ -291,4 +302,6 @@ ARMS: dict[str, StartArm] = {
     "Torch-Pruning, GroupTaylor": StartArm(torch_pruning("Taylor")),
     "uniform, one-shot": StartArm(uniform),
     "narrow from scratch": StartArm(narrow),
+    "utility from scratch": StartArm(from_scratch(gated("utility"))),
+    "balance from scratch": StartArm(from_scratch(gated("balance"))),
 }

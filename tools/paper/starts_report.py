@@ -94,18 +94,19 @@ def best(runs: list[Record]) -> list[Record]:
     return max(rates.values(), key=lambda some: statistics.mean(r["held_out"] for r in some))
 
 
-def title(case: Case) -> str:
+def title(case: Case, arms: dict[str, list[Record]]) -> str:
     """Of a table and its figure."""
     start, macs, epochs = case
     length = f"{epochs:g} dense epoch{'' if epochs == 1 else 's'}" if epochs else "no training"
-    return f"{macs:g} of the macs, {length} from {start}, CIFAR-10"
+    origin = f"new weights of {start}" if all(a.endswith("from scratch") for a in arms) else start
+    return f"{macs:g} of the macs, {length} from {origin}, CIFAR-10"
 
 
 def _table(case: Case, arms: dict[str, list[Record]]) -> str:
     is_timed = all("time" in run for some in arms.values() for run in best(some))
     shares = ("macs", "params", "time") if is_timed else ("macs", "params")
     heads = ["arm", "test, %", "held out, %", "lr (of)", "seeds", *shares, "passes", "spent"]
-    lines = [f"## {title(case)}", ""]
+    lines = [f"## {title(case, arms)}", ""]
     lines += ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for arm in sorted(arms, key=lambda arm: -_mean(best(arms[arm]), "test")):
         runs = best(arms[arm])
@@ -144,13 +145,13 @@ def _figure(case: Case, arms: dict[str, list[Record]], results: Path) -> str:
         axes.plot([statistics.mean(values)], [place], "|", markersize=14, color=colour(arm))
     axes.set_yticks(range(len(order)), order, fontsize=8)
     axes.set_xlabel("test accuracy, %; a dot for each seed")
-    figure.suptitle(title(case), fontsize=9)
+    figure.suptitle(title(case, arms), fontsize=9)
     axes.grid(color="0.9", axis="x")
     start, macs, epochs = case
     name = f"starts-{start.replace(' ', '-')}-macs-{macs:g}-epochs-{epochs:g}.png"
     figure.savefig(results / name, dpi=120)
     pyplot.close(figure)
-    return f"![{title(case)}]({name})\n\n`python tools/paper/starts_report.py`\n"
+    return f"![{title(case, arms)}]({name})\n\n`python tools/paper/starts_report.py`\n"
 
 
 def colour(arm: str) -> str:
