@@ -303,5 +303,7 @@ ARMS: dict[str, StartArm] = {
     "uniform, one-shot": StartArm(uniform),
     "narrow from scratch": StartArm(narrow),
     "utility from scratch": StartArm(from_scratch(gated("utility"))),
-    "balance from scratch": StartArm(from_scratch(gated("balance"))),
+    "balance from scratch": StartArm(
+        from_scratch(gated("balance")), changes=(("schedule", "constant"), ("settle", 0.25))
+    ),
 }
