@@ -52,9 +52,10 @@ repeats an arm.
 Arms that are "mended" are refitted; those with "norms measured anew"
 had their batch norms measured before and after that, which the tool no longer does. Of the runs of
 one dense epoch, those two kinds and "utility, uniform widths, one-shot, mended" were scored on 50
-batches, the other one-shot runs of `utility` on 20; `spent` counts it. "Plain sums" are widths
-allocated by the sums of scores, and no logarithm of them, which `fxprune.budget.widths` no longer
-does; so are all of `utility` and `balance` outside the table of 2 dense epochs from vgg6.
+batches, the other one-shot runs of `utility` on 20; `spent` counts it. Widths of `utility` and
+`balance` are allocated by one over the share of its scores that a group keeps. Where an arm says
+"plain sums" they were allocated by the sums of what is kept, and where it says "logarithm" by its
+logarithm, which `fxprune.budget.widths` did before.
 """
 
 
@@ -68,22 +69,29 @@ def render(results: Path) -> None:
             record["time"] = times[record["key"]]["share"][1]
         elif record["macs"] == 1:
             record["time"] = 1.0
-    cases: dict[Case, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    cases: dict[Case, list[Record]] = defaultdict(list)
     for record in records:
-        case = _start(record), record["budget"], record["dense_epochs"]
-        cases[case][record["arm"]].append(record)
+        cases[record["start"], record["budget"], record["dense_epochs"]].append(record)
     parts = [PREAMBLE]
-    for case, arms in sorted(cases.items(), key=lambda item: (item[0][0], -item[0][1], item[0][2])):
+    for case in sorted(cases, key=lambda case: (case[0], -case[1], case[2])):
+        arms = _by_arm(cases[case])
         parts += [_table(case, arms), _figure(case, arms, results)]
     versions = {f"fxprune {r['fxprune']}, torch {r['torch']}" for r in records}
     parts.append("Trained with " + "; ".join(sorted(versions)) + ".\n")
     (results / "README.md").write_text("\n".join(parts))
 
 
-def _start(record: Record) -> str:
-    """Name what a run started from, and the precision if it is not the others'."""
-    wide = record.get("precision") == "float32"
-    return f"{record['start']} in float32" if wide else str(record["start"])
+def _by_arm(runs: list[Record]) -> dict[str, list[Record]]:
+    """Sort runs by arm, and by precision where it is not the same for all."""
+    mixed = len({_is_float32(run) for run in runs}) > 1
+    arms: dict[str, list[Record]] = defaultdict(list)
+    for run in runs:
+        arms[run["arm"] + (", in float32" if mixed and _is_float32(run) else "")].append(run)
+    return arms
+
+
+def _is_float32(run: Record) -> bool:
+    return run.get("precision") == "float32"
 
 
 def best(runs: list[Record]) -> list[Record]:
@@ -98,8 +106,9 @@ def title(case: Case, arms: dict[str, list[Record]]) -> str:
     """Of a table and its figure."""
     start, macs, epochs = case
     length = f"{epochs:g} dense epoch{'' if epochs == 1 else 's'}" if epochs else "no training"
-    origin = f"new weights of {start}" if all(a.endswith("from scratch") for a in arms) else start
-    return f"{macs:g} of the macs, {length} from {origin}, CIFAR-10"
+    origin = f"new weights of {start}" if all("from scratch" in a for a in arms) else start
+    wide = ", in float32" if all(_is_float32(run) for some in arms.values() for run in some) else ""
+    return f"{macs:g} of the macs, {length} from {origin}{wide}, CIFAR-10"
 
 
 def _table(case: Case, arms: dict[str, list[Record]]) -> str:
