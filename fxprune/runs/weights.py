@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fxprune.errors import RunError, shell_word
+from fxprune.errors import RunError
 from fxprune.files import CHECK
 from fxprune.runs.contents import is_negative, is_wild
 from fxprune.runs.gated_file import GATED
@@ -50,7 +50,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise RunError(
             f"{path} is the checkpoint of a run",
             why="it holds a gated network and its training, not the weights of the whole network",
-            do=f"begin a new run with it: fxprune train NEW --from {shell_word(path.parent)}",
+            do="give the weights that the run began with; or begin a run that goes on with its "
+            "policy and budget: fxprune train NEW --from RUN",
         )
     _refuse_odd_tensors(path, weights)
     own: Mapping[str, Any] = model.state_dict()

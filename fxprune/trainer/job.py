@@ -17,7 +17,6 @@ from fxprune.policies import parse
 from fxprune.runs.plan import Text
 from fxprune.runs.run import Run, is_trained
 from fxprune.runs.schema import Strict
-from fxprune.trainer import recipe
 from fxprune.trainer.checkpoint import refuse_others
 from fxprune.trainer.options import TrainOptions
 
@@ -123,8 +122,10 @@ class Job:
             old.options if old else TrainOptions(),
             **{key: value for key, value in given.items() if value is not None},
         )
-        if old is None and run.weights is not None and parse(run.plan.policy).falls:
-            options = recipe.falling_quickly(options)
+        is_older = old is not None and old.options.budget_schedule == "auto"
+        begins_trained = run.weights is not None and parse(run.plan.policy).falls
+        if options.budget_schedule == "auto" and begins_trained and not is_older:
+            options = dataclasses.replace(options, budget_schedule="quick")
         where = root or (old.root if old else Path("data"))
         preprocess = Preprocess.parse(**(images or {}), base=old.preprocess if old else None)
         if val_split is not None and not 0 <= val_split < 1:

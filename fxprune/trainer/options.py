@@ -95,10 +95,11 @@ class TrainOptions(Strict):
         channels_last: NHWC memory: auto is on, except on a GPU in full precision.
         budget_schedule: how a gated network falls from all channels to its budget: constant (the
             budget from the first step on), linear or cubic, with options in braces:
-            linear{begin=0.2,end=0.5}. auto is constant for policies that do best with it
-            (balance) unless `train_macs` is given, and for others cubic{begin=0.1,end=0.4}, or
-            an earlier end where the channels settle earlier; in a run that was instrumented with
-            trained weights, cubic{begin=0.01,end=0.1}.
+            linear{begin=0.2,end=0.5}. quick, for trained networks, is cubic{begin=0.01,end=0.1}.
+            auto is constant for policies that do best with it (balance) unless `train_macs` is
+            given; for others quick in a run that was instrumented with trained weights, else
+            cubic{begin=0.1,end=0.4}. quick and auto end earlier where the channels settle
+            earlier, and `train_macs` stretches them.
         train_macs: what the whole run may cost, as a share of the dense run's forward macs; plans
             how long the network takes to fall to its budget. Without it there is no limit.
         settle: last share of the run, in which only the channels that are exported train; by
@@ -170,7 +171,7 @@ class TrainOptions(Strict):
             "optimizer": self.optimizer.strip().lower(),
             "freeze": ",".join(filter(None, patterns)),
         }
-        if self.budget_schedule != "auto":
+        if self.budget_schedule not in ("auto", "quick"):
             texts["budget_schedule"] = to_text(parse(self.budget_schedule))
         for name, text in texts.items():
             object.__setattr__(self, name, text)
@@ -235,12 +236,16 @@ class TrainOptions(Strict):
         return self.best or self.early_stop is not None
 
     def schedule_of_budget(self, falls: bool) -> Schedule:
-        """Make the budget's schedule, what "auto" stands for included; `falls` is the policy's."""
+        """Make the budget's schedule, also what names stand for; `falls` is the policy's."""
+        latest = 1 - self.settled_share(falls)
+        if self.budget_schedule == "quick":
+            end = min(0.1, latest)
+            return Cubic(begin=end / 10, end=end)
         if self.budget_schedule != "auto":
             return parse(self.budget_schedule)
         if self._begins_with_the_budget(falls):
             return Constant()
-        end = min(0.4, 1 - self.settled_share(falls))
+        end = min(0.4, latest)
         return Cubic(begin=end / 4, end=end)
 
     def settled_share(self, falls: bool) -> float:

@@ -112,9 +112,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_checkpoints_of_runs(tmp_path: Path) -> None:
     gated = fxprune.instrument(net(), (torch.zeros(2, 1, 9, 9),))
     run = Run.create(tmp_path / "a run", gated, "model.py:net", "1x9x9")
-    with pytest.raises(RunError, match="is the checkpoint of a run") as refused:
+    with pytest.raises(RunError, match="is the checkpoint of a run"):
         load_weights(net(), run.checkpoint)
-    assert f"fxprune train NEW --from '{run.path}'" in str(refused.value)
 
 
 def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import fxprune
 from fxprune.errors import FxpruneWarning, OptionError, RunError
 from fxprune.files import read_tensors, write_tensors
 from fxprune.runs.run import Run
-from fxprune.trainer import recipe
 from fxprune.trainer.job import FILE, Job
 from fxprune.trainer.options import TrainOptions
 
@@ -37,8 +36,8 @@ def test_the_next_call_takes_what_it_is_not_told(run: Run) -> None:
 @pytest.mark.parametrize(
     ("policy", "given", "expected"),
     [
-        ("utility", {}, recipe.OPTIONS.budget_schedule),
-        ("utility", {"settle": 0.9375}, "cubic{begin=0.00625,end=0.0625}"),
+        ("utility", {}, "quick"),
+        ("utility", {"budget_schedule": "auto"}, "quick"),
         ("utility", {"budget_schedule": "constant"}, "constant"),
         ("balance", {}, "auto"),
     ],
@@ -52,9 +51,8 @@ def test_trained_networks_fall_quickly(
     first = Job.of(run, "digits", None, given)
     assert first.options.budget_schedule == expected
     first.write(run)
-    assert Job.of(run, None, None, {"epochs": 30}).options.budget_schedule == (
-        first.options.budget_schedule
-    )
+    assert Job.of(run, None, None, given).options == first.options
+    assert Job.of(run, None, None, {"settle": 0.95}).options.budget_schedule == expected
     untrained = Run.create(tmp_path / "b", gated, "model.py")
     assert Job.of(untrained, "digits", None, {}).options.budget_schedule == "auto"
 

@@ -14,6 +14,7 @@ from torch import nn
 import fxprune
 import fxprune.files
 from fxprune.budget.budget import Budget
+from fxprune.budget.schedule import Cubic
 from fxprune.budget.widths import uniform_widths
 from fxprune.data import DataSet
 from fxprune.errors import OptionError
@@ -52,7 +53,7 @@ LEAST = total(plan_run(GATED, FAST, 1000)) / (1000 * GATED.cost.dense_macs)
 @settings(deadline=None)
 @given(
     st.floats(LEAST, 1),
-    st.sampled_from(["cubic", "linear", "cubic{begin=0.2,end=0.4,changes=7}", "constant"]),
+    st.sampled_from(["cubic", "linear", "cubic{begin=0.2,end=0.4,changes=7}", "quick", "constant"]),
     st.sampled_from([0.0, 0.1, 0.5]),
     st.integers(100, 3000),
 )
@@ -79,6 +80,13 @@ def test_balance_has_the_budget_from_the_first_step_on() -> None:
     assert limited.by_step.share(0) == 1
     assert 0.3 * 100 < total(limited) / gated.cost.dense_macs <= 0.4 * 100
     assert plan_run(GATED, TrainOptions(), 100).by_step.share(5) == 1
+
+
+@pytest.mark.parametrize(("settle", "end"), [(None, 0.1), (0.9375, 0.0625)])
+def test_a_quick_fall_ends_before_the_channels_settle(settle: float | None, end: float) -> None:
+    for falls in (True, False):
+        options = TrainOptions(budget_schedule="quick", settle=settle)
+        assert options.schedule_of_budget(falls) == Cubic(begin=end / 10, end=end)
 
 
 def test_what_begins_with_the_budget_settles_early() -> None:
