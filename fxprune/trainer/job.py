@@ -122,9 +122,10 @@ class Job:
             old.options if old else TrainOptions(),
             **{key: value for key, value in given.items() if value is not None},
         )
-        is_older = old is not None and old.options.budget_schedule == "auto"
         begins_trained = run.weights is not None and parse(run.plan.policy).falls
-        if options.budget_schedule == "auto" and begins_trained and not is_older:
+        was_auto = old is not None and old.options.budget_schedule == "auto"
+        if options.budget_schedule == "auto" and begins_trained and not was_auto:
+            # Where the last call left "auto", an older fxprune planned the fall that way: it stays.
             options = dataclasses.replace(options, budget_schedule="quick")
         where = root or (old.root if old else Path("data"))
         preprocess = Preprocess.parse(**(images or {}), base=old.preprocess if old else None)

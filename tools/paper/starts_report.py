@@ -52,10 +52,10 @@ repeats an arm.
 Arms that are "mended" are refitted; those with "norms measured anew"
 had their batch norms measured before and after that, which the tool no longer does. Of the runs of
 one dense epoch, those two kinds and "utility, uniform widths, one-shot, mended" were scored on 50
-batches, the other one-shot runs of `utility` on 20; `spent` counts it. Widths of `utility` and
-`balance` are allocated by one over the share of its scores that a group keeps. Where an arm says
-"plain sums" they were allocated by the sums of what is kept, and where it says "logarithm" by its
-logarithm, which `fxprune.budget.widths` did before.
+batches, the other one-shot runs of `utility` on 20; `spent` counts it. The widths of `utility` and
+`balance` are allocated as `fxprune.budget.widths` says, where what a group loses grows as one over
+the share of its scores that it keeps. Before that, a group was worth the sum of what it keeps (arms
+that say "plain sums"), and then the logarithm of its share (arms that say "logarithm").
 """
 
 
@@ -157,7 +157,7 @@ def _figure(case: Case, arms: dict[str, list[Record]], results: Path) -> str:
     figure.suptitle(title(case, arms), fontsize=9)
     axes.grid(color="0.9", axis="x")
     start, macs, epochs = case
-    name = f"starts-{start.replace(' ', '-')}-macs-{macs:g}-epochs-{epochs:g}.png"
+    name = f"starts-{start}-macs-{macs:g}-epochs-{epochs:g}.png"
     figure.savefig(results / name, dpi=120)
     pyplot.close(figure)
     return f"![{title(case, arms)}]({name})\n\n`python tools/paper/starts_report.py`\n"
