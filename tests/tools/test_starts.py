@@ -151,3 +151,27 @@ def test_widths_of_groups_follow_from_those_of_convolutions():
     assert found == wanted
     with pytest.raises(SystemExit, match="conv"):
         starts_time.group_widths(net.channels, dict(zip(names, convs[::-1], strict=True)))
+
+
+def test_a_front_needs_three_budgets_that_were_timed(tmp_path):
+    import starts_report
+
+    record = json.loads((ROOT / "results" / "starts.json").read_text())["runs"][-1]
+    arms = {"utility": (0.7, 0.5, 0.27), "uniform, one-shot": (0.5, 0.27)}
+    runs = [
+        {**record, "arm": arm, "budget": macs, "macs": macs, "key": f"{arm}/{macs}"}
+        for arm, budgets in arms.items()
+        for macs in budgets
+    ]
+    (tmp_path / "starts.json").write_text(json.dumps({"runs": runs}))
+    starts_report.render(tmp_path)
+    assert not list(tmp_path.glob("*front*")), "nothing was timed"
+    times = {run["key"]: {"share": [run["macs"]] * 3} for run in runs}
+    (tmp_path / "starts-time.json").write_text(json.dumps(times))
+    starts_report.render(tmp_path)
+    (figure,) = tmp_path.glob("*front*")
+    assert figure.name in (tmp_path / "README.md").read_text()
+    by_budget = {macs: {} for macs in arms["utility"]}
+    for run in runs:
+        by_budget[run["budget"]][run["arm"]] = [{**run, "time": run["macs"]}]
+    assert list(starts_report.fronts(by_budget)) == ["utility"]

@@ -1,4 +1,4 @@
-"""results/README.md and its figure, from results/starts.json: nothing in it is written by hand.
+"""results/README.md and its figures, from results/starts.json: nothing in it is written by hand.
 
 python tools/paper/starts_report.py
 """
@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+LEAST_BUDGETS = 3  # of a line that shows accuracy by time
 Record = dict[str, Any]
 Case = tuple[str, float, float]  # start, share of the macs, dense epochs
 
@@ -76,6 +77,10 @@ def render(results: Path) -> None:
     for case in sorted(cases, key=lambda case: (case[0], -case[1], case[2])):
         arms = _by_arm(cases[case])
         parts += [_table(case, arms), _figure(case, arms, results)]
+    for start, epochs in sorted({(start, epochs) for start, _, epochs in cases}):
+        by_budget = {b: _by_arm(cases[s, b, e]) for s, b, e in cases if (s, e) == (start, epochs)}
+        if lines := fronts(by_budget):
+            parts.append(_front_figure(start, epochs, lines, results))
     versions = {f"fxprune {r['fxprune']}, torch {r['torch']}" for r in records}
     parts.append("Trained with " + "; ".join(sorted(versions)) + ".\n")
     (results / "README.md").write_text("\n".join(parts))
@@ -161,6 +166,41 @@ def _figure(case: Case, arms: dict[str, list[Record]], results: Path) -> str:
     figure.savefig(results / name, dpi=120)
     pyplot.close(figure)
     return f"![{title(case, arms)}]({name})\n\n`python tools/paper/starts_report.py`\n"
+
+
+def fronts(by_budget: dict[float, dict[str, list[Record]]]) -> dict[str, list[list[Record]]]:
+    """The runs at each budget of the arms that were timed at `LEAST_BUDGETS` or more."""
+    points: dict[str, list[list[Record]]] = defaultdict(list)
+    for _, arms in sorted(by_budget.items()):
+        for arm, runs in arms.items():
+            if all("time" in run and run["macs"] < 1 for run in best(runs)):
+                points[arm].append(best(runs))
+    return {arm: some for arm, some in sorted(points.items()) if len(some) >= LEAST_BUDGETS}
+
+
+def _front_figure(
+    start: str, epochs: float, lines: dict[str, list[list[Record]]], results: Path
+) -> str:
+    """Accuracy by time: a dot for each budget, a band over the seeds."""
+    heading = f"Accuracy by time, {epochs:g} dense epochs from {start}, CIFAR-10"
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for arm, points in lines.items():
+        times = [_mean(runs, "time") for runs in points]
+        tests = [[100 * run["test"] for run in runs] for runs in points]
+        means = [statistics.mean(some) for some in tests]
+        band = [min(some) for some in tests], [max(some) for some in tests]
+        axes.plot(times, means, "o-", color=colour(arm), label=arm)
+        axes.fill_between(times, *band, color=colour(arm), alpha=0.2, linewidth=0)
+    axes.set_xlabel("time in ONNX Runtime, share of the dense network's")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(color="0.9")
+    axes.legend()
+    figure.suptitle(heading, fontsize=9)
+    name = f"starts-{start}-epochs-{epochs:g}-front.png"
+    figure.savefig(results / name, dpi=120)
+    pyplot.close(figure)
+    told = "A dot for each budget; a band from the lowest to the highest seed."
+    return f"## {heading}\n\n![{heading}]({name})\n\n{told} `python tools/paper/starts_report.py`\n"
 
 
 def colour(arm: str) -> str:

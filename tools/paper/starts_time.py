@@ -2,7 +2,7 @@
 
     python tools/paper/starts_time.py                       # writes results/starts-time.json
 
-The widths of each finished training (five dense epochs or more) are in results/starts.json. A
+The widths of each finished training (two dense epochs or more) are in results/starts.json. A
 network of these widths is exported and timed beside the dense one, hot, in one thread, as latency
 budgets are. What is there already is not measured again. `starts_report.py` shows the figures.
 """
@@ -30,7 +30,7 @@ from fxprune.gated.module import Settings
 from fxprune.passes import Program, apply
 from fxprune.policies import parse
 
-LEAST_EPOCHS = 5
+LEAST_EPOCHS = 2
 
 
 def group_widths(graph: ChannelGraph, convs: dict[str, int]) -> Widths:
