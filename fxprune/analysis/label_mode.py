@@ -176,7 +176,8 @@ def rule_of(func: Any) -> Rule | None:
     for key in (func, func.overloadpacket, func._schema.name, *func.tags):
         if key in known:
             return known[key]()
-    return None
+    plain = None if torch.Tag.inplace_view in func.tags else _out_of_place(func)
+    return None if plain is None else rule_of(plain)
 
 
 @cache
@@ -184,10 +185,17 @@ def _moved(func: Any) -> Any:
     """Find the op that returns what another one does in place to a shape, as `unsqueeze_` does."""
     if torch.Tag.inplace_view not in func.tags or rule_of(func) is not None:
         return None
-    packet = getattr(torch.ops.aten, func.overloadpacket.__name__.removesuffix("_"))
+    found = _out_of_place(func)
+    return None if found is None or rule_of(found) is None else found
+
+
+def _out_of_place(func: Any) -> Any:
+    """Find the op that returns what another one writes into its operand: `abs` for `abs_`."""
+    packet = getattr(torch.ops.aten, func.overloadpacket.__name__.removesuffix("_"), None)
+    if packet in (None, func.overloadpacket) or func.namespace != "aten":
+        return None
     known = packet.overloads()
-    found = getattr(packet, func._overloadname if func._overloadname in known else known[0])
-    return None if rule_of(found) is None else found
+    return getattr(packet, func._overloadname if func._overloadname in known else known[0])
 
 
 @cache

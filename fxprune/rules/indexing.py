@@ -56,7 +56,7 @@ class GatherAlong(Rule):
 class Scatter(Rule):
     """index_copy or index_add: what is put meets the positions; the result has them all."""
 
-    keys = (aten.index_copy, aten.index_copy_, aten.index_add, aten.index_add_)
+    keys = (aten.index_copy, aten.index_add)
 
     def __call__(self, context: Context, call: Call) -> None:
         x, index, source = call["self"], call["index"], call["source"]

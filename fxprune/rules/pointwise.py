@@ -21,23 +21,17 @@ class Pointwise(Rule):
         torch.Tag.pointwise,
         aten.complex,
         aten.copy_,
-        aten.gelu_,
+        aten.floor_divide,
         aten.hardswish,
-        aten.hardswish_,
         aten.lerp,
         aten.log_sigmoid_forward,
         aten.masked_fill,
-        aten.masked_fill_,
-        aten.mish_,
         aten.normal.float_Tensor,
         aten.normal.Tensor_float,
         aten.normal.Tensor_Tensor,
         aten.prelu,
         aten._prelu_kernel,
-        aten.relu6_,
         aten.rrelu_with_noise,
-        aten.rrelu_with_noise_,
-        aten.threshold_,
         aten.where,
     )
 
@@ -63,7 +57,7 @@ class Pointwise(Rule):
 class WriteAtPlaces(Rule):
     """x[mask] = number, x[:, numbers] = values: dimensions that are not chosen from meet."""
 
-    keys = (aten.index_put, aten.index_put_)
+    keys = (aten.index_put,)
 
     def __call__(self, context: Context, call: Call) -> None:
         x, masks, values = call["self"], call["indices"], call["values"]

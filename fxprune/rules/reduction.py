@@ -20,6 +20,7 @@ class Reduction(Rule):
         aten.sum,
         aten.amax,
         aten.amin,
+        aten.aminmax,
         aten.var,
         aten.std,
         aten.var_mean,
@@ -59,12 +60,13 @@ class Reduction(Rule):
             context.carry(result, carried)
 
 
-class Ranking(Rule):
-    """Ranks the numbers along a dimension; the other dimensions carry on."""
+class InOrder(Rule):
+    """Ranks the numbers along a dimension, or adds them up in order; other dimensions carry on."""
 
     keys = (
         *(aten.argmax, aten.argmin, aten.topk, aten.kthvalue, aten.mode, aten.sort),
         *(aten.median.dim, aten.nanmedian.dim, aten.cummax, aten.cummin),
+        *(aten.cumsum, aten.cumprod),
     )
 
     def __call__(self, context: Context, call: Call) -> None:

@@ -10,7 +10,7 @@ aten = torch.ops.aten
 class Triangle(Rule):
     """tril and triu, over the last two dimensions."""
 
-    keys = (aten.tril, aten.triu, aten.tril_, aten.triu_)
+    keys = (aten.tril, aten.triu)
 
     def __call__(self, context: Context, call: Call) -> None:
         x = call["self"]

@@ -209,7 +209,7 @@ def test_a_network_that_keeps_much_needs_a_named_reason() -> None:
     import zoo_report
 
     pin = {"reason": "the model returns these channels", "macs": 0.5}
-    other = {"reason": "there is no rule for aten.cumsum", "macs": 0.5}
+    other = {"reason": "there is no rule for aten.logcumsumexp", "macs": 0.5}
     record = {"tool": "fxprune", "spec": "monai:UNet_2d", "macs_kept": 0.6, "pinned_macs": 0.5}
     assert zoo_report.named({**record, "pinned": [pin]})
     assert not zoo_report.named({**record, "pinned": [other]})

@@ -23,7 +23,7 @@ class Fixed(nn.Module):
 
 
 def test_pins_that_keep_the_macs_are_warned_of() -> None:
-    with pytest.warns(UserWarning, match="of the macs stay with keep=0.5, because .* aten.cumsum"):
+    with pytest.warns(UserWarning, match="of the macs stay with keep=0.5, because .* cumsum runs"):
         fxprune.instrument(Fixed(), (torch.randn(2, 3, 8, 8),))
 
 

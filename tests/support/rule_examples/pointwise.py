@@ -57,6 +57,11 @@ EXAMPLES: tuple[Example, ...] = (
         lambda x: x + x.numel() / x.shape[0] * 0.001,
         mixes=True,
     ),
+    Example(
+        Pointwise,
+        "in place, by ops that have no such tag",
+        lambda x: x.clone().abs_().floor_divide_(0.5).gt_(1.0) + x // 0.7,
+    ),
     Example(Pointwise, "divided by channels alone", lambda x: x / x.shape[1]),
     Example(Pointwise, "broadcast", lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()),
     Example(Pointwise, "where", lambda x: torch.where(x > 0, x, 0.1 * x)),

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fxprune.rules.reduction import Ranking, Reduction, Softmax
+from fxprune.rules.reduction import InOrder, Reduction, Softmax
 from tests.support.rule_examples.base import Example, one, tokens
 
 EXAMPLES: tuple[Example, ...] = (
@@ -53,9 +53,9 @@ EXAMPLES: tuple[Example, ...] = (
     Example(
         Softmax,
         "over channels that all stay",
-        lambda x: torch.softmax(x + torch.cumsum(x, 1), dim=1),
+        lambda x: torch.softmax(x + torch.logcumsumexp(x, 1), dim=1),
         groups=(4,),
-        pinned=("there is no rule for aten.cumsum",),
+        pinned=("there is no rule for aten.logcumsumexp",),
     ),
     Example(
         Reduction,
@@ -78,32 +78,49 @@ EXAMPLES: tuple[Example, ...] = (
         pinned=("the code uses the numbers of channels",),
     ),
     Example(
-        Ranking,
+        InOrder,
         "places in space",
         lambda x: x + x.topk(2, 3).values.sum(3, keepdim=True) + x.argmax(2, keepdim=True) * 0.1,
     ),
     Example(
-        Ranking,
+        InOrder,
         "in front of the channels",
         lambda x: x.movedim(1, 3).median(1).values.movedim(2, 1) + x.cummax(2)[0].kthvalue(3, 2)[0],
     ),
     Example(
-        Ranking,
+        InOrder,
         "sorted along space",
         lambda x: x.sort(3).values + x.argsort(2) * 0.1,
     ),
     Example(
-        Ranking,
+        InOrder,
         "of the channels",
         lambda x: x + x.argmax(1, keepdim=True),
         groups=(4,),
         pinned=("argmax runs over the channels",),
     ),
     Example(
-        Ranking,
+        InOrder,
         "of all numbers",
         lambda x: x + x.argmax(),
         groups=(4,),
         pinned=("argmax runs over the channels",),
+    ),
+    Example(
+        InOrder,
+        "added up along space",
+        lambda x: x.cumsum(2) + x.cumprod(3) + x.clone().cumsum_(3),
+    ),
+    Example(
+        InOrder,
+        "added up along the channels",
+        lambda x: x + x.cumsum(1),
+        groups=(4,),
+        pinned=("cumsum runs over the channels",),
+    ),
+    Example(
+        Reduction,
+        "from the least to the largest",
+        lambda x: (x - x.aminmax(dim=2, keepdim=True).min) / x.aminmax(dim=3, keepdim=True).max,
     ),
 )
