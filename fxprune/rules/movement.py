@@ -328,6 +328,18 @@ class RepeatSizes(CallSizes):
         node.args = (node.args[0], *new)
 
 
+class InterleaveSizes(CallSizes):
+    """The length that a call of `repeat_interleave` is told beforehand."""
+
+    keys = ("repeat_interleave", torch.repeat_interleave)
+
+    def __call__(self, node: fx.Node, record: Record, widths: Widths) -> None:
+        given = record.kwargs.get("output_size")
+        if isinstance(given, (int, Number)) and isinstance(record.result, Shape):
+            dim = argument(record, 2, "dim", 0)  # without one the result has a single dimension
+            node.kwargs = {**node.kwargs, "output_size": record.result.at(widths)[dim]}
+
+
 def _listed(axis: Axis, dense: list[Any], now: Any, widths: Widths) -> Any:
     """Number the positions of a list among those that are kept; `now` where they are no numbers.
 

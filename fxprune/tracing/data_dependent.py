@@ -42,8 +42,8 @@ def really_run(
     if names is not None:
         names.update({id(tensor): name for name, tensor in own.items()})
     device = next(iter(own.values()), torch.empty(0)).device
-    given = pytree.tree_map(lambda x: _drawn(x, device), (tuple(args), dict(kwargs)))
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        given = pytree.tree_map(lambda x: _drawn(x, device), (tuple(args), dict(kwargs)))
         result = torch.func.functional_call(module, own, *given)
         if again():
             with contextlib.suppress(Exception):  # it may be of no use to a second call
@@ -71,8 +71,8 @@ def really_called(
         own = real.get(id(given))
         return _drawn(given, torch.device("cpu")) if own is None else own.cpu().clone()
 
-    given = pytree.tree_map(value, (tuple(args), dict(kwargs)))
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        given = pytree.tree_map(value, (tuple(args), dict(kwargs)))
         result = function(*given[0], **given[1])
     return pytree.tree_map(_to_meta, result), counter.get_total_flops() // 2
 

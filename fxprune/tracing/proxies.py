@@ -269,7 +269,7 @@ class KnowingTracer(fx.Tracer):
         """
         if asks:
             self.branched |= bool(self.modes)  # the value may depend on it
-        self.looking = True
+        before, self.looking = self.looking, True  # what is looked at may be looked at within
         try:
             found = [example.value(node) for example in examples]
             if images and self._images:
@@ -283,7 +283,7 @@ class KnowingTracer(fx.Tracer):
             why = str(error) if known else _VALUES
             raise (self.refuse(why) if asks else TraceError(why)) from error
         finally:
-            self.looking = False
+            self.looking = before
 
 
 class KnowingProxy(fx.Proxy):

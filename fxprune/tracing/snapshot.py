@@ -103,9 +103,11 @@ class Snapshot:
         """Put back what these modules hold, but for their mode."""
         for module in modules:
             if id(module) in self._of:
-                mode = module.training
+                own = vars(module)
+                mode = own.get("training")  # `module.training` may be a proxy meanwhile
                 self._put_back(self._kept[self._of[id(module)]])
-                vars(module)["training"] = mode
+                if mode is not None:
+                    own["training"] = mode
 
     def _put_back(self, kept: list[tuple[Any, Any]]) -> None:
         for container, values in kept:

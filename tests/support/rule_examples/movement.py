@@ -43,6 +43,12 @@ EXAMPLES: tuple[Example, ...] = (
     Example(Movement, "repeat", lambda x: x.repeat(1, 2, 1, 1), 16),
     Example(
         Movement,
+        "interleaved, with the length",
+        lambda x: x.repeat_interleave(2, dim=1, output_size=2 * x.shape[1]),
+        16,
+    ),
+    Example(
+        Movement,
         "two filters of each channel",
         lambda x, k: F.conv2d(x, k.weight.repeat(x.shape[1], 1, 1, 1), groups=x.shape[1]),
         16,

@@ -93,6 +93,40 @@ def test_the_smallest_module_that_cannot_be_traced_is_a_leaf() -> None:
     assert calls == ["stem", "block", "head", "fc"]
 
 
+class KeepsItsCode(nn.Module):
+    """Branches on what is in a tensor, or on a number of Python's own generator."""
+
+    def __init__(self, draws: bool) -> None:
+        super().__init__()
+        self.conv, self.dropout, self.draws = nn.Conv2d(8, 8, 1), nn.Dropout(0.5), draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.conv(x))
+        return 2 * x if (random.random() if self.draws else x.sum()) > 0.5 else x
+
+
+class AsksForItsSize(nn.Module):
+    """Asks for the size of what a part returns that keeps its code."""
+
+    def __init__(self, draws: bool) -> None:
+        super().__init__()
+        self.part, self.conv = KeepsItsCode(draws), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.part(x)
+        assert x.shape[1] == 8
+        y: Tensor = self.conv(x)
+        return y
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_module_that_asks_for_the_size_of_a_leafs_result_is_followed(draws: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), AsksForItsSize(draws), nn.Conv2d(8, 4, 1))
+    module = traced_by(model, (torch.zeros(2, 3, 4, 4),))
+    calls = [node.target for node in module.graph.nodes if node.op == "call_module"]
+    assert calls == ["0", "1.part", "1.conv", "2"]
+
+
 def test_control_flow_on_sizes_is_followed_and_asserted() -> None:
     module = trace(BY_NAME["sized"])
     calls = [node.target for node in module.graph.nodes if node.op == "call_module"]
