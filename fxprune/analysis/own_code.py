@@ -30,10 +30,10 @@ from fxprune.analysis.mentions import may_be_reached
 from fxprune.analysis.settled_conditions import SettledConditions
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.data_dependent import really_run
+from fxprune.tracing.draws import Draws
 from fxprune.tracing.module import modules_of
 from fxprune.tracing.objects import held
 from fxprune.tracing.regions import region_of
-from fxprune.tracing.side_effects import Draws
 from fxprune.tracing.snapshot import Snapshot
 
 OTHER_ANSWERS = 12

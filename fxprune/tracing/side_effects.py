@@ -7,7 +7,6 @@ gradients are switched off or the precision is another, and random numbers that 
 
 import contextlib
 import linecache
-import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -15,12 +14,12 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from fxprune.tracing.attention import attention_followed
+from fxprune.tracing.draws import Draws
 from fxprune.tracing.proxies import KnowingProxy, KnowingTracer
 from fxprune.tracing.snapshot import Snapshot
 from fxprune.tracing.user_questions import INTERNAL
@@ -288,31 +287,3 @@ def _function(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
     apply.__name__ = apply.__qualname__ = kind.__name__
     apply.__module__ = kind.__module__
     return apply
-
-
-class Draws:
-    """The state of what random numbers are drawn from, by torch, Python and NumPy."""
-
-    def __init__(self) -> None:
-        self._numpy = np.random.get_state()
-        self._python = random.getstate()
-        self._torch = torch.random.get_rng_state()
-        on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        self._cuda = torch.cuda.get_rng_state_all() if on_gpu else []
-
-    def __eq__(self, other: object) -> bool:
-        assert isinstance(other, Draws)
-        return (
-            self._python == other._python
-            and torch.equal(self._torch, other._torch)
-            and all(map(torch.equal, self._cuda, other._cuda))
-            and all(map(np.array_equal, self._numpy, other._numpy))
-        )
-
-    def put_back(self) -> None:
-        """Make the random numbers that follow those that would have followed then."""
-        random.setstate(self._python)
-        torch.random.set_rng_state(self._torch)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
-        np.random.set_state(self._numpy)

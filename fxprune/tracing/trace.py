@@ -27,6 +27,7 @@ from torch import fx, nn
 from torch.fx.proxy import Scope, ScopeContextManager
 
 from fxprune.tracing.checkpoints import Checkpoints, copy_checkpoints
+from fxprune.tracing.draws import Draws
 from fxprune.tracing.mode import ModeWatch, has_its_own_modes, settle_mode
 from fxprune.tracing.module import (
     ROOT,
@@ -41,7 +42,7 @@ from fxprune.tracing.numbers import is_number
 from fxprune.tracing.objects import held
 from fxprune.tracing.own_children import Child, Examples, install, traced_children
 from fxprune.tracing.proxies import MODE, KnowingTracer
-from fxprune.tracing.side_effects import Draws, seen
+from fxprune.tracing.side_effects import seen
 from fxprune.tracing.signature import CallCodeGen, Signature, pack
 from fxprune.tracing.snapshot import CONSTANT, Snapshot
 from fxprune.tracing.user_questions import INTERNAL
