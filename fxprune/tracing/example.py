@@ -8,6 +8,7 @@ from torch.fx.proxy import TraceError
 from torch.utils._device import _device_constructors
 
 from fxprune.tracing.data_dependent import really_run
+from fxprune.tracing.draws import Draws
 from fxprune.tracing.module import stand_in
 
 _MAKERS = _device_constructors()
@@ -101,6 +102,7 @@ class Example:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         on_meta = {name: stand_in(own, _to_meta(own)) for name, own in tensors.items()}
         args, kwargs = _on_meta((args, kwargs))
+        draws = Draws()
         try:
             return torch.func.functional_call(module, on_meta, args, kwargs)
         except Exception:
@@ -108,6 +110,7 @@ class Example:
             return really_run(module, {id(x): x for x in tensors.values()}, args, kwargs)[0]
         finally:
             self._after(module)
+            draws.put_back()
 
 
 def type_name(tensor: Tensor, device: torch.device) -> str:
