@@ -6,6 +6,7 @@ forward may take lists, dicts, keywords and options, and return objects of its o
 """
 
 import dataclasses
+import functools
 import inspect
 import re
 from collections import OrderedDict
@@ -233,7 +234,10 @@ def signature_of(network: object) -> Signature | None:
 def of_tensors(network: nn.Module) -> Callable[..., Any]:
     """Return a network as a function of the tensors alone, in the order of its graph."""
     signature = signature_of(network)
-    return network if signature is None else signature.caller(network)
+    call: Callable[..., Any] = network
+    if isinstance(network, fx.GraphModule):  # whose own call prints an error before it is raised
+        call = functools.partial(nn.Module.__call__, network)
+    return call if signature is None else signature.caller(call)
 
 
 def flat_inputs(network: nn.Module, inputs: Any) -> tuple[Tensor, ...]:

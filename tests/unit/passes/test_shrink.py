@@ -132,3 +132,24 @@ def test_a_compact_network_is_saved_as_any_module(make: Any, training: bool) -> 
             outs.append(network.train(mode)(x))
         assert torch.equal(outs[0], outs[1])
         assert torch.equal(outs[0], outs[2])
+
+
+class OfOneSize(nn.Module):
+    """Takes images of one size alone: a smaller one, which is quicker to compare on, raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.positions = nn.Parameter(torch.randn(8, 128, 128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(x) + self.positions)
+        return y
+
+
+def test_sizes_that_the_network_does_not_take_are_tried_in_silence(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    gated = fxprune.instrument(OfOneSize(), (torch.zeros(2, 3, 128, 128),)).eval()
+    fxprune.shrink(gated)
+    assert capfd.readouterr().err == ""
