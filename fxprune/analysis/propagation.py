@@ -79,14 +79,18 @@ def propagate(
     with left_alone(snapshot_of(module)), with_tensors(module, on_meta):
         seen: dict[Any, Any] = {}
         runs: list[LabelInterpreter] = []
-        real = {id(meta[name]): tensor for name, tensor in tensors.items()}
+        examples = [tuple(map(to_meta, inputs)) for _ in module.graphs]
+        pairs = [pair for given in examples for pair in zip(given, inputs, strict=True)]
+        pairs = [(on_meta, x) for on_meta, x in pairs if not x.is_floating_point()]  # as lengths
+        pairs += [(meta[name], tensor) for name, tensor in tensors.items()]
+        real = {id(on_meta): tensor for on_meta, tensor in pairs}
         aliasing = Aliasing(context, module)
-        for number, graph in enumerate(module.graphs):
+        for number, (graph, given) in enumerate(zip(module.graphs, examples, strict=True)):
             mode = LabelMode(aliasing, number, seen)
             first = runs[0] if runs and compact is None else None
             runs.append(LabelInterpreter(module, graph, mode, compact, first, real))
             with regions_run(module, runs[-1]):
-                _run(runs[-1], inputs)
+                _run(runs[-1], given)
     if compact is None and not any(run.returned for run in runs):
         raise TraceError(
             "the model returns no tensor",
@@ -142,10 +146,9 @@ def _tie(context: Notebook, module: TracedModule, axes: Mapping[int, Mapping[int
 def _run(interpreter: LabelInterpreter, inputs: tuple[Tensor, ...]) -> None:
     context = interpreter.context
     context.products.clear()  # macs are those of the last graph, which is the evaluation graph
-    examples = tuple(to_meta(tensor) for tensor in inputs)
     try:
         with torch.no_grad():
-            interpreter.run(*examples, enable_io_processing=False)
+            interpreter.run(*inputs, enable_io_processing=False)
     except Exception as error:
         node = context.node
         first = str(error).strip().splitlines() or [""]

@@ -28,7 +28,7 @@ def really_run(
 
     Args:
         module: the module; it is not changed.
-        real: what to take for its own tensors, by their ids.
+        real: what to take for its own tensors, and for arguments that are known, by their ids.
         args: meta tensors, which others of the same shape stand for, and what else it takes.
         kwargs: likewise.
         names: takes the names of its own tensors, by the ids that they have in this run.
@@ -43,7 +43,7 @@ def really_run(
         names.update({id(tensor): name for name, tensor in own.items()})
     device = next(iter(own.values()), torch.empty(0)).device
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-        given = pytree.tree_map(lambda x: _drawn(x, device), (tuple(args), dict(kwargs)))
+        given = pytree.tree_map(lambda x: _drawn(x, real, device), (tuple(args), dict(kwargs)))
         result = torch.func.functional_call(module, own, *given)
         if again():
             with contextlib.suppress(Exception):  # it may be of no use to a second call
@@ -59,28 +59,26 @@ def really_called(
 
     Args:
         function: the function.
-        real: the network's own tensors, by the ids of the meta tensors that stand for them.
+        real: the tensors that are known, by the ids of the meta tensors that stand for them.
         args: meta tensors, and what else it takes.
         kwargs: likewise.
 
     Returns:
         What it returns, on meta tensors, and its multiply-accumulates.
     """
-
-    def value(given: Any) -> Any:
-        own = real.get(id(given))
-        return _drawn(given, torch.device("cpu")) if own is None else own.cpu().clone()
-
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-        given = pytree.tree_map(value, (tuple(args), dict(kwargs)))
+        cpu = torch.device("cpu")
+        given = pytree.tree_map(lambda x: _drawn(x, real, cpu), (tuple(args), dict(kwargs)))
         result = function(*given[0], **given[1])
     return pytree.tree_map(_to_meta, result), counter.get_total_flops() // 2
 
 
-def _drawn(value: Any, device: torch.device) -> Any:
-    """Return a random tensor in the likeness of a meta tensor."""
+def _drawn(value: Any, real: Mapping[int, Tensor], device: torch.device) -> Any:
+    """Return what a meta tensor stands for if that is known, or a random tensor in its likeness."""
     if not isinstance(value, Tensor) or not value.is_meta:
         return value
+    if id(value) in real:
+        return real[id(value)].to(device, copy=True)
     if value.is_floating_point():
         return torch.randn(value.shape, dtype=value.dtype, device=device)
     return torch.zeros(value.shape, dtype=value.dtype, device=device)

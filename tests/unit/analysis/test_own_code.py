@@ -544,3 +544,28 @@ def test_copies_and_files_of_them(tmp_path: object) -> None:
     assert torch.equal(fxprune.load(path, Blocks()).eval()(IMAGES), wanted)
     assert compact.state_dict().keys() == Blocks().state_dict().keys()
     compact.load_state_dict(compact.state_dict())
+
+
+class OfLengths(nn.Module):
+    """Makes a mask as long as the longest of its inputs, which no other numbers would give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mask = torch.arange(int(lengths.max().item())) < lengths[:, None]
+        y = self.b(self.a(x).relu() * mask[:, None])
+        return (y * mask[:, None]).sum((1, 2)) / lengths
+
+
+def test_lengths_are_those_of_the_example() -> None:
+    torch.manual_seed(0)
+    model = OfLengths().double().eval()
+    gated = fxprune.instrument(model, (torch.randn(2, 3, 9).double(), torch.tensor([9, 4]))).eval()
+    assert gated.channels.layout.sizes == (8, 8)
+    for example in ((torch.randn(2, 3, 9), [9, 4]), (torch.randn(3, 3, 7), [2, 7, 5])):
+        inputs = example[0].double(), torch.tensor(example[1])
+        with torch.no_grad():
+            assert gap(fxprune.shrink(gated)(*inputs), gated(*inputs)) <= 1e-12
+            assert gap(fxprune.reference_of(gated, model)(*inputs), gated(*inputs)) <= 1e-12
