@@ -307,7 +307,7 @@ def test_widths_are_those_of_a_plain_walk(
         saved = count(kind, cost, layout.sizes) - count(kind, cost, narrow)
         price = saved / max(size - half, 1) or 1e-6
         kept = list(itertools.accumulate(sorted(part.tolist(), reverse=True)))
-        left = [kept[-1] / part for part in kept]
+        left = [kept[-1] / part if part else 1.0 for part in kept]  # 0: a single channel's
         gains = [kept[-1] * (low - high) for low, high in itertools.pairwise(left)]
         ranked.append([math.inf, *(gain / price for gain in gains)])
     assert global_widths(budget, layout, cost, scores) == walked(budget, case, ranked)
