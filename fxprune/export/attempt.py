@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.export import _trace
 from torch.fx.graph_module import _loader
 
 from fxprune.equivalence import repeated, which_batched
@@ -83,8 +84,7 @@ def _sizes(network: nn.Module, example: tuple[Tensor, ...], strict: bool) -> tup
     shapes = tuple(
         {0: torch.export.Dim.AUTO} if batched else None for batched in which_batched(example)
     )
-    with warnings.catch_warnings(), no_logs(), torch.no_grad(), BatchedConvs():
-        warnings.simplefilter("ignore")
+    with unheard(), torch.no_grad(), BatchedConvs():
         program = torch.export.export(network, example, dynamic_shapes=shapes, strict=strict)
     given = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     found = [given[name].meta["val"].shape for name in program.graph_signature.user_inputs]
@@ -95,13 +95,21 @@ def _sizes(network: nn.Module, example: tuple[Tensor, ...], strict: bool) -> tup
 
 
 @contextmanager
-def no_logs() -> Iterator[None]:
-    """Keep the exporter's logs away, among them the traceback of an opset that it cannot write."""
+def unheard() -> Iterator[None]:
+    """Keep away what torch says of an export: of attempts that fail it may try another.
+
+    Those are warnings; logs, such as the traceback of an opset that it cannot write; and the
+    graph as far as it came, which torch.export prints.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    vars(_trace)["print"] = lambda *_, **__: None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
+        vars(_trace).pop("print", None)
         logging.disable(before)
 
 

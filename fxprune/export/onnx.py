@@ -9,7 +9,6 @@ also stand in the file's metadata.
 import copy
 import html
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.equivalence import batch_of, fresh_inputs, in_memory, repeated, which_batched
 from fxprune.errors import ExportError, OptionError, TraceError, require_kind
-from fxprune.export.attempt import advice, forgotten_sources, no_logs, reason
+from fxprune.export.attempt import advice, forgotten_sources, reason, unheard
 from fxprune.export.condconv import BatchedConvs
 from fxprune.export.parity import Network, excess, forgetting, gaps, refusal, rounding
 from fxprune.export.runtime import VERSION, runtime
@@ -300,8 +299,7 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptio
     batches = which_batched(example)
     shapes = tuple(_varying(x, batched, options) for x, batched in zip(example, batches))
     try:
-        with warnings.catch_warnings(), no_logs(), torch.no_grad(), BatchedConvs():
-            warnings.simplefilter("ignore")
+        with unheard(), torch.no_grad(), BatchedConvs():
             keys = _names_of(forgetting(network)(*pair))
             exported = torch.onnx.export(
                 network,

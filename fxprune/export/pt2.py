@@ -1,7 +1,6 @@
 """Export to .pt2, torch's own format, which loads without fxprune; proven before it is written."""
 
 import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from fxprune.equivalence import (
     which_batched,
 )
 from fxprune.errors import ExportError, ParityError
-from fxprune.export.attempt import forgotten_sources
+from fxprune.export.attempt import forgotten_sources, unheard
 from fxprune.export.marks import marks
 from fxprune.export.onnx import BATCHES
 from fxprune.export.parity import TOLERANCE, called, forgetting
@@ -100,8 +99,7 @@ def _exported(
     batch = torch.export.Dim("batch", min=1)
     shapes = tuple({0: batch} if batched else None for batched in which_batched(example))
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with unheard(), torch.no_grad():
             pair = repeated(example, 2)  # a batch of one would be taken for a constant
             program = torch.export.export(network, pair, dynamic_shapes=shapes)
             return program, _saved(program, {})

@@ -79,6 +79,26 @@ def test_what_exports_at_one_batch(tmp_path: Path) -> None:
     assert {"a.weight", "b.weight"} <= {*names}
 
 
+class OfLengths(Plain):
+    """Is cut to the largest number in `lengths`, which torch's first attempt cannot follow."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return super().forward(x[..., : int(lengths.max())])
+
+
+def test_attempts_that_fail_are_not_heard(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = X, torch.tensor([8, 7, 8])
+    gated = fxprune.instrument(OfLengths(), inputs).eval()
+    compact = fxprune.shrink(gated)
+    fxprune.export_onnx(compact, inputs, tmp_path / "net.onnx")
+    with pytest.raises(ExportError):
+        export_pt2(compact, inputs, tmp_path / "net.pt2")
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
 def test_what_does_not_export(tmp_path: Path) -> None:
     gated = fxprune.instrument(Branches(), (X,))
     with pytest.raises(ExportError, match=r"torch\.where") as tried:
