@@ -38,7 +38,8 @@ def analyze(
         model: any network of convolutions; it is not changed.
         example_inputs: a tensor [N, ...]; or a tuple with one for each positional argument of
             forward (a list, tuple or dict of tensors, where forward takes one); or a dict of
-            tensors by keyword. Shapes and dtypes matter, values do not. N, the first dimension of
+            tensors by keyword. Shapes and dtypes matter, and whole numbers, such as lengths, which
+            may decide the shapes in forward; other values do not. N, the first dimension of
             the first tensor that has one, is the batch, and so is that of each that is as long.
         example_kwargs: more arguments by keyword. Those that are no tensors become constants of
             the network.

@@ -64,6 +64,20 @@ def in_memory(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     )
 
 
+def without_noise(example: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copy example inputs to the CPU, but for the values that no forward depends on.
+
+    Numbers, such as lengths and labels, are kept: they may decide which shapes a forward makes.
+    Zeros that take no memory stand for floating values, and for inputs on the meta device.
+    """
+    return tuple(
+        torch.zeros((), dtype=x.dtype).expand(x.shape)
+        if x.is_floating_point() or x.is_meta
+        else x.detach().cpu().clone()
+        for x in example
+    )
+
+
 def which_batched(example: Sequence[Tensor]) -> list[bool]:
     """Find which inputs have the batch along dim 0."""
     return [tensor.dim() > 0 and len(tensor) == batch_of(example) for tensor in example]

@@ -13,7 +13,7 @@ from fxprune.channels.resize import resize
 from fxprune.errors import GateError, described
 from fxprune.gated.bare_averages import MADE
 from fxprune.gated.links import sums_of
-from fxprune.gated.module import GatedModule, zero_inputs
+from fxprune.gated.module import GatedModule, example_of
 from fxprune.gated.nodes import Gated, Tap, to_plain, untapped
 from fxprune.passes.base import Pass, Program, assert_same_function
 from fxprune.tracing.module import TracedModule, adopt, copy_modes
@@ -37,7 +37,7 @@ class Shrink(Pass):
         assert isinstance(program.module, GatedModule)
         with program.module.paused():
             compact = _compact(program.module)
-        inputs = program.inputs or zero_inputs(program.module)
+        inputs = program.inputs or example_of(program.module)
         compact.meta[KEY] = inputs  # for passes that are run on the network later
         compact.meta[MADE] = sums_of(dict(compact.named_parameters()))
         return Program(compact, inputs)

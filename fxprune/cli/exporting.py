@@ -80,7 +80,7 @@ class Exporting:
         from fxprune.export.plain import export_plain
         from fxprune.export.pt2 import export_pt2
         from fxprune.export.reference import reference_of
-        from fxprune.gated.module import zero_inputs
+        from fxprune.gated.module import example_of
 
         begin()
         dense = network_of(run)
@@ -92,7 +92,7 @@ class Exporting:
         if ".onnx" in self.paths:
             begin()
             record |= self._write_onnx(run, _data_of(run, job), gated, compact, dense, begin)
-        example = zero_inputs(gated)
+        example = example_of(gated)
         if ".py" in self.paths:
             begin()
             plain = export_plain(compact, example, self.paths[".py"])
@@ -116,11 +116,11 @@ class Exporting:
         """Write the ONNX file, those of lower precision, and the figures for the run's report."""
         from fxprune.cli import records
         from fxprune.export.compare import compare_onnx
-        from fxprune.gated.module import zero_inputs
+        from fxprune.gated.module import example_of
         from fxprune.trainer.low_precision import Lowering, OutputForm
 
         data = None if source is None else source[0]
-        example, path = zero_inputs(gated), self.paths[".onnx"]
+        example, path = example_of(gated), self.paths[".onnx"]
         dynamic_hw = self.options.dynamic_hw
         real = real_inputs(data, example, dynamic_hw)
         if "int8" in self.lowered:

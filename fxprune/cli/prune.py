@@ -329,9 +329,9 @@ def _exported(
     """Write the ONNX file beside the run, checked and timed against the dense network's."""
     from fxprune.cli.exporting import keep_export, notes_of, real_inputs
     from fxprune.export.compare import compact_of, compare_onnx
-    from fxprune.gated.module import zero_inputs
+    from fxprune.gated.module import example_of
 
-    example = zero_inputs(pruned.gated)
+    example = example_of(pruned.gated)
     try:
         with console.phases(
             ["shrinking it", "writing ONNX", "the dense network", "timing"]

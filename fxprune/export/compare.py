@@ -17,7 +17,7 @@ from fxprune.export.onnx import DEFAULT, ExportReport, OnnxOptions, export_onnx
 from fxprune.export.reference import reference_of
 from fxprune.export.timing import Effort, Timing
 from fxprune.files import scratch
-from fxprune.gated.module import GatedModule, zero_inputs
+from fxprune.gated.module import GatedModule, example_of
 from fxprune.passes import Pass, Program, apply, run_passes
 
 EFFORT = Effort(precision=0.006, noisy=math.inf, patience=10.0)
@@ -115,7 +115,7 @@ def compare_onnx(
     Raises:
         ExportError, ParityError, RunError: as `fxprune.export_onnx`.
     """
-    example = zero_inputs(gated)
+    example = example_of(gated)
     one = fresh_inputs(example, options.batch or 1, torch.Generator().manual_seed(0))
     best, cost = gated.best().widths, gated.cost
     begin()

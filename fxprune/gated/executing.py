@@ -24,6 +24,7 @@ from fxprune.bank.exchange import Selection
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.resize import resize
+from fxprune.equivalence import without_noise
 from fxprune.errors import FxpruneError, GateError, require_kind
 from fxprune.gated import ddp
 from fxprune.gated.bare_averages import BareAverages
@@ -79,7 +80,7 @@ class Executing(TracedModule):
         super().__init__(dense, *dense.both_graphs, origin=dense.origin)
         self.channels, self.settings = channels, settings
         self.cost = CostModel(channels.macs_terms, channels.params_terms, channels.layout.sizes)
-        self.inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in example_inputs)
+        self.inputs = without_noise(example_inputs)
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self.attached = Rounds()
         self._bare_averages = BareAverages()

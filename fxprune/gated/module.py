@@ -25,7 +25,7 @@ from fxprune.gated.nodes import read_taps
 from fxprune.gated.saving import Saving
 from fxprune.gated.selector import Settings
 
-__all__ = ["GatedModule", "Settings", "zero_inputs"]
+__all__ = ["GatedModule", "Settings", "example_of"]
 
 
 _Shown = tuple[Item, Callable[[], Tensor | None], Callable[[Tensor], None]]
@@ -44,7 +44,8 @@ class GatedModule(Saving):
         cost: macs and params as a function of the widths.
         settings: policy, budget, interval, seed.
         bank: where channels rest.
-        inputs: shape and dtype of each example input, with which it can be instrumented again.
+        inputs: the example inputs, with which it can be instrumented again, on the CPU; floating
+            ones are zero.
         copied_from: the network of which this is a deep copy.
         attached: the optimisers whose steps drive its selection.
     """
@@ -258,9 +259,9 @@ class GatedModule(Saving):
         return display.as_html(display.picture_of(self))
 
 
-def zero_inputs(gated: GatedModule) -> tuple[Tensor, ...]:
-    """Make inputs of the shapes and dtypes that a network was made with, all zero, on the CPU."""
-    return tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in gated.inputs)
+def example_of(gated: GatedModule) -> tuple[Tensor, ...]:
+    """Copy the example inputs of a network, on the CPU; floating ones are zero."""
+    return tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in gated.inputs)
 
 
 def _chooses(gated: GatedModule | None) -> bool:

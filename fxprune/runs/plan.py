@@ -26,11 +26,15 @@ from fxprune.runs.schema import Strict
 MOST_ELEMENTS = 2**28
 """Of an example input; a damaged plan must not fill the memory."""
 
+MOST_NUMBERS = 2**16
+"""Of an example input whose values are written; larger ones are images, whose values say little."""
+
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
 LongText = Annotated[str, Field(max_length=2**16, pattern=r"^[^\x00]*$")]
 """Of a budget: it may have widths and limits of some hundred groups."""
 
 Size = Annotated[int, Field(ge=1, le=MOST_ELEMENTS)]
+Numbers = Annotated[tuple[int, ...], Field(max_length=MOST_NUMBERS)]
 
 
 def fingerprint(channels: ChannelGraph) -> str:
@@ -60,6 +64,8 @@ class Plan(Strict):
         torch: the version that wrote it.
         call: how the inputs are handed over, see `fxprune.runs.calls`; None for one by one.
         operations: what the network computes; None in files of older versions.
+        numbers: the values of each example input of whole numbers or truth values, which may
+            decide the shapes in a forward (lengths, masks); None for others, and for large ones.
     """
 
     inputs: Annotated[tuple[tuple[tuple[Size, ...], Text], ...], Field(min_length=1, max_length=64)]
@@ -72,13 +78,16 @@ class Plan(Strict):
     torch: Text = dataclasses.field(compare=False)
     call: LongText | None = None
     operations: Text | None = dataclasses.field(default=None, compare=False)
+    numbers: Annotated[tuple[Numbers | None, ...] | None, Field(max_length=64)] = dataclasses.field(
+        default=None, compare=False
+    )
 
     @staticmethod
     def of(gated: GatedModule) -> "Plan":
         """Make the plan of a gated network."""
         settings = gated.settings
         return Plan(
-            inputs=tuple((s, str(dtype).removeprefix("torch.")) for s, dtype in gated.inputs),
+            inputs=tuple((tuple(x.shape), _name(x.dtype)) for x in gated.inputs),
             policy=registry.to_text(settings.policy),
             budget=str(settings.budget),
             round_to=settings.budget.round_to,
@@ -88,6 +97,7 @@ class Plan(Strict):
             torch=str(torch.__version__),
             call=calls.to_text(gated.signature),
             operations=operations(gated),
+            numbers=tuple(map(_numbers, gated.inputs)),
         )
 
     @staticmethod
@@ -109,7 +119,10 @@ class Plan(Strict):
             FxpruneWarning: the model computes something else.
         """
         try:
-            tensors = tuple(map(_zeros, *zip(*self.inputs)))
+            numbers = self.numbers or (None,) * len(self.inputs)
+            if len(numbers) != len(self.inputs):
+                raise OptionError("it has numbers of other inputs")
+            tensors = [_input(*form, held) for form, held in zip(self.inputs, numbers)]
             args, kwargs = calls.from_text(self.call, tensors)
             gated = instrument(
                 model,
@@ -139,11 +152,25 @@ class Plan(Strict):
         return gated
 
 
-def _zeros(shape: tuple[int, ...], dtype: str) -> Tensor:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _numbers(tensor: Tensor) -> tuple[int, ...] | None:
+    fractions = tensor.is_floating_point() or tensor.is_complex()
+    if fractions or tensor.numel() > MOST_NUMBERS:
+        return None
+    return tuple(map(int, tensor.flatten().tolist()))
+
+
+def _input(shape: tuple[int, ...], dtype: str, numbers: tuple[int, ...] | None) -> Tensor:
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or math.prod(shape) > MOST_ELEMENTS:
         raise OptionError(f"no input is {dtype} of shape {shape}")
     try:
-        return torch.zeros(shape, dtype=kind)
-    except (RuntimeError, NotImplementedError) as error:  # of quantised dtypes, or out of memory
-        raise OptionError(f"no input can be {dtype}") from error
+        if numbers is None:
+            return torch.zeros(shape, dtype=kind)
+        return torch.tensor(numbers, dtype=kind).reshape(shape)
+    except (RuntimeError, NotImplementedError, ValueError, OverflowError) as error:
+        # of quantised dtypes, out of memory, or of other numbers than such an input can hold
+        raise OptionError(f"no input can be {dtype} of shape {shape}") from error
