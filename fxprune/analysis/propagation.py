@@ -31,6 +31,9 @@ from fxprune.tracing.side_effects import left_alone
 from fxprune.tracing.snapshot import CONSTANT, snapshot_of
 from fxprune.user_lines import own_line, shorten, where
 
+Axes = dict[str, dict[int, Tensor]]
+"""By the name of a parameter or buffer, the labels of each of its dimensions longer than 1."""
+
 
 def propagate(
     module: TracedModule, inputs: tuple[Tensor, ...], compact: Compact | None = None
@@ -48,6 +51,54 @@ def propagate(
     """
     rules()  # a broken rule is no fault of the model
     tensors = _visible(module, compact)
+    context, meta, axes = _labelled_tensors(module, tensors, compact)
+    examples = [tuple(map(to_meta, inputs)) for _ in module.graphs]
+    real = {id(meta[name]): tensor for name, tensor in tensors.items()}
+    for given in examples:  # of lengths and other whole numbers the values count
+        real |= {id(x): own for x, own in zip(given, inputs) if not own.is_floating_point()}
+    known: dict[Any, Any] = {}
+    runs: list[LabelInterpreter] = []
+    aliasing = Aliasing(context, module)
+    on_meta = {id(tensor): meta[name] for name, tensor in tensors.items()}
+    with left_alone(snapshot_of(module)), with_tensors(module, on_meta):
+        for number, (graph, given) in enumerate(zip(module.graphs, examples, strict=True)):
+            mode = LabelMode(aliasing, number, known)
+            first = runs[0] if runs and compact is None else None
+            runs.append(LabelInterpreter(module, graph, mode, compact, first, real))
+            with regions_run(module, runs[-1]):
+                _run(runs[-1], given)
+    if compact is None and not any(run.returned for run in runs):
+        raise TraceError(
+            "the model returns no tensor",
+            why="an output is what channels are kept for",
+            do="look for a forward without a return",
+        )
+    of_regions = range(len(runs), len(module.all_graphs))
+    inner = [
+        {name: seen for (number, name), seen in context.inner.items() if number == own}
+        for own in of_regions
+    ]
+    values = [run.values for run in runs]
+    values += [{name: seen[0] for name, seen in own.items()} for own in inner]
+    repeated = {name: seen[1:] for own in inner for name, seen in own.items() if len(seen) > 1}
+    return Labelled(context, axes, tuple(values), batch_of(inputs), aliasing.copies, repeated)
+
+
+def _labelled_tensors(
+    module: TracedModule, tensors: Mapping[str, Tensor], compact: Compact | None
+) -> tuple[Notebook, dict[str, Tensor], Axes]:
+    """Make the stand-ins of a network's tensors on the meta device, and their labels.
+
+    A dense network's labels are new; a compact one has those of the dense one that it keeps.
+
+    Args:
+        module: the network.
+        tensors: its parameters and buffers by name.
+        compact: as for `propagate`.
+
+    Returns:
+        A notebook that knows them, the stand-ins by name, and the labels of their dimensions.
+    """
     parts = modules_of(module).items()
     group_norms = frozenset(path for path, part in parts if isinstance(part, nn.GroupNorm))
     if compact is None:
@@ -75,36 +126,7 @@ def propagate(
     if compact is None:
         _tie(context, module, {id(tensor): axes[name] for name, tensor in tensors.items()})
     context.sightings.clear()  # parameters are known by their axes
-    on_meta = {id(tensor): meta[name] for name, tensor in tensors.items()}
-    with left_alone(snapshot_of(module)), with_tensors(module, on_meta):
-        seen: dict[Any, Any] = {}
-        runs: list[LabelInterpreter] = []
-        examples = [tuple(map(to_meta, inputs)) for _ in module.graphs]
-        pairs = [pair for given in examples for pair in zip(given, inputs, strict=True)]
-        pairs = [(on_meta, x) for on_meta, x in pairs if not x.is_floating_point()]  # as lengths
-        pairs += [(meta[name], tensor) for name, tensor in tensors.items()]
-        real = {id(on_meta): tensor for on_meta, tensor in pairs}
-        aliasing = Aliasing(context, module)
-        for number, (graph, given) in enumerate(zip(module.graphs, examples, strict=True)):
-            mode = LabelMode(aliasing, number, seen)
-            first = runs[0] if runs and compact is None else None
-            runs.append(LabelInterpreter(module, graph, mode, compact, first, real))
-            with regions_run(module, runs[-1]):
-                _run(runs[-1], given)
-    if compact is None and not any(run.returned for run in runs):
-        raise TraceError(
-            "the model returns no tensor",
-            why="an output is what channels are kept for",
-            do="look for a forward without a return",
-        )
-    inner = [
-        {name: seen for (number, name), seen in context.inner.items() if number == own}
-        for own in range(len(runs), len(module.all_graphs))
-    ]
-    values = [run.values for run in runs] + [{n: seen[0] for n, seen in v.items()} for v in inner]
-    again = [{n: seen[1:] for n, seen in v.items() if len(seen) > 1} for v in inner]
-    repeated = {name: seen for own in again for name, seen in own.items()}
-    return Labelled(context, axes, tuple(values), batch_of(inputs), aliasing.copies, repeated)
+    return context, meta, axes
 
 
 def _visible(module: TracedModule, compact: Compact | None) -> dict[str, Tensor]:
@@ -179,7 +201,7 @@ def _advice(error: Exception, interpreter: LabelInterpreter, inputs: tuple[Tenso
     )
 
 
-def _fresh_axes(context: Notebook, tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+def _fresh_axes(context: Notebook, tensors: Mapping[str, Tensor]) -> Axes:
     dims = {n: [d for d, size in enumerate(t.shape) if size > 1] for n, t in tensors.items()}
     sizes = [tensors[name].shape[dim] for name, own in dims.items() for dim in own]
     vectors = iter(context.fresh_vectors(sizes) if sizes else ())
