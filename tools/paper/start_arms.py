@@ -7,6 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import search
 import torch
@@ -183,31 +184,41 @@ def mended(
     return tuning.FORWARD * images * passes * (1 + made.share) / len(split)
 
 
-def torch_pruning(importance: str) -> Maker:
+def torch_pruning(importance: str, sparse: float = 0.0) -> Maker:
     """Torch-Pruning, all layers at once by global importance, down to the wanted macs.
 
     Where what it makes of the whole network does not run, it prunes within the blocks alone.
+
+    Args:
+        importance: by which criterion, such as "Magnitude".
+        sparse: how many dense epochs it trains first with a penalty on the norms of groups.
     """
 
     def make(model: nn.Module, share: float, split: TensorSplit, seed: int) -> Made:
         try:
-            return _torch_pruned(model, share, split, seed, importance, inner=False)
+            return _torch_pruned(model, share, split, seed, importance, sparse, inner=False)
         except RuntimeError:
-            made = _torch_pruned(model, share, split, seed, importance, inner=True)
+            made = _torch_pruned(model, share, split, seed, importance, sparse, inner=True)
             return dataclasses.replace(made, note="within the blocks: pruned whole it does not run")
 
     return make
 
 
 def _torch_pruned(
-    model: nn.Module, share: float, split: TensorSplit, seed: int, importance: str, inner: bool
+    model: nn.Module,
+    share: float,
+    split: TensorSplit,
+    seed: int,
+    importance: str,
+    sparse: float,
+    inner: bool,
 ) -> Made:
     import torch_pruning as tp
 
     network = copy.deepcopy(model)
-    whole, spent = macs_of(model), 0.0
+    whole, spent = macs_of(model), sparse
     if importance == "Taylor":
-        spent = SCORING * tuning.BATCH / len(split)
+        spent += SCORING * tuning.BATCH / len(split)
         network.eval()
         source = tuning.batches(split, seed + 1)
         for (images, labels), _ in zip(source, range(SCORING), strict=False):
@@ -216,20 +227,38 @@ def _torch_pruned(
     if inner:
         convs = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
         stays += [m for name, m in convs if not name.endswith("conv1")]
-    pruner = tp.pruner.BasePruner(
-        network,
-        EXAMPLE[0],
-        importance=getattr(tp.importance, f"Group{importance}Importance")(),
-        global_pruning=True,
-        pruning_ratio=1.0,
-        max_pruning_ratio=0.95,
-        iterative_steps=200,
-        ignored_layers=stays,
-    )
+    criterion = getattr(tp.importance, f"Group{importance}Importance")
+    settings = {
+        "importance": criterion(normalizer="max") if sparse else criterion(),
+        "global_pruning": True,
+        "pruning_ratio": 1.0,
+        "max_pruning_ratio": 0.95,
+        "iterative_steps": 200,
+        "ignored_layers": stays,
+    }
+    if sparse:
+        pruner = tp.pruner.GroupNormPruner(network, EXAMPLE[0], reg=5e-4, **settings)
+        _make_sparse(network, pruner, split, seed, sparse)
+    else:
+        pruner = tp.pruner.BasePruner(network, EXAMPLE[0], **settings)
     while macs_of(network) > share * whole:
         pruner.step()
     network.zero_grad(set_to_none=True)
     return Made(network, macs_of(network) / whole, spent)
+
+
+def _make_sparse(
+    network: nn.Module, pruner: Any, split: TensorSplit, seed: int, epochs: float
+) -> None:
+    """Train with Torch-Pruning's penalty, at the rate and strength of its own benchmark."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    network.train()
+    steps = range(int(epochs * len(split) / tuning.BATCH))
+    for (images, labels), _ in zip(tuning.batches(split, seed + 5), steps, strict=False):
+        optimizer.zero_grad()
+        tuning.loss_of(tuning.logits_of(network, images), labels, None).backward()
+        pruner.regularize(network)
+        optimizer.step()
 
 
 def _instrumented(
@@ -295,11 +324,13 @@ ARMS: dict[str, StartArm] = {
         one_shot(UNIFORM, mend=True, within=True)
     ),
     "balance": StartArm(gated("balance")),
+    "cucb": StartArm(gated("cucb")),
     "magnitude": StartArm(gated("magnitude")),
     "fixed": StartArm(gated("fixed")),
     "Torch-Pruning, GroupMagnitude": StartArm(torch_pruning("Magnitude")),
     "Torch-Pruning, GroupMagnitude, taught": StartArm(torch_pruning("Magnitude"), taught=True),
     "Torch-Pruning, GroupTaylor": StartArm(torch_pruning("Taylor")),
+    "Torch-Pruning, GroupNorm": StartArm(torch_pruning("Magnitude", sparse=0.5)),
     "uniform, one-shot": StartArm(uniform),
     "narrow from scratch": StartArm(narrow),
     "utility from scratch": StartArm(from_scratch(gated("utility"))),
