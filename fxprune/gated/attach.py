@@ -1,10 +1,11 @@
 """Attach: hooks on an optimiser, which select and exchange channels around each of its steps."""
 
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,6 @@ from fxprune.gated.ddp import refuse_shards
 from fxprune.gated.module import GatedModule
 from fxprune.gated.optimizer_modes import show_all_channels
 from fxprune.gated.optimizers import inside
-
-_Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,23 +104,27 @@ def attach(
     skips = False
 
     # The hooks take the optimiser that they are handed: it must not hold itself.
-    @_not_compiled
+    @_outermost
     def before(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal skips
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
-        makes = closure is None and _is_empty(stepping)
+        makes = not callable(closure) and _is_empty(stepping)
         if skips := makes or _skips(stepping):
             gated.begin_step(forgets=not makes)  # what the network has loaded may have to wait
             return None
+        rate = stepping.param_groups[0].get("lr")  # some have none, or None until they step
         show = functools.partial(
-            gated._before_step, stepping, float(stepping.param_groups[0]["lr"])
+            gated._before_step, stepping, None if rate is None else float(rate)
         )
-        if closure is None:
+        if not callable(closure):
             show()
             return None
-        return (args[0], _observed(closure, show)), {}
+        observed = _observed(closure, show)
+        if len(args) > 1:
+            return (args[0], observed, *args[2:]), kwargs
+        return args, {**kwargs, "closure": observed}
 
-    @_not_compiled
+    @_outermost
     def after(stepping: Optimizer, *_: Any) -> None:
         if not skips:
             gated._after_step(stepping)
@@ -140,15 +143,17 @@ def _inner_handles(
     """
     outer, depth = weakref.ref(optimizer), 0
 
+    @_outermost
     def entering(*_: Any) -> None:
         nonlocal depth
         depth = 1
 
+    @_outermost
     def leaving(*_: Any) -> None:
         nonlocal depth
         depth = 0
 
-    @_not_compiled
+    @_outermost
     def before_inner(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         wrapper = outer()
         if depth or wrapper is None:
@@ -156,7 +161,7 @@ def _inner_handles(
         changed = before(wrapper, (wrapper, *args[1:]), kwargs)
         return None if changed is None else ((args[0], *changed[0][1:]), changed[1])
 
-    @_not_compiled
+    @_outermost
     def after_inner(*_: Any) -> None:
         wrapper = outer()
         if not depth and wrapper is not None:
@@ -252,10 +257,32 @@ def _planned(
     return parsed.plan(gated.settings.budget.value, count)
 
 
-def _not_compiled(hook: _Hook) -> _Hook:
-    """Keep torch.compile out of a hook, where a user compiles a whole step."""
-    disabled: _Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+def _outermost(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a hook pass by a step that is a part of another step of the same optimiser.
+
+    Where a class calls its parent's `step`, both run the hooks. It is kept out of torch.compile,
+    with which a user may compile a whole step.
+    """
+
+    def called(stepping: Optimizer, *args: Any) -> Any:
+        return None if _is_nested(stepping) else hook(stepping, *args)
+
+    disabled: Callable[..., Any] = torch.compiler.disable(called)  # type: ignore[no-untyped-call]
     return disabled
+
+
+_HOOKED_STEP = Optimizer.profile_hook_step(lambda *_: None).__code__
+"""The code by which each optimiser's step runs its hooks."""
+
+
+def _is_nested(optimizer: Optimizer) -> bool:
+    """Tell whether the step that runs its hooks now was called by a step of the same optimiser."""
+    steps, frame = 0, inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is _HOOKED_STEP:
+            steps += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return steps > 1
 
 
 def _observed(closure: Callable[[], Any], show: Callable[[], None]) -> Callable[[], Any]:

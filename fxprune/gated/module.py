@@ -139,8 +139,8 @@ class GatedModule(Saving):
             install(item.resident)
         self._evaluation.stale, self._sums, self._shows_all = True, None, False
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """Prepare a step of an attached optimiser, at a learning rate.
+    def _before_step(self, optimizer: torch.optim.Optimizer, rate: float | None) -> None:
+        """Prepare a step of an attached optimiser, at a learning rate, if it has one.
 
         Where several are attached, the policy observes before the first step of each round.
         """
@@ -151,7 +151,8 @@ class GatedModule(Saving):
             if not self.settled:
                 self.attached.warn_of_broken()
             self._observe_early()  # of a round that did not end
-            self._selector.note_rate(rate)
+            if rate is not None:
+                self._selector.note_rate(rate)
             self.observe()
         elif optimizer in self.attached:
             self._residents.gradients.check()

@@ -9,15 +9,42 @@ parameter's number of steps, not of its own.
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxprune.errors import FxpruneWarning, GateError, message
 
 _AS_PARAMETER: Literal["parameter"] = "parameter"
+_CODES = (torch.uint8, torch.int8)  # 8-bit optimisers keep them, with the scales of blocks of them
 LARGE = 1024.0  # a parameter that no other state looks like
+
+
+def states_in(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Yield each parameter that an optimiser has a state of, with the state.
+
+    Some keep what is of no parameter beside them, under names: MADGRAD's `state["k"]`.
+    ZeroRedundancyOptimizer has None for the parameters of other ranks.
+    """
+    states: Mapping[Any, Any] = optimizer.state
+    for parameter, state in states.items():
+        if isinstance(parameter, Tensor) and isinstance(state, dict) and state:
+            yield parameter, state
+
+
+def moves(value: Any, shape: tuple[int, ...]) -> TypeGuard[Tensor]:
+    """Tell whether a state is a tensor with a value of its own for each element of a parameter.
+
+    Numbers that mean something with the scale of their block alone are none.
+    """
+    return (
+        isinstance(value, Tensor)
+        and value.shape == shape
+        and value.dtype not in _CODES
+        and not is_traceable_wrapper_subclass(value)
+    )
 
 
 def beginnings(
@@ -157,7 +184,7 @@ def strays(state: Mapping[str, Any], shape: tuple[int, ...] | None, size: int) -
         size: elements of the parameter.
     """
     for key, value in state.items():
-        if shape is not None and isinstance(value, Tensor) and tuple(value.shape) == shape:
+        if shape is not None and moves(value, shape):
             continue
         if any(tensor.numel() > (1 if shape is not None else size) for tensor in _tensors(value)):
             yield key
@@ -170,7 +197,7 @@ def kept_apart(optimizer: torch.optim.Optimizer, narrow: Sequence[Tensor]) -> It
     """
     shapes = {p.shape for p in narrow if p.dim() > 1}
     held = (p for group in optimizer.param_groups for p in group["params"])
-    own = {id(t) for each in optimizer.state.values() for t in _tensors(each or {})}
+    own = {id(t) for _, each in states_in(optimizer) for t in _tensors(each)}
     own.update(map(id, held))
     for owner, known in ((vars(optimizer), "state"), *((g, "") for g in optimizer.param_groups)):
         for key, value in owner.items():
@@ -183,8 +210,9 @@ def warn_of_stray(optimizer: torch.optim.Optimizer, key: str) -> None:
     """Warn that a state does not follow its channels."""
     text = message(
         f"the state {key!r} of {type(optimizer).__name__} does not follow the channels",
-        why="it does not have a value for each element of its parameter in optimizer.state; it "
-        "stays where it is when channels are exchanged, and is made anew when widths change",
+        why="it does not have a value of its own for each element of its parameter in "
+        "optimizer.state; it stays where it is when channels are exchanged, and is made anew "
+        "when widths change",
         do="take an optimiser whose state has its parameters' shape, such as SGD or AdamW, or "
         "select seldom: fxprune.instrument(..., every=1000)",
     )

@@ -80,9 +80,8 @@ class TrackedOptimizers:
     def tensors(self) -> Iterator[Tensor]:
         """Yield all tensors of the optimisers' state."""
         for _, optimizer in self._living():
-            for state in optimizer.state.values():
-                values = (state or {}).values()  # ZeroRedundancyOptimizer has None on other ranks
-                yield from (value for value in values if isinstance(value, Tensor))
+            for _, state in optimizer_state.states_in(optimizer):
+                yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def states(self, widths: Widths, ordered: bool = False) -> Iterator[Item]:
         """Yield the optimisers' state tensors that have their parameter's shape.
@@ -127,7 +126,7 @@ class TrackedOptimizers:
     def _alike(self, name: str, state: dict[str, Any], widths: Widths) -> dict[str, Tensor]:
         """Return what in a state has the shape of its parameter at these widths, and moves."""
         shape = self._bank.shape(name, widths)
-        alike = ((k, v) for k, v in state.items() if isinstance(v, Tensor) and v.shape == shape)
+        alike = ((k, v) for k, v in state.items() if optimizer_state.moves(v, shape))
         # a state may be the parameter's: SAM's `p.data = state["old_p"]`
         own = self._homes[name].tensor().data_ptr()
         return {key: value for key, value in alike if value.data_ptr() != own}
@@ -160,8 +159,8 @@ class TrackedOptimizers:
         """Delete what rests of the state that no optimiser has of the channels that execute."""
         held: dict[int, set[str]] = {}
         for _, optimizer in self._living():
-            for parameter, state in optimizer.state.items():
-                keys = (key for key, value in (state or {}).items() if isinstance(value, Tensor))
+            for parameter, state in optimizer_state.states_in(optimizer):
+                keys = (key for key, value in state.items() if isinstance(value, Tensor))
                 held.setdefault(id(parameter), set()).update(keys)
         for name, states in self._bank.states.items():
             kept = held.get(id(self._homes[name].tensor()), ())
@@ -276,7 +275,7 @@ class TrackedOptimizers:
         """Yield the state tensors that have the shape of their gated parameter."""
         for parameter in self._parameters():
             for value in (optimizer.state.get(parameter) or {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                if optimizer_state.moves(value, parameter.shape):
                     yield value
 
     def correct_entries(self, at: Selection | None) -> None:
@@ -319,10 +318,10 @@ class TrackedOptimizers:
                 continue
             names = {home.tensor(): name for name, home in self._homes.items()}
             strays: dict[Tensor, tuple[str, ...]] = {}
-            for parameter, state in optimizer.state.items():
+            for parameter, state in optimizer_state.states_in(optimizer):
                 name = names.get(parameter)
                 shape = None if name is None else self._bank.shape(name, widths)
-                if keys := tuple(optimizer_state.strays(state or {}, shape, parameter.numel())):
+                if keys := tuple(optimizer_state.strays(state, shape, parameter.numel())):
                     strays[parameter] = keys
             if not tracked.warned:
                 for key in dict.fromkeys(key for keys in strays.values() for key in keys):
@@ -345,7 +344,8 @@ class TrackedOptimizers:
                 # one that wraps another may have loaded into that, past its hooks
                 is_inside = other.attached() is tracked.attached()
                 if other is tracked or (is_inside and self._says_order(optimizer)):
-                    is_empty = not any(optimizer.state.values())  # which has any order
+                    # which has any order
+                    is_empty = not any(True for _ in optimizer_state.states_in(optimizer))
                     other.stepped, other.ordered = False, is_empty
                     other.order, other.arriving, other.entries = None, None, []
             saving()  # puts it in order; a hook before a step may have loaded it for that step
@@ -376,7 +376,7 @@ class TrackedOptimizers:
 
     def _says_order(self, optimizer: Optimizer) -> bool:
         """Tell whether a state says of which channels it is: it came from elsewhere."""
-        return any(KEY in state for state in optimizer.state.values() if state) and any(
+        return any(KEY in state for _, state in optimizer_state.states_in(optimizer)) and any(
             KEY in (optimizer.state.get(tensor) or ()) for tensor in self._parameters()
         )
 

@@ -208,3 +208,86 @@ def test_momentum_in_lists_of_an_optimizers_own_is_warned_of() -> None:
     gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
     with pytest.warns(UserWarning, match="'velocity' of Lists does not follow the channels"):
         optimizer.step()
+
+
+class Named(torch.optim.SGD):
+    """Momentum, and beside it what is of no parameter, as MADGRAD and TRAC keep it; no rate.
+
+    Its step calls that of its parent, which runs the hooks of both.
+    """
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.1, momentum=0.9)
+        self.state["k"] = torch.tensor([0, 0])
+        self.state["total"] = 0
+        self.state["inner"] = {"factor": torch.ones(3)}
+        self.rate = self.param_groups[0].pop("lr")
+
+    def step(self, closure: Any = None, *, decay: float = 1.0) -> Any:
+        self.param_groups[0]["lr"] = self.rate * decay
+        loss = super().step(closure)
+        del self.param_groups[0]["lr"]
+        return loss
+
+
+def test_a_state_of_no_parameter_stays_and_hinders_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 2), nn.Tanh(), nn.Conv2d(6, 4, 2)).double()
+    ends = []
+    for make in (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), Named):
+        gated = instrument(model, (images(0),), policy="random")
+        optimizer: Any = make(gated.parameters())
+        attach(gated, optimizer)
+        for step in range(8):
+            if step == 4:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer.zero_grad()
+            gated(images(step)).square().mean().backward()
+            if isinstance(optimizer, Named):
+                optimizer.step((lambda: torch.zeros(())) if step % 2 else None, decay=1.0)
+            else:
+                optimizer.step()
+        assert gated.steps == 8
+        ends.append(gated.dense_state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert torch.equal(optimizer.state["k"], torch.tensor([0, 0]))
+    assert optimizer.state["total"] == 0
+
+
+class Eight(torch.optim.Optimizer):
+    """Momentum as codes of 8 bits with one scale for each row, the lowest of which is no zero."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure: Any) -> None:
+        with torch.enable_grad():
+            closure()
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            momentum = p.grad.flatten(1) if p.dim() > 1 else p.grad[None]
+            if state:
+                old = state["codes"].reshape(momentum.shape).double() / 127.5 - 1
+                momentum = momentum + 0.9 * old * state["scales"]
+            state["scales"] = momentum.abs().amax(1, keepdim=True).clamp(min=1e-12)
+            codes = ((momentum / state["scales"] + 1) * 127.5).round()
+            state["codes"] = codes.to(torch.uint8).reshape(p.shape)
+            p.sub_(momentum.reshape(p.shape), alpha=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:the state .* does not follow")
+def test_codes_stay_in_their_slots_with_their_scales() -> None:
+    """Codes of zero, with which a channel would enter, stand for the lowest value."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 2), nn.Tanh(), nn.Conv2d(8, 4, 2)).double()
+    gated = instrument(model, (torch.zeros(1, 3, 3, 3).double(),), policy="random")
+    optimizer = Eight(gated.parameters())
+    attach(gated, optimizer)
+    train(gated, optimizer, 8)
+    weight, chosen = gated.get_parameter("0.weight"), gated.trained
+    before = optimizer.state[weight]["codes"].clone()
+    gated.select(Selection(chosen.channels.flip(0), chosen.widths))
+    assert torch.equal(optimizer.state[weight]["codes"], before)
+    gated.select(Selection(torch.arange(3), (3,)))
+    assert not optimizer.state.get(weight)
