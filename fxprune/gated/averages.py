@@ -133,11 +133,19 @@ class Averaging(Executing):
         clone._leader, clone._leader_selection, clone.copied_from = None, None, weakref.ref(self)
         clone._evaluation, clone._bare_averages = Evaluation(), BareAverages()
         clone._mode_was_set()
-        clone._link = Link.of(self, clone._dense_parameters())
+        clone._link = Link.of(self, clone._dense_parameters(), clone._selection)
         clone._goes_alone = False
         self._copies.add(clone)
         _LIVING.add(clone)
         return clone
+
+    def begin_alone(self) -> None:
+        """Stop following the network of which this is a copy, where it was when it was made."""
+        link = self._link
+        has_moved = link is not None and link.at is not None and not self._has_gradients()
+        if link is not None and has_moved and not link.is_written(self._dense_parameters()):
+            self._exchange(link.began.to(self._device()))
+        self._forget_source()
 
     def go_alone(self) -> None:
         """Stop following the network of which this is a copy, since the copy trains by itself."""
@@ -157,7 +165,7 @@ class Averaging(Executing):
         """
         for other in living() if self.attached and not self.follows else []:
             if other is not self and other._may_follow(self) and other._is_alike(self):
-                other._link = Link.of(self, other._dense_parameters())
+                other._link = Link.of(self, other._dense_parameters(), other._selection)
                 self._copies.add(other)
         for one in (*self._followers, *self._copies):
             one._residents.part_from(self._residents)
@@ -189,7 +197,7 @@ class Averaging(Executing):
             self._loaded_at, self._leader_selection = leader._selection, None
         source = None if self._link is None else self._link.source()
         if source is not None:
-            self._link = Link.of(source, self._dense_parameters())
+            self._link = Link.of(source, self._dense_parameters(), self._selection)
 
     def dense_tensors(self) -> dict[str, Tensor]:
         """Return the dense network's tensors by name, as `Executing` does."""
@@ -297,7 +305,7 @@ class Averaging(Executing):
     def _mirror(self, source: "Averaging") -> None:
         """Take up the source's selection in a copy that may hold an average; see `links.Link`."""
         link = self._link
-        if link is None or any(p.grad is not None for p in self.parameters()):
+        if link is None or self._has_gradients():
             self.go_alone()
             source._copies.discard(self)
         elif link.at is not source._selection:
@@ -305,6 +313,9 @@ class Averaging(Executing):
                 link.own_best = self.best()
             self._exchange(source._selection.to(self._device()))
             link.at = source._selection
+
+    def _has_gradients(self) -> bool:
+        return any(p.grad is not None for p in self.parameters())
 
     def _dense_parameters(self) -> dict[str, Tensor]:
         dense = self.dense_tensors()

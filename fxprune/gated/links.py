@@ -6,7 +6,8 @@ cannot know what it is for. So each copy executes its source's channels in the s
 changes none of its dense values. A copy that is never written to evaluates as when it was made. A
 copy that was written to is an average, and evaluates the selection that its source would export. A
 copy with an optimiser, gradients or a selection of its own is neither: it no longer follows its
-source.
+source. One to which an optimiser is attached before anything was written to it begins at the
+selection that it had, whatever its source has trained since.
 """
 
 import weakref
@@ -28,6 +29,7 @@ class Link:
         source: the network that it is a copy of.
         sums: of each of its dense parameters when it was made; other sums mean that it was
             written to.
+        began: the selection that it had when it was made.
         at: the source's selection that it has taken up.
         own_best: the selection that it evaluates as long as nothing is written to it; None until
             the source changes its selection.
@@ -36,14 +38,15 @@ class Link:
 
     source: "weakref.ref[Any]"
     sums: dict[str, float]
+    began: Selection
     at: Selection | None = None
     own_best: Selection | None = None
     is_mixed: bool = False
 
     @classmethod
-    def of(cls, source: Any, dense: Mapping[str, Tensor]) -> "Link":
-        """Tie a copy that has these dense parameters, by name, to its source."""
-        return cls(weakref.ref(source), sums_of(dense))
+    def of(cls, source: Any, dense: Mapping[str, Tensor], began: Selection) -> "Link":
+        """Tie a copy that has these dense parameters, by name, and a selection, to its source."""
+        return cls(weakref.ref(source), sums_of(dense), began)
 
     def is_written(self, dense: Mapping[str, Tensor]) -> bool:
         """Tell whether the copy's dense parameters, by name, are others than when it was made."""

@@ -68,7 +68,7 @@ class GatedModule(Saving):
         """
         do = "give one of torch.optim; fxprune.attach takes what frameworks wrap around one too"
         require_kind(optimizer, torch.optim.Optimizer, "the optimiser", do)
-        self._forget_source()  # it trains on its own
+        self.begin_alone()
         self._residents.refind(self._selection)
         self.attached.add(optimizer, pace)
         held = weakref.ref(self)

@@ -216,6 +216,26 @@ def exchanges(code: CodeType) -> bool:
     return path.endswith(files) or "/fxprune/bank/" in path
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_copy_trains_as_its_source_did_from_there(policy: str) -> None:
+    """Whatever the source has trained since; so trains an equal network that was made before."""
+    gated, optimizer = build(policy)
+    equal, kept = instrument(NET.model().train(), NET.inputs(), policy=policy), {}
+    for step in range(8):
+        if step in (0, 3):
+            kept[step] = copy.deepcopy(gated), copy.deepcopy(optimizer.state_dict())
+        train_step(gated, optimizer, NET, step)
+    after = gated.dense_state_dict()
+    for begin, (network, state) in [*kept.items(), (0, (equal, kept[0][1]))]:
+        other = sgd(network.parameters())
+        other.load_state_dict(state)
+        attach(network, other)
+        for step in range(begin, 8):
+            train_step(network, other, NET, step)
+        for name, tensor in network.dense_state_dict().items():
+            assert torch.equal(tensor, after[name]), (begin, name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["random", "utility{warmup=2,reallocate=2}"])
 def test_an_interrupt_anywhere_moves_no_channel(policy: str) -> None:
