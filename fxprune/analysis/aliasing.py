@@ -54,10 +54,9 @@ class Aliasing:
                 for tensor in (source, out):
                     self._copied[_memory(tensor)].append((node, source, out))
         else:
-            for index in _written(func):
-                if index < len(args) and isinstance(args[index], Tensor):
-                    self.context.overwrite(args[index])
-                    self._write(_memory(args[index]))
+            for tensor in written(func, args, kwargs):
+                self.context.overwrite(tensor)
+                self._write(_memory(tensor))
         given = {_memory(tensor) for tensor in tensors_in((*args, *kwargs.values()))}
         for memory in {_memory(tensor) for tensor in tensors_in((out,))} - given:
             self._makers[memory] = self.context.node
@@ -107,11 +106,22 @@ def copy_always(module: TracedModule, nodes: Iterable[fx.Node]) -> bool:
 _PLAIN = ("contiguous", "reshape", "reshape_as", "flatten", "to", torch.reshape, torch.flatten)
 
 
+def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """List the tensors that a call writes to: in place, or as its `out=`."""
+    places = _written(func)
+    given = [args[index] for index, _ in places if index < len(args)]
+    return tensors_in((*given, *(kwargs[name] for _, name in places if name in kwargs)))
+
+
 @cache
-def _written(func: Any) -> tuple[int, ...]:
-    """Tell which arguments of an op it writes to."""
-    infos = [argument.alias_info for argument in func._schema.arguments]
-    return tuple(index for index, info in enumerate(infos) if info is not None and info.is_write)
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Tell which arguments of an op it writes to, by their places and their names."""
+    named = enumerate(func._schema.arguments)
+    return tuple(
+        (index, argument.name)
+        for index, argument in named
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
 
 
 def _memory(tensor: Tensor) -> int:

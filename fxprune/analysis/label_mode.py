@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.analysis.aliasing import Aliasing
+from fxprune.analysis.aliasing import Aliasing, written
 from fxprune.analysis.answers import Answers, AsksForValuesError, Form, asks_for_values
 from fxprune.analysis.context import Computed
 from fxprune.analysis.shape_functions import SIZED, ResultForm, call_of, known_results, made
@@ -52,8 +52,18 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if moved is not None:
             before = torch.ops.aten.alias(args[0]), *args[1:]
             self.context.carry(before[0], self.context.of(args[0]))
+        given = [(x, x.shape, self._along(x)) for x in written(func, (), kwargs)]  # as `out=`
         out = self._run(func, args, kwargs)
+        resized = [tensor.shape != shape for tensor, shape, _ in given]  # as `empty(0)`
+        for (tensor, *_), grown in zip(given, resized, strict=True):
+            if grown:
+                self.context.carry(tensor, ())
         self.follow(moved or func, before, kwargs, out)
+        for (tensor, _, labels), grown in zip(given, resized, strict=True):
+            if self.context.choose(grown, "resized") != grown:
+                raise RuntimeError("a tensor that results are written into has another size")
+            for held, put in [] if grown else zip(labels, self._along(tensor), strict=True):
+                self.context.meet(held, put, "results are written into a tensor of fixed size")
         self.context.near = [*inputs, *tensors_in((out,))]
         return out
 
@@ -122,6 +132,10 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             context.tape.append(Computed(func, args, kwargs, out))
             for tensor in tensors_in((out,)):
                 context.parametric(tensor)
+
+    def _along(self, tensor: Tensor) -> list[Tensor | None]:
+        """Return the labels along each dimension of a tensor."""
+        return [self.context.along(tensor, dim) for dim in range(tensor.dim())]
 
     def lift(self, value: Any) -> Any:
         """Put constants made inside forward on the meta device, beside the tensors they meet."""
