@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxprune.draws import Draws, seed_all
+
 SAME = 1e-3
 """Largest difference between two runs of the same operations, as a share of the largest output.
 
@@ -138,12 +140,12 @@ def difference(
         return None
 
     def run(network: Callable[..., Any], given: tuple[Tensor, ...]) -> list[Tensor]:
-        on_gpu = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=on_gpu):
-            torch.default_generator.manual_seed(0)
-            for gpu in on_gpu:
-                torch.cuda.default_generators[gpu.index].manual_seed(0)
+        draws = Draws()
+        try:
+            seed_all(0)
             return outputs(network, given)
+        finally:
+            draws.put_back()
 
     example = in_memory(example)
     for smaller in _cut(example):

@@ -7,13 +7,11 @@ with each condition negated, and with other numbers where the code reads one.
 """
 
 import contextlib
-import random
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -28,9 +26,9 @@ from fxprune.analysis.answers import (
 from fxprune.analysis.label_mode import LabelMode
 from fxprune.analysis.mentions import may_be_reached
 from fxprune.analysis.settled_conditions import SettledConditions
+from fxprune.draws import Draws, seed_all, seed_own
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.data_dependent import really_run
-from fxprune.tracing.draws import Draws
 from fxprune.tracing.module import modules_of
 from fxprune.tracing.objects import held
 from fxprune.tracing.regions import region_of
@@ -98,12 +96,10 @@ class OwnCode:
         if self.known is not None and name in self.known:
             return self._on_paths(module, self.known[name], args, kwargs)
         context = self.context
-        before, node, draws = context.mark(), context.node, seeded(0)
+        before, node = context.mark(), context.node
         paths = [CodePath(training=True), CodePath()]
         try:
             result = self._on_paths(module, paths, args, kwargs)
-            if Draws() != draws:
-                raise AsksForValuesError("the code draws random numbers")
         except AsksForValuesError:
             context.go_back(before)
             context.node, begun = node, context.mark()
@@ -141,7 +137,7 @@ class OwnCode:
             outer = self.mode.answers  # of the module whose code called this one
             context.node = node
             self.mode.answers = answers = Answers(path.answers or (), read=path.read)
-            seeded(path.seed)
+            draws = seeded(path.seed, snapshot.generators)
             try:
                 own = next(iter(self.real.values()), None)
                 reads = AnsweredReads(self.mode.answers, self._looked_at, own)
@@ -152,6 +148,8 @@ class OwnCode:
                     results += [*second, first]
                 # a module that this one calls may have been run with another of the seeds
                 seeds = seeds or not 0 <= torch.initial_seed() - _SEED < SEEDS
+                if path.answers is None and Draws(snapshot.generators) != draws:
+                    raise AsksForValuesError("the code draws random numbers")
                 if answers.missed:
                     del results[-1]
                     raise AsksForValuesError("the code catches that it asks for values")
@@ -258,7 +256,7 @@ def code_paths(
 
     def taken(training: bool, seed: int, changed: Mapping[int, Any] = {}) -> CodePath:
         answers = Answers(changed=changed)
-        seeded(seed)
+        seeded(seed, snapshot.generators)
         with (
             own_modes(module, training),
             AnsweredReads(answers),
@@ -357,9 +355,8 @@ def _for_real(module: nn.Module) -> Iterator[None]:
             region.runner = runner
 
 
-def seeded(seed: int) -> Draws:
-    """Set all random numbers; return their state."""
-    torch.manual_seed(_SEED + seed)
-    random.seed(seed)
-    np.random.seed(seed)
-    return Draws()
+def seeded(seed: int, generators: Sequence[Any]) -> Draws:
+    """Set all random numbers, and those of a module's own generators; return their state."""
+    seed_all(_SEED + seed)
+    seed_own(generators, seed)
+    return Draws(generators)

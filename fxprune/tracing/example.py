@@ -8,7 +8,6 @@ from torch.fx.proxy import TraceError
 from torch.utils._device import _device_constructors
 
 from fxprune.tracing.data_dependent import really_run
-from fxprune.tracing.draws import Draws
 from fxprune.tracing.module import stand_in
 
 _MAKERS = _device_constructors()
@@ -40,10 +39,14 @@ class Example:
     """
 
     def __init__(
-        self, root: nn.Module, inputs: tuple[Any, ...], device: torch.device, after: Any
+        self, root: nn.Module, inputs: tuple[Any, ...], device: torch.device, after: Any, draws: Any
     ) -> None:
-        """Take meta inputs; `after` is called with each module that was run, to clean up."""
-        self.root, self.inputs, self.device, self._after = root, inputs, device, after
+        """Take meta inputs; `after` is called with each module that was run, to clean up.
+
+        `draws` returns the state of what its random numbers are drawn from.
+        """
+        self.root, self.inputs, self.device = root, inputs, device
+        self._after, self._draws = after, draws
         self._values: dict[fx.Node, Any] = {}
 
     def value(self, node: fx.Node) -> Any:
@@ -102,7 +105,7 @@ class Example:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         on_meta = {name: stand_in(own, _to_meta(own)) for name, own in tensors.items()}
         args, kwargs = _on_meta((args, kwargs))
-        draws = Draws()
+        draws = self._draws()
         try:
             return torch.func.functional_call(module, on_meta, args, kwargs)
         except Exception:

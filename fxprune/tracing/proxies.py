@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
+from fxprune.draws import Draws
 from fxprune.equivalence import which_batched
 from fxprune.tracing.example import Example, resized
 from fxprune.tracing.module import modules_of
@@ -81,7 +82,7 @@ class KnowingTracer(fx.Tracer):
                 for batch, image in ((1, 1), (2, 1), (1, 2))
             ]
         self._plain, self._batch, image = (
-            Example(model, tuple(tensors), device, self.clean_up) for tensors in known
+            Example(model, tuple(tensors), device, self.clean_up, self.draws) for tensors in known
         )
         self._images = [image]  # none once the network has refused images of that size
         self.modules: list[nn.Module] = list(modules_of(model).values())
@@ -98,6 +99,10 @@ class KnowingTracer(fx.Tracer):
 
     def clean_up(self, module: nn.Module) -> None:
         """Put back what a module that was run left in itself."""
+
+    def draws(self) -> Draws:
+        """Note the state of what random numbers are drawn from."""
+        return Draws()
 
     def mode(self) -> fx.Proxy:
         """Return a proxy for the mode of the network, where it is traced for both."""

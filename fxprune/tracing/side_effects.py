@@ -18,8 +18,8 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
+from fxprune.draws import Draws
 from fxprune.tracing.attention import attention_followed
-from fxprune.tracing.draws import Draws
 from fxprune.tracing.proxies import KnowingProxy, KnowingTracer
 from fxprune.tracing.snapshot import Snapshot
 from fxprune.tracing.user_questions import INTERNAL

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from fxprune.draws import OwnDraws, is_generator
 from fxprune.tracing.code_state import CodeState, is_users, names_in, read, write
 from fxprune.tracing.module import TracedModule, has_leaves, modules_of
 
@@ -46,6 +47,7 @@ class Snapshot:
 
     Attributes:
         writes: whether the code may write to parameters without a change of their version.
+        generators: what the code draws random numbers from, other than everyone's.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,7 +55,7 @@ class Snapshot:
         self._kept: list[tuple[Any, Any]] = []
         self._tables: set[int] = set()
         self._tensors: list[tuple[Tensor, Tensor, Tensor, int]] = []
-        self._generators: list[tuple[torch.Generator, Tensor]] = []
+        self.generators: list[Any] = []
         self._of: dict[int, slice] = {}
         self._code = CodeState()
         self._places: list[tuple[Any, str, Any]] = []
@@ -67,6 +69,7 @@ class Snapshot:
             self._note(vars(module))
             self._of[id(module)] = slice(first, len(self._kept))
         self._note_code()
+        self._draws = OwnDraws(self.generators)
         code = [function.__code__ for function in self._code.functions]
         self.writes = any(not _WRITERS.isdisjoint(names_in(part)) for part in code)
         if self.writes:
@@ -78,8 +81,7 @@ class Snapshot:
         self._put_back(self._kept)
         for holder, name, value in self._places:
             write(holder, name, value)
-        for generator, state in self._generators:
-            generator.set_state(state)
+        self._draws.put_back()
         for kind, names in self._classes:
             for name in vars(kind).keys() - names:
                 delattr(kind, name)
@@ -127,8 +129,9 @@ class Snapshot:
                 waiting += [part for part in value.values() if type(part) not in _ATOMS]
             elif kind is tuple:
                 waiting += [part for part in value if type(part) not in _ATOMS]
-            elif isinstance(value, torch.Generator):
-                self._generators.append((value, value.get_state()))
+            elif is_generator(value):
+                self._seen.add(id(value))
+                self.generators.append(value)
             elif isinstance(value, Tensor):
                 self._note_tensor(value)  # of parameters, one that stands outside of their table
             elif isinstance(value, _CONTAINERS):
@@ -155,7 +158,7 @@ class Snapshot:
             values += [vars(function), function.__defaults__, function.__kwdefaults__]
         for value in values:
             kind = type(value)
-            if kind in _PLAIN or isinstance(value, Tensor) or is_users(kind):
+            if kind in _PLAIN or isinstance(value, Tensor) or is_users(kind) or is_generator(value):
                 self._note(value)
 
     def _note_place(self, holder: Any, name: str) -> Any:

@@ -26,8 +26,8 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Scope, ScopeContextManager
 
+from fxprune.draws import Draws
 from fxprune.tracing.checkpoints import Checkpoints, copy_checkpoints
-from fxprune.tracing.draws import Draws
 from fxprune.tracing.mode import ModeWatch, has_its_own_modes, settle_mode
 from fxprune.tracing.module import (
     ROOT,
@@ -220,6 +220,9 @@ class _Tracer(KnowingTracer):
         self.codegen: CallCodeGen | None = None
         self.checkpoints = Checkpoints()
 
+    def draws(self) -> Draws:
+        return Draws(self.subject.snapshot.generators)
+
     def clean_up(self, module: nn.Module) -> None:
         self.subject.snapshot.restore_parts(modules_of(module).values())
 
@@ -295,13 +298,13 @@ class _Tracer(KnowingTracer):
     def _followed(self, call: Callable[[], Any]) -> tuple[Any, Exception | None]:
         """Return what code returns; or go back to before it, and return what stopped the trace."""
         mark = self.graph._root._prev
-        before = Draws() if self.wary else None
+        before = self.draws() if self.wary else None
         refused = len(self.refused)
         try:
             result = call()
             if len(self.refused) > refused:
                 raise self.refused[-1]  # which the code has caught
-            if before is not None and Draws() != before:
+            if before is not None and self.draws() != before:
                 raise fx.proxy.TraceError(_DRAWS)
             return result, None
         except _Again:
@@ -361,13 +364,13 @@ def _graph(subject: _Subject, watch: ModeWatch | None) -> fx.Graph | None:
         tracer = _Tracer(subject, exact=exact, wary=wary)
         if watch is not None:
             watch.follow(tracer)
-        draws, drawn = Draws(), False
+        draws, drawn = tracer.draws(), False
         try:
             with seen(tracer), _wrapped_by(tracer):
                 graph = tracer.trace(subject.model)
             if tracer.refused:
                 raise tracer.refused[-1]  # which the code has caught
-            drawn = Draws() != draws
+            drawn = tracer.draws() != draws
             if drawn and wary:
                 raise fx.proxy.TraceError(_DRAWS)
         except Exception:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # Lowest first. A name is a package of fxprune with all its modules, or a module at the top.
 # A module imports from its own floor and from lower ones.
 FLOORS = (
-    ("errors", "equivalence", "user_lines"),
+    ("errors", "draws", "equivalence", "user_lines"),
     ("registry", "files", "data", "tracing"),
     ("channels", "groups"),
     ("rules", "policies", "budget", "bank"),

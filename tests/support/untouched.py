@@ -57,6 +57,11 @@ def _describe(value: Any, path: str, found: dict[str, Any], seen: set[int]) -> N
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in list(pairs):
             _describe(part, f"{path}[{key!r}]", found, seen)
+    elif isinstance(value, (torch.Generator, random.Random, np.random.RandomState)):
+        state = value.getstate() if isinstance(value, random.Random) else value.get_state()
+        found[path] = str(state.tolist() if isinstance(state, Tensor) else state)
+    elif isinstance(value, np.random.Generator):
+        found[path] = repr(value.bit_generator.state)
     elif isinstance(value, _OPAQUE):
         found[path] = id(value)
     elif hasattr(value, "__dict__"):

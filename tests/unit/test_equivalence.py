@@ -1,8 +1,10 @@
 """Random inputs, and whether two networks compute the same on them."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,10 @@ def _dead(x: Tensor) -> Tensor:
     return (x - 30).relu()
 
 
+def _by_chance(x: Tensor) -> Tensor:
+    return x * random.random() * np.random.rand()
+
+
 class Counts(nn.Module):
     """Does not do the same twice."""
 
@@ -76,6 +82,7 @@ class Counts(nn.Module):
     ("model", "other", "wanted"),
     [
         (nn.Dropout(0.5), nn.Dropout(0.5), 0.0),
+        (_by_chance, _by_chance, 0.0),
         (nn.Identity(), lambda x: 1.5 * x, 0.5),
         (nn.Identity(), lambda x: (x, x), float("inf")),
         (nn.Identity(), lambda x: x / 0, float("inf")),
@@ -86,7 +93,7 @@ class Counts(nn.Module):
         (torch.zeros_like, torch.zeros_like, 0.0),
     ],
     ids=[
-        *("same", "more", "two outputs", "not finite", "changes", "does not run"),
+        *("same", "same by chance", "more", "two outputs", "not finite", "changes", "does not run"),
         *("zeros alone", "the same zeros", "always zeros"),
     ],
 )

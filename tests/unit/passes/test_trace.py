@@ -1,9 +1,13 @@
 """Trace: one graph for each mode where they differ, the user's lines, leaves for what it can't."""
 
+import copy
 import inspect
+import itertools
 import random
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +24,7 @@ from fxprune.user_lines import where
 from tests.support import tiny
 from tests.support.nets import BY_NAME, Net
 from tests.support.tiny import printed, start
+from tests.support.untouched import changes, described
 
 
 def trace(net: Net) -> TracedModule:
@@ -393,6 +398,45 @@ def test_random_numbers_that_python_draws_are_drawn_in_every_step() -> None:
     torch.manual_seed(0)
     results = {float(traced(*net.inputs()).detach().sum()) for _ in range(20)}
     assert len(results) == 2
+
+
+class DrawsOfItsOwn(nn.Module):
+    """Uses a layer or leaves it out, as its own generator says."""
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head, self.generators = nn.Conv2d(8, 4, 1), {"branch": generator}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, own = self.conv(x), self.generators["branch"]
+        drawn = torch.rand(1, generator=own) if isinstance(own, torch.Generator) else own.random()
+        y: Tensor = self.head(self.other(x) if drawn > 0.5 else x)
+        return y
+
+
+@pytest.mark.parametrize(
+    "generator",
+    [
+        torch.Generator(),
+        random.Random(0),
+        np.random.RandomState(0),
+        np.random.default_rng(0),
+        np.random.Generator(np.random.MT19937(0)),
+    ],
+    ids=lambda generator: type(generator).__qualname__,
+)
+def test_random_numbers_of_a_models_own_generator_are_drawn_in_every_step(generator: Any) -> None:
+    model, x = DrawsOfItsOwn(generator).eval(), torch.randn(2, 3, 4, 4)
+    before = described(model)
+    gated = instrument(model, (x,))
+    assert changes(before, described(model)) == []
+    assert gated.channels.layout.sizes == (8,)
+    networks = shrink(gated), copy.deepcopy(gated), reference_of(gated, model)
+    runs = [[network(x).detach() for _ in range(20)] for network in networks]
+    for ours, theirs in itertools.pairwise(runs):
+        assert len({float(y.sum()) for y in ours}) == 2
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_model_whose_own_code_cannot_be_followed_keeps_it() -> None:
