@@ -218,7 +218,9 @@ def _assigned(
             getattr(module, name).copy_(value)
             return
         flips = isinstance(value, bool) and vars(module).get(name, value) is not value
-        if flips and name != "training" and not tracer.looking:
+        if name == "training" and not tracer.looking:
+            tracer.branched = True  # what changes nothing in this mode may do so in the other
+        if flips and not tracer.looking:
             raise TraceError(f"forward changes its attribute {name}, so its next call may differ")
         assign(module, name, value)
 

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from fxprune.tracing.module import TracedModule
 from fxprune.tracing.trace import trace as traced_by
 from fxprune.user_lines import where
 from tests.support import tiny
+from tests.support.law import choose
 from tests.support.nets import BY_NAME, Net
 from tests.support.tiny import printed, start
 from tests.support.untouched import changes, described
@@ -437,6 +439,46 @@ def test_random_numbers_of_a_models_own_generator_are_drawn_in_every_step(genera
     for ours, theirs in itertools.pairwise(runs):
         assert len({float(y.sum()) for y in ours}) == 2
         torch.testing.assert_close(ours, theirs)
+
+
+class SetsModes(nn.Module):
+    """Sets the mode of a part in forward, as of one that is not to be trained."""
+
+    def __init__(self, put: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        self.put = put
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.put(self.norm)
+        y: Tensor = self.head(self.norm(self.conv(x)))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("put", "keeps"),
+    [
+        (lambda part: part.eval(), True),
+        (lambda part: part.train(), True),
+        (lambda part: setattr(part, "training", False), True),
+        (lambda part: part.train(part.training), False),
+    ],
+    ids=["eval", "train", "attribute", "as it is"],
+)
+def test_a_forward_that_sets_modes_does_so_in_every_step(
+    put: Callable[[nn.Module], Any], keeps: bool
+) -> None:
+    model, x = SetsModes(put), torch.randn(4, 3, 4, 4)
+    before = described(model)
+    gated = instrument(model, (x,))
+    assert changes(before, described(model)) == []
+    assert traced_by(model, (x,)).keeps_code == keeps
+    gated.settle(choose(gated.channels, (8,)))
+    for mode in (True, False):
+        wanted = copy.deepcopy(model).train(mode)
+        network = copy.deepcopy(gated).train(mode)
+        for y in (x, x + 1):
+            torch.testing.assert_close(network(y), wanted(y))
 
 
 def test_a_model_whose_own_code_cannot_be_followed_keeps_it() -> None:
