@@ -11,7 +11,7 @@ import functools
 import gc
 import types
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,8 +45,20 @@ def rebind(clones: Mapping[int, nn.Module]) -> None:
     led: dict[int, Any] = {**clones}
     for clone in clones.values():
         for name, value in vars(clone).items():
-            if type(value) in _LEADING and value and name not in _OWN_TABLES:
+            leads = id(value) in led or (type(value) in _LEADING and value)
+            if leads and name not in _OWN_TABLES:
                 vars(clone)[name] = _led(value, led)
+
+
+def lead_to(modules: Iterable[nn.Module], others: Iterable[nn.Module]) -> bool:
+    """Tell whether attributes of modules lead to others, that are none of their children."""
+    led = {id(other): other for other in others}
+    return any(
+        _leads(value, led, set())
+        for module in modules
+        for name, value in vars(module).items()
+        if name not in _OWN_TABLES
+    )
 
 
 _OWN_TABLES = frozenset({"_parameters", "_buffers", "_modules"})

@@ -28,6 +28,7 @@ from torch.fx.proxy import Scope, ScopeContextManager
 
 from fxprune.draws import Draws
 from fxprune.tracing.checkpoints import Checkpoints, copy_checkpoints
+from fxprune.tracing.deepcopy import lead_to
 from fxprune.tracing.mode import ModeWatch, has_its_own_modes, settle_mode
 from fxprune.tracing.module import (
     ROOT,
@@ -35,6 +36,7 @@ from fxprune.tracing.module import (
     Origin,
     TracedModule,
     has_leaves,
+    keeps_code,
     modules_of,
     tensors_of,
 )
@@ -265,13 +267,25 @@ class _Tracer(KnowingTracer):
             return forward(*args, **kwargs)
         with ScopeContextManager(self.scope, Scope(path, type(m))):
             if self.is_leaf_module(m, path):
+                self._require_whole(m)
                 return self.create_proxy("call_module", path, args, kwargs)
             result, error = self._followed(functools.partial(forward, *args, **kwargs))
             if error is None:
                 return result
             self.clean_up(m)
+            self._require_whole(m)
             self.leaves[path] = error
             return self.create_proxy("call_module", path, args, kwargs)
+
+    def _require_whole(self, m: nn.Module) -> None:
+        """Stop at a leaf whose code reaches others of the model's modules, as `[self.head]` does.
+
+        What calls both of them keeps its code: the leaf's copies would not know the others' copies.
+        """
+        inside = {id(part): part for part in modules_of(m).values()}
+        outside = [part for part in self.modules if id(part) not in inside]
+        if keeps_code(m) and lead_to(inside.values(), outside):
+            raise fx.proxy.TraceError("the code reaches modules that are not inside it")
 
     def wrapped(self, function: Callable[..., Any], plain: Callable[..., Any]) -> Any:
         """Return what is called for a function that the user's code keeps from torch.fx.
