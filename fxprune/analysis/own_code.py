@@ -37,6 +37,9 @@ from fxprune.tracing.snapshot import Snapshot
 OTHER_ANSWERS = 12
 """The most runs of one module that are given another answer than the real one."""
 
+SEVERAL = 8
+"""How many layers a number is taken to choose from: `self.heads[task.item()]`."""
+
 SEEDS = 3
 """The runs with random numbers of their own, in each mode."""
 
@@ -247,8 +250,8 @@ def code_paths(
         real: what to take for its own tensors, by their ids.
         args: meta tensors, which random ones of the same shape stand for, and what else it takes.
         kwargs: likewise.
-        forms: whether results whose shape depends on values are given other shapes, in place of
-            other answers to conditions and to what is read as a number.
+        forms: whether results whose shape depends on values are given other shapes, and numbers
+            more of other values, in place of other answers to conditions.
 
     Raises:
         Exception: whatever the code raises in evaluation.
@@ -314,7 +317,12 @@ def _other_answers(real: Any) -> tuple[Any, ...]:
 
 
 def _other_forms(real: Any) -> tuple[Any, ...]:
-    """List other forms of a result: with one row where it has none, with none where it has some."""
+    """List other forms of a result: with one row where it has none, with none where it has some.
+
+    Of a number, which may choose one of several layers, list those that `_other_answers` does not.
+    """
+    if type(real) is int:
+        return tuple(number for number in range(2, SEVERAL) if number != real)
     if isinstance(real, Form) and real.shape:
         return (replace(real, shape=(int(not real.shape[0]), *real.shape[1:])),)
     return ()

@@ -31,6 +31,8 @@ class Reduction(Rule):
         aten.min.default,
         aten.all,
         aten.any,
+        aten._is_all_true,
+        aten._is_any_true,
         aten.prod,
         aten.linalg_vector_norm,
         aten.norm,

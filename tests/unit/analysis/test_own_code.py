@@ -406,6 +406,36 @@ class ReadInPython(Plain):
         return self.c(y * float(np.asarray(y.detach().mean((0, 2, 3))).max()))
 
 
+class Near(nn.Module):
+    """Calls a layer of what it is a part of, which is no child of its own."""
+
+    def __init__(self, parent: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.parents = nn.Conv2d(16, 16, 1), [parent]
+        vars(self)["parent"] = parent
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        return self.parent.b(x) if x.sum() > 0 else self.parents[0].b(-x)
+
+
+class OfItsParent(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Near(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.part(self.a(x).relu()))
+
+
+class LikelyNumbers(Plain):
+    """Compares with a distribution, which checks its parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        return self.c(torch.distributions.Normal(y, y.abs() + 1).log_prob(torch.zeros_like(y)))
+
+
 KEPT: dict[Callable[[], nn.Module], float] = {
     EachImage: 0.3,
     EachOfThem: 0.3,
@@ -437,6 +467,8 @@ KEPT: dict[Callable[[], nn.Module], float] = {
     OneOrTheOther: 0.3,
     OfTwoConditions: 0.3,
     ReadInPython: 0.55,
+    OfItsParent: 0.3,
+    LikelyNumbers: 0.3,
 }
 """The networks, and the share of their macs that is kept at most when half of the channels are."""
 
@@ -569,3 +601,28 @@ def test_lengths_are_those_of_the_example() -> None:
         with torch.no_grad():
             assert gap(fxprune.shrink(gated)(*inputs), gated(*inputs)) <= 1e-12
             assert gap(fxprune.reference_of(gated, model)(*inputs), gated(*inputs)) <= 1e-12
+
+
+class OfTasks(nn.Module):
+    """Has a layer for each task, which a number among its inputs chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.ModuleList(nn.Conv2d(8, 6, 1) for _ in range(5))
+        self.c = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        return self.c(self.b[task.item()](self.a(x).relu()).relu())
+
+
+def test_a_number_among_the_inputs_chooses_a_layer() -> None:
+    torch.manual_seed(0)
+    model = OfTasks().double().eval()
+    gated = fxprune.instrument(model, (torch.randn(2, 3, 4, 4).double(), torch.tensor(1))).eval()
+    assert gated.channels.layout.sizes == (8, 6)
+    compact, reference = fxprune.shrink(gated), fxprune.reference_of(gated, model)
+    for task in map(torch.tensor, range(5)):
+        x = torch.randn(3, 3, 4, 4).double()
+        with torch.no_grad():
+            assert gap(compact(x, task), gated(x, task)) <= 1e-12
+            assert gap(reference(x, task), gated(x, task)) <= 1e-12
