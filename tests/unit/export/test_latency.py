@@ -168,6 +168,20 @@ def test_where_rounding_leaves_no_choice_the_widths_are_below_the_budget() -> No
     assert choice.share < 0.6
 
 
+def test_what_a_jump_leaves_goes_to_other_groups() -> None:
+    """Where 12 channels take much longer than 8, all groups rise together to 8 and 40 only."""
+    layout, cost = chain((16, 16, 64, 64, 64))
+    macs = clock(cost, block=8)
+    bench = StandIn(lambda widths: 0.1 + 0.4 * macs(widths) + 0.5 * (max(widths[:2]) > 8))
+    budget = Budget("latency", 0.4)
+    choice = choose(budget, layout, cost, bench)
+    check(choice, budget, layout, bench)
+    assert bench.clock((8, 8, 40, 40, 40)) < 0.8 * 0.4
+    assert choice.met
+    assert choice.budget.widths[:2] == (8, 8)
+    assert max(choice.budget.widths[2:]) - min(choice.budget.widths[2:]) <= 8, "they rise together"
+
+
 def test_all_of_it_needs_no_search() -> None:
     layout, cost = chain((16, 16))
     bench = StandIn(clock(cost))
