@@ -95,6 +95,7 @@ class Residents:
         positions = self.bank.positions(at.channels, at.widths)
         for name, home in self._homes.items():
             home.install(take(self.bank.dense[name], self.bank.of(name, positions)))
+        self.optimizers.renew_buckets()
 
     def part_from(self, source: "Residents") -> None:
         """Give tensors that are another network's too a place of their own, before that swaps them.
@@ -119,6 +120,7 @@ class Residents:
         """Make autograd forget the shapes that residents had (see `Home.renew`)."""
         for home in self._homes.values():
             home.renew()
+        self.optimizers.renew_buckets()
 
     def holds(self, module: nn.Module) -> bool:
         """Tell whether a module is the network, or was a part of it when that was last walked."""

@@ -299,6 +299,13 @@ class TrackedOptimizers:
         """Tell whether the state of an optimiser is exchanged with the channels."""
         return any(one is optimizer for _, one in self._living())
 
+    def renew_buckets(self) -> None:
+        """Let ZeroRedundancyOptimizer make its buckets anew, of which the parameters were parts."""
+        for _, optimizer in self._living():
+            build: Callable[[], None] | None = getattr(optimizer, "_build_param_buckets", None)
+            if build is not None:
+                build()
+
     def reset_unmovable_state(
         self, widths: Widths, new: Widths, narrow: Callable[[], list[Tensor]]
     ) -> None:

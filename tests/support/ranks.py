@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.futures import Future
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -234,6 +235,26 @@ def unused_parameters(rank: int) -> None:
 def static_graph(rank: int) -> None:
     widths = agree(rank, UTILITY, steps=30, validate=alone, static_graph=True)
     assert len(widths) > 1
+
+
+@case
+def parameters_in_the_buckets_of_an_optimizer(rank: int) -> None:
+    """Whose widths change: each rank steps its share, and sends the bucket that it is part of."""
+    gated = build(rank, policy=OFTEN)
+    network = DistributedDataParallel(gated)
+    optimizer = ZeroRedundancyOptimizer(
+        network.parameters(), torch.optim.SGD, parameters_as_bucket_view=True, lr=0.05
+    )
+    attach(gated, optimizer)
+    kept, widths = gated.state_dict(), set()
+    for step in range(12):
+        if step == 8:
+            gated.load_state_dict(kept)
+        images, labels = batch(step)
+        train_step(network, optimizer, images[rank::RANKS], labels[rank::RANKS])
+        widths.add(gated.widths)
+    assert len(widths) > 2
+    same_on_all(dict(gated.training_state()))
 
 
 @case
