@@ -117,7 +117,7 @@ class Trace(Pass):
 
 ATTRIBUTES = frozenset(
     """
-    _bare_averages _code _copies _create_node_hooks _deepcopy_hooks _erase_node_hooks
+    _bare_averages _code _code_now _copies _create_node_hooks _deepcopy_hooks _erase_node_hooks
     _evaluation _followers _goes_alone _graph _graphs _known _known_widths _leader
     _leader_selection _lineno_map _link _loaded_at _lock _made _pending _prologue_start
     _replace_hooks _residents _selection _selector _settled _since _sums _tracer_cls

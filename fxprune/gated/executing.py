@@ -65,6 +65,8 @@ class Executing(TracedModule):
     Its attributes are those of `GatedModule`, which users see.
     """
 
+    _code_now: Callable[..., Any]
+
     def __init__(
         self,
         dense: TracedModule,
@@ -340,7 +342,8 @@ class Executing(TracedModule):
             return None
         code = super().recompile()
         cls: Any = type(self)
-        cls.forward = _by_mode(checkpointed(self, self.graph) or cls.forward)
+        self._code_now = checkpointed(self, self.graph) or cls.forward
+        cls.forward = _by_mode(self._code_now)
         return code
 
     @lasting
@@ -465,6 +468,8 @@ def _by_mode(code: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Executing, *args: Any, **kwargs: Any) -> Any:
         if self._pending:
             self._finish()
+        if self._code_now is not code:  # accelerate and others have kept a forward of old widths
+            return type(self).forward(self, *args, **kwargs)
         if self.training and not self.follows:
             return code(self, *args, **kwargs)
         if torch.compiler.is_compiling():

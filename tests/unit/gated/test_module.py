@@ -3,6 +3,7 @@
 import copy
 import gc
 import itertools
+import types
 import weakref
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune import GatedModule, attach, instrument, shrink
+from fxprune.bank.exchange import Selection
 from fxprune.errors import GateError
 from tests.support.law import at_random, choose, gap
 from tests.support.nets import BY_NAME, NETS, Net
@@ -404,3 +406,38 @@ def test_a_wrapper_that_is_garbage_is_forgotten_before_the_next(tmp_path: Path) 
     finally:
         gc.enable()
         distributed.destroy_process_group()
+
+
+class Written(nn.Module):
+    """Writes its width down, so that code of other widths cannot run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8 * 9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.conv(x).relu().reshape(-1, 8 * 9))
+        return out
+
+
+def test_a_forward_that_someone_keeps_runs_what_executes() -> None:
+    """As accelerate does for mixed precision, in the network and in its copies."""
+    gated = instrument(Written(), (torch.zeros(2, 3, 5, 5),), policy="random").train()
+    kept = torch.autocast("cpu", torch.bfloat16)(gated.forward.__func__)  # type: ignore[attr-defined]
+    gated.forward = types.MethodType(kept, gated)  # type: ignore[method-assign]
+    x = torch.randn(2, 3, 5, 5)
+    for width in (4, 2, 8, 3):
+        for network in (gated, copy.deepcopy(gated)):
+            network.settle(Selection(torch.arange(width), (width,)))
+            plain = Written()
+            plain.load_state_dict(network.dense_state_dict())
+            weight = plain.conv.weight.detach()
+            weight[width:] = 0
+            plain.conv.bias.detach()[width:] = 0  # type: ignore[union-attr]
+            with torch.autocast("cpu", torch.bfloat16):
+                torch.testing.assert_close(network.train()(x), plain(x), atol=0.02, rtol=0.02)
+            assert network(x).dtype == torch.bfloat16
+            compact = shrink(network.eval())
+            torch.testing.assert_close(compact(x), plain(x))
+            assert network(x).dtype == torch.bfloat16
+            network.unsettle()
