@@ -19,7 +19,7 @@ from fxprune.equivalence import SAME, difference
 from fxprune.errors import FxpruneError, PassError
 from fxprune.gated.module import GatedModule
 from fxprune.tracing.signature import of_tensors
-from fxprune.tracing.snapshot import state_kept
+from fxprune.tracing.snapshot import forgetting
 
 # Largest difference of an output, as a share of its largest value, that rounding explains where a
 # pass computes in another order (folded batch norms); by the coarsest type of the parameters.
@@ -120,8 +120,8 @@ def assert_same_function(before: Program, after: Program) -> None:
     """Assert that two networks in evaluation mode compute the same on random inputs.
 
     The inputs are drawn in the likeness of `before.inputs`. Buffers that a forward writes to are
-    put back, and what the user's own code keeps. Nothing is compared where there are no example
-    inputs, on the meta device, or where `before` does not compute the same twice.
+    put back, and what the user's own code keeps is after each call. Nothing is compared where there
+    are no example inputs, on the meta device, or where `before` does not compute the same twice.
 
     Raises:
         AssertionError: an output differs by more than rounding, or `after` raises.
@@ -130,11 +130,11 @@ def assert_same_function(before: Program, after: Program) -> None:
     with contextlib.ExitStack() as stack:
         for network in (before.module, after.module):
             stack.enter_context(_buffers_kept(network))
-            stack.enter_context(state_kept(network))
             stack.enter_context(_forward_of_its_own(network))
         try:
-            networks = of_tensors(before.module), of_tensors(after.module)
-            gap = difference(*networks, before.inputs, parameter.device)
+            ours = forgetting(before.module, of_tensors(before.module))
+            theirs = forgetting(after.module, of_tensors(after.module))
+            gap = difference(ours, theirs, before.inputs, parameter.device)
         except Exception as error:  # `before` itself ran
             raise AssertionError(f"it raises {type(error).__name__}: {error}") from error
     types = {tensor.dtype for tensor in before.module.parameters()}

@@ -28,12 +28,13 @@ from fxprune.equivalence import batch_of, fresh_inputs, in_memory, repeated, whi
 from fxprune.errors import ExportError, OptionError, TraceError, require_kind
 from fxprune.export.attempt import advice, forgotten_sources, reason, unheard
 from fxprune.export.condconv import BatchedConvs
-from fxprune.export.parity import Network, excess, forgetting, gaps, refusal, rounding
+from fxprune.export.parity import Network, excess, gaps, refusal, rounding
 from fxprune.export.runtime import VERSION, runtime
 from fxprune.files import as_path, write_bytes
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.module import exportable, own_name, require_module
 from fxprune.tracing.signature import flat_inputs, signature_of
+from fxprune.tracing.snapshot import forgetting
 
 BATCHES = (1, 2, 7)
 """The batch sizes at which every export is compared."""

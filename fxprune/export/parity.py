@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxprune.equivalence import outputs, relative_gap
 from fxprune.errors import ExportError, ParityError
 from fxprune.tracing.deepcopy import copied
-from fxprune.tracing.snapshot import state_kept
+from fxprune.tracing.snapshot import forgetting
 
 Network = Callable[..., Any]
 """A function of tensors, in the order of the file's inputs."""
@@ -130,21 +130,6 @@ def gaps(expected: Network, run: Runner, trial: tuple[Tensor, ...]) -> list[Gap]
 def called(network: Network, trial: tuple[Tensor, ...]) -> list[Tensor]:
     """Return the outputs of a network as those of its first call."""
     return outputs(forgetting(network) if isinstance(network, nn.Module) else network, trial)
-
-
-def forgetting(network: nn.Module, call: Network | None = None) -> Network:
-    """Return a function that calls a network and puts back what that leaves in it.
-
-    Args:
-        network: the network.
-        call: how it is called, if not as itself.
-    """
-
-    def alone(*tensors: Tensor) -> Any:
-        with state_kept(network):
-            return (call or network)(*tensors)
-
-    return alone
 
 
 def _gap(name: str, wanted: Tensor, found: Tensor) -> Gap:

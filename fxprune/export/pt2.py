@@ -21,11 +21,12 @@ from fxprune.errors import ExportError, ParityError
 from fxprune.export.attempt import forgotten_sources, unheard
 from fxprune.export.marks import marks
 from fxprune.export.onnx import BATCHES
-from fxprune.export.parity import TOLERANCE, called, forgetting
+from fxprune.export.parity import TOLERANCE, called
 from fxprune.files import as_path, write_bytes
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.module import exportable, require_module
 from fxprune.tracing.signature import flat_inputs, signature_of
+from fxprune.tracing.snapshot import forgetting
 
 
 @dataclass(frozen=True)

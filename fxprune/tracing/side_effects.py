@@ -210,6 +210,9 @@ def _traceable(name: str, asked: str) -> dict[str, Any] | None:
 _LEFT_OUT = frozenset({"numpy", "scipy", *sys.stdlib_module_names}) - {"__main__"}
 
 
+_NUMBERS = (bool, int, float)
+
+
 def _assigned(
     assign: Callable[..., None], tracer: KnowingTracer
 ) -> Callable[[nn.Module, str, Any], None]:
@@ -217,10 +220,12 @@ def _assigned(
         if isinstance(value, fx.Proxy) and name in vars(module)["_buffers"]:
             getattr(module, name).copy_(value)
             return
-        flips = isinstance(value, bool) and vars(module).get(name, value) is not value
         if name == "training" and not tracer.looking:
             tracer.branched = True  # what changes nothing in this mode may do so in the other
-        if flips and not tracer.looking:
+        own = vars(module).get(name, value)
+        numbers = type(own) in _NUMBERS and type(value) in _NUMBERS
+        changes = own != value if numbers else isinstance(value, bool) and own is not value
+        if changes and not tracer.looking:
             raise TraceError(f"forward changes its attribute {name}, so its next call may differ")
         assign(module, name, value)
 

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -200,6 +200,21 @@ def state_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for snapshot in snapshots:
             snapshot.restore()
+
+
+def forgetting(network: nn.Module, call: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Return a function that calls a network and puts back what that leaves in it.
+
+    Args:
+        network: the network.
+        call: how it is called, if not as itself.
+    """
+
+    def alone(*tensors: Tensor) -> Any:
+        with state_kept(network):
+            return (call or network)(*tensors)
+
+    return alone
 
 
 def _slots(kind: type) -> list[str]:

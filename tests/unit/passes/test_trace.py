@@ -441,6 +441,61 @@ def test_random_numbers_of_a_models_own_generator_are_drawn_in_every_step(genera
         torch.testing.assert_close(ours, theirs)
 
 
+class OfTheirClass(DrawsOfItsOwn):
+    """Draws from a generator that all networks of the class have, the compact ones too."""
+
+    shared = random.Random(0)
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.generators["branch"] = self.shared
+        return super().forward(x)
+
+
+def test_a_generator_that_networks_share_is_left_as_it_was() -> None:
+    model = OfTheirClass().eval()
+    before = model.shared.getstate()
+    gated = instrument(model, (torch.randn(2, 3, 4, 4),)).eval()
+    for _ in range(4):  # which would draw another number in half of the cases
+        shrink(gated)
+        assert model.shared.getstate() == before
+        model.shared.random()
+        before = model.shared.getstate()
+
+
+class Schedules(nn.Module):
+    """Counts its steps in training, and changes what it does later on."""
+
+    def __init__(self, part: bool) -> None:
+        super().__init__()
+        self.conv, self.drop, self.head = nn.Conv2d(3, 8, 1), nn.Dropout(0.5), nn.Conv2d(8, 4, 1)
+        self.steps, self.part = 0, part
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.part:
+            self.drop.p = 0.0
+        elif self.training:
+            self.steps += 1
+        x = self.conv(x)
+        y: Tensor = self.head(self.drop(x) if self.part else x.tanh() if self.steps > 2 else x)
+        return y
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["later", "an option of a layer"])
+def test_a_forward_that_changes_numbers_does_so_in_every_step(part: bool) -> None:
+    model, x = Schedules(part), torch.randn(2, 3, 4, 4)
+    before = described(model)
+    gated = instrument(model, (x,))
+    assert changes(before, described(model)) == []
+    gated.settle(choose(gated.channels, (8,)))
+    for mode in (False, True):
+        model.train(mode), gated.train(mode)
+        for _ in range(4):
+            torch.testing.assert_close(gated(x), model(x))
+
+
 class SetsModes(nn.Module):
     """Sets the mode of a part in forward, as of one that is not to be trained."""
 
