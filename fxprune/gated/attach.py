@@ -203,7 +203,8 @@ def _unwrapped(optimizer: Any) -> Optimizer:
     """
     while "_optimizer_step_pre_hooks" not in (own := getattr(optimizer, "__dict__", {})):
         # asked in its own table alone, since Lightning's passes attributes on
-        named = [own.get(name) for name in ("optimizer", "opt", "_optimizer")]
+        names = ("optimizer", "opt", "_optimizer", "original_optimizer")  # the last is opacus's
+        named = [own.get(name) for name in names]
         inner = next((value for value in named if value is not None), None)
         if inner is None:
             raise GateError(

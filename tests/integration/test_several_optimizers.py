@@ -248,3 +248,27 @@ def test_an_optimizer_that_was_not_attached_is_warned_of() -> None:
     one.step()  # once
     attach(gated, two)
     two.step()
+
+
+class Private(torch.optim.Optimizer):
+    """Has another optimiser apply what it made of the gradients, and no hooks: opacus' is such."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.original_optimizer = optimizer
+        self.param_groups, self.state = optimizer.param_groups, optimizer.state
+
+    def step(self, closure: Any = None) -> Any:
+        return self.original_optimizer.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.original_optimizer.zero_grad(set_to_none)
+
+
+def test_an_optimizer_without_hooks_is_attached_through_the_one_inside() -> None:
+    gated = instrument(NET.model().train(), NET.inputs(), policy="random")
+    optimizer = Private(sgd(gated.parameters()))
+    assert attach(gated, optimizer).optimizer is optimizer.original_optimizer
+    before = gated.trained
+    train_step(gated, optimizer, NET, 0)
+    assert gated.steps == 1
+    assert gated.trained is not before
