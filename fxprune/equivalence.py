@@ -45,11 +45,11 @@ def fresh_inputs(
         if tensor.is_floating_point():
             deviation, mean = torch.std_mean(tensor.double(), correction=0)
             if not (deviation.isfinite() and deviation > 0):
-                deviation, mean = torch.ones(()), torch.zeros(())
-            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+                deviation, mean = torch.ones((), device="cpu"), torch.zeros((), device="cpu")
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
             drawn.append((noise * deviation + mean).to(tensor.dtype))
         else:
-            index = torch.randint(tensor.numel(), shape, generator=generator)
+            index = torch.randint(tensor.numel(), shape, generator=generator, device="cpu")
             drawn.append(tensor.flatten()[index])
     return tuple(drawn)
 
@@ -62,7 +62,8 @@ def batch_of(example: Sequence[Tensor]) -> int:
 def in_memory(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Copy tensors to the CPU; zeros stand for those on the meta device, which have no values."""
     return tuple(
-        torch.zeros(x.shape, dtype=x.dtype) if x.is_meta else x.detach().cpu() for x in tensors
+        torch.zeros(x.shape, dtype=x.dtype, device="cpu") if x.is_meta else x.detach().cpu()
+        for x in tensors
     )
 
 
@@ -73,7 +74,7 @@ def without_noise(example: Sequence[Tensor]) -> tuple[Tensor, ...]:
     Zeros that take no memory stand for floating values, and for inputs on the meta device.
     """
     return tuple(
-        torch.zeros((), dtype=x.dtype).expand(x.shape)
+        torch.zeros((), dtype=x.dtype, device="cpu").expand(x.shape)
         if x.is_floating_point() or x.is_meta
         else x.detach().cpu().clone()
         for x in example

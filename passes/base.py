@@ -126,7 +126,7 @@ def assert_same_function(before: Program, after: Program) -> None:
     Raises:
         AssertionError: an output differs by more than rounding, or `after` raises.
     """
-    parameter = next(before.module.parameters(), torch.empty(0))
+    parameter = next(before.module.parameters(), torch.empty(0, device="cpu"))
     with contextlib.ExitStack() as stack:
         for network in (before.module, after.module):
             stack.enter_context(_buffers_kept(network))

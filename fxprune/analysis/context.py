@@ -229,7 +229,7 @@ class Notebook(Context):
     def fresh_vectors(self, sizes: Sequence[int]) -> Sequence[Tensor]:
         """Return new labels for several dimensions at once: int64 [size] each."""
         total = sum(sizes)
-        labels = torch.arange(self.next_label, self.next_label + total)
+        labels = torch.arange(self.next_label, self.next_label + total, device="cpu")
         vectors = torch.split_with_sizes(labels, sizes)
         self.made += vectors
         self.starts += accumulate(sizes[:-1], initial=self.next_label)

@@ -292,7 +292,7 @@ def _numbers(index: Any) -> Any:
     """Turn lists in an index into tensors: made by PyTorch, these would be meta tensors."""
     if isinstance(index, list):
         plain = all(type(number) in (int, bool) for number in index)
-        return torch.tensor(index) if index and plain else index
+        return torch.tensor(index, device="cpu") if index and plain else index
     return tuple(map(_numbers, index)) if isinstance(index, tuple) else index
 
 

@@ -43,8 +43,8 @@ def without_zeros(
     if not uses:
         return
     size = sum(group.size for group in groups)
-    gone = torch.zeros(size + 1, dtype=torch.bool)
-    ends = torch.tensor([group.size for group in groups]).cumsum(0)
+    gone = torch.zeros(size + 1, dtype=torch.bool, device="cpu")
+    ends = torch.tensor([group.size for group in groups], device="cpu").cumsum(0)
     gone[[int(end) - 1 for end, group in zip(ends, groups) if group.size > 1]] = True
     doubtful = {id(use) for use in uses}
     values = _drawn(notebook, groups, gone, tensors, settable)
@@ -68,7 +68,10 @@ def _drawn(
     drawn = {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
-            drawn[name] = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5
+            drawn[name] = (
+                torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype, device="cpu")
+                + 0.5
+            )
         else:
             drawn[name] = tensor.detach().cpu().clone()  # a step may write there: `steps.add_(1)`
     begin = 0

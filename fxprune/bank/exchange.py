@@ -34,7 +34,9 @@ class Selection:
         """Tell whether it has as many channels of each group as its widths say."""
         if len(self.widths) != len(layout.sizes) or len(self.channels) != sum(self.widths):
             return False
-        asked = torch.arange(len(layout.sizes)).repeat_interleave(torch.tensor(self.widths))
+        asked = torch.arange(len(layout.sizes), device="cpu").repeat_interleave(
+            torch.tensor(self.widths, device="cpu")
+        )
         channels = self.channels.cpu()
         known = bool(((channels >= 0) & (channels < layout.total)).all())
         return known and torch.equal(layout.group_of()[channels], asked)

@@ -109,7 +109,7 @@ class Tables:
         self, layouts: Sequence[MemoryLayout], widths: Widths, spans: Spans, device: torch.device
     ) -> None:
         begins = accumulate((layout.cells for layout in layouts), initial=0)
-        nothing = torch.zeros(1, dtype=torch.int64)
+        nothing = torch.zeros(1, dtype=torch.int64, device="cpu")
         # An entry for each position of each leading dimension; the first stands for no dimension.
         source, times, plus = [nothing], [nothing], [nothing]
         depth = max(layout.lead for layout in layouts)
@@ -118,7 +118,7 @@ class Tables:
         entries, ends = 1, []
         for layout, begin, lengths in zip(layouts, begins, self.lengths):
             for level, (length, stride) in enumerate(zip(lengths, layout.strides())):
-                line = torch.arange(length)
+                line = torch.arange(length, device="cpu")
                 axis = layout.axes.get(layout.order[level])
                 base = torch.full_like(line, begin if level == 0 else 0)
                 source.append(0 * line if axis is None else line + spans[id(axis)][0])
@@ -130,7 +130,7 @@ class Tables:
                 entries += length
             count = math.prod(lengths)
             for level in range(len(lengths), depth):
-                levels[level].append(torch.zeros(count, dtype=torch.int32))
+                levels[level].append(torch.zeros(count, dtype=torch.int32, device="cpu"))
             ends.append(count)
         self.ends = tuple(accumulate(ends))
         self._source = torch.cat(source).to(device)

@@ -78,8 +78,8 @@ class Layout:
     @cached_property
     def groups(self) -> Tensor:
         """The group of each channel: int64 [N], on the CPU."""
-        sizes = torch.tensor(self.sizes, dtype=torch.int64)
-        return torch.repeat_interleave(torch.arange(len(self.sizes)), sizes)
+        sizes = torch.tensor(self.sizes, dtype=torch.int64, device="cpu")
+        return torch.repeat_interleave(torch.arange(len(self.sizes), device="cpu"), sizes)
 
     def group_of(self, device: torch.device | str = "cpu") -> Tensor:
         """Return the group of each channel: int64 [N]."""
@@ -119,9 +119,9 @@ def template_slots(layout: Layout, widths: Widths) -> Tensor:
         int64 [N + 1], -1 for channels that are not kept. The last entry stands for FIXED: it is
         K, one past the last slot.
     """
-    slots, begin = torch.full((layout.total + 1,), -1), 0
+    slots, begin = torch.full((layout.total + 1,), -1, device="cpu"), 0
     for offset, width in zip(layout.offsets, widths, strict=True):
-        slots[offset : offset + width] = torch.arange(begin, begin + width)
+        slots[offset : offset + width] = torch.arange(begin, begin + width, device="cpu")
         begin += width
     slots[FIXED] = begin
     return slots

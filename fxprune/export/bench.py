@@ -316,7 +316,10 @@ class Bench:
         path = self._folder / f"{name}.onnx"
         if not path.exists():
             offsets = self.gated.channels.layout.offsets
-            rows = [torch.arange(start, start + width) for start, width in zip(offsets, widths)]
+            rows = [
+                torch.arange(start, start + width, device="cpu")
+                for start, width in zip(offsets, widths)
+            ]
             self.gated.settle(Selection(torch.cat(rows), widths))
             compact = apply("shrink", Program(self.gated, ())).module
             path.write_bytes(onnx_content(compact, self.inputs))

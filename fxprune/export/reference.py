@@ -49,7 +49,7 @@ def zeroed(gated: GatedModule, model: nn.Module) -> nn.Module:
     clone: nn.Module = copied(model, {})
     best, layout = gated.best(), gated.channels.layout
     tensors = gated.dense_tensors()
-    gone = torch.ones(layout.total, dtype=torch.bool)
+    gone = torch.ones(layout.total, dtype=torch.bool, device="cpu")
     gone[best.channels.cpu()] = False
     for group, offset in zip(gated.channels.groups, layout.offsets, strict=True):
         for member in group.consumers:

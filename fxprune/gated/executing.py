@@ -95,7 +95,7 @@ class Executing(TracedModule):
                 to_gated(module, channels.shapes[name])
         note_paths(self)
         layout = channels.layout
-        whole = Selection(torch.arange(layout.total).to(self._device()), layout.sizes)
+        whole = Selection(torch.arange(layout.total, device="cpu").to(self._device()), layout.sizes)
         with torch.no_grad():
             prior = self._residents.meter(whole).magnitude(self._residents.tensors())
         self._selector = Selector(settings, layout, self.cost, prior)

@@ -128,7 +128,7 @@ class Tap(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.probe = torch.zeros(0, requires_grad=True)
+        self.probe = torch.zeros(0, requires_grad=True, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a copy of x, so that what follows may work in place."""

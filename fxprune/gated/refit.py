@@ -160,7 +160,9 @@ def _patches(
     else:
         before = after = [0, 0] if isinstance(padding, str) else list(padding)
     inputs = functional.pad(inputs, (before[1], after[1], before[0], after[0]))
-    at = torch.randint(height * width, (count, places), generator=generator).to(outputs.device)
+    at = torch.randint(height * width, (count, places), generator=generator, device="cpu").to(
+        outputs.device
+    )
     top, left = at // width * layer.stride[0], at % width * layer.stride[1]
     down = torch.arange(layer.kernel_size[0], device=at.device) * layer.dilation[0]
     right = torch.arange(layer.kernel_size[1], device=at.device) * layer.dilation[1]

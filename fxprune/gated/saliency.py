@@ -167,12 +167,12 @@ class _Reading:
         for pair in self.pairs:
             axis = met[pair]
             slots.setdefault(axis, slot_of(axis))
-            read[pair] = torch.arange(begin, begin + len(slots[axis]))
+            read[pair] = torch.arange(begin, begin + len(slots[axis]), device="cpu")
             begin += len(slots[axis])
-        nothing = torch.empty(0, dtype=torch.int64)
+        nothing = torch.empty(0, dtype=torch.int64, device="cpu")
         summands, results, end = [nothing], [nothing], 0
         for axis, pairs in lines:
-            line = torch.arange(end, end + len(slots[axis]))
+            line = torch.arange(end, end + len(slots[axis]), device="cpu")
             end += len(line)
             for pair in pairs:
                 summands.append(read[pair])
@@ -199,8 +199,8 @@ def _table(summands: Tensor, results: Tensor, rows: int, empty: int) -> Tensor:
     order = results.argsort(stable=True)
     results = results[order]
     counts = torch.bincount(results, minlength=rows)
-    rank = torch.arange(len(results)) - (counts.cumsum(0) - counts)[results]
-    table = torch.full((max([1, *counts.tolist()]), rows), empty)
+    rank = torch.arange(len(results), device="cpu") - (counts.cumsum(0) - counts)[results]
+    table = torch.full((max([1, *counts.tolist()]), rows), empty, device="cpu")
     table[rank, results] = summands[order]
     return table
 

@@ -42,7 +42,9 @@ def entry_of(at: Selection) -> Tensor:
 
     They are exact also in the parameter's dtype, to which loading casts; no state has 6 dims.
     """
-    numbers = torch.tensor([len(at.widths), *at.widths, *at.channels.tolist()], dtype=torch.int32)
+    numbers = torch.tensor(
+        [len(at.widths), *at.widths, *at.channels.tolist()], dtype=torch.int32, device="cpu"
+    )
     return numbers.view(torch.uint8)[(None,) * 5]
 
 
@@ -61,4 +63,4 @@ def order_of(states: Iterable[Mapping[str, Any]]) -> Selection | None:
     if found is None:
         return None
     count, *numbers = found.flatten().cpu().to(torch.uint8).view(torch.int32).tolist()
-    return Selection(torch.tensor(numbers[count:]), tuple(numbers[:count]))
+    return Selection(torch.tensor(numbers[count:], device="cpu"), tuple(numbers[:count]))

@@ -55,12 +55,12 @@ class TrainingState:
         for kind, chosen in (("trained", self.trained), ("settled", self.settled)):
             if chosen is not None:
                 named[f"{kind}/channels"] = chosen.channels
-                named[f"{kind}/widths"] = torch.tensor(chosen.widths)
-        named["steps"] = torch.tensor(self.steps)
-        named["peak_rate"] = torch.tensor(self.peak_rate, dtype=torch.float64)
-        named["settings"] = torch.tensor([*self.settings.encode()], dtype=torch.uint8)
+                named[f"{kind}/widths"] = torch.tensor(chosen.widths, device="cpu")
+        named["steps"] = torch.tensor(self.steps, device="cpu")
+        named["peak_rate"] = torch.tensor(self.peak_rate, dtype=torch.float64, device="cpu")
+        named["settings"] = torch.tensor([*self.settings.encode()], dtype=torch.uint8, device="cpu")
         if self.share is not None:
-            named["share"] = torch.tensor(self.share, dtype=torch.float64)
+            named["share"] = torch.tensor(self.share, dtype=torch.float64, device="cpu")
         return {name: tensor.detach().clone() for name, tensor in named.items()}
 
     @classmethod

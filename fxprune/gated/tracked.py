@@ -218,7 +218,7 @@ class TrackedOptimizers:
             is_wide = dense != self._bank.shape(name, at.widths)
             if is_wide and any(isinstance(v, Tensor) and v.shape == dense for v in state.values()):
                 layout = self._bank.channels.layout
-                return Selection(torch.arange(layout.total), layout.sizes)
+                return Selection(torch.arange(layout.total, device="cpu"), layout.sizes)
         return None
 
     def track(

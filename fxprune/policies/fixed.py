@@ -44,7 +44,9 @@ class Fixed(Policy):
         elif self.choice == "first":
             state["order"] = -channels.float()
         else:
-            state["order"] = draw(torch.tensor(seed % 2**32).to(channels), 0 * channels, channels)
+            state["order"] = draw(
+                torch.tensor(seed % 2**32, device="cpu").to(channels), 0 * channels, channels
+            )
         return state
 
     def observe(self, state: State, layout: Layout, selection: Tensor, saliency: Tensor) -> None:

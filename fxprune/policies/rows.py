@@ -33,7 +33,7 @@ def heads(layout: Layout, widths: Widths, device: torch.device) -> Tensor:
     """Index the first widths[g] positions of each group g in the row of all channels: int64 [K]."""
     with torch.inference_mode(False):
         positions = [
-            torch.arange(offset, offset + width)
+            torch.arange(offset, offset + width, device="cpu")
             for offset, width in zip(layout.offsets, widths, strict=True)
         ]
-        return torch.cat([torch.empty(0, dtype=torch.int64), *positions]).to(device)
+        return torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *positions]).to(device)

@@ -31,7 +31,7 @@ def distinct(context: Context, labels: Tensor) -> Tensor:
     for label in labels.tolist():
         occurrence.append(count[label])
         count[label] += 1
-    apart, which = labels, torch.tensor(occurrence, dtype=torch.int64)
+    apart, which = labels, torch.tensor(occurrence, dtype=torch.int64, device="cpu")
     for number in range(1, max(occurrence, default=0) + 1):
         where = which == number
         fresh = context.fresh(int(where.sum()))

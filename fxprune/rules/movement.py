@@ -356,7 +356,7 @@ def _slice(axis: Axis, dense: slice, now: Any, widths: Widths) -> Any:
     """Make the slice of the positions that the template keeps; `now` is what stands there."""
     if dense.step not in (None, 1):  # what is left of every n-th position has no fixed step
         dense = slice(*(plain(part) for part in (dense.start, dense.stop, dense.step)))
-        inside = torch.zeros(len(axis.channel), dtype=torch.bool)
+        inside = torch.zeros(len(axis.channel), dtype=torch.bool, device="cpu")
         inside[dense] = True
         return inside[axis.template(widths)].nonzero().flatten().tolist()
     start = kept_before(axis, dense.start, now.start, widths)

@@ -169,8 +169,8 @@ def _input(shape: tuple[int, ...], dtype: str, numbers: tuple[int, ...] | None) 
         raise OptionError(f"no input is {dtype} of shape {shape}")
     try:
         if numbers is None:
-            return torch.zeros(shape, dtype=kind)
-        return torch.tensor(numbers, dtype=kind).reshape(shape)
+            return torch.zeros(shape, dtype=kind, device="cpu")
+        return torch.tensor(numbers, dtype=kind, device="cpu").reshape(shape)
     except (RuntimeError, NotImplementedError, ValueError, OverflowError) as error:
         # of quantised dtypes, out of memory, or of other numbers than such an input can hold
         raise OptionError(f"no input can be {dtype} of shape {shape}") from error

@@ -41,7 +41,7 @@ def really_run(
     own = {name: stand_in(x, real[id(x)].clone()) for name, x in named.items()}
     if names is not None:
         names.update({id(tensor): name for name, tensor in own.items()})
-    device = next(iter(own.values()), torch.empty(0)).device
+    device = next(iter(own.values()), torch.empty(0, device="cpu")).device
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         given = pytree.tree_map(lambda x: _drawn(x, real, device), (tuple(args), dict(kwargs)))
         result = torch.func.functional_call(module, own, *given)
