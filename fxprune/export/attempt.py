@@ -24,22 +24,23 @@ Sizes = tuple[str | int, ...]
 
 
 @contextmanager
-def forgotten_sources() -> Iterator[None]:
-    """Forget at the end of the block what torch.fx keeps of each graph that was compiled in it.
+def exporting() -> Iterator[None]:
+    """Leave autocast, in which files would be of its precision, and forget sources at the end.
 
-    That is its source, for tracebacks, for as long as the process lives: 20 graphs and 50 kB for
-    each export of a small network.
+    torch.fx keeps the source of each graph that was compiled, for tracebacks, for as long as the
+    process lives: 20 graphs and 50 kB for each export of a small network.
     """
     known = set(_loader.eval_cache)
     try:
-        yield
+        with torch.autocast("cpu", enabled=False):
+            yield
     finally:
         for name in _loader.eval_cache.keys() - known:
             _loader.eval_cache.pop(name, None)
             linecache.cache.pop(name, None)
 
 
-@forgotten_sources()
+@exporting()
 def try_export(gated: GatedModule) -> tuple[Sizes, ...]:
     """Trace the compact network as an export to ONNX would; training changes nothing of that.
 

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.equivalence import batch_of, fresh_inputs, in_memory, repeated, which_batched
 from fxprune.errors import ExportError, OptionError, TraceError, require_kind
-from fxprune.export.attempt import advice, forgotten_sources, reason, unheard
+from fxprune.export.attempt import advice, exporting, reason, unheard
 from fxprune.export.condconv import BatchedConvs
 from fxprune.export.parity import Network, excess, gaps, refusal, rounding
 from fxprune.export.runtime import VERSION, runtime
@@ -126,7 +126,7 @@ class ExportReport:
         return f"<table><tbody>{''.join(cells)}</tbody></table>"
 
 
-@forgotten_sources()
+@exporting()
 def export_onnx(
     model: nn.Module,
     example_inputs: Sequence[Any] | Mapping[str, Any],
@@ -216,7 +216,7 @@ def export_onnx(
     return ExportReport(path=path, bytes=len(content), **figures)
 
 
-@forgotten_sources()
+@exporting()
 def onnx_content(model: nn.Module, example_inputs: Sequence[Tensor]) -> bytes:
     """Make the content of an ONNX file of `model`, in eval mode, unchecked: only to be timed.
 

@@ -18,7 +18,7 @@ from fxprune.equivalence import (
     which_batched,
 )
 from fxprune.errors import ExportError, ParityError
-from fxprune.export.attempt import forgotten_sources, unheard
+from fxprune.export.attempt import exporting, unheard
 from fxprune.export.marks import marks
 from fxprune.export.onnx import BATCHES
 from fxprune.export.parity import TOLERANCE, called
@@ -46,7 +46,7 @@ class Pt2Report:
     batches: tuple[int, ...]
 
 
-@forgotten_sources()
+@exporting()
 def export_pt2(
     model: nn.Module,
     example_inputs: Sequence[Any] | Mapping[str, Any],

@@ -88,6 +88,16 @@ def test_the_file_computes_what_the_network_computes(exported):
             torch.testing.assert_close(torch.from_numpy(found), clone(x), rtol=1e-5, atol=1e-6)
 
 
+def test_an_export_inside_autocast_is_that_outside(tmp_path):
+    net, example = make_net(), (torch.randn(4, 3, 8, 8),)
+    for name in ("outside", "inside"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=name == "inside"):
+            export_onnx(net, example, tmp_path / name, reference=net)
+            assert torch.is_autocast_enabled("cpu") == (name == "inside")
+    nodes = [onnx.load(tmp_path / name).graph.node for name in ("outside", "inside")]
+    assert [node.op_type for node in nodes[0]] == [node.op_type for node in nodes[1]]
+
+
 def test_the_figures_stand_in_the_file(exported):
     _, path, report = exported
     found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
