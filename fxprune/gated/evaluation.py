@@ -6,11 +6,12 @@ tensors that are gathered for it. They stand in the modules' tables while the fo
 `torch.func.functional_call` has them.
 """
 
+import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,6 +29,7 @@ from fxprune.tracing.module import TracedModule, keeps_code, modules_of, stand_i
 from fxprune.tracing.regions import Code, function_of
 
 _Table = MutableMapping[str, Tensor | None]
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class _Site(NamedTuple):
@@ -54,6 +56,24 @@ class _Site(NamedTuple):
         """The table."""
         found: _Table = getattr(self.module, self.kind)
         return found
+
+
+def untraced(method: _Method) -> _Method:
+    """Leave `torch.jit.trace`, whose check fails where a first forward does more than a second."""
+
+    @functools.wraps(method)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        torch_c: Any = torch._C  # whose stubs lack the setter
+        state = torch_c._get_tracing_state()
+        torch_c._set_tracing_state(None)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            torch_c._set_tracing_state(state)
+
+    alike: Any = called
+    found: _Method = alike
+    return found
 
 
 class Evaluation:
@@ -144,6 +164,7 @@ class Evaluation:
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     @torch.inference_mode(False)
     @torch.no_grad()
+    @untraced
     def _plan(self) -> None:
         """Make the view, if there is none; torch.compile runs this while it traces a forward."""
         self._was_compiled = self._was_compiled or torch.compiler.is_compiling()

@@ -29,7 +29,7 @@ from fxprune.errors import FxpruneError, GateError, require_kind
 from fxprune.gated import ddp
 from fxprune.gated.bare_averages import BareAverages
 from fxprune.gated.checkpointing import checkpointed
-from fxprune.gated.evaluation import Evaluation
+from fxprune.gated.evaluation import Evaluation, untraced
 from fxprune.gated.nodes import note_paths, taps, to_gated
 from fxprune.gated.optimizers import Rounds
 from fxprune.gated.residents import Residents, gone
@@ -323,6 +323,7 @@ class Executing(TracedModule):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @lasting
+    @untraced
     def _prepare(self) -> None:
         """Prepare an evaluation."""
         shown = self.best()

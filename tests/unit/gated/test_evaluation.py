@@ -419,3 +419,19 @@ def test_a_network_that_chooses_channels_is_not_shared_by_processes() -> None:
     settled, _ = build()
     settled.settle()
     settled.share_memory()
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+def test_the_first_forward_of_an_evaluation_can_be_traced() -> None:
+    """As TensorBoard does for its graph; the check runs a second forward."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    x = torch.randn(2, 3, 9, 9)
+    gated = instrument(model.train(), (x,), policy="random")
+    optimizer = torch.optim.SGD(gated.parameters(), 0.1)
+    attach(gated, optimizer)
+    gated(x).square().mean().backward()
+    optimizer.step()
+    traced = torch.jit.trace(gated.eval(), x)
+    assert torch.equal(traced(x + 1), gated(x + 1))
