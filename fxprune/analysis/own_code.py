@@ -43,6 +43,8 @@ SEVERAL = 8
 SEEDS = 3
 """The runs with random numbers of their own, in each mode."""
 
+_ATOMS = (bool, int, float, str, type(None))
+
 _SEED = 0xF00D0000
 """Where the seeds of these begin: numbers that no code seeds with."""
 
@@ -96,6 +98,30 @@ class OwnCode:
 
     def run(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module; `name` is that of its node."""
+        context, key = self.context, (name, self._carried(args, kwargs))
+        context.read(self.mode.graph, name, ())
+        if context.choose(key in context.explored):  # on another path of the code around it
+            paths = (context.code_paths if self.known is None else self.known)[name]
+            return self._on_paths(module, paths[-1:], args, kwargs)
+        result = self._explored(name, module, args, kwargs)
+        context.explored[key] = None
+        return result
+
+    def _carried(self, args: Any, kwargs: Any) -> Any:
+        """Describe what a module is given: two calls that are given the same tie the same."""
+
+        def described(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value if isinstance(value, _ATOMS) else object()
+            known = self.context.constant(value) if id(value) not in self.real else value
+            families = self.context.of(value)
+            labels = [(family.dim, id(family.labels), family.free) for family in families]
+            return value.shape, value.dtype, None if known is None else id(known), *labels
+
+        return tuple(map(described, pytree.tree_leaves((args, kwargs))))
+
+    def _explored(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module on each path through its code."""
         if self.known is not None and name in self.known:
             return self._on_paths(module, self.known[name], args, kwargs)
         context = self.context

@@ -626,3 +626,31 @@ def test_a_number_among_the_inputs_chooses_a_layer() -> None:
         with torch.no_grad():
             assert gap(compact(x, task), gated(x, task)) <= 1e-12
             assert gap(reference(x, task), gated(x, task)) <= 1e-12
+
+
+class Nested(nn.Module):
+    """Keeps its code or is followed, by turns, around another one of its kind."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.conv, self.depth = nn.Conv2d(8, 8, 1), depth
+        self.part = Nested(depth - 1) if depth else nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.part(x).relu())
+        assert x.shape[1] == self.conv.out_channels
+        return -x if self.depth % 2 and x.sum() > 0 else x
+
+
+def test_what_is_nested_is_explored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Nested(3), nn.Conv2d(8, 4, 1)).double().eval()
+    calls = []
+
+    def counted(module: nn.Module, x: Tensor) -> Tensor:
+        calls.append(1)
+        return nn.Module.__call__(module, x)
+
+    monkeypatch.setattr(Nested, "__call__", counted)
+    gated = fxprune.instrument(model, (torch.randn(2, 3, 4, 4).double(),))
+    assert len(gated.channels.groups) == 6
+    assert len(calls) < 1500
