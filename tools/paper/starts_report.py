@@ -23,6 +23,7 @@ COLOURS = {  # one for a method, in all figures
     "dense": "black",
     "utility": "tab:orange",
     "balance": "tab:red",
+    "cucb": "tab:purple",
     "magnitude": "tab:brown",
     "fixed": "tab:olive",
     "uniform": "tab:gray",
