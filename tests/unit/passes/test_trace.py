@@ -1,14 +1,9 @@
 """Trace: one graph for each mode where they differ, the user's lines, leaves for what it can't."""
 
-import copy
 import inspect
-import itertools
 import random
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,10 +18,8 @@ from fxprune.tracing.module import TracedModule
 from fxprune.tracing.trace import trace as traced_by
 from fxprune.user_lines import where
 from tests.support import tiny
-from tests.support.law import choose
 from tests.support.nets import BY_NAME, Net
 from tests.support.tiny import printed, start
-from tests.support.untouched import changes, described
 
 
 def trace(net: Net) -> TracedModule:
@@ -400,140 +393,6 @@ def test_random_numbers_that_python_draws_are_drawn_in_every_step() -> None:
     torch.manual_seed(0)
     results = {float(traced(*net.inputs()).detach().sum()) for _ in range(20)}
     assert len(results) == 2
-
-
-class DrawsOfItsOwn(nn.Module):
-    """Uses a layer or leaves it out, as its own generator says."""
-
-    def __init__(self, generator: Any) -> None:
-        super().__init__()
-        self.conv, self.other = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
-        self.head, self.generators = nn.Conv2d(8, 4, 1), {"branch": generator}
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, own = self.conv(x), self.generators["branch"]
-        drawn = torch.rand(1, generator=own) if isinstance(own, torch.Generator) else own.random()
-        y: Tensor = self.head(self.other(x) if drawn > 0.5 else x)
-        return y
-
-
-@pytest.mark.parametrize(
-    "generator",
-    [
-        torch.Generator(),
-        random.Random(0),
-        np.random.RandomState(0),
-        np.random.default_rng(0),
-        np.random.Generator(np.random.MT19937(0)),
-    ],
-    ids=lambda generator: type(generator).__qualname__,
-)
-def test_random_numbers_of_a_models_own_generator_are_drawn_in_every_step(generator: Any) -> None:
-    model, x = DrawsOfItsOwn(generator).eval(), torch.randn(2, 3, 4, 4)
-    before = described(model)
-    gated = instrument(model, (x,))
-    assert changes(before, described(model)) == []
-    assert gated.channels.layout.sizes == (8,)
-    networks = shrink(gated), copy.deepcopy(gated), reference_of(gated, model)
-    runs = [[network(x).detach() for _ in range(20)] for network in networks]
-    for ours, theirs in itertools.pairwise(runs):
-        assert len({float(y.sum()) for y in ours}) == 2
-        torch.testing.assert_close(ours, theirs)
-
-
-class OfTheirClass(DrawsOfItsOwn):
-    """Draws from a generator that all networks of the class have, the compact ones too."""
-
-    shared = random.Random(0)
-
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.generators["branch"] = self.shared
-        return super().forward(x)
-
-
-def test_a_generator_that_networks_share_is_left_as_it_was() -> None:
-    model = OfTheirClass().eval()
-    before = model.shared.getstate()
-    gated = instrument(model, (torch.randn(2, 3, 4, 4),)).eval()
-    for _ in range(4):  # which would draw another number in half of the cases
-        shrink(gated)
-        assert model.shared.getstate() == before
-        model.shared.random()
-        before = model.shared.getstate()
-
-
-class Schedules(nn.Module):
-    """Counts its steps in training, and changes what it does later on."""
-
-    def __init__(self, part: bool) -> None:
-        super().__init__()
-        self.conv, self.drop, self.head = nn.Conv2d(3, 8, 1), nn.Dropout(0.5), nn.Conv2d(8, 4, 1)
-        self.steps, self.part = 0, part
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.part:
-            self.drop.p = 0.0
-        elif self.training:
-            self.steps += 1
-        x = self.conv(x)
-        y: Tensor = self.head(self.drop(x) if self.part else x.tanh() if self.steps > 2 else x)
-        return y
-
-
-@pytest.mark.parametrize("part", [False, True], ids=["later", "an option of a layer"])
-def test_a_forward_that_changes_numbers_does_so_in_every_step(part: bool) -> None:
-    model, x = Schedules(part), torch.randn(2, 3, 4, 4)
-    before = described(model)
-    gated = instrument(model, (x,))
-    assert changes(before, described(model)) == []
-    gated.settle(choose(gated.channels, (8,)))
-    for mode in (False, True):
-        model.train(mode), gated.train(mode)
-        for _ in range(4):
-            torch.testing.assert_close(gated(x), model(x))
-
-
-class SetsModes(nn.Module):
-    """Sets the mode of a part in forward, as of one that is not to be trained."""
-
-    def __init__(self, put: Callable[[nn.Module], Any]) -> None:
-        super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
-        self.put = put
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.put(self.norm)
-        y: Tensor = self.head(self.norm(self.conv(x)))
-        return y
-
-
-@pytest.mark.parametrize(
-    ("put", "keeps"),
-    [
-        (lambda part: part.eval(), True),
-        (lambda part: part.train(), True),
-        (lambda part: setattr(part, "training", False), True),
-        (lambda part: part.train(part.training), False),
-    ],
-    ids=["eval", "train", "attribute", "as it is"],
-)
-def test_a_forward_that_sets_modes_does_so_in_every_step(
-    put: Callable[[nn.Module], Any], keeps: bool
-) -> None:
-    model, x = SetsModes(put), torch.randn(4, 3, 4, 4)
-    before = described(model)
-    gated = instrument(model, (x,))
-    assert changes(before, described(model)) == []
-    assert traced_by(model, (x,)).keeps_code == keeps
-    gated.settle(choose(gated.channels, (8,)))
-    for mode in (True, False):
-        wanted = copy.deepcopy(model).train(mode)
-        network = copy.deepcopy(gated).train(mode)
-        for y in (x, x + 1):
-            torch.testing.assert_close(network(y), wanted(y))
 
 
 def test_a_model_whose_own_code_cannot_be_followed_keeps_it() -> None:
