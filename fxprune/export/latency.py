@@ -24,6 +24,7 @@ wider, one after the other, as long as the budget pays for it.
 
 import itertools
 import math
+from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -167,9 +168,9 @@ def _filled(choice: Choice, allowed: list[list[int]], measure: Measure) -> Choic
     for _ in range(FILLS):
         wider = [
             (step / steps[-1], group, step)
-            for group, steps in enumerate(allowed)
-            for step in [next((step for step in steps if step > widths[group]), 0)]
-            if step and group not in full
+            for group, (steps, width) in enumerate(zip(allowed, widths))
+            for step in steps[bisect(steps, width) :][:1]
+            if group not in full
         ]
         if not wider or measured[widths] >= (1 - TOLERANCE / 2) * budget.value:
             break
