@@ -112,11 +112,11 @@ class OwnCode:
 
         def described(value: Any) -> Any:
             if not isinstance(value, Tensor):
-                return value if isinstance(value, _ATOMS) else object()
+                return (type(value), value) if isinstance(value, _ATOMS) else object()
             known = self.context.constant(value) if id(value) not in self.real else value
             families = self.context.of(value)
-            labels = [(family.dim, id(family.labels), family.free) for family in families]
-            return value.shape, value.dtype, None if known is None else id(known), *labels
+            labels = [(family.dim, family.labels, family.free) for family in families]
+            return value.shape, value.dtype, known, *labels  # tensors are equal as objects here
 
         return tuple(map(described, pytree.tree_leaves((args, kwargs))))
 
