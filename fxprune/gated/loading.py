@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.errors import FxpruneWarning, GateError, message
 
@@ -50,6 +50,34 @@ def warn_of_others(state: Mapping[str, Any], saved: Mapping[str, Tensor]) -> Non
             "of state dicts) are of other channels",
             do="keep copy.deepcopy(gated.state_dict()), and average copy.deepcopy(gated); "
             "values that were written on purpose are loaded as they are",
+        )
+        warnings.warn(text, FxpruneWarning, stacklevel=2)
+
+
+def warn_of_missing(state: Mapping[str, Any], named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Warn where a state dict lacks a parameter that its `_extra_state` sets all the same.
+
+    Args:
+        state: what is loaded, with an `_extra_state` of the network.
+        named: the network's parameters by key, a shared one by each of its keys.
+
+    Warns:
+        FxpruneWarning: it lacks one of them, as a state dict without the head does.
+    """
+    lacking: dict[nn.Parameter, str] = {}
+    found: set[nn.Parameter] = set()
+    for key, parameter in named:
+        if key in state:
+            found.add(parameter)
+        else:
+            lacking.setdefault(parameter, key)
+    missing = [key for parameter, key in lacking.items() if parameter not in found]
+    if missing:
+        text = message(
+            f"{missing[0]!r} is not in the state dict, and is set by it all the same",
+            why="its `_extra_state` holds all of the dense network, beside the resting channels",
+            do="to keep a part as it is, load dense_state_dict() without that part into the model, "
+            "and instrument that",
         )
         warnings.warn(text, FxpruneWarning, stacklevel=2)
 

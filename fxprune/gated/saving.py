@@ -110,10 +110,13 @@ class Saving(Averaging):
             self.restore(state)
         else:  # also where torch.distributed.checkpoint put an object for what it has not found
             state = None
+        here = prefix.rstrip(".")
+        if state is not None:
+            named = self.named_parameters(here, remove_duplicate=False)
+            loading.warn_of_missing(state_dict, named)
         if not self.settled:
             gated = {id(tensor) for tensor in self._residents.tensors().values()}
-            pairs = self.named_parameters(prefix.rstrip("."))
-            own = {name: p for name, p in pairs if id(p) in gated}
+            own = {name: p for name, p in self.named_parameters(here) if id(p) in gated}
             if state is None:
                 loading.refuse_without_selection(state_dict, own)
             else:

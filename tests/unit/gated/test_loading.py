@@ -57,6 +57,19 @@ def test_values_of_another_time_are_warned_of(how: str) -> None:
         gated.load_state_dict(state)
 
 
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("key", ["conv.weight", "fc.bias"])
+def test_a_parameter_that_is_set_though_it_is_missing_is_warned_of(key: str, settled: bool) -> None:
+    gated, optimizer = build(NET, policy="random")
+    state = copy.deepcopy(gated.state_dict())
+    trained(3, gated, optimizer)
+    if settled:
+        gated.settle()
+    del state[key]
+    with pytest.warns(FxpruneWarning, match=f"{key!r} is not in the state dict, and is set by it"):
+        assert gated.load_state_dict(state, strict=False).missing_keys == [key]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_state_dict_that_was_cast_loads(dtype: torch.dtype) -> None:
     gated, optimizer = build(NET, policy="random")
@@ -82,6 +95,15 @@ def test_a_layer_of_two_names_loads_with_the_network() -> None:
         (torch.zeros(1, 3, 5, 5),),
     )
     gated.load_state_dict(copy.deepcopy(gated.state_dict()))
+
+
+def test_a_shared_weight_is_not_missing_under_its_other_name() -> None:
+    net = nn.Sequential(*(nn.Conv2d(n, m, 1) for n, m in ((3, 4), (4, 4), (4, 4), (4, 2))))
+    net[2].weight = net[1].weight
+    gated = instrument(net, (torch.zeros(1, 3, 5, 5),))
+    state = copy.deepcopy(gated.state_dict())
+    del state["1.weight"]  # as savers do that write each tensor once
+    gated.load_state_dict(state, strict=False)
 
 
 def test_assigned_tensors_are_not_shared() -> None:
