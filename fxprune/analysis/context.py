@@ -131,7 +131,8 @@ class Notebook(Context):
         opaque: the names of leaves that ask for what is in a tensor.
         near: the tensors of the last call that was seen, or of the one that failed.
         code_paths: those that ran of each module that keeps its code, by the name of its node.
-        explored: the modules that ran on each path through their code, with what they were given.
+        explored: snapshots of the modules that ran on each path through their code, by what they
+            were given.
         inner: what the nodes of regions carried each time that they ran, by graph and name.
         numbers: what calls compute with, beside tensors and sizes.
         counted: the nodes whose code computes with other numbers in a compact network.
@@ -168,7 +169,7 @@ class Notebook(Context):
     opaque: set[str] = field(default_factory=set)
     near: list[Tensor] = field(default_factory=list)
     code_paths: dict[str, list[Any]] = field(default_factory=dict)
-    explored: dict[Any, None] = field(default_factory=dict)
+    explored: dict[Any, tuple[Any, ...]] = field(default_factory=dict)
     inner: dict[tuple[int, str], tuple[Any, ...]] = field(default_factory=dict)
     numbers: dict[CallSite, list[Any]] = field(default_factory=dict)
     counted: list[Any] = field(default_factory=list)

@@ -97,14 +97,20 @@ class OwnCode:
         self.mode, self.context, self.real, self.known = mode, mode.context, real, known
 
     def run(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run a module; `name` is that of its node."""
+        """Run a module; `name` is that of its node.
+
+        Where it is called again with the same labels in the same state, as on another path of the
+        code around it, one of its paths ties no less than all of them.
+        """
         context, key = self.context, (name, self._carried(args, kwargs))
         context.read(self.mode.graph, name, ())
-        if context.choose(key in context.explored):  # on another path of the code around it
+        seen = context.explored.get(key, ())
+        if context.choose(not all(snapshot.has_changed() for snapshot in seen)):
             paths = (context.code_paths if self.known is None else self.known)[name]
             return self._on_paths(module, paths[-1:], args, kwargs)
+        snapshot = Snapshot(module)  # the code around it may set what it does by
         result = self._explored(name, module, args, kwargs)
-        context.explored[key] = None
+        context.explored[key] = *seen, snapshot
         return result
 
     def _carried(self, args: Any, kwargs: Any) -> Any:

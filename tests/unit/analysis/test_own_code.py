@@ -654,3 +654,55 @@ def test_what_is_nested_is_explored_once(monkeypatch: pytest.MonkeyPatch) -> Non
     gated = fxprune.instrument(model, (torch.randn(2, 3, 4, 4).double(),))
     assert len(gated.channels.groups) == 6
     assert len(calls) < 1500
+
+
+class Adding(nn.Module):
+    """Adds what it is given to what it makes of it, on one of its paths, if it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.adds = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 1e9:
+            return self.a(x) + x if self.adds else self.a(x)
+        return self.b(x)
+
+
+class Sized(nn.Module):
+    """Writes the shape of what a part of it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Adding()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x).view(-1, 8, 4, 4)
+
+
+class Telling(nn.Module):
+    """Tells a part inside a part what to do, and calls it with the same tensor each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.sized = nn.Conv2d(3, 8, 1), Sized()
+        self.heads = nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = -self.a(x) if x.sum() > 1e9 else self.a(x)
+        results = []
+        for adds, head in zip((False, True), self.heads, strict=True):
+            self.sized.part.adds = adds
+            results.append(head(self.sized(x)))
+        return results[0] + results[1]
+
+
+def test_what_is_nested_is_explored_in_each_state() -> None:
+    gated = fxprune.instrument(Telling().double().eval(), (torch.randn(2, 3, 4, 4).double(),))
+    gated.settle(at_random(gated.channels, seed=1))
+    compact = fxprune.shrink(gated).eval()
+    for images in (torch.randn(2, 3, 4, 4), torch.full((2, 3, 4, 4), 1e9)):
+        for sign in (1, -1):
+            with torch.no_grad():
+                wanted = gated.eval()(sign * images.double())
+                assert gap(wanted, compact(sign * images.double())) <= 1e-12
