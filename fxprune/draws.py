@@ -22,6 +22,11 @@ _GENERATORS: dict[type, _Access] = {
         np.random.RandomState.set_state,
         np.random.RandomState.seed,
     ),
+    np.random.BitGenerator: (
+        lambda own: own.state,
+        lambda own, state: setattr(own, "state", state),
+        lambda own, seed: setattr(own, "state", type(own)(seed).state),
+    ),
     np.random.Generator: (
         lambda own: own.bit_generator.state,
         lambda own, state: setattr(own.bit_generator, "state", state),
@@ -30,10 +35,16 @@ _GENERATORS: dict[type, _Access] = {
 }
 """How to read, set and seed what code of its own draws from, as `self.rng = Random(0)`."""
 
+_KINDS = tuple(_GENERATORS)
+
 
 def is_generator(value: object) -> bool:
     """Tell whether random numbers are drawn from a value, other than everyone's."""
-    return type(value) in _GENERATORS
+    return isinstance(value, _KINDS) and not isinstance(value, random.SystemRandom)
+
+
+def _access(own: object) -> _Access:
+    return next(_GENERATORS[kind] for kind in type(own).__mro__ if kind in _GENERATORS)
 
 
 def seed_all(seed: int) -> None:
@@ -48,14 +59,14 @@ def seed_all(seed: int) -> None:
 def seed_own(generators: Iterable[Any], seed: int) -> None:
     """Set the random numbers that follow of these generators."""
     for own in generators:
-        _GENERATORS[type(own)][2](own, seed)
+        _access(own)[2](own, seed)
 
 
 class OwnDraws:
     """The state of a model's own generators."""
 
     def __init__(self, generators: Iterable[Any]) -> None:
-        self._states = [(own, _GENERATORS[type(own)][0](own)) for own in generators]
+        self._states = [(own, _access(own)[0](own)) for own in generators]
 
     def __eq__(self, other: object) -> bool:
         assert isinstance(other, OwnDraws)
@@ -64,7 +75,7 @@ class OwnDraws:
     def put_back(self) -> None:
         """Give the generators the state that they had then."""
         for own, state in self._states:
-            _GENERATORS[type(own)][1](own, state)
+            _access(own)[1](own, state)
 
 
 class Draws:

@@ -132,6 +132,7 @@ class Snapshot:
             elif is_generator(value):
                 self._seen.add(id(value))
                 self.generators.append(value)
+                waiting += [vars(value)] if hasattr(value, "__dict__") else []
             elif isinstance(value, Tensor):
                 self._note_tensor(value)  # of parameters, one that stands outside of their table
             elif isinstance(value, _CONTAINERS):

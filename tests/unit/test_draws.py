@@ -29,10 +29,25 @@ class DrawsOfItsOwn(nn.Module):
         return y
 
 
+class Named(random.Random):
+    """Draws as its parent does, and has a name."""
+
+    name = "branch"
+
+
+class OfBits(np.random.PCG64):
+    """Draws numbers from the bits that it generates."""
+
+    def random(self) -> float:
+        return float(np.random.Generator(self).random())
+
+
 @pytest.mark.parametrize(
     "generator",
     [
         torch.Generator(),
+        Named(0),
+        OfBits(0),
         random.Random(0),
         np.random.RandomState(0),
         np.random.default_rng(0),
