@@ -84,7 +84,8 @@ def export_pt2(
         expected = own if signature is None else forgetting(own, signature.caller(own))
     example = in_memory(flat_inputs(model, example_inputs))
     program, content = _exported(network, example)
-    loaded = torch.export.load(io.BytesIO(content)).module()
+    with torch.device("cpu"):  # a default device of the user's is not that of the file
+        loaded = torch.export.load(io.BytesIO(content)).module()
     generator = torch.Generator()
     generator.seed()
     trials = [fresh_inputs(example, size, generator) for size in BATCHES]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fxprune
+from fxprune.export.pt2 import export_pt2
 from tests.support.nets import BY_NAME
 from tests.support.training import dense
 
@@ -42,6 +43,7 @@ def test_a_default_device_changes_nothing(name: str, policy: str, tmp_path: Path
             fxprune.save(gated, tmp_path / device)
             again = fxprune.load(tmp_path / device, model)
             fxprune.export_onnx(compact, inputs, tmp_path / "compact.onnx", reference=reference)
+            export_pt2(compact, inputs, tmp_path / "compact.pt2", reference=reference)
         ends.append((dense(gated), dense(again)))
     for one, two in zip(*ends, strict=True):
         assert [key for key in one if not torch.equal(one[key], two[key])] == []
