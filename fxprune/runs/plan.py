@@ -27,7 +27,10 @@ MOST_ELEMENTS = 2**28
 """Of an example input; a damaged plan must not fill the memory."""
 
 MOST_NUMBERS = 2**16
-"""Of an example input whose values are written; larger ones are images, whose values say little."""
+"""Of an example input whose values are all written; of larger ones, such as the masks of large
+images, `SOME` are, which come back over and over."""
+
+SOME = 2**8
 
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
 LongText = Annotated[str, Field(max_length=2**16, pattern=r"^[^\x00]*$")]
@@ -65,7 +68,8 @@ class Plan(Strict):
         call: how the inputs are handed over, see `fxprune.runs.calls`; None for one by one.
         operations: what the network computes; None in files of older versions.
         numbers: the values of each example input of whole numbers or truth values, which may
-            decide the shapes in a forward (lengths, masks); None for others, and for large ones.
+            decide the shapes in a forward (lengths, masks), and some of those of a large one;
+            None for others, and for large ones in files of older versions.
     """
 
     inputs: Annotated[tuple[tuple[tuple[Size, ...], Text], ...], Field(min_length=1, max_length=64)]
@@ -157,10 +161,13 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _numbers(tensor: Tensor) -> tuple[int, ...] | None:
-    fractions = tensor.is_floating_point() or tensor.is_complex()
-    if fractions or tensor.numel() > MOST_NUMBERS:
+    if tensor.is_floating_point() or tensor.is_complex():
         return None
-    return tuple(map(int, tensor.flatten().tolist()))
+    values = tensor.flatten()
+    if len(values) > MOST_NUMBERS:
+        anywhere = torch.Generator("cpu").manual_seed(0)  # each n-th might be of one column
+        values = values[torch.randint(len(values), (SOME,), generator=anywhere, device="cpu")]
+    return tuple(map(int, values.tolist()))
 
 
 def _input(shape: tuple[int, ...], dtype: str, numbers: tuple[int, ...] | None) -> Tensor:
@@ -170,7 +177,10 @@ def _input(shape: tuple[int, ...], dtype: str, numbers: tuple[int, ...] | None) 
     try:
         if numbers is None:
             return torch.zeros(shape, dtype=kind, device="cpu")
-        return torch.tensor(numbers, dtype=kind, device="cpu").reshape(shape)
+        values, count = torch.tensor(numbers, dtype=kind, device="cpu"), math.prod(shape)
+        if count > MOST_NUMBERS:
+            values = values.repeat(math.ceil(count / max(len(values), 1)))[:count]
+        return values.reshape(shape)
     except (RuntimeError, NotImplementedError, ValueError, OverflowError) as error:
         # of quantised dtypes, out of memory, or of other numbers than such an input can hold
         raise OptionError(f"no input can be {dtype} of shape {shape}") from error
