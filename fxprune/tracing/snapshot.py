@@ -93,6 +93,10 @@ class Snapshot:
             if unseen or tensor._version != version:
                 memory.copy_(values)
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor was there when this was noted, beside parameters and buffers."""
+        return id(tensor) in self._seen
+
     def has_changed(self) -> bool:
         """Tell whether anything but modes, parameters and buffers is another object."""
         return any(read(holder, name) is not value for holder, name, value in self._places) or any(

@@ -28,6 +28,7 @@ from torch.fx.proxy import Scope, ScopeContextManager
 
 from fxprune.draws import Draws
 from fxprune.tracing.checkpoints import Checkpoints, copy_checkpoints
+from fxprune.tracing.constants import renew
 from fxprune.tracing.deepcopy import lead_to
 from fxprune.tracing.mode import ModeWatch, has_its_own_modes, settle_mode
 from fxprune.tracing.module import (
@@ -384,6 +385,7 @@ def _graph(subject: _Subject, watch: ModeWatch | None) -> fx.Graph | None:
                 graph = tracer.trace(subject.model)
             if tracer.refused:
                 raise tracer.refused[-1]  # which the code has caught
+            renew(graph, subject.model, subject.snapshot)
             drawn = tracer.draws() != draws
             if drawn and wary:
                 raise fx.proxy.TraceError(_DRAWS)

@@ -83,3 +83,75 @@ def test_a_forward_that_sets_modes_does_so_in_every_step(
         network = copy.deepcopy(gated).train(mode)
         for y in (x, x + 1):
             torch.testing.assert_close(network(y), wanted(y))
+
+
+Forward = Callable[[nn.Conv2d, Tensor], Tensor]
+GLOBAL = torch.zeros(1)
+
+
+def added(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    total = torch.zeros(1)
+    total += conv(x).mean()
+    return total
+
+
+def filled(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    total = torch.zeros(1, 1, 4, 4)
+    total[..., 1:] = conv(x).mean((0, 1), keepdim=True)[..., 1:]
+    return total
+
+
+def gathered(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    total = torch.tensor(0.0)
+    for _ in range(2):
+        total.add_(conv(x).mean())
+    return total.view(1)
+
+
+def put_out(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    total = torch.zeros(1, 1, 1, 1)
+    torch.add(total, conv(x).detach().mean((0, 1, 2, 3), keepdim=True), out=total)
+    return total
+
+
+def in_parts(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    total = torch.zeros(2, 1)
+    total[0].add_(conv(x).mean())
+    total[1:].add_(conv(x).square().mean())
+    return total.sum(0)
+
+
+def kept_by_the_code(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    GLOBAL.add_(conv(x).mean().detach())
+    return GLOBAL.clone()
+
+
+class Writes(nn.Module):
+    """Writes to a tensor that it has made itself, as those do that sum up losses."""
+
+    def __init__(self, write: Forward) -> None:
+        super().__init__()
+        self.conv, self.head, self.write = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.conv(x)) + self.write(self.conv, x)
+        return y
+
+
+@pytest.mark.parametrize(
+    "write",
+    [added, filled, gathered, put_out, in_parts, kept_by_the_code],
+    ids=lambda f: f.__name__,
+)
+def test_a_tensor_made_and_written_in_forward_is_new_in_every_call(write: Forward) -> None:
+    model, x = Writes(write), torch.randn(2, 3, 4, 4)
+    gated = instrument(model, (x,))
+    gated.settle(choose(gated.channels, (8,)))
+    for _ in range(3):
+        GLOBAL.zero_()
+        wanted = model(x)
+        GLOBAL.zero_()
+        found = gated(x)
+        torch.testing.assert_close(found, wanted)
+        if found.requires_grad:
+            found.sum().backward()
