@@ -96,6 +96,7 @@ class KnowingTracer(fx.Tracer):
         self._names = {id(tensor): name for name, tensor in reversed(tensors)}
         self._kinds: dict[Any, type] = {name: type(tensor) for name, tensor in tensors}
         self._attributes: dict[str, fx.Proxy] = {}
+        self._constants: dict[int, tuple[Tensor, Tensor]] = {}
 
     def clean_up(self, module: nn.Module) -> None:
         """Put back what a module that was run left in itself."""
@@ -120,6 +121,10 @@ class KnowingTracer(fx.Tracer):
             return a.node
         if isinstance(a, (torch.Generator, torch.ScriptObject)):
             raise self.refuse("the code hands an object of PyTorch's own to a call")
+        if isinstance(a, Tensor) and id(a) not in self._names:
+            if isinstance(a, nn.Parameter):
+                raise self.refuse("the code makes parameters")
+            a = self._constants.setdefault(id(a), (a, a.detach()))[1]  # torch.fx would find a name
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def forget_erased(self, erased: set[fx.Node]) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -98,11 +98,15 @@ class Snapshot:
         return id(tensor) in self._seen
 
     def has_changed(self) -> bool:
-        """Tell whether anything but modes, parameters and buffers is another object."""
+        """Tell whether anything but modes, parameters and buffers is another object.
+
+        Of these, whether there are others.
+        """
         return any(read(holder, name) is not value for holder, name, value in self._places) or any(
-            not _holds(container, _in_mode_of(container, values))
+            _given(container) != _given(values or {})
+            if id(container) in self._tables
+            else not _holds(container, _in_mode_of(container, values))
             for container, values in self._kept
-            if id(container) not in self._tables
         )
 
     def restore_parts(self, modules: Iterable[nn.Module]) -> None:
@@ -233,6 +237,11 @@ def _shallow(value: Any) -> Any:
     if isinstance(value, dict):
         return dict(value.items()) if value else None
     return list(value)
+
+
+def _given(table: Mapping[str, Any]) -> set[str]:
+    """Name what a table has a tensor of."""
+    return {name for name, tensor in table.items() if tensor is not None}
 
 
 def _in_mode_of(container: Any, values: Any) -> Any:

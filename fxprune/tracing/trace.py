@@ -16,7 +16,7 @@ import functools
 import linecache
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -244,7 +244,9 @@ class _Tracer(KnowingTracer):
         @functools.wraps(root_fn)
         def called(*tensors: Any) -> Any:
             args, kwargs = signature.unflatten(tensors)
-            plain, output = pack(result := model(*args, **kwargs))
+            with _buffers_kept(self.modules):
+                result = model(*args, **kwargs)
+            plain, output = pack(result)
             if len(held(result, fx.Proxy)) > len(held(plain, fx.Proxy)):
                 raise self.refuse("the code returns objects that hold tensors")
             if output is not None or not signature.is_plain:
@@ -270,7 +272,8 @@ class _Tracer(KnowingTracer):
             if self.is_leaf_module(m, path):
                 self._require_whole(m)
                 return self.create_proxy("call_module", path, args, kwargs)
-            result, error = self._followed(functools.partial(forward, *args, **kwargs))
+            followed = _buffers_kept([m])(forward)
+            result, error = self._followed(functools.partial(followed, *args, **kwargs))
             if error is None:
                 return result
             self.clean_up(m)
@@ -410,6 +413,16 @@ def _graph(subject: _Subject, watch: ModeWatch | None) -> fx.Graph | None:
         if tracer.codegen is not None:
             graph.set_codegen(tracer.codegen)
         return graph
+
+
+@contextlib.contextmanager
+def _buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Stop where code has put another tensor in the place of a buffer, for its next call."""
+    before = [(own, dict(own)) for own in (vars(module)["_buffers"] for module in modules) if own]
+    yield
+    for own, kept in before:
+        if any(value is not None and own.get(name) is not value for name, value in kept.items()):
+            raise fx.proxy.TraceError("the code puts another tensor in the place of its buffer")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune import instrument
+from fxprune import instrument, shrink
 from fxprune.tracing.trace import trace
 from tests.support.law import choose
 from tests.support.untouched import changes, described
@@ -155,3 +155,67 @@ def test_a_tensor_made_and_written_in_forward_is_new_in_every_call(write: Forwar
         torch.testing.assert_close(found, wanted)
         if found.requires_grad:
             found.sum().backward()
+
+
+class Replaces(nn.Module):
+    """Puts a new tensor in the place of a buffer, which its next call reads."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.way = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), way
+        if way != "first":
+            self.register_buffer("level", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "level" not in self._buffers:
+            self.register_buffer("level", torch.ones(1))
+        if self.way == "table":
+            self._buffers["level"] = self._buffers["level"] + x.mean()
+        else:
+            self.register_buffer("level", self.level + x.mean())
+        y: Tensor = self.b(self.a(x).relu() * self.level)
+        return y
+
+
+@pytest.mark.parametrize("way", ["first", "register", "table"])
+@pytest.mark.parametrize("part", [True, False])
+def test_a_forward_that_replaces_a_buffer_does_so_in_every_step(way: str, part: bool) -> None:
+    model, x = Replaces(way).eval(), torch.randn(2, 3, 4, 4)
+    own = copy.deepcopy(model)
+    gated = instrument(nn.Sequential(model) if part else model, (x,)).eval()
+    gated.settle(choose(gated.channels, (8,)))
+    with torch.no_grad():
+        for number in range(4):
+            torch.testing.assert_close(gated(x + number), own(x + number))
+
+
+class MakesABuffer(nn.Module):
+    """Makes a buffer, or a parameter, at its first call."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.kind = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), kind
+        if kind == "set":
+            self.register_buffer("mask", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.arange(4.0)
+        if getattr(self, "mask", None) is None:
+            if self.kind == "registered":
+                self.register_buffer("mask", mask, persistent=False)
+            else:
+                self.mask = nn.Parameter(mask) if self.kind == "parameter" else mask
+        y: Tensor = self.b(self.a(x).relu() * self.mask)
+        return y
+
+
+@pytest.mark.parametrize("kind", ["registered", "set", "parameter"])
+def test_what_is_made_at_the_first_call_is_there(kind: str) -> None:
+    model = nn.Sequential(MakesABuffer(kind), nn.Conv2d(4, 4, 1)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    before = described(model)
+    gated = instrument(model, (x,)).eval()
+    assert changes(before, described(model)) == []
+    compact = shrink(gated)
+    with torch.no_grad():
+        torch.testing.assert_close(compact(x), gated(x))
