@@ -75,7 +75,7 @@ def beginnings(
 
 
 def _alike(state: Tensor, parameter: Tensor) -> bool:
-    gap = torch.linalg.vector_norm((state - parameter).double())
+    gap = torch.linalg.vector_norm(state.double() - parameter.double())
     return bool(gap < 0.1 * torch.linalg.vector_norm(parameter.double()))
 
 
@@ -191,19 +191,25 @@ def strays(state: Mapping[str, Any], shape: tuple[int, ...] | None, size: int) -
 
 
 def kept_apart(optimizer: torch.optim.Optimizer, narrow: Sequence[Tensor]) -> Iterator[str]:
-    """Yield the attributes and group options with tensors of the shapes of narrow parameters.
+    """Yield the names under which an optimiser keeps numbers of narrow parameters, beside states.
 
-    Such as `self.velocity = [torch.zeros_like(p) for p in …]`, which nobody can exchange.
+    Such as `self.velocity = [torch.zeros_like(p) for p in …]`, which nobody can exchange: tensors
+    of the shape of one, or as large as all of them together.
     """
     shapes = {p.shape for p in narrow if p.dim() > 1}
+    most = sum(p.numel() for p in narrow if p.dim() > 1)
     held = (p for group in optimizer.param_groups for p in group["params"])
     own = {id(t) for _, each in states_in(optimizer) for t in _tensors(each)}
     own.update(map(id, held))
-    for owner, known in ((vars(optimizer), "state"), *((g, "") for g in optimizer.param_groups)):
+    states: Mapping[Any, Any] = optimizer.state
+    named = {key: value for key, value in states.items() if not isinstance(key, Tensor)}
+    owners: list[Mapping[Any, Any]] = [vars(optimizer), named, *optimizer.param_groups]
+    for owner in owners:
         for key, value in owner.items():
-            apart = (t for t in _tensors(value) if t.shape in shapes and id(t) not in own)
-            if key not in (known, "param_groups", "params") and any(True for _ in apart):
-                yield key
+            others = (t for t in _tensors(value) if id(t) not in own)
+            apart = any(t.shape in shapes or t.numel() >= most > 0 for t in others)
+            if apart and (owner is named or key not in ("state", "param_groups", "params")):
+                yield str(key)
 
 
 def warn_of_stray(optimizer: torch.optim.Optimizer, key: str) -> None:

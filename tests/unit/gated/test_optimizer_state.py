@@ -189,25 +189,52 @@ def test_a_state_that_follows_is_not_told_of() -> None:
         train(gated, optimizer, 3)
 
 
-class Lists(torch.optim.Optimizer):
-    """Keeps its momentum in a list of its own."""
+class Elsewhere(torch.optim.Optimizer):
+    """Keeps its momentum beside the states of its parameters."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, parameters: list[nn.Parameter], place: str) -> None:
         super().__init__(parameters, {"lr": 0.0})
-        self.velocity = [torch.zeros_like(p) for p in parameters]
+        momentum = [torch.zeros_like(p) for p in parameters]
+        if place == "list":
+            self.velocity = momentum
+        elif place == "option":
+            self.param_groups[0]["velocity"] = torch.cat([m.flatten() for m in momentum])
+        else:
+            self.state["velocity"] = dict(enumerate(momentum))
 
     def step(self, closure: Any = None) -> None:
         del closure
 
 
-def test_momentum_in_lists_of_an_optimizers_own_is_warned_of() -> None:
+@pytest.mark.parametrize("place", ["list", "option", "name"])
+def test_momentum_in_places_of_an_optimizers_own_is_warned_of(place: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     gated = instrument(model.train(), (torch.zeros(2, 3, 9, 9),), policy="random")
-    optimizer = Lists([*gated.parameters()])
+    optimizer = Elsewhere([*gated.parameters()], place)
     attach(gated, optimizer)
     gated(torch.randn(2, 3, 9, 9)).square().mean().backward()
-    with pytest.warns(UserWarning, match="'velocity' of Lists does not follow the channels"):
+    with pytest.warns(UserWarning, match="'velocity' of Elsewhere does not follow the channels"):
         optimizer.step()
+
+
+class Masks(torch.optim.Optimizer):
+    """Keeps which elements have had a gradient."""
+
+    def __init__(self, weights: Any) -> None:
+        super().__init__(weights, {"lr": 0.1})
+
+    def step(self, closure: Any = None) -> None:
+        del closure
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["had"] = p.grad != 0
+
+
+def test_truth_values_begin_as_false() -> None:
+    parameter = nn.Parameter(torch.full((3, 4), 5.0))
+    optimizer = Masks([parameter])
+    parameter.grad = torch.ones(3, 4)
+    optimizer.step()
+    assert beginnings(optimizer, parameter) == {"had": 0.0}
 
 
 class Named(torch.optim.SGD):
