@@ -1,10 +1,12 @@
 """Whether a network will export, tried by torch's own trace before the network is trained."""
 
+import inspect
 import linecache
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +95,20 @@ def _sizes(network: nn.Module, example: tuple[Tensor, ...], strict: bool) -> tup
         tuple(int(text) if (text := str(size)).isdigit() else "batch" for size in sizes)
         for sizes in found  # a symbol may have become a number
     )
+
+
+def as_parameters(network: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Put what is said of each input by forward's parameters, of which `*args` takes several.
+
+    Args:
+        network: the network.
+        shapes: one for each input.
+    """
+    kinds = [each.kind for each in inspect.signature(network.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds[: len(shapes)]:
+        return shapes
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:first], shapes[first:])
 
 
 @contextmanager

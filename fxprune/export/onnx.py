@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.equivalence import batch_of, fresh_inputs, in_memory, repeated, which_batched
 from fxprune.errors import ExportError, OptionError, TraceError, require_kind
-from fxprune.export.attempt import advice, exporting, reason, unheard
+from fxprune.export.attempt import advice, as_parameters, exporting, reason, unheard
 from fxprune.export.condconv import BatchedConvs
 from fxprune.export.parity import Network, excess, gaps, refusal, rounding
 from fxprune.export.runtime import VERSION, runtime
@@ -306,7 +306,7 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], options: OnnxOptio
                 network,
                 pair,
                 dynamo=True,
-                dynamic_shapes=shapes if any(shapes) else None,
+                dynamic_shapes=as_parameters(network, shapes) if any(shapes) else None,
                 input_names=options.input_names or None,
                 output_names=options.output_names or keys or None,
                 opset_version=options.opset,

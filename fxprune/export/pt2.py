@@ -18,7 +18,7 @@ from fxprune.equivalence import (
     which_batched,
 )
 from fxprune.errors import ExportError, ParityError
-from fxprune.export.attempt import exporting, unheard
+from fxprune.export.attempt import as_parameters, exporting, unheard
 from fxprune.export.marks import marks
 from fxprune.export.onnx import BATCHES
 from fxprune.export.parity import TOLERANCE, called
@@ -103,6 +103,7 @@ def _exported(
     try:
         with unheard(), torch.no_grad():
             pair = repeated(example, 2)  # a batch of one would be taken for a constant
+            shapes = as_parameters(network, shapes)
             program = torch.export.export(network, pair, dynamic_shapes=shapes)
             return program, _saved(program, {})
     except (RuntimeError, ValueError, TypeError) as error:
