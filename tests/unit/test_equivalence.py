@@ -151,3 +151,19 @@ def test_what_the_first_batch_decides_is_left_to_the_first_batch(flag: str) -> N
     for _ in range(3):
         x = torch.randn(4, 3, 8, 8)
         assert torch.equal(gated(x), model(x))
+
+
+def test_differences_inside_autocast_are_those_outside_of_it() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 2, 1)), torch.randn(1, 3, 4, 4)
+    order = torch.randperm(64)
+    other = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 2, 1))
+    with torch.no_grad():
+        other[0].weight.copy_(model[0].weight[order])
+        other[0].bias.copy_(model[0].bias[order])
+        other[1].weight.copy_(model[1].weight[:, order])
+        other[1].bias.copy_(model[1].bias)
+        other[1].bias[0] += 0.001
+    outside = difference(model, other, (x,))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert difference(model, other, (x,)) == outside
