@@ -7,6 +7,7 @@ list of operations; if it is interrupted, the next use finishes it first.
 
 import contextlib
 import functools
+import inspect
 import itertools
 import threading
 import types
@@ -482,4 +483,8 @@ def _by_mode(code: Callable[..., Any]) -> Callable[..., Any]:
     own = types.FunctionType(
         forward.__code__.replace(), globals(), code.__name__, None, forward.__closure__
     )
-    return functools.update_wrapper(own, code)
+    whole: Any = functools.update_wrapper(own, code)
+    whole.__signature__ = inspect.signature(code)
+    del whole.__wrapped__  # which accelerate takes for the forward without its own wrappers
+    found: Callable[..., Any] = whole
+    return found

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import itertools
 import types
 import weakref
@@ -441,3 +442,19 @@ def test_a_forward_that_someone_keeps_runs_what_executes() -> None:
             torch.testing.assert_close(compact(x), plain(x))
             assert network(x).dtype == torch.bfloat16
             network.unsettle()
+
+
+def test_a_forward_unwrapped_as_far_as_it_goes_evaluates() -> None:
+    """As accelerate unwraps it: `unwrap_model(model, keep_fp32_wrapper=False)`."""
+    gated = instrument(Written(), (torch.zeros(2, 3, 5, 5),), policy="random", every=1).train()
+    optimizer = torch.optim.SGD(gated.parameters(), 0.1)
+    attach(gated, optimizer)
+    x = torch.randn(2, 3, 5, 5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        gated(x).square().mean().backward()
+        optimizer.step()
+    forward = torch.autocast("cpu", torch.bfloat16)(gated.forward.__func__)  # type: ignore[attr-defined]
+    gated.forward = types.MethodType(inspect.unwrap(forward), gated)  # type: ignore[method-assign]
+    torch.testing.assert_close(gated.eval()(x), shrink(gated)(x))
+    assert [*inspect.signature(gated.forward).parameters] == ["x"]
