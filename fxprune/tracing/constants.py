@@ -19,17 +19,19 @@ def renew(graph: fx.Graph, model: nn.Module, before: Snapshot) -> None:
         before: of the model, before it was traced: what it has noted was not made by forward.
 
     Raises:
-        TraceError: one of them shares its memory with another.
+        TraceError: one of them was there before, or shares its memory with another.
     """
     constants: dict[str, list[fx.Node]] = {}
     for node in graph.find_nodes(op="get_attr"):
-        if str(node.target).startswith(CONSTANT) and not before.knows(getattr(model, node.target)):
+        if str(node.target).startswith(CONSTANT):
             constants.setdefault(str(node.target), []).append(node)
     if not constants:
         return
     written = {str(node.target) for node in _written(graph)}
     for name in [name for name in constants if name in written]:
         value: Tensor = getattr(model, name)
+        if before.knows(value):
+            raise TraceError("forward writes to a tensor that it keeps for its next call")
         memory = value.untyped_storage().data_ptr()
         others = (getattr(model, other) for other in constants if other != name)
         if any(other.untyped_storage().data_ptr() == memory for other in others):

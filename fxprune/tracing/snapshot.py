@@ -94,8 +94,9 @@ class Snapshot:
                 memory.copy_(values)
 
     def knows(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor was there when this was noted, beside parameters and buffers."""
-        return id(tensor) in self._seen
+        """Tell whether a tensor, or what it is a view of, was there when this was noted."""
+        memory = tensor.untyped_storage()._cdata
+        return any(known.untyped_storage()._cdata == memory for known, *_ in self._tensors)
 
     def has_changed(self) -> bool:
         """Tell whether anything but modes, parameters and buffers is another object.

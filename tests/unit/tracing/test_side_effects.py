@@ -122,8 +122,9 @@ def in_parts(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def kept_by_the_code(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    GLOBAL.add_(conv(x).mean().detach())
-    return GLOBAL.clone()
+    total = conv(x).mean().detach()
+    GLOBAL.add_(total)
+    return total.view(1)
 
 
 class Writes(nn.Module):
@@ -149,10 +150,11 @@ def test_a_tensor_made_and_written_in_forward_is_new_in_every_call(write: Forwar
     gated.settle(choose(gated.channels, (8,)))
     for _ in range(3):
         GLOBAL.zero_()
-        wanted = model(x)
+        wanted, kept = model(x), GLOBAL.clone()
         GLOBAL.zero_()
         found = gated(x)
         torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(GLOBAL, kept)
         if found.requires_grad:
             found.sum().backward()
 
