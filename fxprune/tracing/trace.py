@@ -50,7 +50,11 @@ from fxprune.tracing.signature import CallCodeGen, Signature, pack
 from fxprune.tracing.snapshot import CONSTANT, Snapshot
 from fxprune.tracing.user_questions import INTERNAL
 
-_NOT_THE_USERS = (*INTERNAL, f"{Path(torch.__file__).parents[1] / 'torchvision' / 'ops'}/")
+_NOT_THE_USERS = (
+    *INTERNAL,
+    f"{Path(torch.__file__).parents[1] / 'torchvision' / 'ops'}/",
+    *(str(made.__file__) for made in (contextlib, functools)),  # call what they decorate
+)
 
 _VALUES = frozenset(
     made

@@ -77,3 +77,19 @@ def test_what_is_written_shows_in_all_that_shares_the_memory(
         return into if fixed else view
 
     hold_to_the_law(Around(written, 8, lambda: (nn.Conv2d(8, 8, 1),)).double().eval())
+
+
+class InBlocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x).relu()
+
+
+def test_a_layer_in_a_container_is_of_the_line_that_calls_the_container() -> None:
+    graph = analyze(InBlocks().double(), inputs())
+    pin = next(pin for pin in graph.pinned if "fixed number" in pin.reason)
+    assert pin.where.startswith(f"{__file__}:")
+    assert pin.where.endswith("return self.block(x).relu()")
