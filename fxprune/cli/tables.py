@@ -143,12 +143,13 @@ def show_widths(record: Record) -> RenderableType:
 
 
 def _latency(record: Record) -> str:
-    close = "" if record["met"] else "; of the widths tried, none are closer"
+    close = "" if record["met"] else "; of the widths tried, none are nearer below it"
     cached = f", from the cache of {record['date']}" if record["cached"] else ""
+    count = len(record["measured"])
+    choices = "1 choice" if count == 1 else f"{count} choices"
     lines = [
         f"{promise(record['asked'], record[record['binds']])}{close}",
-        f"{measured_where(record)}, measured at {len(record['measured'])} choices of widths"
-        f"{cached}:",
+        f"{measured_where(record)}, measured at {choices} of widths{cached}:",
         *(_times(kind, record) for kind in _kinds(record)),
     ]
     lines += [f"{low} is slower than {high}, measured twice" for low, high in record["slower"]]

@@ -133,7 +133,7 @@ def test_instrument_says_what_was_measured(here: Path, monkeypatch: pytest.Monke
     assert found["latency"]["asked"] == 1
     text = " ".join(run(*measure, "--threads", "1", "--cold", folder=here).stdout.split())
     assert "asked 100 % of the dense network's time, is" in text
-    assert "ONNX Runtime, one example, 1 thread, measured at 1 choices of widths" in text
+    assert "ONNX Runtime, one example, 1 thread, measured at 1 choice of widths" in text
     assert "hot (in a loop): dense" in text
     assert "cold (after another network, what the budget binds): dense" in text
     record = json.loads(run("export", "-o", "net.onnx", "--json", folder=here).stdout)
