@@ -124,8 +124,16 @@ class KnowingTracer(fx.Tracer):
         if isinstance(a, Tensor) and id(a) not in self._names:
             if isinstance(a, nn.Parameter):
                 raise self.refuse("the code makes parameters")
-            a = self._constants.setdefault(id(a), (a, a.detach()))[1]  # torch.fx would find a name
+            if self._is_buffer(a):
+                # made by `if self.mask is None: self.mask = …`: torch.fx would refer to it by that
+                # name, which is gone after the trace; what has no name it keeps as a constant
+                a = self._constants.setdefault(id(a), (a, a.detach()))[1]
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
+
+    def _is_buffer(self, tensor: Tensor) -> bool:
+        """Tell whether a module has a tensor as a buffer now."""
+        buffers = (vars(module)["_buffers"].values() for module in self.modules)
+        return any(tensor is own for each in buffers for own in each)
 
     def forget_erased(self, erased: set[fx.Node]) -> None:
         """Forget what was known of nodes that are no longer in the graph."""

@@ -191,6 +191,29 @@ def test_a_forward_that_replaces_a_buffer_does_so_in_every_step(way: str, part: 
             torch.testing.assert_close(gated(x + number), own(x + number))
 
 
+class HasPlainTensors(nn.Module):
+    """Has tensors that are no buffers, one of which is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.grid, self.gain = torch.ones(1, 1, 4, 4), torch.ones(1, requires_grad=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(x) * self.grid) * self.gain
+        return y
+
+
+def test_tensors_that_are_no_buffers_keep_their_names_and_gradients() -> None:
+    gated: Any = instrument(HasPlainTensors(), (torch.randn(2, 3, 4, 4),))
+    gated.grid = gated.grid * 2
+    x = torch.randn(2, 3, 4, 4)
+    gated(x).sum().backward()
+    assert gated.gain.grad is not None
+    compact: Any = shrink(gated.eval())
+    torch.testing.assert_close(compact(x), gated(x))
+
+
 class MakesABuffer(nn.Module):
     """Makes a buffer, or a parameter, at its first call."""
 
