@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from fxprune.analysis.context import Notebook
 from fxprune.rules.base import tensors_in
 from fxprune.tracing.module import TracedModule
+from fxprune.tracing.snapshot import memory_of
 
 aten = torch.ops.aten
 
@@ -44,7 +45,7 @@ class Aliasing:
         """Take note of a call and its result."""
         if func is aten.slice.Tensor:
             if len(args) > 4 and args[4] != 1:
-                self._stepped[_memory(args[0])].append((args[0], args[1]))
+                self._stepped[memory_of(args[0])].append((args[0], args[1]))
         elif func is aten.clone.default or func is aten._to_copy.default:
             source, node = args[0], self.context.node
             perhaps = "memory_format" in kwargs and node.target not in ("clone", torch.clone)
@@ -52,18 +53,18 @@ class Aliasing:
             perhaps = perhaps and not self._is_inner(source, node)
             if perhaps and self.context.of(source):
                 for tensor in (source, out):
-                    self._copied[_memory(tensor)].append((node, source, out))
+                    self._copied[memory_of(tensor)].append((node, source, out))
         else:
             for tensor in written(func, args, kwargs):
                 self.context.overwrite(tensor)
-                self._write(_memory(tensor))
-        given = {_memory(tensor) for tensor in tensors_in((*args, *kwargs.values()))}
-        for memory in {_memory(tensor) for tensor in tensors_in((out,))} - given:
+                self._write(memory_of(tensor))
+        given = {memory_of(tensor) for tensor in tensors_in((*args, *kwargs.values()))}
+        for memory in {memory_of(tensor) for tensor in tensors_in((out,))} - given:
             self._makers[memory] = self.context.node
 
     def _is_inner(self, tensor: Tensor, node: fx.Node) -> bool:
         """Tell whether one function of torch has made a tensor for itself, as rms_norm does."""
-        made_here = self._makers.get(_memory(tensor)) is node
+        made_here = self._makers.get(memory_of(tensor)) is node
         return made_here and node.op in ("call_function", "call_method")
 
     def _write(self, memory: int) -> None:
@@ -122,7 +123,3 @@ def _written(func: Any) -> tuple[tuple[int, str], ...]:
         for index, argument in named
         if argument.alias_info is not None and argument.alias_info.is_write
     )
-
-
-def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

@@ -105,7 +105,7 @@ class OwnCode:
         context, key = self.context, (name, self._carried(args, kwargs))
         context.read(self.mode.graph, name, ())
         seen = context.explored.get(key, ())
-        if context.choose(not all(snapshot.has_changed() for snapshot in seen)):
+        if context.choose(any(not snapshot.has_changed() for snapshot in seen)):
             paths = (context.code_paths if self.known is None else self.known)[name]
             return self._on_paths(module, paths[-1:], args, kwargs)
         snapshot = Snapshot(module)  # the code around it may set what it does by

@@ -54,7 +54,7 @@ def warn_of_others(state: Mapping[str, Any], saved: Mapping[str, Tensor]) -> Non
         warnings.warn(text, FxpruneWarning, stacklevel=2)
 
 
-def warn_of_missing(state: Mapping[str, Any], named: Iterable[tuple[str, nn.Parameter]]) -> None:
+def warn_of_missing(state: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> None:
     """Warn where a state dict lacks a parameter that its `_extra_state` sets all the same.
 
     Args:
@@ -64,17 +64,11 @@ def warn_of_missing(state: Mapping[str, Any], named: Iterable[tuple[str, nn.Para
     Warns:
         FxpruneWarning: it lacks one of them, as a state dict without the head does.
     """
-    lacking: dict[nn.Parameter, str] = {}
-    found: set[nn.Parameter] = set()
-    for key, parameter in named:
-        if key in state:
-            found.add(parameter)
-        else:
-            lacking.setdefault(parameter, key)
-    missing = [key for parameter, key in lacking.items() if parameter not in found]
-    if missing:
+    there = {parameter for key, parameter in named.items() if key in state}
+    missing = next((key for key, parameter in named.items() if parameter not in there), None)
+    if missing is not None:
         text = message(
-            f"{missing[0]!r} is not in the state dict, and is set by it all the same",
+            f"{missing!r} is not in the state dict, and is set by it all the same",
             why="its `_extra_state` holds all of the dense network, beside the resting channels",
             do="to keep a part as it is, load dense_state_dict() without that part into the model, "
             "and instrument that",

@@ -112,7 +112,7 @@ class Saving(Averaging):
             state = None
         here = prefix.rstrip(".")
         if state is not None:
-            named = self.named_parameters(here, remove_duplicate=False)
+            named = dict(self.named_parameters(here, remove_duplicate=False))
             loading.warn_of_missing(state_dict, named)
         if not self.settled:
             gated = {id(tensor) for tensor in self._residents.tensors().values()}

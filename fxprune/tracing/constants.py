@@ -4,10 +4,13 @@ torch.fx keeps such a tensor, as that of `total = torch.zeros(1)`, as a constant
 `total += x.mean()` the next call would go on from there.
 """
 
+from functools import partial
+from operator import is_not
+
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from fxprune.tracing.snapshot import CONSTANT, Snapshot
+from fxprune.tracing.snapshot import CONSTANT, Snapshot, memory_of
 
 
 def renew(graph: fx.Graph, model: nn.Module, before: Snapshot) -> None:
@@ -32,16 +35,15 @@ def renew(graph: fx.Graph, model: nn.Module, before: Snapshot) -> None:
         value: Tensor = getattr(model, name)
         if before.knows(value):
             raise TraceError("forward writes to a tensor that it keeps for its next call")
-        memory = value.untyped_storage().data_ptr()
         others = (getattr(model, other) for other in constants if other != name)
-        if any(other.untyped_storage().data_ptr() == memory for other in others):
+        if any(memory_of(other) == memory_of(value) for other in others):
             raise TraceError("forward writes to a tensor that it has made, and to parts of it")
-        first = constants[name][0]
-        with graph.inserting_before(first):
-            held = graph.get_attr(name)
-            new = graph.call_method("clone", (held,))
-        held.stack_trace = new.stack_trace = first.stack_trace
-        for node in constants[name]:
+        first, *again = constants[name]
+        with graph.inserting_after(first):
+            new = graph.call_method("clone", (first,))
+        new.stack_trace = first.stack_trace
+        first.replace_all_uses_with(new, delete_user_cb=partial(is_not, new))
+        for node in again:
             node.replace_all_uses_with(new)
             graph.erase_node(node)
 

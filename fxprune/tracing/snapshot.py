@@ -95,13 +95,12 @@ class Snapshot:
 
     def knows(self, tensor: Tensor) -> bool:
         """Tell whether a tensor, or what it is a view of, was there when this was noted."""
-        memory = tensor.untyped_storage()._cdata
-        return any(known.untyped_storage()._cdata == memory for known, *_ in self._tensors)
+        return any(memory_of(known) == memory_of(tensor) for known, *_ in self._tensors)
 
     def has_changed(self) -> bool:
-        """Tell whether anything but modes, parameters and buffers is another object.
+        """Tell whether anything is another object, but for modes, parameters and buffers.
 
-        Of these, whether there are others.
+        Of parameters and buffers it tells whether one was added or taken away.
         """
         return any(read(holder, name) is not value for holder, name, value in self._places) or any(
             _given(container) != _given(values or {})
@@ -238,6 +237,11 @@ def _shallow(value: Any) -> Any:
     if isinstance(value, dict):
         return dict(value.items()) if value else None
     return list(value)
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Return a number that a tensor has in common with those that share its memory."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _given(table: Mapping[str, Any]) -> set[str]:

@@ -144,7 +144,7 @@ class Writes(nn.Module):
     [added, filled, gathered, put_out, in_parts, kept_by_the_code],
     ids=lambda f: f.__name__,
 )
-def test_a_tensor_made_and_written_in_forward_is_new_in_every_call(write: Forward) -> None:
+def test_a_tensor_that_forward_writes_to_is_new_or_kept_as_in_the_model(write: Forward) -> None:
     model, x = Writes(write), torch.randn(2, 3, 4, 4)
     gated = instrument(model, (x,))
     gated.settle(choose(gated.channels, (8,)))
