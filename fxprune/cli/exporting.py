@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from fxprune.trainer.job import Job
     from fxprune.trainer.task import Task
 
-OTHER_SIZE = "give --dynamic-hw for images of any size, or instrument with --input and their size"
+OTHER_SIZE = (
+    "give --input with their size when the run is made, or fxprune export --dynamic-hw for any size"
+)
 
 
 @dataclass(frozen=True)

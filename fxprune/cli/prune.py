@@ -36,7 +36,7 @@ from fxprune.errors import OptionError, shell_word
 from fxprune.trainer.recipe import OPTIONS
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from fxprune.budget.budget import Budget
     from fxprune.budget.layers import Layers
@@ -163,7 +163,7 @@ def prune(
     from fxprune.budget.budget import Budget
     from fxprune.budget.layers import Layers
     from fxprune.cli import lines, records, tables
-    from fxprune.cli.exporting import refuse_to_replace
+    from fxprune.cli.exporting import real_inputs, refuse_to_replace
     from fxprune.cli.spec import maker, resolve
     from fxprune.data import Preprocess
     from fxprune.export.bench import Target
@@ -205,6 +205,7 @@ def prune(
         console.note(line)
     if fitted is not None:
         console.note(lines.latency_line(records.of_latency(fitted)))
+    real = real_inputs(images, source.example_inputs)  # it may say something: before the training
     directory = _Directory(folder, spec, shape, weights, job, fitted)
     pruned = _watched(
         functools.partial(
@@ -222,7 +223,7 @@ def prune(
     )
     run = directory.run
     assert run is not None
-    compared = _exported(run, pruned, source.model, images, target)
+    compared = _exported(run, pruned, source.model, images, real, target)
     record = records.of_pruned(run, pruned, compared, fitted, max_drop)
     print_result(record, tables.show_pruned, as_json)
     for line in lines.remarks(record):
@@ -324,14 +325,17 @@ def _watched(prune_model: "Callable[..., Pruned]", directory: _Directory) -> "Pr
 
 
 def _exported(
-    run: "Run", pruned: "Pruned", dense: "nn.Module", images: "DataSet", target: "Target"
+    run: "Run",
+    pruned: "Pruned",
+    dense: "nn.Module",
+    images: "DataSet",
+    real: "tuple[Tensor, ...]",
+    target: "Target",
 ) -> "Comparison":
     """Write the ONNX file beside the run, checked and timed against the dense network's."""
-    from fxprune.cli.exporting import keep_export, notes_of, real_inputs
+    from fxprune.cli.exporting import keep_export, notes_of
     from fxprune.export.compare import compact_of, compare_onnx
-    from fxprune.gated.module import example_of
 
-    example = example_of(pruned.gated)
     try:
         with console.phases(
             ["shrinking it", "writing ONNX", "the dense network", "timing"]
@@ -342,7 +346,7 @@ def _exported(
                 compact_of(pruned.gated),
                 dense,
                 _file_beside(run.path),
-                real=real_inputs(images, example),
+                real=real,
                 notes=notes_of(run, images),
                 target=target,
                 begin=begin,

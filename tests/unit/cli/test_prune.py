@@ -96,3 +96,12 @@ def test_a_bad_value_is_refused_and_nothing_is_written(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert {path: path.stat().st_mtime_ns for path in weights.rglob("*")} == before
+
+
+def test_images_of_another_size_are_spoken_of_before_the_training(
+    weights: Path, call: Call
+) -> None:
+    start = ("prune", "model.py", "--weights", "w.safetensors", "--data", "digits", "--macs", ".5")
+    done = call(*start, "--input", "1x16x16", "--epochs", "1", "-o", "other", folder=weights)
+    said = "an example of the data is [1, 8, 8], the file takes [1, 16, 16]; give --input"
+    assert said in done.stderr.partition("the dense network is right")[0]
