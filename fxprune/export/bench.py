@@ -24,7 +24,8 @@ from fxprune.errors import BudgetError, OptionError, RunError
 from fxprune.export.onnx import onnx_content
 from fxprune.export.runtime import runtime
 from fxprune.export.timing import USUAL, Effort, Quotient, Timing, compare
-from fxprune.files import read_json, scratch, write_json
+from fxprune.files import scratch
+from fxprune.formats import read_json, write_json
 from fxprune.gated.module import GatedModule
 from fxprune.passes import Program, apply
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fxprune.export.compare import Comparison
-from fxprune.files import fitting, read_record, write_record
+from fxprune.formats import fitting, read_record, write_record
 from fxprune.runs.plan import Text
 from fxprune.runs.run import Run
 from fxprune.runs.schema import Strict

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fxprune.errors import RunError
-from fxprune.files import TENSOR_BYTES, damaged
+from fxprune.files import damaged
+from fxprune.formats import TENSOR_BYTES
 from fxprune.gated.module import GatedModule
 
 BUFFERS = ("running_var", "num_batches_tracked")

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.errors import GateError, RunError, described
-from fxprune.files import as_path, damaged, read_tensors, write_tensors
+from fxprune.files import as_path, damaged
+from fxprune.formats import read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.runs.contents import check_gated, most_bytes
 from fxprune.runs.plan import Plan

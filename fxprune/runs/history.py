@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from fxprune.files import damaged, fitting, read_bytes, write_bytes
+from fxprune.files import damaged, read_bytes, write_bytes
+from fxprune.formats import fitting
 from fxprune.runs.plan import LongText, Text
 from fxprune.runs.schema import Strict
 

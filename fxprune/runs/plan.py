@@ -17,7 +17,8 @@ from fxprune.api import instrument
 from fxprune.budget.budget import Budget
 from fxprune.channels.graph import ChannelGraph
 from fxprune.errors import FxpruneWarning, OptionError, RunError
-from fxprune.files import damaged, fitting
+from fxprune.files import damaged
+from fxprune.formats import fitting
 from fxprune.gated.module import GatedModule
 from fxprune.runs import calls
 from fxprune.runs.operations import computes_something_else, operations

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from fxprune.export.bench import Target
 from fxprune.export.latency import Choice
-from fxprune.files import read_record, write_record
+from fxprune.formats import read_record, write_record
 from fxprune.runs.plan import Text
 from fxprune.runs.run import Run
 from fxprune.runs.schema import Strict

@@ -18,11 +18,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.errors import RunError, shell_word
-from fxprune.files import (
+from fxprune.files import is_temporary, read_bytes
+from fxprune.formats import (
     TENSOR_BYTES,
-    is_temporary,
     parsed,
-    read_bytes,
     read_record,
     read_tensors,
     write_record,

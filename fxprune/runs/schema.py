@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Strict:
     """Base of dataclasses whose JSON has exact types, no other fields, and finite numbers.
 
-    See `fxprune.files.fitting`.
+    See `fxprune.formats.fitting`.
     """
 
     __pydantic_config__: ClassVar["ConfigDict"] = {

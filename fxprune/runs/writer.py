@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fxprune.errors import FxpruneWarning, RunError
-from fxprune.files import CHECK, lock, parsed, read_bytes, sweep
+from fxprune.files import CHECK, lock, read_bytes, sweep
+from fxprune.formats import parsed
 from fxprune.runs.trust import shown
 
 LOCK = ".writer"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fxprune.data import DataSet, Share
 from fxprune.errors import FxpruneWarning, OptionError, RunError
-from fxprune.files import fitting, read_tensors, write_tensors
+from fxprune.formats import fitting, read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.gated.slot_order import entry_of, with_order, without_order
 from fxprune.runs.contents import check_plain, check_values, is_wild, most_bytes

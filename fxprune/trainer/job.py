@@ -12,7 +12,7 @@ from pydantic import Field
 
 from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, load, own_data, own_transforms
 from fxprune.errors import FxpruneWarning, OptionError
-from fxprune.files import read_record, write_record
+from fxprune.formats import read_record, write_record
 from fxprune.policies import parse
 from fxprune.runs.plan import Text
 from fxprune.runs.run import Run, is_trained

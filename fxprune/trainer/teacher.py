@@ -16,7 +16,7 @@ from torch.nn import functional
 from fxprune import api
 from fxprune.bank.exchange import Selection
 from fxprune.errors import ModelError, OptionError
-from fxprune.files import read_tensors, write_tensors
+from fxprune.formats import read_tensors, write_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.runs.contents import check_gated, most_bytes
 from fxprune.runs.gated_file import under

@@ -9,7 +9,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import RunError
-from fxprune.files import read_tensors
+from fxprune.formats import read_tensors
 from fxprune.runs.gated_file import save
 from fxprune.runs.history import METRICS
 from fxprune.runs.run import CHECKPOINT

@@ -13,7 +13,7 @@ from fxprune.cli import lines, records
 from fxprune.cli.commands import app
 from fxprune.data import load
 from fxprune.errors import FxpruneError, RunError
-from fxprune.files import read_tensors, write_record
+from fxprune.formats import read_tensors, write_record
 from fxprune.runs.promise import FILE, Promise
 from fxprune.runs.run import CHECKPOINT, Run
 from fxprune.trainer.job import Job

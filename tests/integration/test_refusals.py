@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.files import write_record
+from fxprune.formats import write_record
 from tests.support.cli import MODEL, Call, run
 
 REFUSED = {

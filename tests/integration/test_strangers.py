@@ -15,7 +15,7 @@ import pytest
 from fxprune.cli import commands
 from fxprune.cli.spec import resolve
 from fxprune.errors import RunError
-from fxprune.files import write_record
+from fxprune.formats import write_record
 from fxprune.runs.promise import COMMAND, Promise
 from fxprune.runs.promise import FILE as PROMISE
 from fxprune.runs.run import PLAN, Run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxprune.files import read_tensors
+from fxprune.formats import read_tensors
 from fxprune.runs.run import Run
 from tests.support.cli import MODEL, python, run
 

@@ -14,7 +14,7 @@ from fxprune.data import DataSet, load
 from fxprune.data.own import own_data
 from fxprune.data.randaugment import with_randaugment
 from fxprune.errors import OptionError
-from fxprune.files import read_tensors
+from fxprune.formats import read_tensors
 from fxprune.runs.run import CHECKPOINT, Run
 from fxprune.trainer.evaluate import score
 from fxprune.trainer.loop import Stopped, fit

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # A module imports from its own floor and from lower ones.
 FLOORS = (
     ("errors", "draws", "equivalence", "user_lines"),
-    ("registry", "files", "data", "tracing"),
+    ("registry", "files", "formats", "data", "tracing"),
     ("channels", "groups"),
     ("rules", "policies", "budget", "bank"),
     ("analysis", "gated"),

@@ -21,7 +21,7 @@ import torch
 
 import fxprune
 from fxprune.errors import FxpruneError
-from fxprune.files import read_tensors
+from fxprune.formats import read_tensors
 from fxprune.runs.run import CHECKPOINT, Run
 from fxprune.trainer.loop import fit
 from tools.campaigns.mutants import build_model, data, options_of

@@ -33,7 +33,7 @@ from fxprune.cli import lines, records
 from fxprune.data import DataSet
 from fxprune.data.load import from_tensors
 from fxprune.errors import FxpruneError
-from fxprune.files import read_tensors, write_record, write_tensors
+from fxprune.formats import read_tensors, write_record, write_tensors
 from fxprune.report.exported import FILE as EXPORTED
 from fxprune.report.exported import Exported
 from fxprune.report.of_runs import record_of

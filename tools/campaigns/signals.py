@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from fxprune.files import read_tensors
+from fxprune.formats import read_tensors
 
 COMMAND = [sys.executable, "-m", "fxprune"]
 TRAIN = ["train", "a.fxprune", "--data", "digits", "--epochs", "3", "--device", "cpu"]

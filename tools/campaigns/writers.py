@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from fxprune.errors import RunError
-from fxprune.files import read_tensors, write_tensors
+from fxprune.formats import read_tensors, write_tensors
 from fxprune.runs.writer import only_writer
 
 NAME = "a.safetensors"

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 import fxprune
 from fxprune.data import Preprocess, from_tensors, load
 from fxprune.errors import DataError, OptionError, RunError
-from fxprune.files import write_record
+from fxprune.formats import write_record
 from fxprune.runs.run import Run
 from fxprune.trainer.job import FILE, Job
 from tests.support.images import make_folder, pictures

@@ -17,7 +17,7 @@ from fxprune.export.bench import Target
 from fxprune.export.compare import Comparison, Figures
 from fxprune.export.onnx import ExportReport
 from fxprune.export.timing import Quotient, Timing
-from fxprune.files import write_record
+from fxprune.formats import write_record
 from fxprune.report.exported import FILE, Exported
 from fxprune.report.of_runs import commands_of
 from fxprune.runs.run import Run

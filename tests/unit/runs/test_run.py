@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.errors import FxpruneWarning, RunError
-from fxprune.files import write_tensors
+from fxprune.formats import write_tensors
 from fxprune.runs.gated_file import gated_state, save
 from fxprune.runs.history import METRICS
 from fxprune.runs.plan import Plan, fingerprint

@@ -10,7 +10,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import RunError
-from fxprune.files import write_record
+from fxprune.formats import write_record
 from fxprune.runs import trust
 from fxprune.runs.run import PLAN, Run
 

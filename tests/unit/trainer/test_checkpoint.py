@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.api import instrument
 from fxprune.errors import FxpruneWarning, RunError
-from fxprune.files import read_tensors, write_tensors
+from fxprune.formats import read_tensors, write_tensors
 from fxprune.runs.history import METRICS
 from fxprune.runs.run import CHECKPOINT
 from fxprune.trainer.loop import Stopped, fit

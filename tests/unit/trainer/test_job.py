@@ -10,7 +10,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import FxpruneWarning, OptionError, RunError
-from fxprune.files import read_tensors, write_tensors
+from fxprune.formats import read_tensors, write_tensors
 from fxprune.runs.run import Run
 from fxprune.trainer.job import FILE, Job
 from fxprune.trainer.options import TrainOptions

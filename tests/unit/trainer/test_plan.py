@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-import fxprune.files
+import fxprune.formats
 from fxprune.budget.budget import Budget
 from fxprune.budget.schedule import Cubic
 from fxprune.budget.widths import uniform_widths
 from fxprune.data import DataSet
 from fxprune.errors import OptionError
-from fxprune.files import read_tensors
+from fxprune.formats import read_tensors
 from fxprune.gated.module import GatedModule
 from fxprune.runs.run import CHECKPOINT
 from fxprune.trainer.loop import fit
@@ -189,7 +189,7 @@ def test_a_run_from_before_there_were_schedules_goes_on(digits: DataSet, tmp_pat
     for key in ("run_macs", "run_macs_planned", "run_macs_dense"):
         del meta["history"][0][key]
     del tensors["gated/share"]
-    fxprune.files.write_tensors(tmp_path / CHECKPOINT, tensors, meta)
+    fxprune.formats.write_tensors(tmp_path / CHECKPOINT, tensors, meta)
     last = fit(make(), digits, options, run=tmp_path)[-1]
     assert last.run_macs is None
     assert last.run_macs_planned is not None
