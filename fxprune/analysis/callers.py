@@ -2,14 +2,15 @@
 
 import ast
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
 
+from fxprune.analysis.call_sites import CallSites, Uses, name_of, texts_in
 from fxprune.analysis.live_code import Argument, assigned, definition_of, live_code
 from fxprune.analysis.reached_code import UNNAMED, code_of, held_beside_parts, named_outside
 from fxprune.tracing.code_state import bare, is_users, names_in
@@ -34,23 +35,6 @@ class Asked:
     position: int
     value: Argument
     is_default: bool
-
-
-@dataclass(frozen=True)
-class _Uses:
-    """How code may call a function.
-
-    Attributes:
-        methods: attributes that it is.
-        parts: attributes that are modules with which it runs.
-        runs: whether it runs with a module.
-        loose: whether any variable may be such a module.
-    """
-
-    methods: frozenset[str] = frozenset()
-    parts: frozenset[str] = frozenset()
-    runs: bool = False
-    loose: bool = False
 
 
 class Callers:
@@ -124,7 +108,7 @@ class Callers:
                 continue
             running.add(one)
             left = set(names_in(code(one)))
-            left.update(left and _texts(one.__code__))
+            left.update(left and texts_in(one.__code__))
             waiting += [f for name in left for f in by_name.get(name, ())]
             waiting += [f for value in named_outside(one, left) for f in code_of(value, left)]
         found = [function for function in known if function in running]
@@ -162,10 +146,10 @@ class Callers:
                     return False
         return True
 
-    def _uses(self, function: FunctionType) -> _Uses:
+    def _uses(self, function: FunctionType) -> Uses:
         places, methods = self._places[function], self._names[function]
         runs = not methods.isdisjoint(_RUNS)
-        return _Uses(
+        return Uses(
             frozenset(methods | _RUNS if runs else methods),
             frozenset(name for _, name in places),
             runs,
@@ -173,71 +157,23 @@ class Callers:
         )
 
     def _calls(
-        self, caller: FunctionType, function: FunctionType, uses: _Uses
+        self, caller: FunctionType, function: FunctionType, uses: Uses
     ) -> list[tuple[ast.Call, tuple[int, ...]]] | None:
-        """List the calls of a function in another's code; None where it may be called otherwise.
-
-        Returns:
-            Calls, and by how many positions their arguments may be ahead of the function's.
-        """
-        code = caller.__code__
-        names, texts = set(names_in(code)), set(_texts(code))
-        cells = zip(code.co_freevars, caller.__closure__ or (), strict=False)
-        variables = {name for name, cell in cells if _holds(cell, function)}
-        variables |= {n for n in names if _leads_to(caller.__globals__.get(n), function)}
-        own = code.co_varnames[0] if code.co_argcount else ""
+        """List the calls of a function in another's code; None where it may be called otherwise."""
         if _package(caller) not in self._packages:  # it knows no module of the user's by name
-            uses = _Uses()
-        wanted = uses.methods | uses.parts
-        if not (uses.loose or wanted & (names | texts) or variables or (uses.runs and own)):
+            uses = Uses()
+        sites = CallSites(caller, function, uses)
+        if not sites.is_possible:
             return []
         if caller not in self._definitions:
             self._definitions[caller] = definition_of(caller)
         definition = self._definitions[caller]
         if definition is None:
-            return None if wanted & (names | texts) or variables else []
-        if wanted & texts and names & {"getattr", "attrgetter", "methodcaller"}:
+            return None if sites.is_named else []
+        if sites.is_looked_up:
             return None
-        apart = not self._in_one_class(caller, function)
-        found, called, bases = list[tuple[ast.Call, tuple[int, ...]]](), set[int](), set[int]()
-        nodes = [node for part in definition.body for node in ast.walk(part)]
-        for node in nodes:
-            if isinstance(node, ast.Attribute):
-                if apart and node.attr in uses.methods and _is_itself(node.value, own):
-                    called.add(id(node))
-                bases.add(id(node.value))
-            if not isinstance(node, ast.Call):
-                continue
-            called.add(id(node.func))
-            match node.func:
-                case ast.Attribute(value, name) if (
-                    name in uses.methods and apart and _is_itself(value, own)
-                ):
-                    pass
-                case ast.Attribute(value, name) if name in wanted:
-                    found.append((node, (1,) if _is_own(value, own) else (0, 1)))
-                case ast.Attribute():
-                    pass
-                case ast.Name(id=name) if name in variables:
-                    found.append((node, (0,)))
-                case ast.Name(id=name) if (uses.runs and name == own) or (
-                    uses.loose and name in _variables(code)
-                ):
-                    found.append((node, (1,)))
-                case ast.Name():
-                    pass
-                case _ if uses.loose:
-                    found.append((node, (1,)))
-        for node in nodes:
-            if id(node) not in called and isinstance(getattr(node, "ctx", None), ast.Load):
-                match node:
-                    case ast.Name(id=name) if name in variables:
-                        return None
-                    case ast.Attribute(attr=name) if name in uses.methods:
-                        return None
-                    case ast.Attribute(attr=name) if name in uses.parts and id(node) not in bases:
-                        return None
-        return found
+        sites.collect(definition, apart=not self._in_one_class(caller, function))
+        return None if sites.others else sites.found
 
     def _in_one_class(self, caller: FunctionType, function: FunctionType) -> bool:
         """Tell whether a method's own object may have another method."""
@@ -265,9 +201,9 @@ class Callers:
         named = code.co_argcount + code.co_kwonlyargcount
         own = list(code.co_varnames[named : named + bool(code.co_flags & 4)])
         others = code.co_varnames[named + len(own) :][: bool(code.co_flags & 8)]
-        if len(call.args) > plain + 1 or any(_name(star.value) not in own for star in stars):
+        if len(call.args) > plain + 1 or any(name_of(star.value) not in own for star in stars):
             return False
-        if len(more) > 1 or any(_name(value) not in others for value in more):
+        if len(more) > 1 or any(name_of(value) not in others for value in more):
             return False
         if not {*own, *others}.isdisjoint(assigned(code)) or self._may_fill(caller, others):
             return False
@@ -292,7 +228,7 @@ class Callers:
                     plain.add(id(value))
                 case ast.Subscript(value, ctx=ast.Load()):
                     plain.add(id(value))
-        read = (node for node in ast.walk(definition) if _name(node) in {*names})
+        read = (node for node in ast.walk(definition) if name_of(node) in {*names})
         return any(id(node) not in plain for node in read)
 
     def _is(self, caller: FunctionType, given: ast.expr, asked: Asked, seen: set[Asked]) -> bool:
@@ -323,51 +259,5 @@ def _forward(module: Any) -> Any:
     return bare(vars(module).get("forward", type(module).forward)) if module is not None else None
 
 
-def _is_itself(value: ast.expr, own: str) -> bool:
-    """Tell whether an expression is the object of a method, or `super()`."""
-    return not isinstance(value, ast.Attribute) and _is_own(value, own)
-
-
-def _is_own(value: ast.expr, own: str) -> bool:
-    """Tell whether an expression begins with the module itself, or with `super()`."""
-    while isinstance(value, ast.Attribute):
-        value = value.value
-    if isinstance(value, ast.Call):
-        return _name(value.func) == "super"
-    return _name(value) == own != ""
-
-
-def _name(value: ast.AST) -> str | None:
-    return value.id if isinstance(value, ast.Name) else None
-
-
 def _package(value: FunctionType | type) -> str:
     return str(value.__module__).partition(".")[0]
-
-
-def _texts(constant: Any) -> Iterator[str]:
-    """Yield the texts that stand in code."""
-    if isinstance(constant, str):
-        yield constant
-    parts = constant.co_consts if isinstance(constant, CodeType) else constant
-    if isinstance(parts, (tuple, frozenset)):
-        for part in parts:
-            yield from _texts(part)
-
-
-def _variables(code: CodeType) -> set[str]:
-    """Collect the variables of a function and of functions in it."""
-    inner = (_variables(part) for part in code.co_consts if isinstance(part, CodeType))
-    return {*code.co_varnames, *code.co_cellvars, *code.co_freevars}.union(*inner)
-
-
-def _leads_to(value: Any, function: FunctionType) -> bool:
-    """Tell whether a variable is a function, or a table of functions with it."""
-    return not isinstance(value, (type, ModuleType)) and function in code_of(value)
-
-
-def _holds(cell: Any, function: FunctionType) -> bool:
-    try:
-        return _leads_to(cell.cell_contents, function)
-    except ValueError:  # it is empty
-        return False
