@@ -52,31 +52,10 @@ def check_gated(path: Path, tensors: Mapping[str, Tensor], gated: GatedModule) -
     """
     own = gated.training_state()
     for name, tensor in tensors.items():
-        like = own.get(name)
-        if name.startswith("state/"):  # of resting channels, as the optimiser keeps it
-            like = own.get("dense/" + name.split("/", 2)[-1])
-            if (
-                like is None
-                or tensor.shape != like.shape
-                or tensor.dtype.is_floating_point < (like.dtype.is_floating_point)
-            ):
-                raise _wrong(path, name, "it belongs to no parameter")
-        elif name in ("trained/channels", "settled/channels", "trained/widths", "settled/widths"):
-            if tensor.dtype != torch.int64 or tensor.dim() != 1:
-                raise _wrong(path, name, "a list of whole numbers is needed")
-        elif name == "settings":
-            if tensor.dtype != torch.uint8 or tensor.dim() != 1:
-                raise _wrong(path, name, "a text is needed")
-        elif name in ("steps", "peak_rate", "share"):
-            needed = torch.int64 if name == "steps" else torch.float64
-            if tensor.dim() or tensor.dtype != needed or not 0 <= float(tensor) < 2**62:
-                raise _wrong(path, name, "a number from 0 up is needed")
-        elif like is None:
-            continue  # told by restore itself, with all names
-        elif tensor.dtype != like.dtype:
-            raise _wrong(path, name, f"it is {tensor.dtype}, and {like.dtype} is needed")
-        elif name.startswith("policy/") and tensor.shape != like.shape:
-            raise _wrong(path, name, "it has another shape")
+        like = _like(name, own)
+        why = _misfit(name, tensor, like)
+        if why:
+            raise _wrong(path, name, why)
         check_values(path, {name: tensor}, {} if like is None else {name: like})
     missing = {name for name in own if name.startswith("policy/")} - tensors.keys()
     if missing:
@@ -84,6 +63,37 @@ def check_gated(path: Path, tensors: Mapping[str, Tensor], gated: GatedModule) -
     for kind in ("trained", "settled"):
         if (f"{kind}/channels" in tensors) != (f"{kind}/widths" in tensors):
             raise _wrong(path, kind, "half of the selection is missing")
+
+
+def _like(name: str, own: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the network's own tensor that one of a checkpoint is like; None if there is none."""
+    kind, _, rest = name.partition("/")
+    # state/KEY/NAME, of resting channels, is what the optimiser keeps of dense/NAME
+    return own.get(f"dense/{rest.partition('/')[2]}" if kind == "state" else name)
+
+
+def _misfit(name: str, tensor: Tensor, like: Tensor | None) -> str:
+    """Say how shape, dtype or value of a tensor are not what is needed; nothing if they are."""
+    kind, dtype = name.partition("/")[0], tensor.dtype
+    if kind == "state":
+        fits = like is not None and (
+            tensor.shape == like.shape and dtype.is_floating_point >= like.dtype.is_floating_point
+        )
+        return "" if fits else "it belongs to no parameter"
+    if kind in ("trained", "settled"):
+        plain = dtype == torch.int64 and tensor.dim() == 1
+        return "" if plain else "a list of whole numbers is needed"
+    if name == "settings":
+        return "" if dtype == torch.uint8 and tensor.dim() == 1 else "a text is needed"
+    if name in ("steps", "peak_rate", "share"):
+        needed = torch.int64 if name == "steps" else torch.float64
+        plain = dtype == needed and tensor.dim() == 0 and 0 <= float(tensor) < 2**62
+        return "" if plain else "a number from 0 up is needed"
+    if like is None:
+        return ""  # `restore` itself refuses names that it does not know
+    if dtype != like.dtype:
+        return f"it is {dtype}, and {like.dtype} is needed"
+    return "it has another shape" if kind == "policy" and tensor.shape != like.shape else ""
 
 
 def check_values(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
