@@ -162,16 +162,8 @@ def _graph(subject: Subject, watch: ModeWatch | None) -> fx.Graph | None:
         tracer = Tracer(subject, exact=exact, wary=wary)
         if watch is not None:
             watch.follow(tracer)
-        draws, drawn = tracer.draws(), False
         try:
-            with seen(tracer), wrapped_by(tracer):
-                graph = tracer.trace(subject.model)
-            if tracer.refused:
-                raise tracer.refused[-1]  # which the code has caught
-            renew(graph, subject.model, subject.snapshot)
-            drawn = tracer.draws() != draws
-            if drawn and wary:
-                raise fx.proxy.TraceError(DRAWS)
+            graph, drawn = _attempt(subject, tracer)
         except Exception:
             if watch is not None and watch.give_up():
                 continue  # what the code could not work with may have been the proxy
@@ -179,20 +171,39 @@ def _graph(subject: Subject, watch: ModeWatch | None) -> fx.Graph | None:
                 return None
             exact = True
             continue
-        finally:
-            draws.put_back()
-            subject.snapshot.restore()
-        if drawn:
-            wary = True
-            continue
-        if watch is not None:  # what was read and is in no call may have been compared by `is`
-            watch.branched |= tracer.branched or not all(node.users for node in tracer.modes)
-        for node in tracer.spare:
-            if not node.users:
-                graph.erase_node(node)
-        if tracer.codegen is not None:
-            graph.set_codegen(tracer.codegen)
-        return graph
+        if not drawn:
+            break
+        wary = True
+    if watch is not None:  # what was read and is in no call may have been compared by `is`
+        watch.branched |= tracer.branched or not all(node.users for node in tracer.modes)
+    for node in tracer.spare:
+        if not node.users:
+            graph.erase_node(node)
+    if tracer.codegen is not None:
+        graph.set_codegen(tracer.codegen)
+    return graph
+
+
+def _attempt(subject: Subject, tracer: Tracer) -> tuple[fx.Graph, bool]:
+    """Return the graph that a tracer makes, and whether the code drew random numbers meanwhile.
+
+    Raises:
+        Exception: whatever stops the trace, also where the code has caught it.
+    """
+    draws = tracer.draws()
+    try:
+        with seen(tracer), wrapped_by(tracer):
+            graph = tracer.trace(subject.model)
+        if tracer.refused:
+            raise tracer.refused[-1]
+        renew(graph, subject.model, subject.snapshot)
+        drawn = tracer.draws() != draws
+        if drawn and tracer.wary:
+            raise fx.proxy.TraceError(DRAWS)
+        return graph, drawn
+    finally:
+        draws.put_back()
+        subject.snapshot.restore()
 
 
 def _calls(graph: fx.Graph) -> list[Any]:
