@@ -190,10 +190,11 @@ def print_result(
     record: dict[str, Any], show: Callable[[dict[str, Any]], Any], as_json: bool
 ) -> None:
     """Print a record as JSON, or as the table that `show` makes of it."""
-    if as_json:
-        typer.echo(json.dumps(record, indent=2))
-    else:
-        console.stdout().print(show(_shown(record)))
+    with console.result():
+        if as_json:
+            typer.echo(json.dumps(record, indent=2))
+        else:
+            console.stdout().print(show(_shown(record)))
 
 
 def _shown(value: Any) -> Any:

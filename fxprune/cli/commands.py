@@ -66,12 +66,16 @@ T = TypeVar("T")
 
 
 def _to_its_end(command: Callable[P, T]) -> Callable[P, T]:
-    """Let code of the user's, such as a loss, not end a command as if it had done its work."""
+    """Keep code of the user's, such as a loss, from ending a command, and from writing to stdout.
+
+    A command would seem to have done its work, and its result could not be read by a program.
+    """
 
     @functools.wraps(command)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return command(*args, **kwargs)
+            with console.results_alone():
+                return command(*args, **kwargs)
         except Unsaid:
             raise
         except SystemExit as error:

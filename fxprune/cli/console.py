@@ -8,9 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -120,7 +121,35 @@ def silenced(when: bool) -> Iterator[None]:
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
+        _results_to(nowhere),
     ):
+        yield
+
+
+_RESULTS: ContextVar[TextIO | None] = ContextVar("_RESULTS", default=None)
+"""Where results go while stdout is not theirs."""
+
+
+@contextlib.contextmanager
+def _results_to(stream: TextIO) -> Iterator[None]:
+    token = _RESULTS.set(stream)
+    try:
+        yield
+    finally:
+        _RESULTS.reset(token)
+
+
+@contextlib.contextmanager
+def results_alone() -> Iterator[None]:
+    """Keep stdout for results: what else is printed, as by the user's forward, goes to stderr."""
+    with _results_to(sys.stdout), contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+@contextlib.contextmanager
+def result() -> Iterator[None]:
+    """Let what is printed within the block be a result."""
+    with contextlib.redirect_stdout(_RESULTS.get() or sys.stdout):
         yield
 
 
