@@ -97,7 +97,9 @@ class Exporting:
         example = example_of(gated)
         if ".py" in self.paths:
             begin()
-            plain = export_plain(compact, example, self.paths[".py"])
+            # every other network is what `shrink` has just compared
+            own = reference_of(gated, dense) if self.passes else None
+            plain = export_plain(compact, example, self.paths[".py"], reference=own)
             record["torch"] = records.of_file(plain)
         if ".pt2" in self.paths:
             begin()

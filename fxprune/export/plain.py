@@ -15,9 +15,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.equivalence import outputs, relative_gap
+from fxprune.equivalence import fresh_inputs, outputs, relative_gap
 from fxprune.errors import ExportError, ParityError
 from fxprune.export.marks import marks
+from fxprune.export.parity import TOLERANCE
 from fxprune.files import write_bytes
 from fxprune.tracing.module import evaluating
 from fxprune.tracing.signature import signature_of
@@ -67,18 +68,26 @@ class PlainReport:
     max_rel_error: float
 
 
-def export_plain(compact: nn.Module, example: tuple[Tensor, ...], path: Path) -> PlainReport:
+def export_plain(
+    compact: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    *,
+    reference: nn.Module | None = None,
+) -> PlainReport:
     """Write a compact network as code and weights.
 
     Args:
         compact: what `shrink` returned.
         example: inputs for the check.
         path: of the code, ending in .py; the weights get the same name with .safetensors.
+        reference: what `compact` has to agree with, if it was changed since.
 
     Raises:
         ExportError: the network has layers or functions that are not torch's own, computes
             another thing in training than in evaluation, or takes or returns more than tensors.
-        ParityError: the code does not compute what the network computes.
+        ParityError: the code does not compute what the network computes, or that is not what the
+            reference does.
         RunError: a file cannot be written.
     """
     if not isinstance(compact, fx.GraphModule):
@@ -99,6 +108,8 @@ def export_plain(compact: nn.Module, example: tuple[Tensor, ...], path: Path) ->
         for name, tensor in compact.state_dict().items()
     }
     with evaluating(compact):
+        if reference is not None:
+            _compare(compact, reference, example)
         gap = _check(compact, code, tensors, example)
     code += "".join(f"# {key}: {value}\n" for key, value in marks(gap).items())
     weights = safetensors.torch.save(tensors, metadata=marks(gap))
@@ -164,6 +175,28 @@ def _foreign(what: str) -> ExportError:
         why=f"{what} is not torch's own",
         do="write --pt2, which holds any network",
     )
+
+
+@torch.no_grad()
+def _compare(compact: nn.Module, reference: nn.Module, example: tuple[Tensor, ...]) -> None:
+    """Compare two networks on random inputs.
+
+    Raises:
+        ParityError: they differ by more than an exported file may.
+    """
+    generator = torch.Generator()
+    generator.seed()
+    trial = fresh_inputs(example, 2, generator)
+    with evaluating(reference):
+        pairs = zip(outputs(reference, trial), outputs(compact, trial), strict=True)
+    for wanted, found in pairs:
+        gap = relative_gap(wanted, found)
+        if not gap <= TOLERANCE.get(wanted.dtype, 0.0):  # False for NaN
+            raise ParityError(
+                "the plain code would not compute what the network computes; it is not written",
+                why=f"the largest difference is {gap:.1e} of the largest output",
+                do="leave out the passes that were run on it (--passes)",
+            )
 
 
 def _check(

@@ -1,5 +1,6 @@
 """Files of lower precision, plain code, and the layout of ONNX files."""
 
+import copy
 import importlib.util
 import json
 import sys
@@ -262,6 +263,17 @@ def test_plain_code_loads_without_fxprune_and_trains_on(tmp_path: Path) -> None:
     assert not torch.equal(before, plain.head.weight)
     again = fxprune.instrument(module.load(), EXAMPLE, "magnitude", "keep=0.5")
     assert again.best().widths == (4,)
+
+
+def test_plain_code_of_another_function_than_the_reference_is_refused(tmp_path: Path) -> None:
+    network = compact()
+    changed = copy.deepcopy(network)
+    export_plain(changed, EXAMPLE, tmp_path / "same.py", reference=network)
+    with torch.no_grad():
+        next(changed.parameters()).mul_(2)
+    with pytest.raises(ParityError, match="the plain code would not compute what the network"):
+        export_plain(changed, EXAMPLE, tmp_path / "no.py", reference=network)
+    assert not (tmp_path / "no.py").exists()
 
 
 def test_plain_code_returns_truth_values(tmp_path: Path) -> None:
