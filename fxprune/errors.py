@@ -127,6 +127,10 @@ class OptionError(FxpruneError):
     """An unknown policy, pass or option, or a value outside its range."""
 
 
+class UnknownNameError(OptionError):
+    """A name that no plug-in has."""
+
+
 def require_kind(value: object, kinds: Any, name: str, do: str) -> None:
     """Refuse an argument of another kind, which a caller may give who has no types.
 

@@ -247,11 +247,10 @@ class Notebook(Context):
         """Say what a result carries."""
         kept = tuple(families)
         for family in kept:
-            assert tensor.shape[family.dim] == family.labels.numel(), (
-                self.node,
-                tensor.shape,
-                family,
-            )
+            dim, count = family.dim, family.labels.numel()
+            if not 0 <= dim < tensor.dim() or tensor.shape[dim] != count:
+                shape = tuple(tensor.shape)
+                raise ValueError(f"{count} labels along dimension {dim} of a result {shape}")
             self.sightings.append((self.node, family.labels))
         self._families[id(tensor)] = kept
         self._alive.append(tensor)
@@ -266,6 +265,8 @@ class Notebook(Context):
         if a is b:
             return
         if a is not None and b is not None:
+            if a.shape != b.shape:
+                raise ValueError(f"{a.numel()} labels meet {b.numel()}")
             self.edges.append((a, b, self.node))
             return
         lone = a if a is not None else b

@@ -1,8 +1,10 @@
 """Runs ATen calls on meta tensors, and hands each to the rule of its op."""
 
-from collections.abc import Hashable, Mapping
+import traceback
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from fxprune.analysis.aliasing import Aliasing, written
 from fxprune.analysis.answers import Answers, AsksForValuesError, Form, asks_for_values
 from fxprune.analysis.context import Computed
 from fxprune.analysis.shape_functions import SIZED, ResultForm, call_of, known_results, made
-from fxprune.registry import collect
+from fxprune.registry import instances
 from fxprune.rules.base import Call, ModuleTies, Rule, tensors_in
 
 Looks = tuple[bool, list[ResultForm]]
@@ -29,10 +31,20 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             that keeps its code runs.
     """
 
-    def __init__(self, aliasing: Aliasing, graph: int, seen: dict[Any, Looks]) -> None:
-        """Note the calls of the graph of this number; `seen` is what is known of earlier ones."""
+    def __init__(
+        self, aliasing: Aliasing, graph: int, seen: dict[Any, Looks], *, dense: bool
+    ) -> None:
+        """Note the calls of the graph of this number.
+
+        Args:
+            aliasing: notes what shares memory.
+            graph: the number.
+            seen: what is known of earlier calls.
+            dense: whether the network has all of its channels.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.context, self.aliasing, self.graph, self.seen = aliasing.context, aliasing, graph, seen
+        self.dense = dense
         self.answers: Answers | None = None
 
     def __torch_dispatch__(
@@ -122,8 +134,7 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if rule is not None:  # also where nothing carries labels: macs are counted all the same
             context.read(self.graph, func.__name__, inputs)
             context.compute((*args, *kwargs.values()), torch.Tag.pointwise not in func.tags)
-            with torch._C.DisableTorchFunction():  # labels are not what the code asks for
-                rule(context, Call(func, _bind(func, args, kwargs), out, args, kwargs))
+            self._ask(rule, Call(func, _bind(func, args, kwargs), out, args, kwargs), inputs)
         elif tensors_in((out,)):
             context.pin_all(inputs, f"there is no rule for {func.overloadpacket}")
         self.aliasing.see(func, args, kwargs, out)
@@ -132,6 +143,26 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             context.tape.append(Computed(func, args, kwargs, out))
             for tensor in tensors_in((out,)):
                 context.parametric(tensor)
+
+    def _ask(self, rule: Rule, call: Call, inputs: Sequence[Tensor]) -> None:
+        """Hand a call to a rule; one that raises leaves the call as if it had no rule.
+
+        Raises:
+            Exception: as the rule, where it did not raise in the dense network.
+        """
+        context = self.context
+        try:
+            with torch._C.DisableTorchFunction():  # labels are not what the code asks for
+                rule(context, call)
+        except AsksForValuesError:
+            raise
+        except Exception as error:
+            if not (self.dense or context.has_chosen("fault")):
+                raise
+            context.choose(1, "fault")
+            context.pin_all(inputs, _fault(rule, error))
+            for result in call.results():
+                context.carry(result, ())
 
     def _along(self, tensor: Tensor) -> list[Tensor | None]:
         """Return the labels along each dimension of a tensor."""
@@ -171,6 +202,15 @@ class LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _results(self.seen[key], args)
 
 
+def _fault(rule: Rule, error: Exception) -> str:
+    """Say which rule raised what, and in which line of its file."""
+    file = type(rule).__call__.__code__.co_filename
+    lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
+    place = "".join(f" ({Path(file).name}:{line})" for line in lines[-1:])
+    what = " ".join(str(error).split())[:200]
+    return f"its rule {type(rule).__name__}{place} raises {type(error).__name__}: {what}"
+
+
 def _form(result: Tensor, args: tuple[Any, ...]) -> ResultForm:
     same = next((index for index, value in enumerate(args) if value is result), None)
     return (result.shape, result.stride(), result.dtype) if same is None else same
@@ -183,15 +223,23 @@ def _results(look: Looks, args: tuple[Any, ...]) -> Any:
     return parts if several else parts[0]
 
 
-@cache
 def rule_of(func: Any) -> Rule | None:
     """Find the rule of an ATen op; None where it has none."""
-    known = rules()
+    found = _rule_in_folder(func)
+    return _look_up(func, rules()) if found is None else found
+
+
+@cache
+def _rule_in_folder(func: Any) -> Rule | None:
+    return _look_up(func, instances("fxprune.rules", Rule, others=()))  # type: ignore[type-abstract]
+
+
+def _look_up(func: Any, known: Mapping[Any, Rule]) -> Rule | None:
     for key in (func, func.overloadpacket, func._schema.name, *func.tags):
         if key in known:
-            return known[key]()
+            return known[key]
     plain = None if torch.Tag.inplace_view in func.tags else _out_of_place(func)
-    return None if plain is None else rule_of(plain)
+    return None if plain is None else _look_up(plain, known)
 
 
 @cache
@@ -212,17 +260,14 @@ def _out_of_place(func: Any) -> Any:
     return getattr(packet, func._overloadname if func._overloadname in known else known[0])
 
 
-@cache
-def rules() -> Mapping[Any, type[Rule]]:
+def rules() -> Mapping[Any, Rule]:
     """Map each op to its rule."""
-    return collect("fxprune.rules", Rule)  # type: ignore[type-abstract]
+    return instances("fxprune.rules", Rule)  # type: ignore[type-abstract]
 
 
-@cache
 def ties() -> Mapping[Any, ModuleTies]:
     """Map each module class to what it says of its parameters."""
-    found = collect("fxprune.rules", ModuleTies)  # type: ignore[type-abstract]
-    return {kind: tie() for kind, tie in found.items()}
+    return instances("fxprune.rules", ModuleTies)  # type: ignore[type-abstract]
 
 
 def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def propagate(
     on_meta = {id(tensor): meta[name] for name, tensor in tensors.items()}
     with left_alone(snapshot_of(module)), with_tensors(module, on_meta):
         for number, (graph, given) in enumerate(zip(module.graphs, examples, strict=True)):
-            mode = LabelMode(aliasing, number, known)
+            mode = LabelMode(aliasing, number, known, dense=compact is None)
             first = runs[0] if runs and compact is None else None
             runs.append(LabelInterpreter(module, graph, mode, compact, first, real))
             with regions_run(module, runs[-1]):

@@ -6,13 +6,14 @@ A schedule falls from all channels to the budget. Its text form is a name and op
 
 import abc
 import bisect
+import itertools
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from fxprune.errors import OptionError
-from fxprune.registry import from_text
+from fxprune.errors import OptionError, brief
+from fxprune.registry import add, from_text, imported, running
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,18 @@ class Schedule(abc.ABC):
     def left(self, way: float) -> float:
         """Return how far above the budget it is, from 1 to 0, after the share `way` of the fall."""
 
+    def _left(self, way: float) -> float:
+        """Return what `left` does, if that is a share."""
+        name = type(self).__name__
+        with running(self, f"left() of the budget schedule {name!r}"):
+            left: Any = self.left(way)
+        if not isinstance(left, int | float) or not 0 <= left <= 1:  # refuses nan too
+            raise OptionError(
+                f"the budget schedule {name!r}: left({way:g}) is {brief(left)}",
+                do="return a number from 1, at the beginning, to 0",
+            )
+        return left
+
     def plan(self, budget: float, steps: int) -> "StepSchedule":
         """Compute what executes in each step of a run.
 
@@ -59,7 +72,7 @@ class Schedule(abc.ABC):
         shares: dict[int, float] = {0: 1.0}
         for change in range(1, self.changes + 1):
             at = self.begin + (self.end - self.begin) * change / self.changes
-            left = self.left(change / self.changes)
+            left = self._left(change / self.changes)
             shares[math.ceil(at * steps - 1e-9)] = budget + (1 - budget) * left
         shares[max(shares)] = budget
         return StepSchedule(tuple(sorted(shares)), tuple(shares[start] for start in sorted(shares)))
@@ -76,6 +89,15 @@ class StepSchedule:
 
     starts: tuple[int, ...]
     shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the steps rise from 0, and that each has a share."""
+        rising = all(one < two for one, two in itertools.pairwise(self.starts))
+        if self.starts[:1] != (0,) or not rising or len(self.shares) != len(self.starts):
+            raise OptionError(
+                f"a schedule cannot have the shares {self.shares} from the steps {self.starts} on",
+                do="give steps that rise from 0, and a share for each",
+            )
 
     def share(self, step: int) -> float:
         """Return what executes in a step, counted from 0."""
@@ -139,4 +161,7 @@ def parse(schedule: str | Schedule) -> Schedule:
     """
     if isinstance(schedule, Schedule):
         return schedule
-    return from_text(schedule, KNOWN, "budget schedule")
+    known = dict(KNOWN)
+    for own in imported(Schedule):  # type: ignore[type-abstract]
+        add(own, known)
+    return from_text(schedule, known, "budget schedule")

@@ -7,7 +7,6 @@ are computed from those of the dense run, so that a network can be resized again
 """
 
 from collections.abc import Hashable, Iterable, Mapping
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import fx, nn
 from fxprune.channels.graph import ChannelGraph, Widths
 from fxprune.channels.records import KEY, Number, Record, Shape
 from fxprune.channels.sizes import CallSizes, ModuleSizes, Sizes, plain
-from fxprune.registry import collect
+from fxprune.registry import instances
 from fxprune.tracing.module import TracedModule, modules_of, tensors_of
 
 
@@ -43,9 +42,10 @@ def resize_parts(
     numbers = []
     parameters, buffers = tensors_of(module)
     names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
+    known, calls = _modules(), _calls()
     for path, child in modules:
-        kind: Any = type(child)
-        attributes = _attributes(kind)
+        # found anew: each fx.GraphModule has a class of its own, which a cache would keep
+        attributes = next((rule for kind, rule in known.items() if isinstance(child, kind)), None)
         if attributes is not None:
             attributes(child, Sizes(path, child, names, channels, widths))
     for node in nodes:
@@ -53,7 +53,7 @@ def resize_parts(
         if record is None:
             continue
         computed = record.is_computed
-        rule = _calls().get(record.target) if node.op in ("call_method", "call_function") else None
+        rule = calls.get(record.target) if node.op in ("call_method", "call_function") else None
         if rule is not None and (computed or _follows(node)):
             rule(node, record, widths)
         elif computed and record.target is torch._assert:
@@ -109,23 +109,11 @@ def _assertion(node: fx.Node, record: Record) -> None:
         node.args = (True, *node.args[1:])
 
 
-@cache
 def _calls() -> Mapping[Hashable, CallSizes]:
     """Map each function, or name of a method, to the rule for its literal sizes."""
-    found = collect("fxprune.rules", CallSizes)  # type: ignore[type-abstract]
-    return {key: rule() for key, rule in found.items()}
+    return instances("fxprune.rules", CallSizes)  # type: ignore[type-abstract]
 
 
-@cache
 def _modules() -> Mapping[Any, ModuleSizes]:
     """Map each module class to the rule for the sizes in its attributes."""
-    found = collect("fxprune.rules", ModuleSizes)  # type: ignore[type-abstract]
-    return {kind: rule() for kind, rule in found.items()}
-
-
-def _attributes(kind: type[nn.Module]) -> ModuleSizes | None:
-    """Find the rule for the sizes in a module class's attributes; None if it has none.
-
-    Not cached: each fx.GraphModule has a class of its own, which a cache would keep.
-    """
-    return next((rule for base, rule in _modules().items() if issubclass(kind, base)), None)
+    return instances("fxprune.rules", ModuleSizes)  # type: ignore[type-abstract]

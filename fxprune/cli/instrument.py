@@ -185,20 +185,19 @@ def instrument(
     from fxprune.cli import records, tables
     from fxprune.cli.spec import resolve
     from fxprune.export.bench import Target
-    from fxprune.gated.module import Settings
-    from fxprune.policies import parse
+    from fxprune.policies import known, parse
     from fxprune.runs.promise import Promise
     from fxprune.runs.run import SUFFIX, Run, refuse_what_is_there
     from fxprune.runs.weights import load_weights
 
     policy = ("balance" if weights is None else "utility") if policy is None else policy
-    chosen, default = parse(policy), Budget.parse("macs=0.25", round_to)
+    chosen = parse(policy) if registry.read(policy, "policy")[0] in known() else None
+    default = Budget.parse("macs=0.25", round_to)
     given = None if budget is None else Budget.parse(budget, round_to)
     layers = Layers.parse(
         exclude or [], exclude_inputs or [], keep or [], floor or [], ceiling or []
     )
     spent = given or default
-    Settings(chosen, spent)  # refused before any work
     target = Target(threads, cold, latency_command)
     limited = layers != Layers()
     phases = ["building the network", *(["matching the patterns"] if limited else [])]
@@ -211,6 +210,7 @@ def instrument(
         torch.manual_seed(seed)
         source = resolve(spec, shape)
         model, inputs = source.model, source.example_inputs
+        chosen = chosen or parse(policy)  # one of the user's own, which that may have imported
         folder = output or Path(f"{source.name}{SUFFIX}")
         if not dry_run:
             refuse_what_is_there(folder)

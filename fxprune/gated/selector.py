@@ -3,8 +3,10 @@
 Letters: N channels in all, K of them chosen.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -14,8 +16,10 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.widths import global_widths, uniform_widths
 from fxprune.channels.cost import CostModel
 from fxprune.channels.graph import Layout, Widths
-from fxprune.errors import BudgetError, GateError, described
+from fxprune.errors import BudgetError, GateError, OptionError, brief, described
 from fxprune.policies import Policy, keep_slots, top
+from fxprune.policies.base import Observes
+from fxprune.registry import running
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,22 @@ class Settings:
     budget: Budget
     every: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what the policy says of itself."""
+        policy: Any = self.policy
+        if policy.observes not in get_args(Observes):
+            raise OptionError(
+                f"the policy {policy.keys[0]!r} observes {brief(policy.observes)}",
+                do=f"let the property return one of {', '.join(get_args(Observes))}",
+            )
+        for name in ("warmup", "reallocate"):
+            steps = getattr(policy, name)
+            if not isinstance(steps, int) or steps < 0:
+                raise OptionError(
+                    f"{name} of the policy {policy.keys[0]!r} is {brief(steps)}",
+                    do="give a number of steps, 0 or more",
+                )
 
     @property
     def reallocate(self) -> int:
@@ -67,7 +87,9 @@ class Selector:
         """
         self._settings, self._layout, self._cost = settings, layout, cost
         self._uniform = uniform_widths(settings.budget, layout, cost)
-        self.state = settings.policy.start(layout, prior, settings.seed)
+        with self._running("start") as policy:
+            self.state = policy.start(layout, prior, settings.seed)
+        self._check_state()
         self.steps, self.peak_rate = 0, 0.0
         self.share = settings.budget.value
         if settings.reallocate:  # refuses now, not after hours, what floors make impossible
@@ -113,13 +135,15 @@ class Selector:
         A cut is a rate of at most half of the highest one since the last cut.
         """
         if self.peak_rate > 0 and rate <= self.peak_rate / 2:
-            self._settings.policy.milestone(self.state)
+            with self._running("milestone") as policy:
+                policy.milestone(self.state)
             self.peak_rate = rate
         self.peak_rate = max(self.peak_rate, rate)
 
     def observe(self, executing: Tensor, saliency: Tensor) -> None:
         """Show the saliencies, float32 [K], of the channels that executed, int64 [K]."""
-        self._settings.policy.observe(self.state, self._layout, executing, saliency)
+        with self._running("observe") as policy:
+            policy.observe(self.state, self._layout, executing, saliency)
 
     def following(self, trained: Selection) -> Selection | None:
         """Return the selection after the step just taken, or None if it stays the same.
@@ -183,16 +207,55 @@ class Selector:
         self.steps, self.peak_rate, self.share = other.steps, other.peak_rate, other.share
 
     def _top(self, widths: Widths, explore: bool) -> Tensor:
-        score = self._settings.policy.score(self.state, self._layout, explore)
-        return top(score, self._layout, widths)
+        return top(self._score(explore), self._layout, widths)
+
+    def _score(self, explore: bool) -> Tensor:
+        """Ask the policy for its scores, float32 [N]."""
+        with self._running("score") as policy:
+            score: Any = policy.score(self.state, self._layout, explore)
+        self._require("score() returns", score, torch.float32)
+        found: Tensor = score
+        return found
+
+    def _check_state(self) -> None:
+        """Refuse a state that is not what `Policy.start` has to return."""
+        state: Any = self.state
+        if not isinstance(state, dict):
+            raise self._refused(f"start() returns {described(state)}", "a dict of tensors")
+        for name, kind in (("prior", torch.float32), ("seen", torch.bool)):
+            self._require(f"the state has as {name}", state.get(name), kind)
+        for name, value in state.items():
+            if not isinstance(value, Tensor):
+                raise self._refused(f"the state has as {name} {described(value)}", "a tensor")
+
+    def _require(self, what: str, value: Any, kind: torch.dtype) -> None:
+        """Refuse a value that is no tensor of this type with one number for each channel."""
+        size = (self._layout.total,)
+        if isinstance(value, Tensor) and (value.dtype, tuple(value.shape)) == (kind, size):
+            return
+        given = described(value)
+        if isinstance(value, Tensor):
+            given = f"{value.dtype} of shape {tuple(value.shape)}"
+        raise self._refused(f"{what} {given}", f"a tensor, {kind} of shape {size}")
+
+    def _refused(self, what: str, wanted: str) -> OptionError:
+        return OptionError(
+            f"the policy {self._settings.policy.keys[0]!r}: {what}", do=f"return {wanted}"
+        )
+
+    @contextlib.contextmanager
+    def _running(self, method: str) -> Iterator[Policy]:
+        """Run a method of the policy; what one of the user's own raises names its line."""
+        policy = self._settings.policy
+        with running(policy, f"{method}() of the policy {policy.keys[0]!r}"):
+            yield policy
 
     def _allocated(self, share: float, explore: bool) -> Widths:
         """Return the widths that spend a share: the same share of each group, or by its score."""
-        policy, layout = self._settings.policy, self._layout
+        layout = self._layout
         budget = self._settings.budget.at(share, layout.sizes)
         if self._settings.reallocate and self.steps > 0:
-            score = policy.score(self.state, layout, explore)
-            return global_widths(budget, layout, self._cost, score)
+            return global_widths(budget, layout, self._cost, self._score(explore))
         if budget == self._settings.budget:
             return self._uniform
         return uniform_widths(budget, layout, self._cost)

@@ -16,7 +16,7 @@ from fxprune import registry
 from fxprune.api import instrument
 from fxprune.budget.budget import Budget
 from fxprune.channels.graph import ChannelGraph
-from fxprune.errors import FxpruneWarning, OptionError, RunError
+from fxprune.errors import FxpruneWarning, OptionError, RunError, UnknownNameError
 from fxprune.files import damaged
 from fxprune.formats import fitting
 from fxprune.gated.module import GatedModule
@@ -138,6 +138,12 @@ class Plan(Strict):
                 seed=self.seed,
                 example_kwargs=kwargs,
             )
+        except UnknownNameError as error:
+            raise RunError(
+                f"{path} names what this fxprune does not know: {error.what}",
+                why="it is damaged, of a newer version, or has a policy of somebody's own",
+                do="import the code that defines the policy first (in a run: the SPEC's code does)",
+            ) from error
         except OptionError as error:
             raise damaged(path, str(error), "its plan") from error
         if fingerprint(gated.channels) != self.fingerprint:

@@ -122,7 +122,7 @@ class Job:
             old.options if old else TrainOptions(),
             **{key: value for key, value in given.items() if value is not None},
         )
-        begins_trained = run.weights is not None and parse(run.plan.policy).falls
+        begins_trained = run.weights is not None and _falls(run.plan.policy)
         was_auto = old is not None and old.options.budget_schedule == "auto"
         if options.budget_schedule == "auto" and begins_trained and not was_auto:
             # Where the last call left "auto", an older fxprune planned the fall that way: it stays.
@@ -273,3 +273,14 @@ def absolute(data: str) -> str:
     """Make the path of `folder:DIR` absolute, for a call from another folder."""
     kind, colon, folder = data.partition(":")
     return f"{kind}:{Path(folder).expanduser().resolve()}" if kind + colon == FOLDER else data
+
+
+def _falls(policy: str) -> bool:
+    """Tell whether a policy's training does best to begin with all channels, as most do.
+
+    One of the user's own is known only once the network's code has been imported.
+    """
+    try:
+        return parse(policy).falls
+    except OptionError:
+        return True

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import pytest
 
 from fxprune.errors import OptionError
-from fxprune.registry import build, collect, from_text, to_text
+from fxprune.registry import build, collect, from_text, imported, known, to_text
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,18 @@ class Tuned(Base):
     inside: int = field(default=0, init=False)
 
 
-KNOWN = {"plain": Plain, "p": Plain, "tuned": Tuned}
+@dataclass(frozen=True)
+class Rich(Base):
+    keys = ("rich",)
+
+    bits: int
+    at: tuple[int, ...] = (1, 2)
+    most: float | None = None
+    names: list[str] = field(default_factory=list)
+    path: Path = Path("a")
+
+
+KNOWN = {"plain": Plain, "p": Plain, "tuned": Tuned, "rich": Rich}
 
 PLUGIN = """
 import abc
@@ -89,7 +100,7 @@ def test_duplicates_are_refused(folder: Path) -> None:
     with pytest.raises(OptionError) as refusal:
         collect("plugs", Base)
     assert str(refusal.value) == (
-        "two plug-ins of plugs are called one\n"
+        "two plug-ins are called one\n"
         "  at   plugs.a and plugs.b\n"
         "  do   give one of them another key"
     )
@@ -106,6 +117,10 @@ def test_duplicates_are_refused(folder: Path) -> None:
         ("tuned{ often = 7 , form=sample,}", Tuned(often=7, form="sample")),
         ("tuned{loud=true,rate=1e-3}", Tuned(loud=True, rate=0.001)),
         ("tuned{loud=False,name=a-b}", Tuned(name="a-b")),
+        ("rich{bits=4}", Rich(4)),
+        ("rich{bits=4,at=(3,),most=0.5}", Rich(4, (3,), 0.5)),
+        ("rich{bits=4,at=[3,4],most=None}", Rich(4, (3, 4))),
+        ("rich{bits=4,names=['a','b,c'],path=x/y}", Rich(4, names=["a", "b,c"], path=Path("x/y"))),
     ],
 )
 def test_text_forms(text: str, plugin: Base) -> None:
@@ -117,6 +132,7 @@ def test_only_what_differs_is_written() -> None:
     assert to_text(Plain()) == "plain"
     assert to_text(Tuned()) == "tuned"
     assert to_text(Tuned(often=4, loud=True)) == "tuned{often=4,loud=True}"
+    assert to_text(Rich(4)) == "rich{bits=4}"
 
 
 @pytest.mark.parametrize(
@@ -126,10 +142,10 @@ def test_only_what_differs_is_written() -> None:
             "tuned(rate=1)",
             "cannot read the thing 'tuned(rate=1)'\n"
             "  why  it is not of the form name or name{option=value,…}\n"
-            "  do   known: plain, p, tuned",
+            "  do   known: plain, p, tuned, rich",
         ),
         ("", "cannot read the thing ''"),
-        ("other", "unknown thing 'other'\n  do   known: plain, p, tuned"),
+        ("other", "unknown thing 'other'\n  do   known: plain, p, tuned, rich"),
         (
             "tuned{rat=1}",
             "the thing 'tuned' has no option 'rat'\n"
@@ -161,6 +177,12 @@ def test_only_what_differs_is_written() -> None:
             "tuned{loud=1}",
             "option 'loud' of the thing 'tuned' cannot be '1'\n  do   give true or false",
         ),
+        (
+            "rich{bits=4,at=5}",
+            "option 'at' of the thing 'rich' cannot be '5'\n"
+            "  do   give a value of its type, tuple[int, ...]",
+        ),
+        ("rich", "the thing 'rich' needs its option 'bits'\n  do   write {bits=…}"),
     ],
 )
 def test_refusals(text: str, message: str) -> None:
@@ -171,3 +193,40 @@ def test_refusals(text: str, message: str) -> None:
 
 def test_build_takes_texts() -> None:
     assert build(Tuned, {"often": "9", "name": "y"}, "thing") == Tuned(often=9, name="y")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_class_from_elsewhere_is_known_once_it_is_imported() -> None:
+    class Tool:
+        keys: ClassVar[tuple[str, ...]]
+
+    def define() -> type[Tool]:
+        class Mine(Tool):
+            keys = ("mine",)
+
+        return Mine
+
+    assert imported(Tool) == ()
+    first = define()
+    assert known("plugs", Tool) == {"mine": first}
+    again = define()  # as a notebook's cell, run again
+    assert known("plugs", Tool) == {"mine": again}
+
+    class Unnamed(again):  # type: ignore[misc,valid-type]
+        pass
+
+    assert imported(Tool) == (again,)
+
+    class Second(Tool):
+        keys = ("mine",)
+
+    with pytest.raises(OptionError, match="two plug-ins are called mine"):
+        known("plugs", Tool)
+    assert Second in imported(Tool)
+
+
+@pytest.mark.parametrize("keys", ['"one"', "None"])
+def test_keys_that_are_no_tuple_are_refused(folder: Path, keys: str) -> None:
+    (folder / "a.py").write_text(PLUGIN.format(name="First", keys=keys))
+    with pytest.raises(OptionError, match=r"the keys of plugs\.a\.First are (a str|None)"):
+        collect("plugs", Base)

@@ -11,7 +11,7 @@ from torch import nn
 
 import fxprune
 from fxprune.budget.budget import Budget
-from fxprune.budget.schedule import KNOWN, Constant, Cubic, Linear, Schedule, parse
+from fxprune.budget.schedule import KNOWN, Constant, Cubic, Linear, Schedule, StepSchedule, parse
 from fxprune.budget.widths import uniform_widths
 from fxprune.errors import BudgetError, OptionError
 from fxprune.gated.module import GatedModule
@@ -181,3 +181,14 @@ def test_what_is_refused() -> None:
         fxprune.attach(gated, optimizer, schedule="cubic")
     with pytest.raises(OptionError, match="unknown budget schedule 'quick'"):
         fxprune.attach(gated, optimizer, schedule="quick", steps=10)
+
+
+@pytest.mark.parametrize(
+    ("starts", "shares"),
+    [((), ()), ((3,), (0.5,)), ((0, 5, 5), (1.0, 0.7, 0.5)), ((0, 5), (1.0,))],
+)
+def test_steps_that_do_not_rise_from_0_are_refused(
+    starts: tuple[int, ...], shares: tuple[float, ...]
+) -> None:
+    with pytest.raises(OptionError, match="give steps that rise from 0, and a share for each"):
+        StepSchedule(starts, shares)

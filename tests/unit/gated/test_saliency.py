@@ -23,7 +23,7 @@ class Recorder(Policy):
     keys: ClassVar[tuple[str, ...]] = ("recorder",)
 
     measure: Observes = "batch"
-    seen: list[Tensor] = field(default_factory=list)
+    seen: list[Tensor] = field(default_factory=list, init=False)
 
     @property
     def observes(self) -> Observes:
