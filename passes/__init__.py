@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune import registry
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, PassError
 from fxprune.passes.base import Pass, Program, assert_same_function
 from fxprune.user_lines import user_line
 
@@ -54,13 +54,18 @@ def run_passes(passes: str | Sequence[str | Pass], program: Program) -> Program:
         )
     texts = registry.split(passes) if isinstance(passes, str) else passes
     for stage in [parse(text) for text in texts]:  # all are read before the first one runs
-        program = stage(program)
+        with registry.running(stage, f"the pass {stage.name}", PassError):
+            program = stage(program)
     return program
 
 
 def _import(target: str) -> type[Pass]:
     """Import the class that `package.module:Class` names."""
     dotted, _, name = target.partition(":")
+    if not dotted or not name:
+        raise OptionError(
+            f"cannot read the pass {target!r}", do="write package.module:Class, or a name"
+        )
     here = str(Path.cwd())
     sys.path.append(here)
     try:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.channels.graph import ChannelGraph
 from fxprune.equivalence import SAME, difference
-from fxprune.errors import FxpruneError, PassError
+from fxprune.errors import FxpruneError, PassError, described
 from fxprune.gated.module import GatedModule
 from fxprune.tracing.signature import of_tensors
 from fxprune.tracing.snapshot import forgetting
@@ -83,7 +83,14 @@ class Pass(abc.ABC):
         """
         with _outside_of_inference_mode(), _compiled_parts_run_as_written():
             self.requires(program)
-            result = self.run(program)
+            result: Any = self.run(program)
+            if not isinstance(result, Program) or not isinstance(result.module, fx.GraphModule):
+                made = result.module if isinstance(result, Program) else result
+                raise PassError(
+                    f"run() of the pass {self.name} returns {described(made)}",
+                    do="return a Program with a GraphModule: dataclasses.replace(program, "
+                    "module=module)",
+                )
             try:
                 result.graph_module.graph.lint()
                 self.ensures(program, result)
@@ -95,7 +102,8 @@ class Pass(abc.ABC):
                     why=str(error) or f"an assertion of {type(self).__name__}.ensures failed",
                     do="leave the pass out, or correct its run()",
                 ) from error
-            return result
+            found: Program = result
+            return found
 
 
 def _outside_of_inference_mode() -> contextlib.AbstractContextManager[Any]:
