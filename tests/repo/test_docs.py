@@ -1,6 +1,8 @@
 """What README and docs say is run: each python block, and the recipes as files in their folders."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 
 import fxprune
-from tests.support.docs_blocks import ROOT, blocks, pages, run
+from tests.support.docs_blocks import ROOT, Block, blocks, pages, run
 
 README = (ROOT / "README.md").read_text()
 PAGES = [page for page in pages() if blocks(page)]
@@ -27,6 +29,26 @@ def test_there_is_a_recipe_for_each_kind_of_plug_in() -> None:
     found = [block.plugin for page in PAGES for block in blocks(page) if block.plugin]
     assert {path.parent.name for path in found} == {"rules", "policies", "passes"}
     assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for page in PAGES for block in blocks(page) if block.plugin],
+    ids=lambda block: str(block.plugin),
+)
+def test_a_recipe_is_as_make_lint_wants_it(block: Block) -> None:
+    assert block.plugin is not None
+    inside = block.plugin.parts[0] != "passes"
+    name = str(Path("fxprune") / block.plugin if inside else block.plugin)
+    for command in (("check",), ("format", "--diff")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--stdin-filename", name, "-"],
+            input=block.text,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_op_of_the_first_recipe_has_no_rule_yet() -> None:
