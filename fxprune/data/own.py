@@ -11,7 +11,9 @@ with its items) or a dict (called with its items as keywords). The loss and the 
 network returns, and the target.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,20 +97,18 @@ def _split(part: Any, which: str, name: str, workers: int) -> "DatasetSplit | Lo
                 why="a torch Dataset or a DataLoader of one is needed, with a length",
                 do=FORMS,
             )
-        if len(split) == 0:
+        with _reading():
+            count = len(split)
+        if count == 0:
             raise DataError(
                 f"{which} of the data factory {name} is empty", do="return at least one example"
             )
-        inputs, _ = next(split.batches(1))
-    except FxpruneError:
-        raise
-    except Exception as error:  # its code is the user's, and so is that which makes batches
-        raise DataError(
-            f"{which} of the data factory {name} cannot be read",
-            at=user_line(error),
-            why=f"{type(error).__name__}: {error}",
-            do="give it __len__ and __getitem__, and examples that make a batch",
-        ) from error
+        with _reading():  # a DataLoader may have no batch
+            inputs, _ = next(split.batches(1))
+    except UnreadableError as error:
+        what = f"{which} of the data factory {name} cannot be read"
+        do = "give it __len__ and __getitem__, and examples that make a batch"
+        raise DataError(what, at=error.at, why=error.why, do=do) from error.__cause__
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(inputs)):
         raise DataError(
             f"{which} of the data factory {name} yields {_described(inputs)} for inputs",
@@ -116,6 +116,54 @@ def _split(part: Any, which: str, name: str, workers: int) -> "DatasetSplit | Lo
             do="yield (inputs, target) with tensors, images as float32 [C, H, W]",
         )
     return split
+
+
+class UnreadableError(DataError):
+    """Data whose code raises."""
+
+
+_IN_WORKER = re.compile(r'File "(.+)", line (\d+), in .*\n +(.*)')
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turn what the user's data raise into a DataError; so also what makes batches of them.
+
+    Raises:
+        UnreadableError: they raised; a process that loads hands over its traceback as a text.
+    """
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        at, why = user_line(error), f"{type(error).__name__}: {error}"
+        if found := _IN_WORKER.findall(str(error)):
+            file, line, code = found[-1]
+            at, why = f"{file}:{line}   {code}", str(error).strip().splitlines()[-1]
+        raise UnreadableError(
+            "an example of the data cannot be read, or makes no batch with others",
+            at=at,
+            why=why,
+            do="look at the examples; each has to have the shape and the type of the others",
+        ) from error
+
+
+def _read(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches of the user's data.
+
+    Raises:
+        UnreadableError: their code raises.
+    """
+    end = object()
+    with _reading():
+        found = iter(batches)
+    while True:
+        with _reading():
+            batch = next(found, end)
+        if batch is end:
+            return
+        yield batch
 
 
 def inputs_and_targets(batch: Any) -> Batch:
@@ -164,7 +212,7 @@ class DatasetSplit:
         collate = getattr(self.source, "collate_fn", default_collate)
         index = rows(len(self), size, shuffle, share)
         drawn = Drawn(self.source, collate, seed_of(shuffle))
-        for batch in drawn.batches(index, shuffle, self.workers):
+        for batch in _read(drawn.batches(index, shuffle, self.workers)):
             yield inputs_and_targets(moved(batch, device))
 
 
@@ -211,7 +259,7 @@ class LoaderSplit:
         if shuffle is not None and self.loader.generator is not None:
             self.loader.generator.manual_seed(seed)
         with drawing(seed):
-            for batch in self.loader:
+            for batch in _read(self.loader):
                 yield inputs_and_targets(moved(batch, device))
 
 

@@ -143,6 +143,10 @@ def sparse(count: int) -> TensorDataset:
         ((pairs(4), TensorDataset(torch.zeros(0, 3))), "val of the data factory f is empty"),
         ((TensorDataset(torch.zeros(4, 3)), pairs(4)), "a batch is a list of 1"),
         (
+            (DataLoader(pairs(4), 8, drop_last=True), pairs(4)),
+            "train of the data factory f cannot be read\n  why  StopIteration",
+        ),
+        (
             (sparse(4), pairs(4)),
             "train of the data factory f cannot be read\n.*\n  why  RuntimeError",
         ),
@@ -151,6 +155,38 @@ def sparse(count: int) -> TensorDataset:
 def test_what_a_factory_must_not_return(made: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         own_data(made, "f")
+
+
+class Broken(Dataset[Any]):
+    """The example at 40 raises, or has another shape."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, at: int) -> Any:
+        if at == 40 and self.fault == "raises":
+            raise KeyError("no such file")
+        return torch.zeros(3, 8, 8 - (at == 40)), 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("raises", "at .*test_own.py:.*\n  why  KeyError: 'no such file'"),
+        ("shape", "why  RuntimeError: (stack expects|Trying to resize)"),
+    ],
+)
+def test_an_example_that_cannot_be_read_later_is_named(fault: str, said: str, workers: int) -> None:
+    data = own_data((Broken(fault), pairs(4)), "f", workers=workers)
+    with pytest.raises(DataError, match=f"(?s)an example of the data cannot be read.*{said}"):
+        list(data.train.batches(16))
+    loaded = own_data((DataLoader(Broken(fault), 16, num_workers=workers), pairs(4)), "f")
+    with pytest.raises(DataError, match=f"(?s)an example of the data cannot be read.*{said}"):
+        list(loaded.train.batches(16))
 
 
 def images_in(folder: Path, count: int, size: int = 12) -> None:
