@@ -166,7 +166,7 @@ def test_files_that_hold_no_gated_network(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("policy", "lottery"),
+        ("policy", "cucb{c=no}"),
         ("budget", "keep=2"),
         ("round_to", "8"),
         ("inputs", [[[2, 3, 8, 8], "float33"]]),
@@ -182,6 +182,13 @@ def test_damaged_plans_are_refused(tmp_path, key, value):
     content[key] = value
     with pytest.raises(RunError, match=r"cannot read .*plan\.json\n  why  its .* is damaged"):
         Plan.from_json(content, path).instrument(Net(), path)
+
+
+def test_a_policy_that_is_not_known_is_named(tmp_path):
+    run = Run.create(tmp_path / "a.fxprune", make(), "model.py")
+    content = json.loads((run.path / PLAN).read_text())["plan"] | {"policy": "lottery"}
+    with pytest.raises(RunError, match=r"does not know: unknown policy 'lottery'\n  why  "):
+        Plan.from_json(content, run.path / PLAN).instrument(Net(), run.path / PLAN)
 
 
 def test_a_plan_without_a_field_is_refused(tmp_path):
