@@ -29,7 +29,7 @@ def test_an_export_says_so_and_goes_on(sizes: str, here: Path, call: Call) -> No
     call("train", "--data", data, "--epochs", "1", "--batch-size", "16", folder=here)
     shown = call("export", "-o", "a.onnx", "--fp16", "--json", folder=here)
     found = json.loads(shown.stdout)
-    said = "an example of the data is [1, 12, 12], the file takes [1, 8, 8]; give --dynamic-hw"
+    said = "an example of the data is [1, 12, 12], the file takes [1, 8, 8]; give --input"
     assert (said in shown.stderr) == (sizes != "{val=8}")
     assert found["onnx"]["real_examples"] == (10 if sizes == "{val=8}" else 0)
     assert (found["files"][1]["accuracy"] is None) == (sizes != "{val=8}")
