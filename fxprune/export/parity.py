@@ -42,6 +42,34 @@ class Gap:
     tolerance: float
 
 
+def largest_gap(wanted: Sequence[Tensor], found: Sequence[Tensor], what: str, do: str) -> float:
+    """Compute the largest difference of an output, as a share of its largest value.
+
+    Args:
+        wanted: the outputs of the network.
+        found: those of what is to be written.
+        what: the kind of the file, for the message.
+        do: what to do about a difference.
+
+    Raises:
+        ParityError: there are fewer or more outputs, one differs by more than the tolerance of its
+            dtype, or is not finite.
+    """
+    gaps = [relative_gap(a, b) for a, b in zip(wanted, found, strict=False)]
+    why = f"it has {len(found)} outputs, the network {len(wanted)}"
+    if len(wanted) == len(found):
+        limits = [TOLERANCE.get(a.dtype, 0.0) for a in wanted]
+        over = [gap for gap, limit in zip(gaps, limits, strict=True) if not gap <= limit]  # or NaN
+        if not over:
+            return max(gaps, default=0.0)
+        why = f"the largest difference is {over[0]:.1e} of the largest output"
+    raise ParityError(
+        f"the {what} would not compute what the network computes; it is not written",
+        why=why,
+        do=do,
+    )
+
+
 def excess(gap: Gap) -> float:
     """Compute by how much a gap is over its tolerance."""
     return gap.relative - gap.tolerance

@@ -13,15 +13,14 @@ from fxprune.equivalence import (
     fresh_inputs,
     in_memory,
     outputs,
-    relative_gap,
     repeated,
     which_batched,
 )
-from fxprune.errors import ExportError, ParityError
+from fxprune.errors import ExportError
 from fxprune.export.attempt import as_parameters, exporting, unheard
 from fxprune.export.marks import marks
 from fxprune.export.onnx import BATCHES
-from fxprune.export.parity import TOLERANCE, called
+from fxprune.export.parity import called, largest_gap
 from fxprune.files import as_path, write_bytes
 from fxprune.tracing.deepcopy import copied
 from fxprune.tracing.module import exportable, require_module
@@ -89,7 +88,12 @@ def export_pt2(
     generator = torch.Generator()
     generator.seed()
     trials = [fresh_inputs(example, size, generator) for size in BATCHES]
-    gap = max(_gap(expected, loaded, trial) for trial in trials)
+    do = "please report it with the network"
+    with torch.no_grad():
+        gap = max(
+            largest_gap(called(expected, trial), outputs(loaded, trial), ".pt2 file", do)
+            for trial in trials
+        )
     content = _saved(program, marks(gap))
     write_bytes(path, content)
     return Pt2Report(path, len(content), gap, BATCHES)
@@ -120,23 +124,3 @@ def _saved(program: torch.export.ExportedProgram, notes: dict[str, str]) -> byte
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=notes)
     return buffer.getvalue()
-
-
-@torch.no_grad()
-def _gap(expected: Callable[..., Any], loaded: nn.Module, trial: tuple[Tensor, ...]) -> float:
-    """Compute the largest difference of an output, as a share of its largest value.
-
-    Raises:
-        ParityError: it is more than the tolerance, or an output is not finite.
-    """
-    gaps = [0.0]
-    for a, b in zip(called(expected, trial), outputs(loaded, trial), strict=True):
-        gap = relative_gap(a, b)
-        if not gap <= TOLERANCE.get(a.dtype, 0.0):  # False for NaN
-            raise ParityError(
-                "the .pt2 file would not compute what the network computes; it is not written",
-                why=f"the largest difference is {gap:.1e} of the largest output",
-                do="please report it with the network",
-            )
-        gaps.append(gap)
-    return max(gaps)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fxprune.data import FOLDER, NAMES, DataSet, Preprocess, load, own_data, own_transforms
-from fxprune.errors import FxpruneWarning, OptionError
+from fxprune.errors import FxpruneWarning, OptionError, UnknownNameError
 from fxprune.formats import read_record, write_record
 from fxprune.policies import parse
 from fxprune.runs.plan import Text
@@ -282,5 +282,5 @@ def _falls(policy: str) -> bool:
     """
     try:
         return parse(policy).falls
-    except OptionError:
+    except UnknownNameError:
         return True
